@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The host agent's interface: Varlink on the UNIX socket, the same methods over HTTPS at the proxy.
+
+`METHODS` is the whole interface. On the socket a call is `{"method": "cloud.ppec.agent.CreateVms", "parameters": …,
+"more": true}`. At the proxy it is `POST /v1/agent/CreateVms` with the parameters as body: the answer is the reply's
+parameters as JSON, or, with `Accept: application/x-ndjson`, one line per Varlink reply, exactly as the socket sent it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+from uuid import UUID
+
+from pydantic import Field
+
+from ppec_contract.errors import Problem
+from ppec_contract.host import HostReport
+from ppec_contract.model import Model, OperationId
+from ppec_contract.vm import VmInfo, VmSpec
+
+INTERFACE = "cloud.ppec.agent"
+# The Varlink error whose parameters are a `Problem`.
+FAILED = f"{INTERFACE}.Failed"
+SOCKET_PATH = "/run/ppec/agentd.sock"
+PROXY_PORT = 7443
+MAX_VMS_PER_CALL = 256
+NDJSON = "application/x-ndjson"
+
+VmIds = Annotated[tuple[UUID, ...], Field(min_length=1, max_length=MAX_VMS_PER_CALL)]
+Fence = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+
+
+class WriteCall(Model):
+    """What every changing call carries.
+
+    The agent keeps the first answer per (operation_id, action, vm) in its journal and returns it when the call is
+    repeated; it refuses (`operation.fenced`) a fence lower than the highest it has seen for the operation.
+    """
+
+    operation_id: OperationId
+    fence: Fence
+
+
+class CreateVms(WriteCall):
+    vms: Annotated[tuple[VmSpec, ...], Field(min_length=1, max_length=MAX_VMS_PER_CALL)]
+
+
+class DeleteVms(WriteCall):
+    """Delete is idempotent: an absent VM is a success that changed nothing."""
+
+    vm_ids: VmIds
+
+
+class StartVms(WriteCall):
+    vm_ids: VmIds
+
+
+class StopVms(WriteCall):
+    """Asks the guest to power off (ACPI) and waits `timeout_s`; then `force` decides: pull the plug, or an error."""
+
+    vm_ids: VmIds
+    timeout_s: Annotated[float, Field(ge=0, le=600)] = 30.0
+    force: bool = False
+
+
+class ListVms(Model):
+    """All VMs, or those named; ids the host doesn't know are simply absent from the answer."""
+
+    vm_ids: Annotated[tuple[UUID, ...], Field(max_length=MAX_VMS_PER_CALL)] = ()
+
+
+class GetReport(Model):
+    """The host's full report."""
+
+
+class GetVersion(Model):
+    """Who answers, and what it can do."""
+
+
+class Stage(StrEnum):
+    """The stages of a change on a host, in the order a create goes through them."""
+
+    ADMITTED = "admitted"
+    IMAGE = "image"
+    DISK = "disk"
+    SEED = "seed"
+    DEFINE = "define"
+    START = "start"
+    STOP = "stop"
+    UNDEFINE = "undefine"
+    CLEANUP = "cleanup"
+    DONE = "done"
+
+
+class VmProgress(Model):
+    """A VM entered a stage; `elapsed_ms` counts from the moment the agent accepted the call."""
+
+    vm_id: UUID
+    name: str
+    stage: Stage
+    elapsed_ms: int
+
+
+class VmResult(Model):
+    """How it ended for one VM: a problem, or the VM as it is now (None once deleted).
+
+    `stage_ms` is the time spent in each stage. `replayed` says the answer came from the journal.
+    """
+
+    vm_id: UUID
+    name: str
+    changed: bool
+    vm: VmInfo | None = None
+    problem: Problem | None = None
+    stage_ms: dict[Stage, int] = Field(default_factory=dict)
+    replayed: bool = False
+
+
+class VmsReply(Model):
+    """Reply of a changing call.
+
+    With `more`, a reply that continues carries one progress, or the result of a VM just finished. The last reply (the
+    only one without `more`) carries every VM's result, in the order of the request.
+    """
+
+    progress: VmProgress | None = None
+    results: tuple[VmResult, ...] = ()
+
+
+class ListVmsReply(Model):
+    vms: tuple[VmInfo, ...]
+
+
+class GetReportReply(Model):
+    report: HostReport
+
+
+class GetVersionReply(Model):
+    host: str
+    agent_version: str
+    api_version: int
+    capabilities: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method: its parameters, its reply, whether it changes anything and whether it streams."""
+
+    name: str
+    request: type[Model]
+    reply: type[Model]
+    changes: bool
+    streams: bool
+
+    @property
+    def varlink_name(self) -> str:
+        return f"{INTERFACE}.{self.name}"
+
+    @property
+    def http_path(self) -> str:
+        return f"/v1/agent/{self.name}"
+
+
+METHODS: dict[str, Method] = {
+    m.name: m
+    for m in (
+        Method("CreateVms", CreateVms, VmsReply, changes=True, streams=True),
+        Method("DeleteVms", DeleteVms, VmsReply, changes=True, streams=True),
+        Method("StartVms", StartVms, VmsReply, changes=True, streams=True),
+        Method("StopVms", StopVms, VmsReply, changes=True, streams=True),
+        Method("ListVms", ListVms, ListVmsReply, changes=False, streams=False),
+        Method("GetReport", GetReport, GetReportReply, changes=False, streams=False),
+        Method("GetVersion", GetVersion, GetVersionReply, changes=False, streams=False),
+    )
+}

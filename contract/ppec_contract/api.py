@@ -1,0 +1,365 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator's REST resources: what the CLI, the collection's modules and other services send and get.
+
+Names are the same here, in `api/`, in `store/` and in the modules. `…Create` is a request, `…View` an answer. Lists
+answer `Page`: `items` and, while there is more, the `next_cursor` to pass back.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Annotated, Generic, Literal, TypeVar
+from uuid import UUID
+
+from pydantic import Field, field_validator, model_validator
+
+from ppec_contract.agent import PROXY_PORT, Stage
+from ppec_contract.errors import Problem
+from ppec_contract.host import Architecture, CellReport
+from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, UserData, VmName
+from ppec_contract.vm import DiskMib, MemoryMib, VcpuPin, Vcpus, VmState, even_vcpus
+
+T = TypeVar("T")
+MAX_BATCH = 1000
+# A VM by name or by id.
+VmRef = Annotated[str, Field(min_length=1, max_length=63)]
+
+
+class Page(Model, Generic[T]):
+    items: tuple[T, ...]
+    next_cursor: str | None = None
+
+
+# --- catalogue -------------------------------------------------------------------------------------------------------
+
+
+class DatacentreCreate(Model):
+    name: ResourceName
+    region: ResourceName
+
+
+class DatacentreView(DatacentreCreate):
+    pass
+
+
+class ClusterCreate(Model):
+    """A cluster has one architecture: it is the domain VMs may move within."""
+
+    name: ResourceName
+    datacentre: ResourceName
+    architecture: Architecture = "x86_64"
+
+
+class ClusterView(ClusterCreate):
+    pass
+
+
+class RackCreate(Model):
+    name: ResourceName
+    cluster: ResourceName
+
+
+class RackView(RackCreate):
+    pass
+
+
+class FlavorCreate(Model):
+    """A size. vCPUs are even; they are dedicated cores."""
+
+    name: ResourceName
+    vcpus: Vcpus
+    memory_mib: MemoryMib
+    disk_mib: DiskMib
+
+    _even = field_validator("vcpus")(even_vcpus)
+
+
+class FlavorView(FlavorCreate):
+    pass
+
+
+class ImageView(Model):
+    """An image is imported by `PUT /v1/images/{name}?format=qcow2|raw` with the file as body."""
+
+    name: ResourceName
+    format: Literal["qcow2", "raw"]
+    architecture: Architecture
+    sha256: Sha256
+    size_bytes: int
+    virtual_size_mib: int
+
+
+# --- hosts -----------------------------------------------------------------------------------------------------------
+
+
+class HostCreate(Model):
+    """Registers bare metal. `address` is where its proxy listens; `vrf` decides which prefixes its VMs get."""
+
+    name: HostName
+    rack: ResourceName
+    vrf: ResourceName
+    address: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:-]+$")]
+    port: Annotated[int, Field(ge=1, le=65535)] = PROXY_PORT
+
+
+class HostUpdate(Model):
+    """`draining`: takes no new VMs."""
+
+    draining: bool
+
+
+class HostLiveness(StrEnum):
+    """`unknown` means silent: its VMs are unknown too, never "stopped"."""
+
+    REGISTERED = "registered"
+    ENROLLED = "enrolled"
+    UP = "up"
+    UNKNOWN = "unknown"
+
+
+class HostView(Model):
+    name: HostName
+    rack: ResourceName
+    cluster: ResourceName
+    datacentre: ResourceName
+    vrf: ResourceName
+    address: str
+    port: int
+    liveness: HostLiveness
+    draining: bool
+    architecture: Architecture | None = None
+    domain_type: str | None = None
+    agent_version: str | None = None
+    libvirt_version: str | None = None
+    qemu_version: str | None = None
+    kernel_version: str | None = None
+    capabilities: tuple[str, ...] = ()
+    cells: tuple[CellReport, ...] = ()
+    disk_mib: int = 0
+    disk_free_mib: int = 0
+    bridges: tuple[str, ...] = ()
+    vm_count: int = 0
+    last_seen_at: datetime | None = None
+
+
+class EnrolmentTokenView(Model):
+    """Shown once. It enrols this host once, until it expires."""
+
+    host: HostName
+    token: str
+    expires_at: datetime
+
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+
+class VrfCreate(Model):
+    name: ResourceName
+    description: Annotated[str, Field(max_length=256)] = ""
+
+
+class VrfView(VrfCreate):
+    pass
+
+
+class PrefixCreate(Model):
+    """Addresses of one VRF that serve the hosts of a cluster, or of one rack of it, through a bridge.
+
+    The gateway, the network and (IPv4) broadcast address are never given out, nor anything outside `first`..`last`.
+    """
+
+    vrf: ResourceName
+    cidr: IPv4Network | IPv6Network
+    gateway: IPv4Address | IPv6Address | None = None
+    vlan: Annotated[int, Field(ge=1, le=4094)] | None = None
+    bridge: BridgeName
+    cluster: ResourceName
+    rack: ResourceName | None = None
+    first: IPv4Address | IPv6Address | None = None
+    last: IPv4Address | IPv6Address | None = None
+    nameservers: Annotated[tuple[IPv4Address | IPv6Address, ...], Field(max_length=4)] = ()
+
+
+class PrefixView(PrefixCreate):
+    prefix_id: int
+    addresses_total: int
+    addresses_free: int
+
+
+class AddressView(Model):
+    address: IPv4Address | IPv6Address
+    prefix: IPv4Network | IPv6Network
+    vrf: ResourceName
+    vm: VmName | None = None
+    vm_id: UUID | None = None
+
+
+# --- VMs -------------------------------------------------------------------------------------------------------------
+
+
+class Policy(StrEnum):
+    """How hosts that fit are ranked. `balanced` evens out use, `pack` fills hosts, `spread` keeps a batch apart."""
+
+    BALANCED = "balanced"
+    PACK = "pack"
+    SPREAD = "spread"
+
+
+class BatchMode(StrEnum):
+    """What happens when a batch does not fit or succeed whole."""
+
+    ALL_OR_NOTHING = "all-or-nothing"
+    BEST_EFFORT = "best-effort"
+
+
+class VmsCreate(Model):
+    """`POST /v1/vms`: one VM or a batch of equal ones.
+
+    Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`.
+    Without a name one is made up. `cluster`, `rack`, `host`, `vrf` narrow where they may go.
+    """
+
+    flavor: ResourceName
+    image: ResourceName
+    name: VmName | None = None
+    count: Annotated[int, Field(strict=True, ge=1, le=MAX_BATCH)] = 1
+    names: Annotated[tuple[VmName, ...], Field(max_length=MAX_BATCH)] = ()
+    policy: Policy = Policy.BALANCED
+    mode: BatchMode = BatchMode.ALL_OR_NOTHING
+    datacentre: ResourceName | None = None
+    cluster: ResourceName | None = None
+    rack: ResourceName | None = None
+    host: HostName | None = None
+    vrf: ResourceName | None = None
+    user_data: UserData = ""
+    tags: Tags = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _named_one_way(self) -> VmsCreate:
+        if self.names and (self.name is not None or self.count != 1):
+            raise ValueError("give either names, or count and name")
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("names holds a name twice")
+        if self.name is not None and self.count > 1 and len(self.name) > 58:
+            raise ValueError("name is too long to be numbered (58 characters at most)")
+        return self
+
+
+class VmAction(StrEnum):
+    DELETE = "delete"
+    START = "start"
+    STOP = "stop"
+
+
+class VmsAction(Model):
+    """`POST /v1/vms/actions`: one action on several VMs, as one operation. VMs by name or id."""
+
+    action: VmAction
+    vms: Annotated[tuple[VmRef, ...], Field(min_length=1, max_length=MAX_BATCH)]
+    timeout_s: Annotated[float, Field(ge=0, le=600)] = 30.0
+    force: bool = False
+
+
+class VmRecord(StrEnum):
+    """What the orchestrator decided of a VM (its record), as against what a host observes.
+
+    `failed` keeps the reason of a VM whose create did not work out; it holds no resources.
+    """
+
+    CREATING = "creating"
+    ACTIVE = "active"
+    DELETING = "deleting"
+    FAILED = "failed"
+
+
+class VmView(Model):
+    """A VM: the record, and what its host last observed (`observed_at`; None means never or unknown)."""
+
+    vm_id: UUID
+    name: VmName
+    record: VmRecord
+    observed: VmState
+    observed_at: datetime | None = None
+    flavor: ResourceName
+    image: ResourceName
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    host: HostName | None
+    cells: tuple[int, ...] = ()
+    pins: tuple[VcpuPin, ...] = ()
+    vrf: ResourceName | None = None
+    addresses: tuple[AddressView, ...] = ()
+    tags: dict[str, str] = Field(default_factory=dict)
+    created_at: datetime
+    operation_id: str
+
+
+# --- operations ------------------------------------------------------------------------------------------------------
+
+
+class OperationState(StrEnum):
+    """`partial`: a best-effort batch of which some VMs did not work out; each says why."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    PARTIAL = "partial"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (self.SUCCEEDED, self.PARTIAL, self.FAILED, self.CANCELLED)
+
+
+class ItemState(StrEnum):
+    """One VM within an operation. `refused`: no place was found; nothing was tried."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"
+    FAILED = "failed"
+    UNDONE = "undone"
+
+
+class OperationItem(Model):
+    """One VM of an operation; `stage` is the latest the host reported, `stage_ms` the time spent in each."""
+
+    vm_id: UUID
+    name: str
+    state: ItemState
+    host: HostName | None = None
+    attempt: int = 1
+    stage: Stage | None = None
+    stage_ms: dict[Stage, int] = Field(default_factory=dict)
+    problem: Problem | None = None
+
+
+class OperationStep(Model):
+    """One step of an operation's do/undo table, in order of execution."""
+
+    ordinal: int
+    name: str
+    state: Literal["pending", "running", "done", "failed", "undone"]
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    detail: str = ""
+
+
+class OperationView(Model):
+    operation_id: str
+    kind: str
+    state: OperationState
+    created_by: str
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    cancel_requested: bool = False
+    items: tuple[OperationItem, ...] = ()
+    steps: tuple[OperationStep, ...] = ()
+    problem: Problem | None = None
+    counters: dict[str, int] = Field(default_factory=dict)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of every contract model, and the constrained words the models share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+
+
+class Model(BaseModel):
+    """A frozen value that refuses unknown fields, NaN and infinities."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one byte encoding used for digests: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def digest(model: BaseModel, *, exclude: set[str] | None = None) -> str:
+    """sha256 (hex) of the model's canonical JSON, without the fields named in `exclude`."""
+    return hashlib.sha256(canonical_json(model.model_dump(mode="json", exclude=exclude))).hexdigest()
+
+
+def _printable(text: str) -> str:
+    if any(ord(c) < 0x20 or ord(c) == 0x7F for c in text):
+        raise ValueError("control characters are not allowed")
+    return text
+
+
+# A VM's name becomes its host name, its domain name and a file name: one DNS label (RFC 1123), so it can't
+# carry markup, templates or paths into any of them.
+VmName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max_length=63)]
+# Names of things operators register: hosts, clusters, racks, flavors, images, VRFs.
+ResourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", max_length=63)]
+HostName = ResourceName
+# Linux: IFNAMSIZ is 16 with the terminating NUL.
+BridgeName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,14}$")]
+MacAddress = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+OperationId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
+TagValue = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
+Tags = Annotated[dict[TagKey, TagValue], Field(max_length=64)]
+
+MAX_USER_DATA_BYTES = 64 * 1024
+
+
+def _bounded_user_data(text: str) -> str:
+    if len(text.encode("utf-8", "surrogatepass")) > MAX_USER_DATA_BYTES:
+        raise ValueError(f"user data is larger than {MAX_USER_DATA_BYTES} bytes")
+    if "\x00" in text:
+        raise ValueError("user data holds a NUL character")
+    return text
+
+
+# Tenant text, carried to the guest byte for byte and never looked into.
+UserData = Annotated[str, AfterValidator(_bounded_user_data)]

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From untrusted JSON to a contract model: one place, so that every door gives the same error for the same fault."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from ppec_contract.errors import ERROR_TABLE, PpecError
+
+M = TypeVar("M", bound=BaseModel)
+_SHOWN_FAULTS = 8
+
+
+def parse(model: type[M], value: Any, *, subject: str = "request") -> M:
+    """The model, or PpecError `request.invalid` (or the model's own code, like `vm.odd_vcpus`) naming each field."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise validation_problem(error, subject=subject) from error
+
+
+def validation_problem(error: ValidationError, *, subject: str = "request") -> PpecError:
+    """Maps pydantic's faults. Input values are left out: they may hold secrets or be huge."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    faults = [{"field": ".".join(str(part) for part in f["loc"]), "fault": f["msg"]} for f in found]
+    own_code = next((f["type"] for f in found if f["type"] in ERROR_TABLE), None)
+    shown = "; ".join(f"{f['field'] or 'body'}: {f['fault']}" for f in faults[:_SHOWN_FAULTS])
+    more = f" (and {len(faults) - _SHOWN_FAULTS} more)" if len(faults) > _SHOWN_FAULTS else ""
+    return PpecError(
+        own_code or "request.invalid",
+        f"{subject}: {shown}{more}",
+        hint="Correct the named fields; the OpenAPI document lists what each one takes.",
+        subject=subject,
+        details={"faults": faults[:_SHOWN_FAULTS]},
+    )

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract's version and what an agent can say it is able to do."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+# Bumped when a peer of the previous version could misunderstand; additions are announced as capabilities.
+API_VERSION = 1
+
+
+class Capability(StrEnum):
+    """A feature an agent announces in its report; a caller asks for nothing that isn't announced."""
+
+    VM_LIFECYCLE = "vm-lifecycle"
+    PROGRESS_STREAM = "progress-stream"
+    FENCING = "fencing"
+    NUMA_PINNING = "numa-pinning"
+    IMAGE_CACHE = "image-cache"

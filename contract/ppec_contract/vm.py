@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM: what the orchestrator decided (`VmSpec`), what a host observes (`VmInfo`)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from ppec_contract.model import BridgeName, MacAddress, Model, ResourceName, Sha256, Tags, UserData, VmName
+
+MAX_VCPUS = 512
+MAX_MEMORY_MIB = 16 * 1024 * 1024
+MAX_DISK_MIB = 64 * 1024 * 1024
+
+Vcpus = Annotated[int, Field(strict=True, ge=2, le=MAX_VCPUS)]
+MemoryMib = Annotated[int, Field(strict=True, ge=64, le=MAX_MEMORY_MIB)]
+DiskMib = Annotated[int, Field(strict=True, ge=1, le=MAX_DISK_MIB)]
+CellId = Annotated[int, Field(strict=True, ge=0, le=4095)]
+
+
+def even_vcpus(vcpus: int) -> int:
+    """The blog's rule: a VM takes whole physical cores, so odd vCPU counts are refused (`vm.odd_vcpus`)."""
+    if vcpus % 2:
+        raise PydanticCustomError(
+            "vm.odd_vcpus",
+            "{vcpus} vCPUs are odd; ask for {lower} or {higher}",
+            {"vcpus": vcpus, "lower": vcpus - 1, "higher": vcpus + 1},
+        )
+    return vcpus
+
+
+class ImageSource(Model):
+    """An image by content: the host fetches `url` once and keeps it under `sha256`."""
+
+    name: ResourceName
+    sha256: Sha256
+    size_bytes: Annotated[int, Field(strict=True, ge=1)]
+    format: Literal["qcow2", "raw"]
+    url: Annotated[str, StringConstraints(pattern=r"^(https://|file:///)\S+$", max_length=2048)]
+
+
+class RootDisk(Model):
+    """A qcow2 overlay of `size_mib` (virtual size) on the cached image."""
+
+    size_mib: DiskMib
+    image: ImageSource
+
+
+class Nic(Model):
+    """A virtio NIC on a Linux bridge, with the addresses the guest is told through its seed."""
+
+    mac: MacAddress
+    bridge: BridgeName
+    addresses: Annotated[tuple[IPv4Interface | IPv6Interface, ...], Field(max_length=8)] = ()
+    gateway4: IPv4Address | None = None
+    gateway6: IPv6Address | None = None
+    nameservers: Annotated[tuple[IPv4Address | IPv6Address, ...], Field(max_length=4)] = ()
+
+
+class VmSpec(Model):
+    """Everything a host needs to make one VM.
+
+    `cells` are the NUMA cells of one socket chosen by the plan; the host picks the cores and binds the memory there.
+    """
+
+    vm_id: UUID
+    name: VmName
+    vcpus: Vcpus
+    memory_mib: MemoryMib
+    cells: Annotated[tuple[CellId, ...], Field(min_length=1, max_length=16)]
+    root_disk: RootDisk
+    nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = ()
+    user_data: UserData = ""
+    tags: Tags = Field(default_factory=dict)
+
+    _even = field_validator("vcpus")(even_vcpus)
+
+    @model_validator(mode="after")
+    def _distinct(self) -> VmSpec:
+        if len(set(self.cells)) != len(self.cells):
+            raise ValueError(f"cells {list(self.cells)} name a cell twice")
+        macs = [nic.mac for nic in self.nics]
+        if len(set(macs)) != len(macs):
+            raise ValueError("two NICs have the same MAC address")
+        return self
+
+
+class VmState(StrEnum):
+    """What libvirt says of a domain, in PPEC's words."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    PAUSED = "paused"
+    CRASHED = "crashed"
+    UNKNOWN = "unknown"
+
+
+class VcpuPin(Model):
+    """One vCPU and the one host CPU (logical, libvirt's number) it runs on."""
+
+    vcpu: int
+    pcpu: int
+
+
+class VmInfo(Model):
+    """A VM as the host sees it. `managed` is false for a domain PPEC did not make, of which less is known."""
+
+    vm_id: UUID
+    name: str
+    state: VmState
+    managed: bool
+    vcpus: int
+    memory_mib: int
+    cells: tuple[int, ...] = ()
+    pins: tuple[VcpuPin, ...] = ()
+    disk_mib: int = 0
+    image_sha256: str = ""
+    macs: tuple[str, ...] = ()
+    operation_id: str = ""

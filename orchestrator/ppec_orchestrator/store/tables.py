@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The database schema, whole. SQLite and PostgreSQL alike; migrations are in `migrations/`.
+
+Ids that leave the process are UUIDs or names; integers stay inside. Times are UTC (`UtcTime`). JSON columns hold
+contract models.
+Capacity lives in `host_cell`: `cores_used` and `memory_used_mib` are sums over `allocation` rows and change only
+together with them and with `host.generation` (compare-and-swap).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    Uuid,
+    text,
+)
+from sqlalchemy.engine import Dialect
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_N_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite only grows an autoincrement key on a plain INTEGER.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """An aware UTC datetime in and out; SQLite alone would lose the zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> Any:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone must not reach the database")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# --- catalogue -------------------------------------------------------------------------------------------------------
+
+datacentre = Table(
+    "datacentre",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("region", String(63), nullable=False),
+)
+
+cluster = Table(
+    "cluster",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("datacentre_id", ForeignKey("datacentre.id"), nullable=False),
+    Column("architecture", String(16), nullable=False),
+)
+
+rack = Table(
+    "rack",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("cluster_id", ForeignKey("cluster.id"), nullable=False),
+)
+
+flavor = Table(
+    "flavor",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+)
+
+image = Table(
+    "image",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("format", String(8), nullable=False),
+    Column("architecture", String(16), nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("virtual_size_mib", Integer, nullable=False),
+)
+
+# --- hosts -----------------------------------------------------------------------------------------------------------
+
+host = Table(
+    "host",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("rack_id", ForeignKey("rack.id"), nullable=False),
+    Column("vrf_id", ForeignKey("vrf.id"), nullable=False),
+    Column("address", String(253), nullable=False),
+    Column("port", Integer, nullable=False),
+    Column("draining", Boolean, nullable=False, default=False),
+    Column("enrolled_at", UtcTime),
+    # Bumped by every change of what is allocated on the host: the compare-and-swap of a reservation.
+    Column("generation", BigInteger, nullable=False, default=0),
+    Column("last_seen_at", UtcTime),
+    # The agent process and message the stored report came from: an older message never overwrites a newer one.
+    Column("agent_started_at_unix_ms", BigInteger, nullable=False, default=0),
+    Column("report_sequence", BigInteger, nullable=False, default=0),
+    Column("report_digest", String(64)),
+    Column("report", JSON),
+    Column("disk_mib", BigInteger, nullable=False, default=0),
+    Column("disk_used_mib", BigInteger, nullable=False, default=0),
+    CheckConstraint("disk_used_mib >= 0", name="disk_used_not_negative"),
+)
+
+host_cell = Table(
+    "host_cell",
+    metadata,
+    Column("host_id", ForeignKey("host.id", ondelete="CASCADE"), primary_key=True),
+    Column("cell", Integer, primary_key=True),
+    Column("socket", Integer, nullable=False),
+    Column("threads_per_core", Integer, nullable=False),
+    # Usable: total less reserved, as reported.
+    Column("cores", Integer, nullable=False),
+    Column("memory_mib", BigInteger, nullable=False),
+    Column("cores_used", Integer, nullable=False, default=0),
+    Column("memory_used_mib", BigInteger, nullable=False, default=0),
+    CheckConstraint("cores_used >= 0", name="cores_used_not_negative"),
+    CheckConstraint("memory_used_mib >= 0", name="memory_used_not_negative"),
+)
+
+enrolment_token = Table(
+    "enrolment_token",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("host_id", ForeignKey("host.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("used_at", UtcTime),
+)
+
+certificate = Table(
+    "certificate",
+    metadata,
+    Column("serial", String(40), primary_key=True),
+    Column("uri", String(128), nullable=False),
+    Column("issued_at", UtcTime, nullable=False),
+    Column("not_after", UtcTime, nullable=False),
+)
+
+# --- addresses -------------------------------------------------------------------------------------------------------
+
+vrf = Table(
+    "vrf",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(63), nullable=False, unique=True),
+    Column("description", String(256), nullable=False, default=""),
+)
+
+prefix = Table(
+    "prefix",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("vrf_id", ForeignKey("vrf.id"), nullable=False),
+    Column("cidr", String(43), nullable=False),
+    Column("family", Integer, nullable=False),
+    Column("gateway", String(39)),
+    Column("vlan", Integer),
+    Column("bridge", String(15), nullable=False),
+    Column("cluster_id", ForeignKey("cluster.id"), nullable=False),
+    Column("rack_id", ForeignKey("rack.id")),
+    Column("first", String(39), nullable=False),
+    Column("last", String(39), nullable=False),
+    Column("nameservers", JSON, nullable=False),
+    # IPv6: the next address to hand out, as hex, so that it fits every database. Unused for IPv4.
+    Column("next_hex", String(32)),
+    UniqueConstraint("vrf_id", "cidr"),
+)
+
+# IPv4: one row per usable address, free ones included. IPv6: a row per address handed out.
+address = Table(
+    "address",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("prefix_id", ForeignKey("prefix.id", ondelete="CASCADE"), nullable=False),
+    # 32 hex digits: sorts as the number does, for both families.
+    Column("address_hex", String(32), nullable=False),
+    Column("vm_id", Uuid),
+    UniqueConstraint("prefix_id", "address_hex"),
+    Index(
+        "ix_address_free",
+        "prefix_id",
+        "address_hex",
+        sqlite_where=text("vm_id IS NULL"),
+        postgresql_where=text("vm_id IS NULL"),
+    ),
+    Index("ix_address_vm", "vm_id", sqlite_where=text("vm_id IS NOT NULL"), postgresql_where=text("vm_id IS NOT NULL")),
+)
+
+# --- VMs -------------------------------------------------------------------------------------------------------------
+
+vm = Table(
+    "vm",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", String(63), nullable=False),
+    Column("record", String(16), nullable=False),
+    Column("flavor", String(63), nullable=False),
+    Column("image_id", ForeignKey("image.id"), nullable=False),
+    Column("vcpus", Integer, nullable=False),
+    Column("memory_mib", Integer, nullable=False),
+    Column("disk_mib", Integer, nullable=False),
+    Column("user_data", Text, nullable=False, default=""),
+    Column("tags", JSON, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("operation_id", String(64), nullable=False),
+    # What the host last reported of it.
+    Column("observed", String(16), nullable=False, default="unknown"),
+    Column("observed_at", UtcTime),
+    Column("pins", JSON),
+    # A name is taken by every VM but the failed ones, which keep theirs only as history.
+    Index(
+        "uq_vm_name_live",
+        "name",
+        unique=True,
+        sqlite_where=text("record <> 'failed'"),
+        postgresql_where=text("record <> 'failed'"),
+    ),
+)
+
+# What a VM holds on a host: written with the reservation, deleted with the release.
+allocation = Table(
+    "allocation",
+    metadata,
+    Column("vm_id", ForeignKey("vm.id", ondelete="CASCADE"), primary_key=True),
+    Column("host_id", ForeignKey("host.id"), nullable=False, index=True),
+    Column("disk_mib", BigInteger, nullable=False),
+)
+
+allocation_cell = Table(
+    "allocation_cell",
+    metadata,
+    Column("vm_id", ForeignKey("allocation.vm_id", ondelete="CASCADE"), primary_key=True),
+    Column("cell", Integer, primary_key=True),
+    Column("cores", Integer, nullable=False),
+    Column("memory_mib", BigInteger, nullable=False),
+)
+
+# --- operations ------------------------------------------------------------------------------------------------------
+
+operation = Table(
+    "operation",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("kind", String(32), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("priority", Integer, nullable=False, default=0),
+    Column("created_by", String(128), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("started_at", UtcTime),
+    Column("ended_at", UtcTime),
+    # What was asked, as the kind's own model.
+    Column("input", JSON, nullable=False),
+    Column("problem", JSON),
+    Column("counters", JSON, nullable=False),
+    Column("cancel_requested", Boolean, nullable=False, default=False),
+    # The owner's lease; the fence grows with every claim and travels to the agents.
+    Column("owner", String(64)),
+    Column("lease_until", UtcTime),
+    Column("fence", BigInteger, nullable=False, default=0),
+    Index(
+        "ix_operation_open",
+        "priority",
+        "created_at",
+        sqlite_where=text("state IN ('queued', 'running')"),
+        postgresql_where=text("state IN ('queued', 'running')"),
+    ),
+    Index("ix_operation_created", "created_at"),
+)
+
+step = Table(
+    "step",
+    metadata,
+    Column("operation_id", ForeignKey("operation.id", ondelete="CASCADE"), primary_key=True),
+    Column("ordinal", Integer, primary_key=True),
+    Column("name", String(48), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("started_at", UtcTime),
+    Column("ended_at", UtcTime),
+    # The check-point: what the step needs to be continued or undone.
+    Column("data", JSON, nullable=False),
+    Column("detail", Text, nullable=False, default=""),
+)
+
+operation_item = Table(
+    "operation_item",
+    metadata,
+    Column("operation_id", ForeignKey("operation.id", ondelete="CASCADE"), primary_key=True),
+    Column("vm_id", Uuid, primary_key=True),
+    Column("position", Integer, nullable=False),
+    Column("name", String(63), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("host", String(63)),
+    Column("attempt", Integer, nullable=False, default=1),
+    # Hosts that failed this VM: a replan leaves them out.
+    Column("excluded_hosts", JSON, nullable=False),
+    Column("stage", String(16)),
+    Column("stage_ms", JSON, nullable=False),
+    Column("problem", JSON),
+    Index("ix_operation_item_vm", "vm_id"),
+)
+
+# --- callers and settings --------------------------------------------------------------------------------------------
+
+api_token = Table(
+    "api_token",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+)
+
+idempotency_key = Table(
+    "idempotency_key",
+    metadata,
+    Column("caller", String(128), primary_key=True),
+    Column("key", String(128), primary_key=True),
+    Column("request_sha256", String(64), nullable=False),
+    Column("operation_id", String(64), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+# Limits and intervals that may change at run time.
+setting = Table(
+    "setting",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("value", JSON, nullable=False),
+)

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures every folder may use. A component's own fixtures are in its folder's conftest.py."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """A temporary folder with a short path: a UNIX socket's path may have 107 bytes, and tmp_path is longer."""
+    path = Path(tempfile.mkdtemp(prefix="ppec-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
