@@ -68,15 +68,11 @@ class PrivateLibvirtd:
 
     def run(self, *argv: str, check: bool = True, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
         """Run one command in the namespaces: ``run("ip", "link", "add", "br0", "type", "bridge")``."""
-        return subprocess.run(
-            self.inside(argv), check=check, timeout=timeout_s, capture_output=True, text=True
-        )
+        return subprocess.run(self.inside(argv), check=check, timeout=timeout_s, capture_output=True, text=True)
 
     def start_libvirtd(self) -> None:
         """Start libvirtd; returns when its sockets answer. Used at start and after `kill_libvirtd`."""
-        self.run(
-            "libvirtd", "--daemon", f"--pid-file={self.base_dir}/libvirtd.pid", timeout_s=START_TIMEOUT_S
-        )
+        self.run("libvirtd", "--daemon", f"--pid-file={self.base_dir}/libvirtd.pid", timeout_s=START_TIMEOUT_S)
 
     def kill_libvirtd(self, signum: signal.Signals = signal.SIGKILL) -> None:
         """End libvirtd and leave its domains running, as a crash of the daemon would."""
@@ -104,9 +100,7 @@ def private_libvirtd(base_dir: Path | None = None, *, own_network: bool = False)
         socket = _lay_out(base_dir, host_uuid)
         init_pid = stack.enter_context(_namespaces(base_dir, own_network))
         query = urlencode({"socket": str(socket)}, safe="/")
-        daemon = PrivateLibvirtd(
-            f"qemu+unix:///system?{query}", socket, host_uuid, base_dir, init_pid, own_network
-        )
+        daemon = PrivateLibvirtd(f"qemu+unix:///system?{query}", socket, host_uuid, base_dir, init_pid, own_network)
         daemon.run("virtlogd", "--daemon", f"--pid-file={base_dir}/virtlogd.pid")
         daemon.start_libvirtd()
         _keep_capabilities(daemon)
@@ -145,7 +139,8 @@ def _namespaces(base_dir: Path, own_network: bool) -> Iterator[int]:
         stderr=log,
         text=True,
     )
-    assert process.stdin is not None and process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
         first_line = process.stdout.readline().strip()
         if not first_line:

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
 from ppec_lab.conditions import wait_until
 from ppec_lab.private_libvirtd import PrivateLibvirtd, private_libvirtd
 
@@ -92,9 +91,7 @@ def test_a_domain_outlives_a_killed_libvirtd(tmp_path: Path) -> None:
         daemon.kill_libvirtd()
         assert processes_mentioning(str(tmp_path / "disk.raw"))
         daemon.start_libvirtd()
-        wait_until(
-            lambda: virsh(daemon, "domstate", "twin") == "running", "the domain is seen again", timeout_s=20
-        )
+        wait_until(lambda: virsh(daemon, "domstate", "twin") == "running", "the domain is seen again", timeout_s=20)
 
 
 def test_a_domain_attaches_to_a_bridge_of_the_private_network(tmp_path: Path) -> None:
@@ -105,9 +102,7 @@ def test_a_domain_attaches_to_a_bridge_of_the_private_network(tmp_path: Path) ->
         start_twin(daemon, tmp_path, interface)
         ports = daemon.run("ip", "-brief", "link", "show", "master", "br-lab").stdout.split("\n")
         assert len([line for line in ports if line.strip()]) == 1
-    outside = subprocess.run(
-        ["ip", "link", "show", "br-lab"], check=False, capture_output=True, text=True, timeout=10
-    )
+    outside = subprocess.run(["ip", "link", "show", "br-lab"], check=False, capture_output=True, text=True, timeout=10)
     assert outside.returncode != 0
 
 
