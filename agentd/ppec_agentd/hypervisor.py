@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The port to the hypervisor: what agentd's service asks of a host, and the values that cross.
+
+Two adapters stand behind it, `libvirt_hypervisor.LibvirtHypervisor` and `fake_hypervisor.FakeHypervisor`; one suite
+(tests/agentd/test_hypervisor_contract.py) runs on both. Every method may raise
+
+- ``hypervisor.unavailable`` (try again): no connection, or no answer within the call's deadline. What the call would
+  have changed is then unknown: look with `domain` before repeating something that is not idempotent;
+- ``hypervisor.failed`` (ours to fix): the hypervisor refused for a reason without a code of its own. Its own words are
+  in the message, the whole exception in the cause.
+
+Sizes are MiB. CPU numbers are the host's logical CPUs as libvirt numbers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol
+from uuid import UUID
+
+from ppec_contract.host import Architecture
+from ppec_contract.vm import VcpuPin, VmState
+
+from ppec_agentd.topology import Topology
+
+DomainType = Literal["kvm", "qemu", "fake"]
+DiskFormat = Literal["qcow2", "raw"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What the host is. It changes only with a reboot, an upgrade or a new bridge; `facts()` reads it afresh.
+
+    When `topology.declared` is true the topology is a lab's declaration and not the machine's: see `Topology`.
+    """
+
+    topology: Topology
+    architecture: Architecture
+    domain_type: DomainType
+    libvirt_version: str
+    qemu_version: str
+    kernel_version: str
+    boot_id: str
+    bridges: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DomainMetadata:
+    """What PPEC writes into each domain it makes: enough to rebuild the ledger after any restart.
+
+    Kept by libvirt as an element of the namespace ``https://ppec.cloud/domain/1`` inside the domain's own
+    definition, so it lives exactly as long as the domain. `pins` are the pins that were granted, `Domain.pins` those in
+    force. `disk_mib` is the sum of the virtual sizes of the disks made for the VM.
+    """
+
+    vm_id: UUID
+    name: str
+    operation_id: str
+    cells: tuple[int, ...]
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    image_sha256: str
+    pins: tuple[VcpuPin, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A disk file of a domain; the order in `DomainDefinition.disks` is the order the guest sees (vda, vdb, ...).
+
+    `read_only` is right for the seed. `boot_order` 1 is the disk the firmware starts from; None is never tried.
+    """
+
+    path: str
+    format: DiskFormat
+    read_only: bool = False
+    boot_order: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeNic:
+    """A virtio NIC on an existing Linux bridge."""
+
+    mac: str
+    bridge: str
+
+
+@dataclass(frozen=True, slots=True)
+class DomainDefinition:
+    """All it takes to define a domain; vCPUs, memory, cells, pins and names are those of `metadata`.
+
+    `emulator_cpus` are the host CPUs for QEMU's own threads and its I/O threads (the reserved cores); empty leaves
+    them to the scheduler. `threads_per_core` is the SMT width the guest is shown, so that siblings look like siblings.
+    `console_log` is a file that receives a copy of the serial console.
+    """
+
+    metadata: DomainMetadata
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[BridgeNic, ...] = ()
+    emulator_cpus: tuple[int, ...] = ()
+    threads_per_core: int = 1
+    console_log: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A domain as it is now. One PPEC did not make has no `metadata`, and pins only if somebody pinned it.
+
+    On a host with a declared topology nothing can be pinned for real; `pins` and `memory_cells` then repeat what the
+    metadata granted.
+    """
+
+    vm_id: UUID
+    name: str
+    state: VmState
+    vcpus: int
+    memory_mib: int
+    pins: tuple[VcpuPin, ...] = ()
+    memory_cells: tuple[int, ...] = ()
+    metadata: DomainMetadata | None = None
+    macs: tuple[str, ...] = ()
+    disk_paths: tuple[str, ...] = ()
+
+    @property
+    def managed(self) -> bool:
+        return self.metadata is not None
+
+
+class EventKind(StrEnum):
+    """What happened to a domain, or (the last two) to the connection."""
+
+    DEFINED = "defined"
+    UNDEFINED = "undefined"
+    STARTED = "started"
+    PAUSED = "paused"
+    RESUMED = "resumed"
+    SHUTTING_DOWN = "shutting-down"
+    STOPPED = "stopped"
+    CRASHED = "crashed"
+    DISCONNECTED = "disconnected"
+    RECONNECTED = "reconnected"
+
+
+@dataclass(frozen=True, slots=True)
+class HypervisorEvent:
+    """A lifecycle event. `vm_id` is None for the two kinds about the connection.
+
+    After ``RECONNECTED`` any number of events may have been missed: read `domains` again. Events tell that something
+    changed, the domain tells what is: never rebuild a state from events alone.
+    """
+
+    kind: EventKind
+    vm_id: UUID | None = None
+    name: str = ""
+
+
+EventCallback = Callable[[HypervisorEvent], None]
+
+
+class Hypervisor(Protocol):
+    """One host's hypervisor. Calls may overlap, and those about different VMs don't wait for one another."""
+
+    async def open(self) -> None:
+        """Connect and start to deliver events. Raises ``hypervisor.unavailable`` if there is nothing to connect to."""
+
+    async def close(self) -> None:
+        """Disconnect. Domains go on running. Safe to call twice."""
+
+    async def facts(self) -> HostFacts:
+        """What the host is (see `HostFacts`)."""
+
+    async def domains(self) -> tuple[Domain, ...]:
+        """Every domain of the host, ours or not, defined or only running, ordered by `vm_id`."""
+
+    async def domain(self, vm_id: UUID) -> Domain | None:
+        """One domain, or None if there is no such domain."""
+
+    async def define(self, definition: DomainDefinition) -> bool:
+        """Define the domain (stopped). False if a managed domain of this id and name was there: it is redefined.
+
+        Raises ``vm.exists`` if the name belongs to another domain, or the id to another name or to a domain PPEC did
+        not make: such a domain is never touched.
+        """
+
+    async def start(self, vm_id: UUID) -> bool:
+        """Start the domain, its vCPUs pinned before the first instruction. False if it runs already.
+
+        Raises ``vm.not_found``; ``vm.start_failed`` if it can't be started; ``vm.wrong_state`` if it is paused.
+        """
+
+    async def shutdown(self, vm_id: UUID) -> bool:
+        """Press the power button (ACPI) and return at once; the guest decides. False if it doesn't run.
+
+        Raises ``vm.not_found``. `wait_state` tells whether the guest obeyed.
+        """
+
+    async def destroy(self, vm_id: UUID) -> bool:
+        """Pull the plug. False if it doesn't run or doesn't exist."""
+
+    async def undefine(self, vm_id: UUID) -> bool:
+        """Remove the definition; disks are not touched. False if there is none.
+
+        Raises ``vm.wrong_state`` while it runs: destroy it first.
+        """
+
+    async def wait_state(self, vm_id: UUID, state: VmState, timeout_s: float) -> bool:
+        """Wait until the domain is in `state`: True once it is, False when `timeout_s` passed first.
+
+        Driven by events, so that it returns at once; a domain that is or becomes absent raises ``vm.not_found``.
+        """
+
+    def on_event(self, callback: EventCallback) -> Callable[[], None]:
+        """Have `callback` called on the event loop's thread for each event; the returned function ends that.
+
+        May be called before `open`. The callback must not block; what it raises is logged and goes no further.
+        """
