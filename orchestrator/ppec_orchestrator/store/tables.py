@@ -60,7 +60,7 @@ class UtcTime(TypeDecorator[datetime]):
             raise ValueError("a time without a zone must not reach the database")
         return value.astimezone(UTC)
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -223,7 +223,13 @@ address = Table(
         sqlite_where=text("vm_id IS NULL"),
         postgresql_where=text("vm_id IS NULL"),
     ),
-    Index("ix_address_vm", "vm_id", sqlite_where=text("vm_id IS NOT NULL"), postgresql_where=text("vm_id IS NOT NULL")),
+    Index(
+        "ix_address_vm",
+        "vm_id",
+        "prefix_id",
+        sqlite_where=text("vm_id IS NOT NULL"),
+        postgresql_where=text("vm_id IS NOT NULL"),
+    ),
 )
 
 # --- VMs -------------------------------------------------------------------------------------------------------------

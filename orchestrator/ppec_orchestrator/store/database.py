@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The database: read and write transactions, the commit count, migrations and wake-ups. SQLite or PostgreSQL.
+
+SQLite takes one writer at a time and upgrades no reader: a write transaction therefore starts with BEGIN IMMEDIATE on
+a pool of one connection, which makes a fair queue within the process; other processes wait on the busy timeout.
+PostgreSQL writes at READ COMMITTED; whoever relies on a row's old value says so in the statement (compare-and-swap) or
+locks it, and repeats on `TransactionLostError`.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import structlog
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.store.faults import mapped_faults
+from ppec_orchestrator.store.migrations.upgrade import upgrade_to_head
+from ppec_orchestrator.store.notices import Listener, Notices, PostgresBridge, encode
+
+_log = structlog.get_logger(__name__)
+
+BUSY_TIMEOUT_S = 10
+_READERS = 16
+_WRITERS_POSTGRES = 8
+_NOTICES = "ppec_notices"
+_WRITE = "ppec_write"
+# Any number: it only has to be the same in every replica, and no other user of the database may use it.
+_MIGRATION_LOCK = 0x70706563
+
+
+def _sqlite_connect(connection: Any, record: object) -> None:
+    # The driver must not begin transactions on its own: it would begin deferred ones.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _sqlite_begin(connection: Connection) -> None:
+    write = connection.get_execution_options().get(_WRITE, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
+
+
+def _sqlite_engine(url: URL, pool_size: int) -> Engine:
+    engine = create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=BUSY_TIMEOUT_S,
+        connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
+    )
+    event.listen(engine, "connect", _sqlite_connect)
+    event.listen(engine, "begin", _sqlite_begin)
+    return engine
+
+
+def _postgres_engine(url: URL, pool_size: int) -> Engine:
+    return create_engine(
+        url,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=BUSY_TIMEOUT_S,
+        pool_pre_ping=True,
+        connect_args={"connect_timeout": 5, "client_encoding": "utf8", "application_name": "ppec-orchestrator"},
+    )
+
+
+class Database:
+    """One database, shared by all threads. `url` is SQLAlchemy's: `sqlite:////path` or `postgresql+psycopg://…`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = _checked_url(url)
+        self.dialect: Literal["sqlite", "postgresql"] = (
+            "sqlite" if self._url.get_backend_name() == "sqlite" else "postgresql"
+        )
+        self._notices = Notices()
+        self._bridge: PostgresBridge | None = None
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._commits = 0
+        if self.dialect == "sqlite":
+            _create_private(Path(cast("str", self._url.database)))
+            reader, writer = _sqlite_engine(self._url, _READERS), _sqlite_engine(self._url, 1)
+        else:
+            reader, writer = _postgres_engine(self._url, _READERS), _postgres_engine(self._url, _WRITERS_POSTGRES)
+        self._reader = reader.execution_options(**self._read_options())
+        self._writer = writer.execution_options(**{_WRITE: True})
+
+    def _read_options(self) -> dict[str, Any]:
+        if self.dialect == "sqlite":
+            return {}
+        return {"postgresql_readonly": True, "isolation_level": "REPEATABLE READ"}
+
+    @property
+    def commits(self) -> int:
+        """Write transactions committed by this process; tests assert the work of a request by it."""
+        with self._lock:
+            return self._commits
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A read-only transaction: every statement in it sees the same state of the database."""
+        with mapped_faults(), self._reader.connect() as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One write transaction: committed when the block ends, rolled back when it raises.
+
+        Never hold it across HTTP or Ansible: on SQLite everybody else's writes wait for it.
+        """
+        queued: list[tuple[str, str]] = []
+        with mapped_faults():
+            with self._writer.connect() as opened:
+                connection = opened.execution_options(**{_NOTICES: queued})
+                with connection.begin():
+                    yield connection
+            with self._lock:
+                self._commits += 1
+        for channel, payload in queued:
+            self._notices.announce(channel, payload)
+
+    def notify(self, channel: str, payload: str = "", *, within: Connection | None = None) -> None:
+        """Wakes who waits on `channel`: at once, or when the write transaction `within` commits (never if it fails)."""
+        if self.dialect == "postgresql":
+            statement = text("SELECT pg_notify('ppec', :notice)").bindparams(notice=encode(channel, payload))
+            if within is not None:
+                within.execute(statement)
+                return
+            with mapped_faults(), self._writer.begin() as connection:
+                connection.execute(statement)
+        elif within is not None:
+            within.get_execution_options()[_NOTICES].append((channel, payload))
+        else:
+            self._notices.announce(channel, payload)
+
+    def listen(self, channel: str) -> Listener:
+        """Payloads of `channel` from now on."""
+        listener = self._notices.listen(channel)
+        self._ensure_bridge()
+        return listener
+
+    def wait(self, channel: str, timeout_s: float) -> bool:
+        """True once `channel` was notified since this thread's last wait on it; False when the time is up.
+
+        A thread's first wait on a channel starts to listen and returns True at once: look first, then wait.
+        """
+        listeners: dict[str, Listener] = self._local.__dict__.setdefault("listeners", {})
+        if channel not in listeners:
+            listeners[channel] = self.listen(channel)
+            return True
+        return listeners[channel].wait(timeout_s) is not None
+
+    def _ensure_bridge(self) -> None:
+        if self.dialect == "sqlite":
+            return
+        with self._lock:
+            if self._bridge is None:
+                conninfo = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+                self._bridge = PostgresBridge(conninfo, self._notices)
+            bridge = self._bridge
+        bridge.wait_until_listening(5)
+
+    def migrate(self) -> None:
+        """Brings the schema to this version's, in one transaction; a second process waits and finds it done."""
+        with mapped_faults(), self._writer.begin() as connection:
+            if self.dialect == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_MIGRATION_LOCK))
+            upgrade_to_head(connection)
+
+    def close(self) -> None:
+        self._notices.close()
+        if self._bridge is not None:
+            self._bridge.close()
+        self._reader.dispose()
+        self._writer.dispose()
+
+
+def _checked_url(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise _bad_url("it is not a database URL") from error
+    if parsed.get_backend_name() == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise _bad_url("SQLite is used with a file")
+        return parsed
+    if parsed.get_backend_name() == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    raise _bad_url(f"{parsed.get_backend_name()} is neither sqlite nor postgresql")
+
+
+def _bad_url(why: str) -> PpecError:
+    # The URL itself may hold a password.
+    return PpecError(
+        "request.invalid",
+        f"database_url can't be used: {why}",
+        hint="Give sqlite:////absolute/path or postgresql://user@host/name.",
+        subject="settings",
+    )
+
+
+def _create_private(path: Path) -> None:
+    """The file with mode 0600 before SQLite makes it with the umask's; its WAL takes over the mode."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))

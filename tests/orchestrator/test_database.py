@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transactions, commit count, wake-ups and migrations, on both databases."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.faults import is_reference_violation, is_unique_violation
+
+VRF = {"name": "red", "description": ""}
+
+
+def _count(database: Database) -> int:
+    with database.read() as connection:
+        return connection.execute(select(func.count()).select_from(tables.vrf)).scalar_one()
+
+
+def test_a_write_is_kept_and_counted(database: Database) -> None:
+    with database.write() as connection:
+        connection.execute(insert(tables.vrf).values(VRF))
+    assert _count(database) == 1
+    assert database.commits == 1
+
+
+def test_a_block_that_raises_keeps_nothing(database: Database) -> None:
+    def write_and_fail() -> None:
+        with database.write() as connection:
+            connection.execute(insert(tables.vrf).values(VRF))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_and_fail()
+    assert _count(database) == 0
+    assert database.commits == 0
+
+
+def test_a_reader_sees_one_state_throughout(database: Database) -> None:
+    with database.read() as reader:
+        before = reader.execute(select(func.count()).select_from(tables.vrf)).scalar_one()
+        with database.write() as connection:
+            connection.execute(insert(tables.vrf).values(VRF))
+        after = reader.execute(select(func.count()).select_from(tables.vrf)).scalar_one()
+    assert (before, after) == (0, 0)
+    assert _count(database) == 1
+
+
+def test_racing_read_modify_writes_lose_no_update(database: Database, open_database: Callable[[], Database]) -> None:
+    with database.write() as connection:
+        connection.execute(insert(tables.setting).values(name="n", value=0))
+    databases = [database, open_database()]
+
+    def add(index: int) -> None:
+        with databases[index % 2].write() as connection:
+            row = select(tables.setting.c.value).where(tables.setting.c.name == "n").with_for_update()
+            value = connection.execute(row).scalar_one()
+            connection.execute(update(tables.setting).values(value=value + 1))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(40)))
+    with database.read() as connection:
+        assert connection.execute(select(tables.setting.c.value)).scalar_one() == 40
+    assert databases[0].commits + databases[1].commits == 41
+
+
+def test_constraint_violations_are_told_apart(database: Database) -> None:
+    with pytest.raises(IntegrityError) as unique, database.write() as connection:
+        connection.execute(insert(tables.vrf), [VRF, VRF])
+    with pytest.raises(IntegrityError) as reference, database.write() as connection:
+        connection.execute(insert(tables.rack).values(name="r1", cluster_id=7))
+    assert (is_unique_violation(unique.value), is_reference_violation(unique.value)) == (True, False)
+    assert (is_unique_violation(reference.value), is_reference_violation(reference.value)) == (False, True)
+
+
+def test_a_notice_within_a_transaction_comes_with_its_commit(database: Database) -> None:
+    with database.listen("work") as listener:
+        listener.wait(0.2)  # PostgreSQL's bridge wakes everyone once when it has connected.
+        with database.write() as connection:
+            database.notify("work", "one", within=connection)
+            assert listener.wait(0.1) is None
+        assert listener.wait(5) == ("one",)
+        with pytest.raises(RuntimeError):
+            _notify_and_fail(database)
+        assert listener.wait(0.2) is None
+
+
+def _notify_and_fail(database: Database) -> None:
+    with database.write() as connection:
+        database.notify("work", "two", within=connection)
+        raise RuntimeError
+
+
+def test_a_notice_before_the_wait_is_not_lost(database: Database) -> None:
+    assert database.wait("work", 5)
+    database.wait("work", 0.2)
+    database.notify("work")
+    database.notify("other")
+    assert database.wait("work", 5)
+    assert not database.wait("work", 0.1)
+
+
+@pytest.mark.postgres
+def test_a_notice_reaches_another_replica(postgres_url: str) -> None:
+    one, two = Database(postgres_url), Database(postgres_url)
+    try:
+        with two.listen("work") as listener:
+            listener.wait(0.2)
+            one.notify("work", "payload")
+            assert listener.wait(5) == ("payload",)
+    finally:
+        one.close()
+        two.close()
+
+
+@pytest.mark.postgres
+def test_a_cut_connection_is_an_error_and_the_next_request_works(postgres_url: str) -> None:
+    database = Database(postgres_url)
+    try:
+        with pytest.raises(PpecError) as cut, database.write() as connection:
+            connection.exec_driver_sql("SELECT pg_terminate_backend(pg_backend_pid())")
+        assert cut.value.code == "store.unavailable"
+        assert _count(database) == 0
+    finally:
+        database.close()
+
+
+def _write_much(database: Database) -> None:
+    with database.write() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+        connection.execute(insert(tables.setting).values(name="big", value="x" * 1_000_000))
+
+
+def test_a_full_disk_is_an_error_that_keeps_nothing(sqlite_url: str) -> None:
+    database = Database(sqlite_url)
+    try:
+        with pytest.raises(PpecError) as full:
+            _write_much(database)
+        assert full.value.code == "disk.full"
+        with database.read() as connection:
+            assert connection.execute(select(func.count()).select_from(tables.setting)).scalar_one() == 0
+    finally:
+        database.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://x/y", "nonsense"])
+def test_unusable_urls_are_refused_without_being_shown(url: str) -> None:
+    with pytest.raises(PpecError) as refused:
+        Database(url)
+    assert refused.value.code == "request.invalid"
+
+
+def test_the_database_file_is_private(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path}/state/ppec.db")
+    database.migrate()
+    database.close()
+    assert (tmp_path / "state" / "ppec.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_migrations_make_the_schema_of_tables(database: Database) -> None:
+    with database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+
+
+def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
+    databases = [Database(f"sqlite:///{tmp_path}/ppec.db") for _ in range(2)]
+    barrier = threading.Barrier(2)
+
+    def migrate(database: Database) -> None:
+        barrier.wait(10)
+        database.migrate()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(migrate, databases))
+    assert [_count(database) for database in databases] == [0, 0]
+    for database in databases:
+        database.close()
