@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns a plan into allocations and addresses, and gives them back.
+
+A plan is made on a snapshot; between snapshot and commit others may have taken the room. So every host is re-checked
+in the transaction that commits: each update carries the condition that the room is still there. That condition
+replaces a plain comparison of generations, which would turn away plans that still fit; the generation is bumped all
+the same, for readers that want to know whether anything changed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from sqlalchemy import Connection, delete, func, insert, select, update
+
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.placement.request import Placement
+from ppec_orchestrator.store import ipdb
+from ppec_orchestrator.store.ipdb import GrantedAddress
+from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
+
+
+class LostRaceError(PpecError):
+    """Another request took the room first; nothing of this one must be committed. Plan again on a new snapshot."""
+
+    def __init__(self, hosts: Sequence[str]) -> None:
+        names = ", ".join(hosts[:5]) + (" …" if len(hosts) > 5 else "")
+        super().__init__(
+            "placement.conflict",
+            f"the room planned on {names} was taken by another request before this one committed",
+            hint="Try again; the next plan starts from the fleet as it is then.",
+            subject="plan",
+            details={"hosts": list(hosts)},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What a plan takes of one host."""
+
+    host_id: int
+    host: str
+    disk_mib: int
+    cells: Mapping[int, tuple[int, int]]
+
+
+def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tuple[GrantedAddress, ...]]:
+    """Commits the placements' room and addresses within the caller's write transaction; their `vm` rows must exist.
+
+    Returns each VM's addresses. Raises LostRaceError when any host can't take its share any more, and whatever
+    `ipdb.grant` raises; after either, the caller's transaction must be rolled back.
+    """
+    shares = _shares(placements)
+    # By id: two transactions that take hosts in the same order can't wait for each other.
+    lost = [share.host for share in sorted(shares, key=lambda s: s.host_id) if not _take(conn, share)]
+    if lost:
+        raise LostRaceError(lost)
+    conn.execute(
+        insert(allocation),
+        [{"vm_id": p.vm_id, "host_id": p.host_id, "disk_mib": p.disk_mib} for p in placements],
+    )
+    conn.execute(
+        insert(allocation_cell),
+        [
+            {"vm_id": p.vm_id, "cell": cell, "cores": p.cores, "memory_mib": p.memory_mib}
+            for p in placements
+            for cell in p.cells
+        ],
+    )
+    granted: dict[UUID, tuple[GrantedAddress, ...]] = {}
+    by_host: dict[int, list[UUID]] = defaultdict(list)
+    for p in placements:
+        by_host[p.host_id].append(p.vm_id)
+    for host_id, vm_ids in sorted(by_host.items()):
+        granted.update(ipdb.grant(conn, host_id, vm_ids))
+    return granted
+
+
+def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
+    """Gives back what the VMs hold, addresses included; those that hold nothing are passed over. Returns how many held."""
+    ids = list(vm_ids)
+    ipdb.release(conn, ids)
+    held = conn.execute(
+        select(allocation.c.vm_id, allocation.c.host_id, allocation.c.disk_mib).where(allocation.c.vm_id.in_(ids))
+    ).all()
+    if not held:
+        return 0
+    taken = conn.execute(
+        select(
+            allocation.c.host_id,
+            allocation_cell.c.cell,
+            func.sum(allocation_cell.c.cores).label("cores"),
+            func.sum(allocation_cell.c.memory_mib).label("memory_mib"),
+        )
+        .join(allocation, allocation.c.vm_id == allocation_cell.c.vm_id)
+        .where(allocation_cell.c.vm_id.in_(ids))
+        .group_by(allocation.c.host_id, allocation_cell.c.cell)
+    ).all()
+    disk_mib: dict[int, int] = defaultdict(int)
+    for row in held:
+        disk_mib[row.host_id] += row.disk_mib
+    for host_id, mib in sorted(disk_mib.items()):
+        conn.execute(
+            update(host)
+            .where(host.c.id == host_id)
+            .values(disk_used_mib=host.c.disk_used_mib - mib, generation=host.c.generation + 1)
+        )
+    for row in sorted(taken, key=lambda r: (r.host_id, r.cell)):
+        conn.execute(
+            update(host_cell)
+            .where(host_cell.c.host_id == row.host_id, host_cell.c.cell == row.cell)
+            .values(
+                cores_used=host_cell.c.cores_used - int(row.cores),
+                memory_used_mib=host_cell.c.memory_used_mib - int(row.memory_mib),
+            )
+        )
+    conn.execute(delete(allocation_cell).where(allocation_cell.c.vm_id.in_(ids)))
+    conn.execute(delete(allocation).where(allocation.c.vm_id.in_(ids)))
+    return len(held)
+
+
+def _shares(placements: Sequence[Placement]) -> list[_Share]:
+    by_host: dict[int, list[Placement]] = defaultdict(list)
+    for p in placements:
+        by_host[p.host_id].append(p)
+    shares = []
+    for host_id, mine in by_host.items():
+        cells: dict[int, tuple[int, int]] = {}
+        for p in mine:
+            for cell in p.cells:
+                cores, memory_mib = cells.get(cell, (0, 0))
+                cells[cell] = (cores + p.cores, memory_mib + p.memory_mib)
+        shares.append(_Share(host_id, mine[0].host, sum(p.disk_mib for p in mine), cells))
+    return shares
+
+
+def _take(conn: Connection, share: _Share) -> bool:
+    taken = conn.execute(
+        update(host)
+        .where(
+            host.c.id == share.host_id,
+            host.c.draining.is_(False),
+            host.c.disk_used_mib + share.disk_mib <= host.c.disk_mib,
+        )
+        .values(disk_used_mib=host.c.disk_used_mib + share.disk_mib, generation=host.c.generation + 1)
+    )
+    if taken.rowcount != 1:
+        return False
+    for cell, (cores, memory_mib) in sorted(share.cells.items()):
+        taken = conn.execute(
+            update(host_cell)
+            .where(
+                host_cell.c.host_id == share.host_id,
+                host_cell.c.cell == cell,
+                host_cell.c.cores_used + cores <= host_cell.c.cores,
+                host_cell.c.memory_used_mib + memory_mib <= host_cell.c.memory_mib,
+            )
+            .values(cores_used=host_cell.c.cores_used + cores, memory_used_mib=host_cell.c.memory_used_mib + memory_mib)
+        )
+        if taken.rowcount != 1:
+            return False
+    return True
