@@ -1,0 +1,76 @@
+# PPEC: everything a person or CI runs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+
+# The distribution's Python: the one that hosts have, and that sees the distribution's packages.
+PYTHON ?= $(firstword $(wildcard /usr/bin/python3) python3)
+UV ?= $(firstword $(shell command -v uv 2>/dev/null) build/bootstrap/bin/uv)
+VENV := .venv
+BIN := $(VENV)/bin
+# What `make demo` starts: HYPERVISOR=libvirt|fake, GUEST=small|debian.
+HYPERVISOR ?= libvirt
+GUEST ?= small
+COUNT ?= 6
+PYTEST_ARGS ?=
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+build/bootstrap/bin/uv:
+	@$(PYTHON) -m venv build/bootstrap 2>/dev/null || { echo "make: needs python3-venv (apt-get install python3-venv) or uv on the PATH" >&2; exit 1; }
+	build/bootstrap/bin/pip install --quiet --disable-pip-version-check uv
+
+# What runs PPEC and its demo, without the tools of development.
+$(VENV)/.run-stamp: pyproject.toml uv.lock | $(UV)
+	@$(UV) sync --quiet --locked --inexact --no-dev --all-extras --python $(PYTHON)
+	touch $@
+
+# Development adds linters, test tools and libvirt's binding (built from source, hence the packages).
+$(VENV)/.dev-stamp: pyproject.toml uv.lock lab/ppec_lab/packages.py
+	@PYTHONPATH=lab $(PYTHON) -m ppec_lab.packages --install
+	$(MAKE) --no-print-directory $(VENV)/.run-stamp
+	$(UV) sync --quiet --locked --all-extras --python $(PYTHON)
+	touch $(VENV)/.run-stamp $@
+
+.PHONY: setup
+setup: $(VENV)/.dev-stamp ## Install what development and tests need (Debian packages, locked Python environment)
+
+.PHONY: demo
+demo: ## Six VMs on three real hosts, from nothing (HYPERVISOR=fake: one local host, no root; GUEST=debian: a Debian cloud image)
+ifeq ($(HYPERVISOR),fake)
+	@$(MAKE) --no-print-directory $(VENV)/.run-stamp
+else
+	@PYTHONPATH=lab $(PYTHON) -m ppec_lab.requirements
+	PYTHONPATH=lab $(PYTHON) -m ppec_lab.packages --install
+	$(MAKE) --no-print-directory $(VENV)/.run-stamp
+endif
+	$(BIN)/python -m ppec_lab.demo up --hypervisor $(HYPERVISOR) --guest $(GUEST) --count $(COUNT)
+
+.PHONY: demo-down
+demo-down: ## Remove everything the demo made
+	@[ ! -x $(BIN)/python ] || $(BIN)/python -m ppec_lab.demo down
+
+.PHONY: test
+test: setup ## All tests: units, properties, both databases, real libvirt, an end-to-end run on container hosts
+	@$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+
+.PHONY: check
+check: setup ## ruff, mypy strict, import-linter, ansible-lint production
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/ansible-lint --offline
+
+.PHONY: bench
+bench: setup ## The figures of the "Creating" table, beside bare libvirt (about 5 minutes)
+	@$(BIN)/python -m bench
+
+.PHONY: clean
+clean: ## Remove what was built here (the demo's caches under /var/cache/ppec stay)
+	@rm -rf build $(VENV)
