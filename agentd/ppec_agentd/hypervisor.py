@@ -20,10 +20,9 @@ from enum import StrEnum
 from typing import Literal, Protocol
 from uuid import UUID
 
+from ppec_agentd.topology import Topology
 from ppec_contract.host import Architecture
 from ppec_contract.vm import VcpuPin, VmState
-
-from ppec_agentd.topology import Topology
 
 DomainType = Literal["kvm", "qemu", "fake"]
 DiskFormat = Literal["qcow2", "raw"]
