@@ -216,16 +216,14 @@ def _runs(positions: Sequence[Core], free: Sequence[Core]) -> Iterator[list[Core
 
 def _from_runs(runs: list[list[Core]], vcpus: int) -> list[Core]:
     """The shortest run that holds all; if none does, whole runs from the shortest up, so that the longest survive."""
+    shortest_first = sorted(runs, key=lambda run: (_width(run), run[0].cpus))
+    fitting = next((run for run in shortest_first if _width(run) >= vcpus), None)
+    candidates = [fitting] if fitting else shortest_first
     chosen: list[Core] = []
-    runs = sorted(runs, key=lambda run: (_width(run), run[0].cpus))
-    while _width(chosen) < vcpus:
-        missing = vcpus - _width(chosen)
-        run = next((run for run in runs if _width(run) >= missing), runs[0])
-        runs.remove(run)
-        for core in run:
-            if _width(chosen) >= vcpus:
-                break
-            chosen.append(core)
+    for core in (core for run in candidates for core in run):
+        if _width(chosen) >= vcpus:
+            break
+        chosen.append(core)
     return chosen
 
 
