@@ -13,11 +13,14 @@ from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.store.ipdb import free_counts
 from ppec_orchestrator.store.tables import allocation, cluster, datacentre, host, host_cell, prefix, rack, vrf
 
+AnyRow = Row[*tuple[Any, ...]]
+
 
 def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fleet:
     """The whole fleet as it stands in this transaction. A host silent for `silent_after_s` seconds is not live."""
     cells = _cells(conn)
-    vms = dict(conn.execute(select(allocation.c.host_id, func.count()).group_by(allocation.c.host_id)).tuples().all())
+    per_host = conn.execute(select(allocation.c.host_id, func.count()).group_by(allocation.c.host_id))
+    vms: dict[int, int] = {host_id: count for host_id, count in per_host}
     prefixes = conn.execute(
         select(prefix.c.id, prefix.c.vrf_id, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
     ).all()
@@ -76,7 +79,7 @@ def _cells(conn: Connection) -> Mapping[int, list[CellState]]:
     return found
 
 
-def _serving(row: Row[Any], prefixes: Sequence[Row[Any]]) -> tuple[tuple[int, ...], ...]:
+def _serving(row: AnyRow, prefixes: Sequence[AnyRow]) -> tuple[tuple[int, ...], ...]:
     """The host's prefixes, a tuple per family: its VRF's, for its cluster, and for its rack or for any rack."""
     families: dict[int, list[int]] = {}
     for p in prefixes:

@@ -108,13 +108,13 @@ def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
             .where(host.c.id == host_id)
             .values(disk_used_mib=host.c.disk_used_mib - mib, generation=host.c.generation + 1)
         )
-    for row in sorted(taken, key=lambda r: (r.host_id, r.cell)):
+    for part in sorted(taken, key=lambda r: (r.host_id, r.cell)):
         conn.execute(
             update(host_cell)
-            .where(host_cell.c.host_id == row.host_id, host_cell.c.cell == row.cell)
+            .where(host_cell.c.host_id == part.host_id, host_cell.c.cell == part.cell)
             .values(
-                cores_used=host_cell.c.cores_used - int(row.cores),
-                memory_used_mib=host_cell.c.memory_used_mib - int(row.memory_mib),
+                cores_used=host_cell.c.cores_used - int(part.cores),
+                memory_used_mib=host_cell.c.memory_used_mib - int(part.memory_mib),
             )
         )
     conn.execute(delete(allocation_cell).where(allocation_cell.c.vm_id.in_(ids)))
