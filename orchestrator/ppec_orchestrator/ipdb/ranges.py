@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The usable addresses of a prefix.
+
+Never given out: the network address (for IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the IPv4 broadcast
+address, the gateway, and what lies outside first..last. /31 (RFC 3021) and /127 (RFC 6164) have two usable addresses,
+/32 and /128 one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from typing import Final
+
+from ppec_contract.errors import PpecError
+
+Address = IPv4Address | IPv6Address
+Interface = IPv4Interface | IPv6Interface
+Network = IPv4Network | IPv6Network
+
+# One row is kept per IPv4 address, so a prefix's rows must stay a number a database inserts in seconds.
+MAX_IPV4_ADDRESSES: Final = 2**16
+# Counts leave the process as JSON numbers, which are exact up to here.
+MAX_COUNT: Final = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRange:
+    """What may be given out: `first`..`last` inclusive, less the gateway."""
+
+    network: Network
+    first: Address
+    last: Address
+    gateway: Address | None
+
+    @property
+    def family(self) -> int:
+        return self.network.version
+
+    @property
+    def size(self) -> int:
+        """How many addresses may be given out in all (exact, however large)."""
+        return int(self.last) - int(self.first) + 1 - (1 if self._gateway_inside() else 0)
+
+    def _gateway_inside(self) -> bool:
+        return self.gateway is not None and int(self.first) <= int(self.gateway) <= int(self.last)
+
+    def hexes(self) -> Iterator[str]:
+        """Every usable address in the database's form, ascending. For IPv4 only: IPv6 ranges don't end."""
+        for number in range(int(self.first), int(self.last) + 1):
+            if self.gateway is None or number != int(self.gateway):
+                yield to_hex(number)
+
+    def window(self, start: int, count: int) -> list[int]:
+        """Up to `count` usable numbers from `start` upwards, going on at `first` after `last`; none twice."""
+        low, high = int(self.first), int(self.last)
+        start = start if low <= start <= high else low
+        found: list[int] = []
+        number = start
+        while len(found) < count:
+            if self.gateway is None or number != int(self.gateway):
+                found.append(number)
+            number = number + 1 if number < high else low
+            if number == start:
+                break
+        return found
+
+    def interface(self, address_hex: str) -> Interface:
+        """The address with its prefix length, as a NIC is configured with it."""
+        text = f"{from_hex(address_hex, self.family)}/{self.network.prefixlen}"
+        return IPv4Interface(text) if self.family == 4 else IPv6Interface(text)
+
+
+def usable_range(
+    network: Network, *, gateway: Address | None = None, first: Address | None = None, last: Address | None = None
+) -> AddressRange:
+    """The range of a prefix as an operator gave it; raises `prefix.invalid` with what is wrong."""
+    for name, value in (("gateway", gateway), ("first", first), ("last", last)):
+        if value is not None and value not in network:
+            raise _invalid(network, f"{name} {value} is not in it")
+    low, high = _edges(network)
+    begin = max(low, int(first)) if first is not None else low
+    end = min(high, int(last)) if last is not None else high
+    if begin > end:
+        raise _invalid(network, "no address lies between first and last")
+    if network.version == 4 and end - begin + 1 > MAX_IPV4_ADDRESSES:
+        raise _invalid(network, f"{end - begin + 1} addresses are more than {MAX_IPV4_ADDRESSES}")
+    kind = IPv4Address if network.version == 4 else IPv6Address
+    found = AddressRange(network, kind(begin), kind(end), gateway)
+    if found.size == 0:
+        raise _invalid(network, "its only address is the gateway")
+    return found
+
+
+def _edges(network: Network) -> tuple[int, int]:
+    low, high = int(network.network_address), int(network.broadcast_address)
+    if network.prefixlen >= network.max_prefixlen - 1:
+        return low, high
+    return low + 1, high - 1 if network.version == 4 else high
+
+
+def _invalid(network: Network, why: str) -> PpecError:
+    return PpecError(
+        "prefix.invalid",
+        f"prefix {network}: {why}",
+        hint="Choose gateway, first and last inside the prefix, and IPv4 prefixes of /16 or smaller.",
+        subject=f"prefix {network}",
+    )
+
+
+def to_hex(number: int) -> str:
+    return f"{number:032x}"
+
+
+def from_hex(text: str, family: int) -> Address:
+    number = int(text, 16)
+    return IPv4Address(number) if family == 4 else IPv6Address(number)
+
+
+def to_address(text: str | None) -> Address | None:
+    return ip_address(text) if text is not None else None

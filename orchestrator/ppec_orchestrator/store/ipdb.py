@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grants and releases addresses within the caller's transaction, so that address and VM commit together or not at all.
+
+IPv4 has a row per usable address and takes the lowest free ones; IPv6 counts upwards and writes a row per grant, whose
+unique constraint is what makes it safe.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from itertools import islice
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.ipdb.ranges import (
+    MAX_COUNT,
+    Address,
+    AddressRange,
+    Interface,
+    from_hex,
+    to_address,
+    to_hex,
+    usable_range,
+)
+from ppec_orchestrator.store.tables import address, host, prefix, rack
+
+_ROWS_PER_INSERT = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class GrantedAddress:
+    """One address of a VM, and all its NIC needs to use it. `vlan` None means untagged."""
+
+    address: Interface
+    prefix_id: int
+    gateway: Address | None
+    bridge: str
+    vlan: int | None
+    nameservers: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServingPrefix:
+    """A prefix that serves a host."""
+
+    prefix_id: int
+    range: AddressRange
+    bridge: str
+    vlan: int | None
+    nameservers: tuple[Address, ...]
+
+    @property
+    def family(self) -> int:
+        return self.range.family
+
+    def granted(self, address_hex: str) -> GrantedAddress:
+        return GrantedAddress(
+            address=self.range.interface(address_hex),
+            prefix_id=self.prefix_id,
+            gateway=self.range.gateway,
+            bridge=self.bridge,
+            vlan=self.vlan,
+            nameservers=self.nameservers,
+        )
+
+
+def range_of(row: Row[Any]) -> AddressRange:
+    """The usable range of a `prefix` row."""
+    return usable_range(
+        ip_network(row.cidr),
+        gateway=to_address(row.gateway),
+        first=to_address(row.first),
+        last=to_address(row.last),
+    )
+
+
+def prefixes_serving(conn: Connection, host_ids: Iterable[int]) -> dict[int, tuple[ServingPrefix, ...]]:
+    """The prefixes of each host's VRF that serve its cluster, its rack's own first; an empty tuple if none does."""
+    ids = list(host_ids)
+    rows = conn.execute(
+        select(host.c.id.label("host_id"), prefix)
+        .join(rack, rack.c.id == host.c.rack_id)
+        .join(
+            prefix,
+            (prefix.c.vrf_id == host.c.vrf_id)
+            & (prefix.c.cluster_id == rack.c.cluster_id)
+            & (prefix.c.rack_id.is_(None) | (prefix.c.rack_id == host.c.rack_id)),
+        )
+        .where(host.c.id.in_(ids))
+        .order_by(host.c.id, prefix.c.rack_id.is_(None), prefix.c.id)
+    )
+    found: dict[int, list[ServingPrefix]] = {host_id: [] for host_id in ids}
+    for row in rows:
+        found[row.host_id].append(
+            ServingPrefix(
+                prefix_id=row.id,
+                range=range_of(row),
+                bridge=row.bridge,
+                vlan=row.vlan,
+                nameservers=tuple(a for text in row.nameservers if (a := to_address(text)) is not None),
+            )
+        )
+    return {host_id: tuple(prefixes) for host_id, prefixes in found.items()}
+
+
+def grant(conn: Connection, host_id: int, vm_ids: Sequence[UUID]) -> dict[UUID, tuple[GrantedAddress, ...]]:
+    """Gives each VM one IPv4 address, if an IPv4 prefix serves the host, and one IPv6 address likewise.
+
+    Raises `address.exhausted` when a family that serves the host can't give one to every VM; the caller then rolls
+    back. A host that no prefix serves gives an empty tuple for each VM.
+    """
+    serving = prefixes_serving(conn, [host_id])[host_id]
+    granted: dict[UUID, list[GrantedAddress]] = {vm_id: [] for vm_id in vm_ids}
+    for family, take in ((4, _take_ipv4), (6, _take_ipv6)):
+        prefixes = [p for p in serving if p.family == family]
+        if not prefixes:
+            continue
+        left = list(vm_ids)
+        for one in prefixes:
+            got = take(conn, one, left)
+            for vm_id, address_hex in zip(left, got, strict=False):
+                granted[vm_id].append(one.granted(address_hex))
+            left = left[len(got) :]
+            if not left:
+                break
+        if left:
+            raise _exhausted(prefixes, len(vm_ids), len(left))
+    return {vm_id: tuple(addresses) for vm_id, addresses in granted.items()}
+
+
+def _exhausted(prefixes: Sequence[ServingPrefix], wanted: int, missing: int) -> PpecError:
+    names = ", ".join(str(p.range.network) for p in prefixes)
+    return PpecError(
+        "address.exhausted",
+        f"{wanted} IPv{prefixes[0].family} addresses wanted, {wanted - missing} free in {names}",
+        hint="Add a prefix for this VRF and cluster, or delete VMs.",
+        subject=names,
+        details={"wanted": wanted, "missing": missing, "family": prefixes[0].family},
+    )
+
+
+def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> list[str]:
+    """Up to one address per VM, lowest first."""
+    free = (
+        select(address.c.id, address.c.address_hex)
+        .where(address.c.prefix_id == one.prefix_id, address.c.vm_id.is_(None))
+        .order_by(address.c.address_hex)
+        .limit(len(vm_ids))
+    )
+    rows = conn.execute(free.with_for_update(skip_locked=True)).all()
+    if len(rows) < len(vm_ids) and conn.dialect.name == "postgresql":
+        # What others hold locked may yet be rolled back: wait for them rather than refuse while an address is free.
+        # Rows they do take drop out while we wait, so look again until a look loses none.
+        while len(rows) < (seen := len(conn.execute(free).all())):
+            rows = conn.execute(free.with_for_update()).all()
+            if len(rows) == seen:
+                break
+    if rows:
+        statement = update(address).where(address.c.id == bindparam("row")).values(vm_id=bindparam("owner"))
+        pairs = zip(rows, vm_ids, strict=False)
+        conn.execute(statement, [{"row": row.id, "owner": vm_id} for row, vm_id in pairs])
+    return [row.address_hex for row in rows]
+
+
+def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> list[str]:
+    """Up to one address per VM, counting upwards. The lock on the prefix's row makes its grants one after another."""
+    counter = conn.execute(select(prefix.c.next_hex).where(prefix.c.id == one.prefix_id).with_for_update()).scalar_one()
+    taken_count = conn.execute(
+        select(func.count()).select_from(address).where(address.c.prefix_id == one.prefix_id)
+    ).scalar_one()
+    wanted = min(len(vm_ids), one.range.size - taken_count)
+    found: list[int] = []
+    start = int(counter, 16) if counter else int(one.range.first)
+    while len(found) < wanted:
+        window = one.range.window(start, len(vm_ids) + 1)
+        hexes = [to_hex(number) for number in window]
+        taken = set(
+            conn.execute(
+                select(address.c.address_hex).where(
+                    address.c.prefix_id == one.prefix_id, address.c.address_hex.in_(hexes)
+                )
+            ).scalars()
+        )
+        free = [number for number in window if to_hex(number) not in taken and number not in found]
+        found += free[: wanted - len(found)]
+        start = found[-1] + 1 if len(found) == wanted else window[-1] + 1
+    if found:
+        conn.execute(update(prefix).where(prefix.c.id == one.prefix_id).values(next_hex=to_hex(start)))
+        rows = [
+            {"prefix_id": one.prefix_id, "address_hex": to_hex(number), "vm_id": vm_id}
+            for number, vm_id in zip(found, vm_ids, strict=False)
+        ]
+        conn.execute(insert(address), rows)
+    return [to_hex(number) for number in found]
+
+
+def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
+    """Takes back whatever addresses the VMs have; returns how many those were."""
+    ids = list(vm_ids)
+    ipv6 = select(prefix.c.id).where(prefix.c.family == 6)
+    gone = conn.execute(delete(address).where(address.c.vm_id.in_(ids), address.c.prefix_id.in_(ipv6)))
+    freed = conn.execute(update(address).where(address.c.vm_id.in_(ids)).values(vm_id=None))
+    return gone.rowcount + freed.rowcount
+
+
+def used_counts(conn: Connection) -> dict[int, int]:
+    """Addresses given out, per prefix that has given out any."""
+    rows = conn.execute(
+        select(address.c.prefix_id, func.count()).where(address.c.vm_id.is_not(None)).group_by(address.c.prefix_id)
+    )
+    return dict(rows.tuples().all())
+
+
+def free_counts(conn: Connection) -> dict[int, int]:
+    """Free addresses of every prefix; capped at 2**53, which only IPv6 reaches."""
+    used = used_counts(conn)
+    return {row.id: min(range_of(row).size - used.get(row.id, 0), MAX_COUNT) for row in conn.execute(select(prefix))}
+
+
+def addresses_of(conn: Connection, vm_ids: Iterable[UUID]) -> dict[UUID, tuple[GrantedAddress, ...]]:
+    """What each VM holds, IPv4 first; VMs without an address are left out."""
+    rows = conn.execute(
+        select(address.c.vm_id, address.c.address_hex, prefix)
+        .join(prefix, prefix.c.id == address.c.prefix_id)
+        .where(address.c.vm_id.in_(list(vm_ids)))
+        .order_by(prefix.c.family, address.c.address_hex)
+    )
+    found: dict[UUID, list[GrantedAddress]] = defaultdict(list)
+    for row in rows:
+        nameservers = tuple(a for text in row.nameservers if (a := to_address(text)) is not None)
+        serving = ServingPrefix(row.id, range_of(row), row.bridge, row.vlan, nameservers)
+        found[row.vm_id].append(serving.granted(row.address_hex))
+    return {vm_id: tuple(addresses) for vm_id, addresses in found.items()}
+
+
+def insert_ipv4_rows(conn: Connection, prefix_id: int, usable: AddressRange) -> None:
+    """The free rows of a new IPv4 prefix."""
+    hexes = usable.hexes()
+    while chunk := list(islice(hexes, _ROWS_PER_INSERT)):
+        conn.execute(insert(address), [{"prefix_id": prefix_id, "address_hex": text} for text in chunk])
+
+
+def address_text(address_hex: str, family: int) -> Address:
+    return from_hex(address_hex, family)
