@@ -26,7 +26,7 @@ from ppec_lab.fleet_network import FleetNetwork, claim_network
 from ppec_lab.host_tree import host_tree
 
 DEFAULT_STATE_ROOT = "/var/lib/ppec-lab"
-# Half the bits of parallelism are wasted on two CPUs; more hosts at once only make each slower to answer.
+# Starting is bound by the CPU: more at once only makes each slower to answer.
 STARTED_AT_ONCE = 4
 
 
@@ -97,7 +97,7 @@ class ContainerFleet:
         with ThreadPoolExecutor(STARTED_AT_ONCE) as pool:
             list(pool.map(ContainerHost.remove, self.hosts))
         for host in self.hosts:
-            self.network.unplug(host.container)
+            self.network.unplug(host.container, host.number)
         self.network.remove()
         shutil.rmtree(self.directory, ignore_errors=True)
         with contextlib.suppress(OSError):

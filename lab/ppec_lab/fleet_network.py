@@ -5,10 +5,11 @@
     fleet bridge  ===== veth pair ===== eth0 --- br-ppec --- taps of its guests
     gateways of all prefixes            the host's own address
 
-All is one Ethernet segment: guests sit on it with their own addresses, of whichever prefix, and the machine outside holds
-each prefix's gateway address, so it reaches them directly and nothing is translated or filtered on the way. A VRF's
-prefix is just one more gateway address on the bridge. A host's namespace is made before its container and outlives it,
-as a cable outlives a reboot. Plain iproute2: podman's own networks would need a network plugin and rewrite iptables.
+All is one Ethernet segment: guests sit on it with their own addresses, of whichever prefix, and the machine outside
+holds each prefix's gateway address, so it reaches them directly and nothing is translated or filtered on the way. A
+VRF's prefix is just one more gateway address on the bridge. A host's namespace is made before its container and
+outlives it, as a cable outlives a reboot. Plain iproute2: podman's own networks would need a network plugin and
+rewrite the machine's iptables.
 """
 
 from __future__ import annotations
@@ -89,8 +90,11 @@ class FleetNetwork:
         """Name of the outer end of host `number`'s cable; a link's name has at most 15 characters."""
         return f"{self.bridge}-{number}"
 
-    def unplug(self, namespace: str) -> None:
-        """Remove a host's namespace; its cable and bridge go with it once nothing runs in it."""
+    def unplug(self, namespace: str, number: int) -> None:
+        """Remove a host's cable and namespace, with all links in it."""
+        # The kernel would remove the cable with the namespace, but later, in the background.
+        if Path("/sys/class/net", self.cable(number)).exists():
+            ip("link", "delete", self.cable(number))
         if Path("/run/netns", namespace).exists():
             ip("netns", "delete", namespace)
 

@@ -43,7 +43,8 @@ RECIPE = TreeRecipe(
     # In a privileged container these would act on the machine outside: its devices, its kernel settings, its consoles.
     masked_units=(
         "systemd-udevd.service", "systemd-udevd-kernel.socket", "systemd-udevd-control.socket",
-        "systemd-udev-trigger.service", "systemd-binfmt.service", "systemd-sysctl.service", "systemd-modules-load.service",
+        "systemd-udev-trigger.service", "systemd-sysctl.service", "systemd-modules-load.service",
+        "systemd-binfmt.service",
         "systemd-remount-fs.service", "systemd-random-seed.service", "systemd-logind.service",
         "getty.target", "console-getty.service", "getty@tty1.service",
         "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ppec_lab.conditions import wait_until
 from ppec_lab.guest_image import guest_image
 from ppec_lab.private_libvirtd import private_libvirtd

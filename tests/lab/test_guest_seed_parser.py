@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from ppec_lab.guest_image import GUEST_DIR
 
 BUSYBOX = shutil.which("busybox")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from ppec_lab.conditions import wait_until
 from ppec_lab.private_libvirtd import PrivateLibvirtd, private_libvirtd
 
