@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real dispatcher: writes a run's directory, has a job process forked for it, finds runs again."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from ppec_contract.run import HostCall, RunPlan
+from ppec_orchestrator.dispatch.adoption import FollowedRun, adopt
+from ppec_orchestrator.dispatch.fork_client import ForkClient, start_job_process
+from ppec_orchestrator.dispatch.installation import Installation
+from ppec_orchestrator.dispatch.job import write_job
+from ppec_orchestrator.dispatch.port import RunRequest
+from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory, inventory, write_private
+
+_log = structlog.get_logger(__name__)
+_KEEP_RUNS_S = 24 * 3600.0
+_MAX_FORKS = 50
+# The run's own limit lies above the hosts', so that it only ends what hangs.
+_GRACE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class RunCredentials:
+    """Paths of the orchestrator's client certificate, readable by the runs."""
+
+    ca_path: Path
+    certificate_path: Path
+    key_path: Path
+
+
+class AnsibleDispatcher:
+    """Implements `port.Dispatcher`. `folder` is the orchestrator's state directory."""
+
+    def __init__(
+        self,
+        folder: Path,
+        credentials: RunCredentials,
+        *,
+        installation: Installation | None = None,
+        fork_server: bool = True,
+    ) -> None:
+        self._runs = RunDirectories(folder / "runs")
+        self._credentials = credentials
+        self._installation = installation or Installation.prepare(folder / "ansible")
+        self._forks = ForkClient(self._installation) if fork_server else None
+
+    def open(self, *, wait: bool = False) -> None:
+        """Starts the fork server; with `wait`, until it answers."""
+        removed = self._runs.prune(_KEEP_RUNS_S)
+        _log.info("dispatch.open", old_runs_removed=removed, fork_server=self._forks is not None)
+        if self._forks is not None:
+            self._forks.start(wait=wait)
+
+    def close(self) -> None:
+        """Ends the fork server; runs under way go on and are adopted by the next orchestrator."""
+        if self._forks is not None:
+            self._forks.close()
+
+    @property
+    def fork_server_pid(self) -> int | None:
+        return self._forks.pid if self._forks is not None else None
+
+    def start(self, request: RunRequest) -> FollowedRun:
+        directory = self._runs.create(request.operation_id)
+        lock = directory.take_lock()
+        try:
+            plan = self._write(directory, request)
+            environment = self._installation.environment()
+            pid = self._forks.submit_job(directory.path, lock, environment) if self._forks is not None else None
+            forked = pid is not None
+            if pid is None:
+                pid = start_job_process(directory.path, lock, environment)
+        finally:
+            # From here on only the job holds the lock.
+            os.close(lock)
+        _log.info("run.started", run=directory.path.name, hosts=len(plan.hosts), forked=forked, pid=pid)
+        return FollowedRun(directory, plan)
+
+    def adopt(self, operation_id: str) -> FollowedRun | None:
+        return adopt(self._runs.of(operation_id))
+
+    def forget(self, operation_id: str) -> None:
+        self._runs.scrub(operation_id)
+
+    def _write(self, directory: RunDirectory, request: RunRequest) -> RunPlan:
+        plan = RunPlan(
+            operation_id=request.operation_id,
+            fence=request.fence,
+            action=request.action,
+            hosts={
+                name: HostCall(address=target.address, port=target.port, parameters=dict(target.parameters))
+                for name, target in request.hosts.items()
+            },
+            events_path=str(directory.events_path),
+            ca_path=str(self._credentials.ca_path),
+            certificate_path=str(self._credentials.certificate_path),
+            key_path=str(self._credentials.key_path),
+            timeout_s=request.timeout_s,
+        )
+        write_private(directory.inventory_path, inventory(plan.hosts, sys.executable))
+        forks = min(len(plan.hosts), _MAX_FORKS)
+        write_job(directory, str(self._installation.playbook), forks, request.timeout_s + _GRACE_S)
+        # The plan comes last: a run without one never started.
+        write_private(directory.plan_path, plan.model_dump_json().encode())
+        return plan

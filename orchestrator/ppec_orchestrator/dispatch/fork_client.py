@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator's side of the fork server: starts it, asks it for job processes, replaces it when it is old."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from ppec_orchestrator.dispatch.fork_server import Request
+from ppec_orchestrator.dispatch.installation import Installation
+
+_log = structlog.get_logger(__name__)
+_SERVER_MODULE = "ppec_orchestrator.dispatch.fork_server"
+_START_TIMEOUT_S = 30.0
+_ANSWER_TIMEOUT_S = 5.0
+_RETRY_S = (0.0, 1.0, 5.0, 30.0)
+
+
+class ForkClient:
+    """Keeps one fork server. Everything works without it, only slower, so nothing here raises for its sake."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stamp = ""
+        self._stopping = threading.Event()
+        self._wanted = threading.Event()
+        self._guard: threading.Thread | None = None
+        self._ready = threading.Condition()
+
+    def start(self, *, wait: bool = False) -> None:
+        """Starts the server and a thread that replaces it when it dies. With `wait`, until it answers."""
+        self._wanted.set()
+        self._guard = threading.Thread(target=self._keep, name="ppec-fork-guard", daemon=True)
+        self._guard.start()
+        if wait:
+            self.wait_ready(_START_TIMEOUT_S)
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        with self._ready:
+            return self._ready.wait_for(lambda: self.pid is not None, timeout=timeout_s)
+
+    @property
+    def pid(self) -> int | None:
+        """The running server's process id; None while there is none that answers."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
+
+    def close(self) -> None:
+        """Ends the server. Jobs and playbooks it has forked go on."""
+        self._stopping.set()
+        self._end()
+        if self._guard is not None:
+            self._guard.join(timeout=_START_TIMEOUT_S)
+
+    def submit_job(self, directory: Path, lock: int, environment: Mapping[str, str]) -> int | None:
+        """The process id of a job forked for the run, or None: then the caller starts one the slow way."""
+        if self.pid is None:
+            return None
+        if self._stamp != self._installation.stamp():
+            _log.info("fork_server.outdated", reason="the collection, ansible.cfg or the environment changed")
+            self._end()
+            return None
+        request = Request("job", str(directory), 0o077, (str(directory),), environment, (lock,))
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+                connection.settimeout(_ANSWER_TIMEOUT_S)
+                connection.connect(str(self._installation.socket))
+                socket.send_fds(connection, [request.encode()], [lock])
+                return int(connection.recv(64) or b"0") or None
+        except (OSError, ValueError) as error:
+            _log.warning("fork_server.unreachable", error=str(error))
+            return None
+
+    def _keep(self) -> None:
+        failures = 0
+        while not self._stopping.is_set():
+            try:
+                process = self._launch()
+            except OSError as error:
+                _log.error("fork_server.failed", error=str(error))
+                process = None
+            if process is not None:
+                failures = 0
+                process.wait()
+                if process.stdin is not None:
+                    process.stdin.close()
+            failures += process is None
+            self._stopping.wait(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
+
+    def _launch(self) -> subprocess.Popen[bytes] | None:
+        stamp = self._installation.stamp()
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "ppec_orchestrator.dispatch.fork_server",
+                "--socket",
+                str(self._installation.socket),
+            ],
+            env=self._installation.environment(),
+            cwd=self._installation.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        with process.stdout:
+            line = process.stdout.readline()
+        if line != b"ready\n":
+            process.kill()
+            _log.error("fork_server.failed", code=process.wait())
+            return None
+        if self._stopping.is_set():
+            process.kill()
+        with self._ready:
+            self._process, self._stamp = process, stamp
+            self._ready.notify_all()
+        _log.info("fork_server.ready", pid=process.pid)
+        return process
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        # The path goes first: a playbook that starts meanwhile must take the real ansible-playbook.
+        self._installation.socket.unlink(missing_ok=True)
+        if process is not None:
+            process.terminate()
+
+
+def start_job_process(directory: Path, lock: int, environment: Mapping[str, str]) -> int:
+    """The slow way: a new interpreter. The process is nobody's to wait for; init reaps it when we are gone."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ppec_orchestrator.dispatch.job", str(directory), str(lock)],
+        env=dict(environment),
+        cwd=directory,
+        pass_fds=(lock,),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    threading.Thread(target=process.wait, name=f"ppec-job-{process.pid}", daemon=True).start()
+    return process.pid

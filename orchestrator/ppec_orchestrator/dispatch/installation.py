@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the collection is, and the files a run needs around it: ansible.cfg, the drop-in, the environment.
+
+A run sees an environment made here, never the orchestrator's own: that one may hold the database's password.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.dispatch import dropin
+from ppec_orchestrator.dispatch.rundir import write_private
+
+COLLECTION = Path("ansible_collections/ppec/cloud")
+PLAYBOOK = Path("playbooks/apply_plan.yml")
+# What an operator may set for all runs, and what every program needs. Nothing else crosses over.
+_PASSED_ON = ("HOME", "PATH", "LANG", "PYTHONPATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
+_WATCHED_SUFFIXES = (".py", ".yml", ".yaml", ".json", ".cfg")
+
+
+def find_collections() -> Path:
+    """The folder that holds `ansible_collections`: of a source checkout, or site-packages of an installation."""
+    checkout = Path(__file__).resolve().parents[3] / "collections"
+    candidates = [checkout, *(Path(entry) for entry in sys.path if entry)]
+    for candidate in candidates:
+        if (candidate / COLLECTION).is_dir():
+            return candidate
+    raise PpecError(
+        "internal.error",
+        "the collection ppec.cloud is neither beside the sources nor on Python's path",
+        hint="Install the ppec distribution whole; it carries the collection.",
+        subject="collection ppec.cloud",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """Files and environment of all runs. `folder` is the orchestrator's own, mode 0700."""
+
+    folder: Path
+    collections: Path
+    playbook: Path
+
+    @classmethod
+    def prepare(cls, folder: Path, *, collections: Path | None = None, playbook: Path | None = None) -> Installation:
+        """Writes the drop-in and ansible.cfg. Safe to repeat."""
+        root = collections or find_collections()
+        made = cls(folder, root, playbook or root / COLLECTION / PLAYBOOK)
+        made.binaries.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / "tmp").mkdir(exist_ok=True, mode=0o700)
+        write_private(made.configuration, _CONFIGURATION.format(collections=root).encode())
+        script = f"#!{sys.executable} -ISE\n".encode() + Path(dropin.__file__).read_bytes()
+        write_private(made.binaries / "ansible-playbook", script)
+        (made.binaries / "ansible-playbook").chmod(0o700)
+        return made
+
+    @property
+    def socket(self) -> Path:
+        return self.folder / "fork.sock"
+
+    @property
+    def binaries(self) -> Path:
+        return self.folder / "bin"
+
+    @property
+    def configuration(self) -> Path:
+        return self.folder / "ansible.cfg"
+
+    def environment(self, source: Mapping[str, str] | None = None) -> dict[str, str]:
+        """For the fork server, jobs and playbooks alike; `ANSIBLE_…` of the orchestrator's own is passed on."""
+        outer = os.environ if source is None else source
+        made = {name: value for name, value in outer.items() if name in _PASSED_ON or name.startswith("ANSIBLE_")}
+        made["PATH"] = f"{self.binaries}{os.pathsep}{outer.get('PATH', os.defpath)}"
+        # Ansible insists on UTF-8, and a service's locale may be C.
+        made["LC_ALL"] = "C.UTF-8"
+        made["ANSIBLE_CONFIG"] = str(self.configuration)
+        made["ANSIBLE_LOCAL_TEMP"] = str(self.folder / "tmp")
+        made[dropin.SOCKET_VARIABLE] = str(self.socket)
+        made[dropin.PYTHON_VARIABLE] = sys.executable
+        return made
+
+    def stamp(self) -> str:
+        """Changes whenever a fork server that is running has something old imported."""
+        seen = hashlib.sha256()
+        for name, value in sorted(self.environment().items()):
+            seen.update(f"{name}={value}\0".encode(errors="surrogateescape"))
+        own = Path(__file__).parent
+        for root in (self.collections / COLLECTION, own):
+            for path, size, changed_ns in _files(root):
+                seen.update(f"{path}\0{size}\0{changed_ns}\0".encode())
+        seen.update(self.configuration.read_bytes())
+        return seen.hexdigest()
+
+
+def _files(root: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for folder in ("plugins", "meta", "."):
+        base = root / folder
+        pattern = "**/*" if folder != "." else "*"
+        for path in base.glob(pattern):
+            if path.suffix in _WATCHED_SUFFIXES:
+                stat = path.stat()
+                found.append((str(path), stat.st_size, stat.st_mtime_ns))
+    return sorted(found)
+
+
+def ansible_is_installed() -> bool:
+    return find_spec("ansible") is not None
+
+
+_CONFIGURATION = """\
+# Written by the orchestrator at every start: all runs, and nothing else, use it.
+[defaults]
+collections_path = {collections}
+collections_scan_sys_path = False
+gathering = explicit
+host_key_checking = False
+retry_files_enabled = False
+inventory_unparsed_warning = False
+localhost_warning = False
+interpreter_python = auto_silent
+nocows = True
+display_skipped_hosts = False
+show_task_path_on_failure = False
+deprecation_warnings = False
+
+[inventory]
+enable_plugins = ini
+unparsed_is_failed = True
+"""

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ansible inside the fork server: what is imported before the fork, and what a fork has to do again after it.
+
+Ansible reads its configuration while it is imported. A fork therefore sets again every setting (environment variables
+may differ, and the temporary folder must be its own) and the plugin paths made from them. Where that isn't enough
+(another ansible.cfg, other collections, a log file) the fork becomes the real ansible-playbook instead.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from ppec_orchestrator.dispatch.dropin import PYTHON_VARIABLE
+
+_COLLECTION = "ppec.cloud"
+_PLUGINS: Mapping[str, Sequence[str]] = {
+    "strategy_loader": ("linear",),
+    "callback_loader": ("default",),
+    "connection_loader": ("local",),
+    "shell_loader": ("sh",),
+    "inventory_loader": ("ini", "host_list", "yaml", "auto", "script", "toml"),
+    "vars_loader": ("host_group_vars",),
+    "cache_loader": ("memory",),
+    "become_loader": ("sudo",),
+    "action_loader": ("normal", "debug"),
+}
+_LATE_MODULES = (
+    "ansible.executor.process.worker",
+    "ansible.executor.stats",
+    "ansible.executor.task_executor",
+    "ansible.executor.task_queue_manager",
+    "ansible.executor.play_iterator",
+    "ansible.plugins.cache.memory",
+    "ansible.playbook.play_context",
+    "ansible.playbook.role.include",
+    "ansible.template",
+    "ansible.inventory.manager",
+    "ansible.vars.hostvars",
+    "ansible.vars.manager",
+    "ansible._internal._templating._engine",
+    "ansible._internal._templating._jinja_plugins",
+    "multiprocessing.context",
+    "multiprocessing.queues",
+    "multiprocessing.synchronize",
+    "http.client",
+    "ssl",
+    "asyncio",
+    "concurrent.futures.thread",
+)
+# Which setting a plugin loader took its extra folders from.
+_LOADER_PATHS = {
+    "action_loader": "DEFAULT_ACTION_PLUGIN_PATH",
+    "callback_loader": "DEFAULT_CALLBACK_PLUGIN_PATH",
+    "connection_loader": "DEFAULT_CONNECTION_PLUGIN_PATH",
+    "strategy_loader": "DEFAULT_STRATEGY_PLUGIN_PATH",
+    "inventory_loader": "DEFAULT_INVENTORY_PLUGIN_PATH",
+    "vars_loader": "DEFAULT_VARS_PLUGIN_PATH",
+    "lookup_loader": "DEFAULT_LOOKUP_PLUGIN_PATH",
+    "filter_loader": "DEFAULT_FILTER_PLUGIN_PATH",
+    "test_loader": "DEFAULT_TEST_PLUGIN_PATH",
+    "module_loader": "DEFAULT_MODULE_PATH",
+    "module_utils_loader": "DEFAULT_MODULE_UTILS_PATH",
+    "cache_loader": "DEFAULT_CACHE_PLUGIN_PATH",
+    "become_loader": "BECOME_PLUGIN_PATH",
+}
+# Applied once, while Ansible is imported: a fork that wants another value must start from nothing.
+_FIXED = ("COLLECTIONS_PATHS", "COLLECTIONS_SCAN_SYS_PATH", "DEFAULT_LOG_PATH", "PLUGIN_FILTERS_CFG", "DEFAULT_DEBUG")
+
+
+def warm_up() -> None:
+    """Imports Ansible, its plugins and the collection's action plugins. Takes a third of a second, once."""
+    from ansible.cli import playbook as _playbook  # noqa: F401 - must be the first of Ansible's modules
+    from ansible.plugins import loader
+
+    for name in _LATE_MODULES:
+        importlib.import_module(name)
+    loader.init_plugin_loader([])
+    for loader_name, names in _PLUGINS.items():
+        plugins = getattr(loader, loader_name)
+        for name in names:
+            plugins.get(name, class_only=True)
+    # Compiles the list of filters and tests, which the first template would do otherwise.
+    list(loader.filter_loader.all(class_only=True))
+    list(loader.test_loader.all(class_only=True))
+    _warm_collection(loader.action_loader)
+
+
+def _warm_collection(action_loader: object) -> None:
+    try:
+        package = importlib.import_module(f"ansible_collections.{_COLLECTION}.plugins.action")
+    except ImportError:
+        return
+    for folder in package.__path__:
+        for entry in sorted(Path(folder).glob("[!_]*.py")):
+            action_loader.get(f"{_COLLECTION}.{entry.stem}", class_only=True)  # type: ignore[attr-defined]
+
+
+def become_playbook(argv: Sequence[str], environment: Mapping[str, str], directory: str) -> int:
+    """Runs `ansible-playbook argv` in this fork; descriptors 0-2 are set already. Returns the exit code."""
+    # The server's own exit handlers would remove the server's temporary folder.
+    atexit._clear()
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    _renew_streams()
+    from ansible import constants
+    from ansible.config.manager import find_ini_config_file
+
+    if find_ini_config_file() != constants.CONFIG_FILE:
+        _start_cold(argv)
+    before = {name: getattr(constants, name) for name in _FIXED}
+    _renew_settings()
+    if before != {name: getattr(constants, name) for name in _FIXED}:
+        _start_cold(argv)
+    try:
+        _call(["ansible-playbook", *argv])
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    else:
+        code = 0
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return code
+
+
+def _call(argv: list[str]) -> None:
+    from ansible.cli.playbook import PlaybookCLI
+
+    sys.argv = argv
+    # It is configured before the fork on purpose; PlaybookCLI does it again and is told that it was done.
+    warnings.filterwarnings("ignore", message="AnsibleCollectionFinder has already been configured")
+    PlaybookCLI.cli_executor(argv)
+
+
+def _start_cold(argv: Sequence[str]) -> NoReturn:
+    python = os.environ.get(PYTHON_VARIABLE) or sys.executable
+    os.execv(python, [python, "-m", "ansible", "playbook", *argv])  # noqa: S606 - no shell is wanted
+
+
+def _renew_streams() -> None:
+    sys.stdin = io.TextIOWrapper(open(0, "rb", closefd=False), encoding="utf-8")  # noqa: SIM115
+    for name, fd in (("stdout", 1), ("stderr", 2)):
+        raw = open(fd, "wb", closefd=False)  # noqa: SIM115
+        setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", line_buffering=True))
+
+
+def _renew_settings() -> None:
+    from ansible import constants
+    from ansible.plugins import loader
+
+    for name in constants.config.get_configuration_definitions():
+        constants.set_constant(name, constants.config.get_config_value(name, variables=vars(constants)))
+    for loader_name, setting in _LOADER_PATHS.items():
+        plugins = getattr(loader, loader_name)
+        folders = getattr(constants, setting, None)
+        wanted = folders if isinstance(folders, list) else [folders] if folders else []
+        if plugins.config != wanted:
+            modules = plugins._module_cache
+            plugins.config = wanted
+            plugins._clear_caches()
+            # What is imported stays imported; only where plugins are looked for is found out again.
+            plugins._module_cache = modules

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run is one directory, and nothing about the run is anywhere else.
+
+<runs>/<operation>-<n>/     0700
+    lock                    held (flock) by the job process as long as it lives
+    plan.json               what to do; holds tenant data, so it goes when the operation has ended
+    inventory.ini           the run's hosts and no others
+    events.jsonl            one RunEvent per line, appended by the action plugin
+    cancel                  present: the run is to end
+    result.json             how it ended, written by rename
+    ansible.log, job.log    for people
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+from pydantic import ValidationError
+
+from ppec_contract.run import RunEvent, RunPlan, RunResult
+
+_log = structlog.get_logger(__name__)
+_NAME = re.compile(r"(?P<operation>[a-z0-9][a-z0-9-]{0,63})-(?P<number>[0-9]{1,6})")
+
+
+class RunDirectory:
+    """Paths and states of one run. Creating one takes the live-lock; whoever gets `lock_fd` keeps the run alive."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.plan_path = path / "plan.json"
+        self.inventory_path = path / "inventory.ini"
+        self.events_path = path / "events.jsonl"
+        self.cancel_path = path / "cancel"
+        self.result_path = path / "result.json"
+        self.lock_path = path / "lock"
+
+    @property
+    def number(self) -> int:
+        match = _NAME.fullmatch(self.path.name)
+        return int(match["number"]) if match else 0
+
+    def take_lock(self) -> int:
+        """The descriptor that holds the live-lock. A flock belongs to the open file: passing it on passes the lock."""
+        fd = os.open(self.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return fd
+
+    def is_live(self) -> bool:
+        """Whether a job process holds the lock. Probes share it, so that two probes don't take each other for a job."""
+        try:
+            fd = os.open(self.lock_path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def plan(self) -> RunPlan | None:
+        """None when it is missing or was cut short by a crash: such a run never started."""
+        try:
+            return RunPlan.model_validate_json(self.plan_path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def result(self) -> RunResult | None:
+        try:
+            return RunResult.model_validate_json(self.result_path.read_bytes())
+        except (FileNotFoundError, ValidationError):
+            return None
+
+    def write_result(self, result: RunResult) -> None:
+        write_private(self.result_path, result.model_dump_json().encode())
+
+    def request_cancel(self) -> None:
+        self.cancel_path.touch(mode=0o600, exist_ok=True)
+
+    def cancel_requested(self) -> bool:
+        return self.cancel_path.exists()
+
+
+class EventTail:
+    """Reads a run's events from the first one on. A line that is still being written waits for the next call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._part = b""
+
+    def read(self) -> list[RunEvent]:
+        try:
+            if self._path.stat().st_size == self._offset:
+                return []
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(data)
+        *lines, self._part = (self._part + data).split(b"\n")
+        return [event for line in lines if (event := _event(line)) is not None]
+
+
+def _event(line: bytes) -> RunEvent | None:
+    if not line.strip():
+        return None
+    try:
+        return RunEvent.model_validate_json(line)
+    except ValidationError as error:
+        # A line cut short by a killed run; what it said comes again when the run is repeated.
+        _log.warning("run.event_unreadable", faults=error.error_count(), bytes=len(line))
+        return None
+
+
+class RunDirectories:
+    """All runs of one orchestrator's state directory."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def of(self, operation_id: str) -> list[RunDirectory]:
+        """The operation's runs, oldest first."""
+        found = (RunDirectory(p) for p in self.root.glob(f"{operation_id}-*"))
+        return sorted((d for d in found if _belongs(d.path.name, operation_id)), key=lambda d: d.number)
+
+    def create(self, operation_id: str) -> RunDirectory:
+        runs = self.of(operation_id)
+        number = runs[-1].number + 1 if runs else 1
+        path = self.root / f"{operation_id}-{number}"
+        path.mkdir(mode=0o700)
+        return RunDirectory(path)
+
+    def scrub(self, operation_id: str) -> None:
+        """Removes what may hold tenant data; events, result and logs stay for people until `prune`."""
+        for run in self.of(operation_id):
+            run.plan_path.unlink(missing_ok=True)
+
+    def prune(self, older_than_s: float) -> int:
+        """Removes runs nobody has touched for so long and nobody holds. Returns how many."""
+        limit = time.time() - older_than_s
+        removed = 0
+        for path in self.root.iterdir():
+            run = RunDirectory(path)
+            if _NAME.fullmatch(path.name) and path.stat().st_mtime < limit and not run.is_live():
+                shutil.rmtree(path, ignore_errors=True)
+                removed += 1
+        return removed
+
+
+def _belongs(name: str, operation_id: str) -> bool:
+    match = _NAME.fullmatch(name)
+    return match is not None and match["operation"] == operation_id
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Whole or not at all, mode 0600."""
+    part = path.with_name(f".{path.name}.part")
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(content)
+    part.rename(path)
+
+
+def inventory(hosts: Iterable[str], python: str) -> bytes:
+    """Only the run's hosts. Nothing of a tenant's is in it: host names are checked against the contract's pattern."""
+    lines = ["[ppec_run]", *sorted(hosts), "", "[ppec_run:vars]"]
+    lines += ["ansible_connection=local", f"ansible_python_interpreter={python}", ""]
+    return "\n".join(lines).encode()
