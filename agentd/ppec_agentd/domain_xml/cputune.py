@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``<cputune>`` and ``<numatune>``: which host CPUs run a domain's threads, which cells hold its memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from ppec_agentd.domain_xml.element import At, Element
+
+
+@dataclass(frozen=True, kw_only=True)
+class VcpuPinning(Element):
+    TAG = "vcpupin"
+    vcpu: Annotated[int, At("@vcpu")]
+    cpuset: Annotated[str, At("@cpuset")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IothreadPinning(Element):
+    TAG = "iothreadpin"
+    iothread: Annotated[int, At("@iothread")]
+    cpuset: Annotated[str, At("@cpuset")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuTune(Element):
+    """`emulator` and `iothreads` name reserved cores, so that QEMU's own work never takes a vCPU's core."""
+
+    TAG = "cputune"
+    vcpus: Annotated[tuple[VcpuPinning, ...], At("")]
+    emulator: Annotated[str | None, At("emulatorpin/@cpuset")] = None
+    iothreads: Annotated[tuple[IothreadPinning, ...], At("")] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumaTune(Element):
+    """`strict`: an allocation that doesn't fit the cells fails in place of silently going to a remote one."""
+
+    TAG = "numatune"
+    mode: Annotated[str, At("memory/@mode")] = "strict"
+    nodeset: Annotated[str, At("memory/@nodeset")]
