@@ -100,7 +100,7 @@ class ForkClient:
             [
                 sys.executable,
                 "-m",
-                "ppec_orchestrator.dispatch.fork_server",
+                _SERVER_MODULE,
                 "--socket",
                 str(self._installation.socket),
             ],

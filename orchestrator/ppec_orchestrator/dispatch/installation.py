@@ -81,6 +81,7 @@ class Installation:
         # Ansible insists on UTF-8, and a service's locale may be C.
         made["LC_ALL"] = "C.UTF-8"
         made["ANSIBLE_CONFIG"] = str(self.configuration)
+        made["ANSIBLE_HOME"] = str(self.folder / "home")
         made["ANSIBLE_LOCAL_TEMP"] = str(self.folder / "tmp")
         made[dropin.SOCKET_VARIABLE] = str(self.socket)
         made[dropin.PYTHON_VARIABLE] = sys.executable

@@ -78,7 +78,7 @@ class Job:
             inventory=str(self._run.inventory_path),
             # The only variable: a path. Tenant text would be rendered as a template.
             extravars={"ppec_plan_file": str(self._run.plan_path)},
-            envvars={"ANSIBLE_LOCAL_TEMP": str(local_temp), "ANSIBLE_HOME": str(private)},
+            envvars={"ANSIBLE_LOCAL_TEMP": str(local_temp)},
             forks=self._settings["forks"],
             settings={"pexpect_timeout": 1, "job_timeout": int(self._settings["timeout_s"])},
             suppress_env_files=True,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ansible inside the fork server: what is imported before the fork, and what a fork has to do again after it.
 
-Ansible reads its configuration while it is imported. A fork therefore sets again every setting (environment variables
-may differ, and the temporary folder must be its own) and the plugin paths made from them. Where that isn't enough
-(another ansible.cfg, other collections, a log file) the fork becomes the real ansible-playbook instead.
+Ansible reads its configuration while it is imported. A fork therefore sets again the settings whose environment
+variables differ, the temporary folder (which must be its own) and the plugin paths made from them. Where that isn't
+enough (another ansible.cfg, other collections, a log file) the fork becomes the real ansible-playbook instead.
 """
 
 from __future__ import annotations
@@ -14,25 +14,33 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import NoReturn
 
 from ppec_orchestrator.dispatch.dropin import PYTHON_VARIABLE
 
 _COLLECTION = "ppec.cloud"
-_PLUGINS: Mapping[str, Sequence[str]] = {
-    "strategy_loader": ("linear",),
-    "callback_loader": ("default",),
-    "connection_loader": ("local",),
-    "shell_loader": ("sh",),
-    "inventory_loader": ("ini", "host_list", "yaml", "auto", "script", "toml"),
-    "vars_loader": ("host_group_vars",),
-    "cache_loader": ("memory",),
-    "become_loader": ("sudo",),
-    "action_loader": ("normal", "debug"),
-}
+# Every playbook loads all plugins of these kinds, or the documentation of all of them, to know their options.
+_LOADED_WHOLE = (
+    "connection_loader",
+    "shell_loader",
+    "become_loader",
+    "callback_loader",
+    "cache_loader",
+    "inventory_loader",
+    "strategy_loader",
+    "vars_loader",
+    "filter_loader",
+    "test_loader",
+)
+_ACTIONS = ("normal", "debug", "set_fact", "assert", "include_role", "gather_facts")
 _LATE_MODULES = (
+    "ansible.playbook.handler_task_include",
+    "multiprocessing.popen_fork",
+    "multiprocessing.resource_tracker",
+    "multiprocessing.shared_memory",
+    "multiprocessing.spawn",
     "ansible.executor.process.worker",
     "ansible.executor.stats",
     "ansible.executor.task_executor",
@@ -71,6 +79,8 @@ _LOADER_PATHS = {
     "cache_loader": "DEFAULT_CACHE_PLUGIN_PATH",
     "become_loader": "BECOME_PLUGIN_PATH",
 }
+# Other settings' defaults are made from these.
+_FOUNDATIONS = {"HOME", "ANSIBLE_HOME", "PYTHONPATH"}
 # Applied once, while Ansible is imported: a fork that wants another value must start from nothing.
 _FIXED = ("COLLECTIONS_PATHS", "COLLECTIONS_SCAN_SYS_PATH", "DEFAULT_LOG_PATH", "PLUGIN_FILTERS_CFG", "DEFAULT_DEBUG")
 
@@ -83,13 +93,10 @@ def warm_up() -> None:
     for name in _LATE_MODULES:
         importlib.import_module(name)
     loader.init_plugin_loader([])
-    for loader_name, names in _PLUGINS.items():
-        plugins = getattr(loader, loader_name)
-        for name in names:
-            plugins.get(name, class_only=True)
-    # Compiles the list of filters and tests, which the first template would do otherwise.
-    list(loader.filter_loader.all(class_only=True))
-    list(loader.test_loader.all(class_only=True))
+    for loader_name in _LOADED_WHOLE:
+        list(getattr(loader, loader_name).all(class_only=True))
+    for name in _ACTIONS:
+        loader.action_loader.get(name, class_only=True)
     _warm_collection(loader.action_loader)
 
 
@@ -107,6 +114,7 @@ def become_playbook(argv: Sequence[str], environment: Mapping[str, str], directo
     """Runs `ansible-playbook argv` in this fork; descriptors 0-2 are set already. Returns the exit code."""
     # The server's own exit handlers would remove the server's temporary folder.
     atexit._clear()
+    changed = {name for name in {*os.environ, *environment} if os.environ.get(name) != environment.get(name)}
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
@@ -114,10 +122,10 @@ def become_playbook(argv: Sequence[str], environment: Mapping[str, str], directo
     from ansible import constants
     from ansible.config.manager import find_ini_config_file
 
-    if find_ini_config_file() != constants.CONFIG_FILE:
+    if find_ini_config_file() != constants.CONFIG_FILE or changed & _FOUNDATIONS:
         _start_cold(argv)
     before = {name: getattr(constants, name) for name in _FIXED}
-    _renew_settings()
+    _renew_settings(changed)
     if before != {name: getattr(constants, name) for name in _FIXED}:
         _start_cold(argv)
     try:
@@ -153,12 +161,15 @@ def _renew_streams() -> None:
         setattr(sys, name, io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", line_buffering=True))
 
 
-def _renew_settings() -> None:
+def _renew_settings(changed: Set[str]) -> None:
+    """Reads again what the changed variables decide, and makes a temporary folder of this fork's own."""
     from ansible import constants
     from ansible.plugins import loader
 
-    for name in constants.config.get_configuration_definitions():
-        constants.set_constant(name, constants.config.get_config_value(name, variables=vars(constants)))
+    for name, definition in constants.config.get_configuration_definitions().items():
+        variables = {entry["name"] for entry in definition.get("env", ())}
+        if variables & changed or name == "DEFAULT_LOCAL_TMP":
+            constants.set_constant(name, constants.config.get_config_value(name, variables=vars(constants)))
     for loader_name, setting in _LOADER_PATHS.items():
         plugins = getattr(loader, loader_name)
         folders = getattr(constants, setting, None)
