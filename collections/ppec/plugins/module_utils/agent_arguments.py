@@ -1,0 +1,96 @@
+# Copyright (c) 2026, PPEC contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The options of the modules that talk to a host's agent: one place for the modules and their action plugin."""
+
+from __future__ import annotations
+
+from ansible_collections.ppec.cloud.plugins.module_utils.agent_vms import REQUIRED_TO_CREATE
+from ansible_collections.ppec.cloud.plugins.module_utils.contract_table import PROXY_PORT
+
+# `no_log: False` says that a name that sounds like a secret is a path.
+CONNECTION = {
+    "proxy_address": {"type": "str"},
+    "proxy_port": {"type": "int", "default": PROXY_PORT},
+    "host_name": {"type": "str"},
+    "ca_path": {"type": "path"},
+    "certificate_path": {"type": "path"},
+    "key_path": {"type": "path", "no_log": False},
+    "socket_path": {"type": "path"},
+    "deadline_s": {"type": "float", "default": 300.0},
+}
+
+_IMAGE = {
+    "name": {"type": "str", "required": True},
+    "sha256": {"type": "str", "required": True},
+    "size_bytes": {"type": "int", "required": True},
+    "format": {"type": "str", "required": True, "choices": ["qcow2", "raw"]},
+    "url": {"type": "str", "required": True},
+}
+
+_ROOT_DISK = {
+    "size_mib": {"type": "int", "required": True},
+    "image": {"type": "dict", "required": True, "options": _IMAGE},
+}
+
+_NIC = {
+    "mac": {"type": "str", "required": True},
+    "bridge": {"type": "str", "required": True},
+    "addresses": {"type": "list", "elements": "str"},
+    "gateway4": {"type": "str"},
+    "gateway6": {"type": "str"},
+    "nameservers": {"type": "list", "elements": "str"},
+}
+
+# User data may hold passwords: it is kept out of logs and results.
+VM = {
+    "vm_id": {"type": "str", "required": True},
+    "name": {"type": "str"},
+    "vcpus": {"type": "int"},
+    "memory_mib": {"type": "int"},
+    "cells": {"type": "list", "elements": "int"},
+    "root_disk": {"type": "dict", "options": _ROOT_DISK},
+    "nics": {"type": "list", "elements": "dict", "options": _NIC},
+    "user_data": {"type": "str", "no_log": True},
+    "tags": {"type": "dict"},
+}
+
+CHANGE = {
+    "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
+    "operation_id": {"type": "str"},
+    "fence": {"type": "int", "default": 0},
+    "timeout_s": {"type": "float", "default": 30.0},
+    "force": {"type": "bool", "default": False},
+}
+
+# Module: the keyword arguments of AnsibleModule, and of the validation in the action plugin.
+AGENT_VM = {
+    "argument_spec": {**VM, **CHANGE, **CONNECTION},
+    "mutually_exclusive": [("proxy_address", "socket_path")],
+    "required_if": [("state", "present", REQUIRED_TO_CREATE)],
+}
+
+AGENT_VMS = {
+    "argument_spec": {
+        "vms": {"type": "list", "elements": "dict", "options": VM},
+        "plan_file": {"type": "path"},
+        **CHANGE,
+        **CONNECTION,
+    },
+    "mutually_exclusive": [("vms", "plan_file"), ("proxy_address", "socket_path")],
+    "required_one_of": [("vms", "plan_file")],
+}
+
+AGENT_VM_INFO = {
+    "argument_spec": {
+        "vm_ids": {"type": "list", "elements": "str", "default": []},
+        "names": {"type": "list", "elements": "str", "default": []},
+        **CONNECTION,
+    },
+    "mutually_exclusive": [("proxy_address", "socket_path")],
+}
+
+AGENT_INFO = {
+    "argument_spec": {"report": {"type": "bool", "default": True}, **CONNECTION},
+    "mutually_exclusive": [("proxy_address", "socket_path")],
+}

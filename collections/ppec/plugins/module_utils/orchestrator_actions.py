@@ -1,0 +1,82 @@
+# Copyright (c) 2026, PPEC contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What each orchestrator module takes and does, and the thin shell around it."""
+
+from __future__ import annotations
+
+from ansible.module_utils.basic import AnsibleModule, env_fallback
+from ansible_collections.ppec.cloud.plugins.module_utils import orchestrator_vm
+from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client import OrchestratorClient, segment_path
+from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
+
+CONNECTION = {
+    "api_url": {"type": "str", "required": True, "fallback": (env_fallback, ["PPEC_SERVER"])},
+    "token": {"type": "str", "required": True, "no_log": True, "fallback": (env_fallback, ["PPEC_TOKEN"])},
+    "ca_path": {"type": "path", "fallback": (env_fallback, ["PPEC_CA"])},
+    "request_timeout_s": {"type": "float", "default": 30.0},
+}
+
+VM = {
+    "argument_spec": {
+        "name": {"type": "str", "required": True},
+        "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
+        "flavor": {"type": "str"},
+        "image": {"type": "str"},
+        "policy": {"type": "str", "choices": ["balanced", "pack", "spread"], "default": "balanced"},
+        "datacentre": {"type": "str"},
+        "cluster": {"type": "str"},
+        "rack": {"type": "str"},
+        "host": {"type": "str"},
+        "vrf": {"type": "str"},
+        # User data may hold passwords: it is kept out of logs and results.
+        "user_data": {"type": "str", "no_log": True},
+        "tags": {"type": "dict"},
+        "timeout_s": {"type": "float", "default": 30.0},
+        "force": {"type": "bool", "default": False},
+        "wait": {"type": "bool", "default": True},
+        "wait_timeout_s": {"type": "float", "default": 600.0},
+        **CONNECTION,
+    },
+    "required_if": [("state", "present", ("flavor", "image"))],
+}
+
+VM_INFO = {"argument_spec": {"name": {"type": "str"}, **CONNECTION}}
+HOST_INFO = {"argument_spec": {"name": {"type": "str"}, **CONNECTION}}
+
+
+def _listing(collection):
+    """All of a collection, or the one of a name; a name that does not exist gives an empty list."""
+
+    def execute(params, client, check_mode):
+        if params["name"] is None:
+            return {"changed": False, collection: client.pages(collection)}
+        try:
+            found = [client.get(segment_path(collection, params["name"]))]
+        except ProblemError as problem:
+            if not problem.code.endswith(".not_found"):
+                raise
+            found = []
+        return {"changed": False, collection: found}
+
+    return execute
+
+
+ACTIONS = {
+    "vm": (VM, orchestrator_vm.execute),
+    "vm_info": (VM_INFO, _listing("vms")),
+    "host_info": (HOST_INFO, _listing("hosts")),
+}
+
+
+def run_module(name):
+    """The whole of a module's `main`."""
+    contract, execute = ACTIONS[name]
+    module = AnsibleModule(supports_check_mode=True, **contract)
+    try:
+        result = execute(module.params, OrchestratorClient(module.params), module.check_mode)
+    except ProblemError as problem:
+        module.fail_json(msg=str(problem), problem=problem.body())
+    except (AttributeError, KeyError, TypeError) as error:
+        module.fail_json(msg=f"the orchestrator's answer does not follow the contract: {error!r}")
+    module.exit_json(**result)

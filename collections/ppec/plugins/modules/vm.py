@@ -1,0 +1,150 @@
+#!/usr/bin/python
+# Copyright (c) 2026, PPEC contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One VM of the fleet, through the orchestrator."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: vm
+short_description: Create, delete, start or stop a VM of the fleet
+version_added: "0.1.0"
+description:
+  - Makes one VM be as described, through the orchestrator, which chooses its host, its NUMA cells and its addresses.
+  - Runs where the orchestrator's API can be reached, usually C(localhost).
+  - A VM that exists and is as described is left alone, whatever its power state, for O(state=present). What differs can't
+    be changed in place and makes the task fail. O(user_data) and O(policy) are not compared, being used once.
+author: PPEC contributors (@ppec)
+extends_documentation_fragment:
+  - ppec.cloud.orchestrator
+  - ppec.cloud.attributes
+options:
+  name:
+    description: The VM's name, a DNS label.
+    type: str
+    required: true
+  state:
+    description:
+      - V(present) creates and starts the VM. V(absent) deletes it with its disks and gives its addresses back.
+      - V(started) and V(stopped) need a VM that exists.
+    type: str
+    choices: [present, absent, started, stopped]
+    default: present
+  flavor:
+    description: The VM's size. Needed for O(state=present).
+    type: str
+  image:
+    description: The image its disk is made from. Needed for O(state=present).
+    type: str
+  policy:
+    description: How hosts that fit are ranked. V(balanced) evens out use, V(pack) fills hosts, V(spread) keeps VMs apart.
+    type: str
+    choices: [balanced, pack, spread]
+    default: balanced
+  datacentre:
+    description: Only hosts of this data centre.
+    type: str
+  cluster:
+    description: Only hosts of this cluster.
+    type: str
+  rack:
+    description: Only hosts of this rack.
+    type: str
+  host:
+    description: Only this host.
+    type: str
+  vrf:
+    description: Only hosts of this VRF.
+    type: str
+  user_data:
+    description:
+      - Cloud-init user data, handed to the guest byte for byte.
+      - Kept out of results and logs. Mark text that holds C({{) or C({%) with C(!unsafe), or read it with a lookup.
+    type: str
+  tags:
+    description: Words of yours for the VM, text to text.
+    type: dict
+  timeout_s:
+    description: Seconds the guest has to power off, for O(state=stopped).
+    type: float
+    default: 30.0
+  force:
+    description: Whether a guest that did not power off in time has its power cut, for O(state=stopped).
+    type: bool
+    default: false
+  wait:
+    description: Whether to wait for the operation to end. If not, the task tells only that it was accepted.
+    type: bool
+    default: true
+  wait_timeout_s:
+    description: Seconds to wait for the operation. It goes on when they are over, and the task fails.
+    type: float
+    default: 600.0
+"""
+
+EXAMPLES = r"""
+- name: A web server, wherever there is room
+  ppec.cloud.vm:
+    name: web-1
+    flavor: small
+    image: debian-12
+    policy: spread
+    tags: {tier: web}
+    user_data: "{{ lookup('ansible.builtin.file', 'web.user-data') }}"
+  register: web
+
+- name: Where it is
+  ansible.builtin.debug:
+    msg: "{{ web.vm.addresses[0].address }} on {{ web.vm.host }}"
+
+- name: Gone again
+  ppec.cloud.vm:
+    name: web-1
+    state: absent
+"""
+
+RETURN = r"""
+vm:
+  description: The VM's record and what its host last observed; null when it is absent. In check mode, as it was found.
+  returned: success
+  type: dict
+  sample:
+    vm_id: 7d2c4f0e-6f0a-4b7e-9f55-2b1c36a0a001
+    name: web-1
+    record: active
+    observed: running
+    flavor: small
+    image: debian-12
+    host: h1
+    cells: [0]
+    vrf: prod
+    addresses: [{address: 10.0.0.5, prefix: 10.0.0.0/24, vrf: prod}]
+    tags: {tier: web}
+operation:
+  description: The operation that made the change, ended when O(wait=true); null when there was nothing to do.
+  returned: success
+  type: dict
+  sample: {operation_id: op-1, kind: create, state: succeeded}
+problem:
+  description: What went wrong, as problem+json; C(code) is stable.
+  returned: on failure
+  type: dict
+  sample: {code: placement.no_capacity, detail: "no host can take vm web-1", status: 409}
+diff:
+  description: The VM before and after.
+  returned: success
+  type: dict
+  sample: {before: {}, after: {state: running, flavor: small, image: debian-12}}
+"""
+
+from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_actions import run_module
+
+
+def main():
+    run_module("vm")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+# Copyright (c) 2026, PPEC contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One host's part of an orchestrator's run: the call its plan file holds, and the events of how it went.
+
+The plan is read here and sent as it is. Nothing of it becomes a variable or a task argument, because tenants' text in
+those would be rendered as a template; for the same reason the task's result holds counts and names only.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ansible_collections.ppec.cloud.plugins.module_utils import agent_vms
+from ansible_collections.ppec.cloud.plugins.module_utils.agent_actions import OFF_CONTRACT, off_contract
+from ansible_collections.ppec.cloud.plugins.module_utils.agent_client import client_from_params
+from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
+from ansible_collections.ppec.cloud.plugins.plugin_utils.event_log import EventLog
+
+_STATE_OF_METHOD = {method: state for state, method in agent_vms.METHOD_OF_STATE.items()}
+
+
+class PlanError(Exception):
+    """The plan file can't be used; there is nowhere to send events to."""
+
+
+class HostPart:
+    """What a plan says of one host."""
+
+    def __init__(self, plan, host):
+        self.host = host
+        self.action = plan["action"]
+        self.events_path = plan["events_path"]
+        self.call = plan["hosts"].get(host)
+        if self.action not in _STATE_OF_METHOD:
+            raise PlanError(f"the plan's action {str(self.action)[:64]!r} is not one that changes VMs")
+        if self.call is None:
+            return
+        self.parameters = {"operation_id": plan["operation_id"], "fence": plan["fence"], **self.call["parameters"]}
+        self.connection = {
+            "host_name": host,
+            "proxy_address": self.call["address"],
+            "proxy_port": self.call["port"],
+            "deadline_s": plan.get("timeout_s", 300.0),
+            **{name: plan[name] for name in ("ca_path", "certificate_path", "key_path")},
+        }
+
+    @property
+    def vm_ids(self):
+        if "vms" in self.parameters:
+            return [vm["vm_id"] for vm in self.parameters["vms"]]
+        return list(self.parameters["vm_ids"])
+
+
+def read_part(path, host):
+    """`host`'s part of the plan at `path`. Raises PlanError."""
+    try:
+        return HostPart(json.loads(Path(path).read_bytes()), host)
+    except (OSError, ValueError) as error:
+        raise PlanError(f"the plan file {path} can't be read: {error}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PlanError(f"the plan file {path} is not a run plan: {error!r}") from error
+
+
+class _Progress:
+    """Turns the agent's replies into events, each once: a repeated call tells again what was told before."""
+
+    def __init__(self, events):
+        self._events = events
+        self._accepted = False
+        self.results = {}
+
+    def on_reply(self, reply):
+        if not self._accepted:
+            self._accepted = True
+            self._events.append(accepted=True)
+        if reply.get("progress"):
+            self._events.append(progress=reply["progress"])
+        for result in reply.get("results") or ():
+            if result["vm_id"] not in self.results:
+                self.results[result["vm_id"]] = result
+                self._events.append(result=result)
+
+
+def carry_out(part):
+    """Calls the host and appends the events; the task's result. It failed only when the host as a whole did."""
+    events = EventLog(part.events_path, part.host)
+    try:
+        progress = _Progress(events)
+        sessions = 0
+        try:
+            if part.call is None:
+                raise ProblemError("host.not_found", f"the plan has no part for host {part.host}")
+            client = client_from_params(part.connection)
+            try:
+                client.call(part.action, part.parameters, progress.on_reply)
+            except OFF_CONTRACT as error:
+                raise off_contract(error) from error
+            finally:
+                sessions = client.sessions_opened
+                client.close()
+            _require_all(part, progress.results)
+        except ProblemError as problem:
+            problem.subject = problem.subject or f"host {part.host}"
+            events.append(problem=problem.body())
+            return {**_counts(part, progress.results, sessions), **_failure(problem)}
+        return _counts(part, progress.results, sessions)
+    finally:
+        events.close()
+
+
+def predict(part):
+    """The task's result in check mode: the host is asked what it has, nothing is changed and no event written."""
+    if part.call is None:
+        return _failure(ProblemError("host.not_found", f"the plan has no part for host {part.host}"))
+    vms = part.parameters.get("vms") or [{"vm_id": vm_id} for vm_id in part.parameters["vm_ids"]]
+    try:
+        client = client_from_params(part.connection)
+        try:
+            params = {"state": _STATE_OF_METHOD[part.action], "vms": vms}
+            outcome = agent_vms.execute(params, client, True)
+        except OFF_CONTRACT as error:
+            raise off_contract(error) from error
+        finally:
+            client.close()
+    except ProblemError as problem:
+        return _failure(problem)
+    return _counts(part, {result["vm_id"]: result for result in outcome["vms"]}, client.sessions_opened)
+
+
+def _require_all(part, results):
+    missing = [vm_id for vm_id in part.vm_ids if vm_id not in results]
+    if missing:
+        raise ProblemError(
+            "internal.error", f"host {part.host} gave no result for {len(missing)} of {len(part.vm_ids)} VMs"
+        )
+
+
+def _counts(part, results, sessions):
+    failed = [result["name"][:63] for result in results.values() if result.get("problem")]
+    return {
+        "changed": any(result.get("changed") for result in results.values()),
+        "action": part.action,
+        "vm_count": len(part.vm_ids) if part.call else 0,
+        "succeeded": len(results) - len(failed),
+        "failed_vms": len(failed),
+        "failed_names": failed,
+        "proxy_sessions": sessions,
+    }
+
+
+def _failure(problem):
+    # The title is the table's; the detail may quote a peer and stays in the event.
+    return {"failed": True, "msg": f"{problem.code}: {problem.title}", "code": problem.code}
