@@ -2,8 +2,8 @@
 """Varlink framing: one JSON object, then a NUL byte. Pure bytes in, objects out; no I/O.
 
 Source: the Varlink protocol description (varlink.org/Method-Call). The codec is strict where a lenient parser would
-let two readers of one frame disagree: duplicate keys, NaN, numbers beyond 64 bits, invalid UTF-8 and deep nesting are
-all malformed.
+let two readers of one frame disagree: duplicate keys, NaN, numbers beyond 64 bits, invalid UTF-8, lone surrogates and
+deep nesting are all malformed.
 """
 
 from __future__ import annotations
@@ -76,6 +76,14 @@ def _check_depth(data: bytes) -> None:
             depth -= 1
 
 
+def _check_surrogates(value: dict[str, Any]) -> None:
+    # Half a surrogate pair can be written as an escape but not as UTF-8: whoever wrote it on would fail.
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _malformed("a string holds half a surrogate pair") from error
+
+
 def decode_json_object(data: bytes) -> dict[str, Any]:
     """Parses one JSON object by the strict rules above; also used for HTTP bodies. Raises FrameError."""
     _check_depth(data)
@@ -93,6 +101,8 @@ def decode_json_object(data: bytes) -> dict[str, Any]:
         raise _malformed("it is not JSON") from error
     if not isinstance(value, dict):
         raise _malformed("it is not a JSON object")
+    if b"\\u" in data:
+        _check_surrogates(value)
     return value
 
 

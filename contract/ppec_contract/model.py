@@ -11,9 +11,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 
 class Model(BaseModel):
-    """A frozen value that refuses unknown fields, NaN and infinities."""
+    """A frozen value that refuses unknown fields, NaN and infinities.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, ser_json_inf_nan="constants")
+    The general limit on strings also makes pydantic look at them: half a surrogate pair, which JSON can spell but UTF-8
+    can't, is refused here rather than failing later in a database or on a socket.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",
+        str_max_length=4 * 1024 * 1024,
+    )
 
 
 def canonical_json(value: Any) -> bytes:
@@ -51,7 +61,7 @@ MAX_USER_DATA_BYTES = 64 * 1024
 
 
 def _bounded_user_data(text: str) -> str:
-    if len(text.encode("utf-8", "surrogatepass")) > MAX_USER_DATA_BYTES:
+    if len(text.encode()) > MAX_USER_DATA_BYTES:
         raise ValueError(f"user data is larger than {MAX_USER_DATA_BYTES} bytes")
     if "\x00" in text:
         raise ValueError("user data holds a NUL character")
@@ -59,4 +69,4 @@ def _bounded_user_data(text: str) -> str:
 
 
 # Tenant text, carried to the guest byte for byte and never looked into.
-UserData = Annotated[str, AfterValidator(_bounded_user_data)]
+UserData = Annotated[str, Field(max_length=MAX_USER_DATA_BYTES), AfterValidator(_bounded_user_data)]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,6 +12,7 @@ from ppec_contract.errors import ERROR_TABLE, PpecError
 
 M = TypeVar("M", bound=BaseModel)
 _SHOWN_FAULTS = 8
+_SHOWN_NAME = 64
 
 
 def parse(model: type[M], value: Any, *, subject: str = "request") -> M:
@@ -21,10 +23,19 @@ def parse(model: type[M], value: Any, *, subject: str = "request") -> M:
         raise validation_problem(error, subject=subject) from error
 
 
+def _shown(part: int | str) -> str:
+    # The name of an unknown field is the sender's: it may be huge, or hold what can't be written as UTF-8.
+    return str(part)[:_SHOWN_NAME].encode("utf-8", "replace").decode()
+
+
 def validation_problem(error: ValidationError, *, subject: str = "request") -> PpecError:
     """Maps pydantic's faults. Input values are left out: they may hold secrets or be huge."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    faults = [{"field": ".".join(str(part) for part in f["loc"]), "fault": f["msg"]} for f in found]
+    return faults_problem(error.errors(include_url=False, include_context=False, include_input=False), subject=subject)
+
+
+def faults_problem(found: Sequence[Mapping[str, Any]], *, subject: str = "request") -> PpecError:
+    """The same for faults already taken out of the exception, as FastAPI hands them over."""
+    faults = [{"field": ".".join(_shown(part) for part in f["loc"]), "fault": f["msg"]} for f in found]
     own_code = next((f["type"] for f in found if f["type"] in ERROR_TABLE), None)
     shown = "; ".join(f"{f['field'] or 'body'}: {f['fault']}" for f in faults[:_SHOWN_FAULTS])
     more = f" (and {len(faults) - _SHOWN_FAULTS} more)" if len(faults) > _SHOWN_FAULTS else ""
