@@ -129,9 +129,10 @@ class OrchestratorProcess:
     def _settings(self) -> str:
         lines = {
             "state_dir": str(self.state_dir),
-            "listen_addresses": list(self.addresses),
+            "listen": list(self.addresses),
             "port": self.port,
-            "server_names": list(self.addresses),
+            # Hosts fetch images from the first name.
+            "server_names": list(reversed(self.addresses)),
         }
         if self.database_url:
             lines["database_url"] = self.database_url

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole PPEC on this machine: an orchestrator, and hosts in containers deployed by the collection's own roles."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppec_lab.cache import say
+from ppec_lab.conditions import wait_until
+from ppec_lab.container_fleet import ContainerFleet
+from ppec_lab.orchestrator_process import BIN, OrchestratorProcess
+
+PROJECT = Path(__file__).parents[2]
+# What each lab host says it is: two sockets, though all hosts share this machine's few CPUs. The declared machine is
+# what is planned on and pinned to; the guests' threads float on what there really is.
+DECLARED_TOPOLOGY = "sockets=2,cores=4,threads=2,memory_mib=8192"
+DATACENTRE, CLUSTER = "lab-dc", "lab"
+VRFS = ("blue", "green")
+FLAVORS = {
+    # name: vcpus, memory MiB, disk MiB
+    "small": (2, 256, 1024),
+    "large": (4, 1024, 4096),
+}
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """`fleet` are the hosts; the orchestrator listens on loopback for people and on the fleet's gateway for hosts."""
+
+    directory: Path
+    fleet: ContainerFleet
+    orchestrator: OrchestratorProcess
+
+    @classmethod
+    def on(cls, fleet: ContainerFleet, directory: Path, port: int) -> Cloud:
+        addresses = ("127.0.0.1", fleet.gateway)
+        return cls(directory, fleet, OrchestratorProcess(directory / "orchestrator", port, addresses))
+
+    def register(self) -> None:
+        """Tells the orchestrator what there is: places, VRFs with a prefix each, flavors and hosts. Repeatable."""
+        ppec = self.orchestrator.ppec
+        known = {host["name"] for host in ppec("host", "list")}
+        if not ppec("datacentre", "list"):
+            ppec("datacentre", "create", DATACENTRE, "--region", "lab")
+            ppec("cluster", "create", CLUSTER, "--datacentre", DATACENTRE)
+            for number, vrf in enumerate(VRFS, start=1):
+                self._register_vrf(vrf, number)
+            for name, (vcpus, memory_mib, disk_mib) in FLAVORS.items():
+                size = ("--vcpus", str(vcpus), "--memory-mib", str(memory_mib), "--disk-mib", str(disk_mib))
+                ppec("flavor", "create", name, *size)
+        for host in self.fleet.hosts:
+            if host.name not in known:
+                rack = f"rack{host.number + 1}"
+                ppec("rack", "create", rack, "--cluster", CLUSTER)
+                ppec("host", "add", host.name, "--rack", rack, "--vrf", vrf_of(host.number), "--address", host.address)
+
+    def import_image(self, name: str, path: Path) -> None:
+        """Registers a qcow2 image unless one of that name is there."""
+        known = {image["name"] for image in self.orchestrator.ppec("image", "list")}
+        if name not in known:
+            self.orchestrator.ppec("image", "import", name, str(path))
+
+    def deploy(self, release: Path, *, timeout_s: float = 600.0) -> None:
+        """Makes the machines PPEC hosts: `ansible-playbook playbooks/site.yml`, its output in `deploy.log`."""
+        inventory = self._write_inventory(release)
+        log = self.directory / "deploy.log"
+        command = [str(BIN / "ansible-playbook"), "-i", str(inventory), str(PROJECT / "playbooks" / "site.yml")]
+        environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
+        with log.open("w") as output:
+            done = subprocess.run(
+                command, cwd=PROJECT, env=environment, stdout=output, stderr=output, timeout=timeout_s, check=False
+            )
+        if done.returncode:
+            tail = "\n".join(log.read_text().splitlines()[-30:])
+            raise RuntimeError(f"site.yml ended with {done.returncode}; see {log}:\n{tail}")
+
+    def wait_up(self, timeout_s: float = 60.0) -> None:
+        """Returns when every host reports."""
+        wait_until(lambda: self._silent_hosts() == set(), "every host reports", timeout_s=timeout_s, every_s=0.3)
+
+    def remove(self) -> None:
+        """Ends everything this cloud started and removes its hosts; its directory stays to its owner."""
+        self.orchestrator.stop()
+        self.fleet.remove()
+
+    def _silent_hosts(self) -> set[str]:
+        wanted = {host.name for host in self.fleet.hosts}
+        return wanted - {h["name"] for h in self.orchestrator.ppec("host", "list") if h["liveness"] == "up"}
+
+    def _register_vrf(self, vrf: str, number: int) -> None:
+        ppec = self.orchestrator.ppec
+        gateway, gateway6 = self.fleet.network.add_gateways(number)
+        ppec("ipdb", "vrf", "create", vrf)
+        serves = ("--cluster", CLUSTER, "--bridge", self.fleet.hosts[0].bridge())
+        for prefix, its_gateway in (
+            (self.fleet.network.prefix(number), gateway),
+            (self.fleet.network.prefix6(number), gateway6),
+        ):
+            ppec("ipdb", "prefix", "create", str(prefix), "--vrf", vrf, "--gateway", its_gateway, *serves)
+
+    def _write_inventory(self, release: Path) -> Path:
+        enrolled = {h["name"] for h in self.orchestrator.ppec("host", "list") if h["liveness"] != "registered"}
+        path = self.directory / "inventory.json"
+        path.touch(mode=0o600)
+        hosts = {host.name: self._host_variables(host.name, host.address, enrolled) for host in self.fleet.hosts}
+        path.write_text(json.dumps({"ppec_hosts": {"hosts": hosts, "vars": self._fleet_variables(release)}}, indent=1))
+        return path
+
+    def _host_variables(self, name: str, address: str, enrolled: Iterable[str]) -> dict[str, Any]:
+        variables: dict[str, Any] = {"ansible_host": address}
+        if name not in enrolled:
+            variables["ppec_enrolment_token"] = self.orchestrator.ppec("host", "enrolment-token", name)["token"]
+        return variables
+
+    def _fleet_variables(self, release: Path) -> dict[str, Any]:
+        return {
+            "ansible_user": "root",
+            "ansible_ssh_private_key_file": str(self.fleet.ssh_key),
+            "ansible_ssh_common_args": f"-o UserKnownHostsFile={self.fleet.known_hosts} -F /dev/null",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ppec_orchestrator_url": self.orchestrator.url,
+            "ppec_ca_file": str(self.orchestrator.ca),
+            "ppec_release_archive": str(release),
+            "ppec_allow_from": [f"{self.fleet.gateway}/32"],
+            # The lab's network has made the bridge already, as a machine's own installer might.
+            "ppec_bridges": [],
+            "ppec_serial": ["100%"],
+            "ppec_agentd_settings": {"lab": {"topology": DECLARED_TOPOLOGY}},
+        }
+
+
+def vrf_of(number: int) -> str:
+    """Hosts take turns: host1 is blue, host2 green, host3 blue."""
+    return VRFS[number % len(VRFS)]
+
+
+def build_release(output: Path) -> Path:
+    """Builds what hosts run (cached by content) and returns the archive."""
+    subprocess.run(
+        [str(BIN / "python"), "-m", "ppec_orchestrator.release.build", "--output", str(output)],
+        cwd=PROJECT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    return (output / "latest-py311-x86_64.tar.gz").resolve()
+
+
+class Stopwatch:
+    """Says how long each part took, as it ends."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def lap(self, what: str) -> None:
+        now = time.monotonic()
+        say(f"  {what} ({now - self._start:.1f} s)")
+        self._start = now
