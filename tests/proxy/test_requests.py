@@ -59,6 +59,7 @@ def test_a_hostile_vm_name_is_refused(proxy: Any, create_call: Any, name: str) -
         b"null",
         b'{"fence": 1, "fence": 2}',
         b'{"fence": NaN}',
+        b'{"operation_id": "\\ud800"}',
         b'{"fence": 9223372036854775808}',
         b"\xff{}",
         b'{"a":' * 40 + b"1" + b"}" * 40,
