@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hypervisor port without a hypervisor: domains are records, in memory or in a file that outlives the process.
+
+For `make demo HYPERVISOR=fake`, for simulated fleets, and for every test that doesn't need a guest. It is kept honest
+by the contract suite it shares with libvirt. With a `state_file`, a domain "runs" on while the agent is away, as a real
+one does; faults are injected through `FaultPlan`, by settings or at run time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from uuid import UUID
+
+from pydantic import TypeAdapter
+
+from ppec_agentd.hypervisor import (
+    Domain,
+    DomainDefinition,
+    EventCallback,
+    EventKind,
+    HostFacts,
+    HypervisorEvent,
+)
+from ppec_agentd.lifecycle import EventFanout, vm_not_found, wait_for_state
+from ppec_agentd.topology import Topology
+from ppec_contract.errors import PpecError
+from ppec_contract.host import Architecture
+from ppec_contract.vm import VmState
+
+_OFF = (VmState.STOPPED, VmState.CRASHED)
+
+
+@dataclass
+class FaultPlan:
+    """Faults to come, by the port's method names ("define", "start", ...).
+
+    `delays_s` slows every call of a method. `fail` has the n-th call from now fail; nothing is changed by a call that
+    fails, unless `after` is set: then it takes effect first, as when an answer is lost.
+    """
+
+    delays_s: dict[str, float] = field(default_factory=dict)
+    _planned: dict[str, list[tuple[int, PpecError, bool]]] = field(default_factory=dict)
+    _calls: dict[str, int] = field(default_factory=dict)
+
+    def fail(self, method: str, error: PpecError, *, nth: int = 1, after: bool = False) -> None:
+        """Have the `nth` call of `method` from now on (1 is the next) raise `error`."""
+        self._planned.setdefault(method, []).append((self.calls(method) + nth, error, after))
+
+    def calls(self, method: str) -> int:
+        """How often `method` has been called."""
+        return self._calls.get(method, 0)
+
+    async def begin(self, method: str) -> Callable[[], None]:
+        """Count the call, delay it, fail it. The returned function raises what is due after the effect."""
+        number = self._calls[method] = self.calls(method) + 1
+        await asyncio.sleep(self.delays_s.get(method, 0))
+        due = [(error, after) for nth, error, after in self._planned.get(method, []) if nth == number]
+        for error, after in due:
+            if not after:
+                raise error
+
+        def end() -> None:
+            for error, _after in due:
+                raise error
+
+        return end
+
+
+@dataclass(frozen=True, slots=True)
+class FakeOptions:
+    """`state_file` None keeps the domains in memory. `deaf_guests` don't obey the power button."""
+
+    topology: Topology
+    architecture: Architecture = "x86_64"
+    bridges: tuple[str, ...] = ("br0",)
+    state_file: Path | None = None
+    deaf_guests: bool = False
+    delays_s: dict[str, float] = field(default_factory=dict)
+
+
+class FakeHypervisor:
+    """`Hypervisor` on records. Also what its tests do by hand on a real host: `make_by_hand`, `crash`, `cut_off`."""
+
+    def __init__(self, options: FakeOptions) -> None:
+        self._options = options
+        self._fanout = EventFanout()
+        self._domains: dict[UUID, Domain] = {}
+        self._connected = False
+        self.faults = FaultPlan(delays_s=dict(options.delays_s))
+
+    async def open(self) -> None:
+        (await self.faults.begin("open"))()
+        if self._options.state_file is not None:
+            self._domains = {domain.vm_id: domain for domain in _load(self._options.state_file)}
+        self._connected = True
+
+    async def close(self) -> None:
+        self._connected = False
+
+    async def facts(self) -> HostFacts:
+        end = await self._begin("facts")
+        end()
+        return HostFacts(
+            topology=self._options.topology,
+            architecture=self._options.architecture,
+            domain_type="fake",
+            libvirt_version="0.0.0",
+            qemu_version="0.0.0",
+            kernel_version="0.0.0",
+            boot_id=str(UUID(int=0)),
+            bridges=tuple(sorted(self._options.bridges)),
+        )
+
+    async def domains(self) -> tuple[Domain, ...]:
+        (await self._begin("domains"))()
+        return tuple(self._domains[vm_id] for vm_id in sorted(self._domains))
+
+    async def domain(self, vm_id: UUID) -> Domain | None:
+        (await self._begin("domain"))()
+        return self._domains.get(vm_id)
+
+    async def define(self, definition: DomainDefinition) -> bool:
+        end = await self._begin("define")
+        wanted = definition.metadata
+        taken = [d for d in self._domains.values() if d.vm_id == wanted.vm_id or d.name == wanted.name]
+        for other in taken:
+            if (other.vm_id, other.name, other.managed) != (wanted.vm_id, wanted.name, True):
+                raise PpecError(
+                    "vm.exists",
+                    f"vm {wanted.name} ({wanted.vm_id}) can't be defined: {other.name} ({other.vm_id}) is there",
+                    subject=f"vm {wanted.name}",
+                )
+        state = taken[0].state if taken else VmState.STOPPED
+        self._put(_domain(definition, state), EventKind.DEFINED)
+        end()
+        return not taken
+
+    async def start(self, vm_id: UUID) -> bool:
+        end = await self._begin("start")
+        domain = self._must_find(vm_id)
+        if domain.state is VmState.PAUSED:
+            raise PpecError("vm.wrong_state", f"can't start vm {vm_id}: it is paused", subject=f"vm {vm_id}")
+        changed = domain.state in _OFF
+        if changed:
+            self._put(replace(domain, state=VmState.RUNNING), EventKind.STARTED)
+        end()
+        return changed
+
+    async def shutdown(self, vm_id: UUID) -> bool:
+        end = await self._begin("shutdown")
+        domain = self._must_find(vm_id)
+        changed = domain.state not in _OFF
+        if changed and not self._options.deaf_guests:
+            # Like a guest, it takes a moment: the caller gets its answer first.
+            asyncio.get_running_loop().call_soon(self._power_off, vm_id)
+        end()
+        return changed
+
+    async def destroy(self, vm_id: UUID) -> bool:
+        end = await self._begin("destroy")
+        changed = self._power_off(vm_id)
+        end()
+        return changed
+
+    async def undefine(self, vm_id: UUID) -> bool:
+        end = await self._begin("undefine")
+        domain = self._domains.get(vm_id)
+        if domain is not None and domain.state not in _OFF:
+            raise PpecError("vm.wrong_state", f"can't undefine vm {vm_id}: it runs", subject=f"vm {vm_id}")
+        if domain is not None:
+            del self._domains[vm_id]
+            self._changed(EventKind.UNDEFINED, domain)
+        end()
+        return domain is not None
+
+    async def wait_state(self, vm_id: UUID, state: VmState, timeout_s: float) -> bool:
+        return await wait_for_state(self, vm_id, state, timeout_s)
+
+    def on_event(self, callback: EventCallback) -> Callable[[], None]:
+        return self._fanout.add(callback)
+
+    # What a real host does to its agent
+
+    def make_by_hand(self, domain: Domain) -> None:
+        """A domain nobody asked the agent for, or one changed behind its back."""
+        self._put(domain, EventKind.DEFINED)
+
+    def crash(self, vm_id: UUID) -> None:
+        """The guest dies."""
+        self._put(replace(self._must_find(vm_id), state=VmState.CRASHED), EventKind.CRASHED)
+
+    def cut_off(self) -> None:
+        """The daemon goes away: calls raise ``hypervisor.unavailable`` until `come_back`; guests run on."""
+        self._connected = False
+        self._fanout.send(HypervisorEvent(EventKind.DISCONNECTED))
+
+    def come_back(self) -> None:
+        self._connected = True
+        self._fanout.send(HypervisorEvent(EventKind.RECONNECTED))
+
+    async def _begin(self, method: str) -> Callable[[], None]:
+        if not self._connected:
+            raise PpecError("hypervisor.unavailable", f"{method}: no connection", subject="the fake hypervisor")
+        return await self.faults.begin(method)
+
+    def _must_find(self, vm_id: UUID) -> Domain:
+        if vm_id not in self._domains:
+            raise vm_not_found(vm_id)
+        return self._domains[vm_id]
+
+    def _power_off(self, vm_id: UUID) -> bool:
+        domain = self._domains.get(vm_id)
+        if domain is None or domain.state in _OFF:
+            return False
+        self._put(replace(domain, state=VmState.STOPPED), EventKind.STOPPED)
+        return True
+
+    def _put(self, domain: Domain, kind: EventKind) -> None:
+        self._domains[domain.vm_id] = domain
+        self._changed(kind, domain)
+
+    def _changed(self, kind: EventKind, domain: Domain) -> None:
+        _save(self._options.state_file, tuple(self._domains.values()))
+        self._fanout.send(HypervisorEvent(kind, domain.vm_id, domain.name))
+
+
+def _domain(definition: DomainDefinition, state: VmState) -> Domain:
+    vm = definition.metadata
+    return Domain(
+        vm_id=vm.vm_id,
+        name=vm.name,
+        state=state,
+        vcpus=vm.vcpus,
+        memory_mib=vm.memory_mib,
+        pins=vm.pins,
+        memory_cells=vm.cells,
+        metadata=vm,
+        macs=tuple(nic.mac for nic in definition.nics),
+        disk_paths=tuple(disk.path for disk in definition.disks),
+    )
+
+
+_STATE_FILE: TypeAdapter[tuple[Domain, ...]] = TypeAdapter(tuple[Domain, ...])
+
+
+def _load(path: Path) -> tuple[Domain, ...]:
+    if not path.exists():
+        return ()
+    return _STATE_FILE.validate_json(path.read_bytes())
+
+
+def _save(path: Path | None, domains: tuple[Domain, ...]) -> None:
+    """By rename, so that an agent killed at any moment leaves a whole file."""
+    if path is None:
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_bytes(_STATE_FILE.dump_json(domains, indent=1))
+    partial.replace(path)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The connection to libvirt: calls in threads, lifecycle events, keepalive, and coming back after a loss.
+
+libvirt's calls block, so each runs in a thread (`BlockingCalls`). Its default event loop runs in one daemon thread of
+the process and hands events to asyncio. Keepalive notices a daemon that hangs, the socket one that dies; either way the
+connection is made again with back-off, the events are registered again, and listeners are told to look afresh.
+Errors become PpecError in `_translated`, by code and never by text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar
+from uuid import UUID
+
+import libvirt
+
+from ppec_agentd.blocking_calls import BlockingCalls, CallsExhaustedError, CallTimeoutError
+from ppec_agentd.domain_xml.build import DiskCache
+from ppec_agentd.hypervisor import EventKind, HypervisorEvent
+from ppec_agentd.lifecycle import EventFanout
+from ppec_agentd.topology import Topology
+from ppec_contract.errors import PpecError
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_EVENTS = {
+    libvirt.VIR_DOMAIN_EVENT_DEFINED: EventKind.DEFINED,
+    libvirt.VIR_DOMAIN_EVENT_UNDEFINED: EventKind.UNDEFINED,
+    libvirt.VIR_DOMAIN_EVENT_STARTED: EventKind.STARTED,
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: EventKind.PAUSED,
+    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: EventKind.PAUSED,
+    libvirt.VIR_DOMAIN_EVENT_RESUMED: EventKind.RESUMED,
+    libvirt.VIR_DOMAIN_EVENT_SHUTDOWN: EventKind.SHUTTING_DOWN,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: EventKind.STOPPED,
+    libvirt.VIR_DOMAIN_EVENT_CRASHED: EventKind.CRASHED,
+}
+
+_CODES = {
+    libvirt.VIR_ERR_NO_DOMAIN: "vm.not_found",
+    libvirt.VIR_ERR_DOM_EXIST: "vm.exists",
+    libvirt.VIR_ERR_OPERATION_INVALID: "vm.wrong_state",
+    # Another call on the same domain holds its job.
+    libvirt.VIR_ERR_OPERATION_TIMEOUT: "hypervisor.unavailable",
+    libvirt.VIR_ERR_NO_CONNECT: "hypervisor.unavailable",
+    libvirt.VIR_ERR_INVALID_CONN: "hypervisor.unavailable",
+    libvirt.VIR_ERR_RPC: "hypervisor.unavailable",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LibvirtOptions:
+    """`domain_type` None decides from the CPU's flags; `declared_topology` is a lab's (see `Topology.declared`).
+
+    A daemon that hangs is given up after keepalive_interval_s * keepalive_count seconds.
+    """
+
+    uri: str = "qemu:///system"
+    domain_type: Literal["kvm", "qemu"] | None = None
+    declared_topology: Topology | None = None
+    disk_cache: DiskCache = "none"
+    workers: int = 8
+    call_timeout_s: float = 30.0
+    start_timeout_s: float = 120.0
+    keepalive_interval_s: int = 5
+    keepalive_count: int = 3
+    longest_backoff_s: float = 5.0
+
+
+class LibvirtConnection:
+    """One connection that comes back by itself; `fanout` gets its events."""
+
+    def __init__(self, options: LibvirtOptions, fanout: EventFanout) -> None:
+        self._options = options
+        self._fanout = fanout
+        self._calls = BlockingCalls(options.workers)
+        self._connection: Any = None
+        self._attempt = 0
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def open(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        _run_event_loop()
+        self._connection = await self._connect()
+
+    async def close(self) -> None:
+        if self._reconnecting is not None:
+            self._reconnecting.cancel()
+            self._reconnecting = None
+        connection, self._connection = self._connection, None
+        self._attempt += 1
+        if connection is not None:
+            with contextlib.suppress(CallTimeoutError, CallsExhaustedError):
+                await self._calls.run(partial(_release, connection), self._options.call_timeout_s)
+
+    async def _connect(self) -> Any:
+        self._attempt += 1
+        subject = f"libvirt at {self._options.uri}"
+        try:
+            return await self._calls.run(partial(self._connect_now, self._attempt), self._options.call_timeout_s)
+        except libvirt.libvirtError as error:
+            raise _unavailable(f"{subject} can't be reached", _figures(error)) from error
+        except (CallTimeoutError, CallsExhaustedError) as error:
+            raise _unavailable(f"{subject} can't be reached: {error}") from error
+
+    def _connect_now(self, attempt: int) -> Any:
+        connection = libvirt.open(self._options.uri)
+        connection.setKeepAlive(self._options.keepalive_interval_s, self._options.keepalive_count)
+        connection.registerCloseCallback(self._on_close, None)
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
+        if attempt != self._attempt:
+            # This attempt hung, was given up, and woke: its events would come twice.
+            _release(connection)
+        return connection
+
+    def _on_close(self, connection: Any, _reason: int, _opaque: None) -> None:
+        self._post(self._lost, connection)
+
+    def _on_lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: None) -> None:
+        kind = _EVENTS.get(event)
+        if kind is EventKind.STOPPED and detail == libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED:
+            kind = EventKind.CRASHED
+        if kind is not None:
+            self._post(self._fanout.send, HypervisorEvent(kind, UUID(domain.UUIDString()), domain.name()))
+
+    def _post(self, callback: Callable[[Any], None], value: object) -> None:
+        """From libvirt's event thread to ours."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(callback, value)
+
+    def _lost(self, connection: Any) -> None:
+        if self._connection is None or connection.c_pointer() != self._connection.c_pointer():
+            return
+        stale, self._connection = self._connection, None
+        _log.warning("the connection to libvirt at %s is lost", self._options.uri)
+        self._fanout.send(HypervisorEvent(EventKind.DISCONNECTED))
+        self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(stale))
+
+    async def _reconnect(self, stale: Any) -> None:
+        with contextlib.suppress(CallTimeoutError, CallsExhaustedError):
+            await self._calls.run(partial(_release, stale), self._options.call_timeout_s)
+        backoff_s = 0.1
+        while True:
+            try:
+                connection = await self._connect()
+            except PpecError as error:
+                _log.info("libvirt is still away: %s", error.message)
+            else:
+                break
+            # Jitter keeps the agents of a fleet from knocking together after a fleet-wide restart.
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+            backoff_s = min(backoff_s * 2, self._options.longest_backoff_s)
+        self._connection = connection
+        _log.warning("connected to libvirt at %s again", self._options.uri)
+        self._fanout.send(HypervisorEvent(EventKind.RECONNECTED))
+
+    async def call(self, what: str, vm_id: UUID | None, work: Callable[[Any], T], timeout_s: float | None = None) -> T:
+        """Run `work(connection)` in a thread; `what` names it in errors ("start")."""
+        connection = self._connection
+        subject = "libvirt" if vm_id is None else f"vm {vm_id}"
+        if connection is None:
+            raise _unavailable(f"{what} {subject}: no connection to libvirt at {self._options.uri}")
+        try:
+            return await self._calls.run(partial(work, connection), timeout_s or self._options.call_timeout_s)
+        except libvirt.libvirtError as error:
+            failed = "vm.start_failed" if what == "start" else "hypervisor.failed"
+            raise _translated(error, what, subject, connection, failed) from error
+        except (CallTimeoutError, CallsExhaustedError) as error:
+            raise _unavailable(f"{what} {subject}: {error}") from error
+
+
+_event_loop_lock = threading.Lock()
+_event_loop_runs = False
+
+
+def _run_event_loop() -> None:
+    """Start libvirt's default event loop, once per process; connections opened before it deliver no events."""
+    global _event_loop_runs  # noqa: PLW0603 - libvirt's loop is itself a global of the process
+    with _event_loop_lock:
+        if _event_loop_runs:
+            return
+        # Without this libvirt prints every error to stderr beside raising it.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=_turn_forever, name="libvirt-events", daemon=True).start()
+        _event_loop_runs = True
+
+
+def _turn_forever() -> None:
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+def _release(connection: Any) -> None:
+    """Close a connection, dead or alive; its callbacks would otherwise keep it."""
+    for step in (connection.unregisterCloseCallback, connection.close):
+        with contextlib.suppress(libvirt.libvirtError):
+            step()
+
+
+def _figures(error: Any) -> dict[str, Any]:
+    """libvirt's codes and its own words, bounded, for whoever has to find out why."""
+    words = "".join(c if c.isprintable() else " " for c in error.get_error_message() or "")[:500]
+    return {"libvirt_code": error.get_error_code(), "libvirt_domain": error.get_error_domain(), "reason": words}
+
+
+def _translated(error: Any, what: str, subject: str, connection: Any, otherwise: str) -> PpecError:
+    """The one seam where libvirt's errors become ours."""
+    code = _CODES.get(error.get_error_code(), otherwise)
+    with contextlib.suppress(libvirt.libvirtError):
+        if not connection.isAlive():
+            code = "hypervisor.unavailable"
+    figures = _figures(error)
+    _log.warning("libvirt refused to %s %s: %s", what, subject, figures)
+    message = f"libvirt could not {what} {subject}"
+    hint = "The reason is libvirt's own; its log on the host has more." if code == otherwise else ""
+    return PpecError(code, message, hint=hint, subject=subject, details=figures)
+
+
+def _unavailable(message: str, details: dict[str, Any] | None = None) -> PpecError:
+    hint = "The agent connects again by itself; see that libvirtd runs on the host."
+    return PpecError("hypervisor.unavailable", message, hint=hint, subject="libvirt", details=details)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hypervisor port on libvirt: each method is one blocking function that runs in a thread of `LibvirtConnection`.
+
+This file and libvirt_connection.py are the only ones that import libvirt.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+import libvirt
+
+from ppec_agentd.domain_xml.build import HostProfile, domain_xml
+from ppec_agentd.domain_xml.observe import observe
+from ppec_agentd.hypervisor import Domain, DomainDefinition, EventCallback, HostFacts
+from ppec_agentd.libvirt_connection import LibvirtConnection, LibvirtOptions
+from ppec_agentd.lifecycle import EventFanout, vm_not_found, wait_for_state
+from ppec_agentd.local_host import choose_domain_type, read_local_host
+from ppec_agentd.topology import parse_capabilities
+from ppec_contract.errors import PpecError
+from ppec_contract.vm import VmState
+
+__all__ = ["LibvirtHypervisor", "LibvirtOptions"]
+
+_log = logging.getLogger(__name__)
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: VmState.RUNNING,
+    libvirt.VIR_DOMAIN_BLOCKED: VmState.RUNNING,
+    # The guest is on its way down and still runs.
+    libvirt.VIR_DOMAIN_SHUTDOWN: VmState.RUNNING,
+    libvirt.VIR_DOMAIN_PAUSED: VmState.PAUSED,
+    libvirt.VIR_DOMAIN_PMSUSPENDED: VmState.PAUSED,
+    libvirt.VIR_DOMAIN_SHUTOFF: VmState.STOPPED,
+    libvirt.VIR_DOMAIN_CRASHED: VmState.CRASHED,
+}
+
+_UNDEFINE_ALL = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+
+
+class LibvirtHypervisor:
+    """`Hypervisor` on one libvirt connection."""
+
+    def __init__(self, options: LibvirtOptions | None = None) -> None:
+        self._options = options or LibvirtOptions()
+        self._fanout = EventFanout()
+        self._connection = LibvirtConnection(self._options, self._fanout)
+        local = read_local_host()
+        self._profile = HostProfile(
+            architecture=local.architecture,
+            domain_type=choose_domain_type(local, self._options.domain_type),
+            bind=self._options.declared_topology is None,
+            disk_cache=self._options.disk_cache,
+        )
+
+    async def open(self) -> None:
+        await self._connection.open()
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    # What is there
+
+    async def facts(self) -> HostFacts:
+        def read(connection: Any) -> tuple[str, int, int]:
+            return connection.getCapabilities(), connection.getLibVersion(), connection.getVersion()
+
+        capabilities, libvirt_version, qemu_version = await self._connection.call("read the facts of", None, read)
+        local = read_local_host()
+        return HostFacts(
+            topology=self._options.declared_topology or parse_capabilities(capabilities),
+            architecture=local.architecture,
+            domain_type=self._profile.domain_type,
+            libvirt_version=_version(libvirt_version),
+            qemu_version=_version(qemu_version),
+            kernel_version=local.kernel_version,
+            boot_id=local.boot_id,
+            bridges=local.bridges,
+        )
+
+    async def domains(self) -> tuple[Domain, ...]:
+        def read(connection: Any) -> list[Domain]:
+            read_all = (self._observe(domain) for domain in connection.listAllDomains())
+            return [domain for domain in read_all if domain is not None]
+
+        found = await self._connection.call("list the domains of", None, read)
+        return tuple(sorted(found, key=lambda domain: domain.vm_id))
+
+    async def domain(self, vm_id: UUID) -> Domain | None:
+        def read(connection: Any) -> Domain | None:
+            found = _find(connection, vm_id)
+            return None if found is None else self._observe(found)
+
+        return await self._connection.call("look at", vm_id, read)
+
+    def _observe(self, domain: Any) -> Domain | None:
+        """None if the domain vanished meanwhile."""
+        try:
+            state, xml = domain.state()[0], domain.XMLDesc()
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise
+        seen = observe(xml, _STATES.get(state, VmState.UNKNOWN))
+        if seen.damage:
+            _log.warning("domain %s is treated as foreign: %s", seen.domain.vm_id, seen.damage)
+        metadata = seen.domain.metadata
+        if metadata is None or self._profile.bind:
+            return seen.domain
+        return replace(seen.domain, pins=metadata.pins, memory_cells=metadata.cells)
+
+    # What changes it
+
+    async def define(self, definition: DomainDefinition) -> bool:
+        vm_id, name = definition.metadata.vm_id, definition.metadata.name
+        xml = domain_xml(definition, self._profile)
+
+        def work(connection: Any) -> bool:
+            fresh = self._check_free(connection, vm_id, name)
+            try:
+                connection.defineXML(xml)
+            except libvirt.libvirtError:
+                # Somebody else may have taken the name since; if so this says it better.
+                self._check_free(connection, vm_id, name)
+                raise
+            return fresh
+
+        return await self._connection.call("define", vm_id, work)
+
+    def _check_free(self, connection: Any, vm_id: UUID, name: str) -> bool:
+        """Whether neither id nor name is in use; False if both are those of the same managed domain."""
+        by_id, by_name = _find(connection, vm_id), _find_name(connection, name)
+        if by_name is not None and by_name.UUIDString() != str(vm_id):
+            raise _exists(vm_id, name, f"the name belongs to domain {by_name.UUIDString()}")
+        if by_id is None:
+            return True
+        if by_id.name() != name:
+            raise _exists(vm_id, name, f"the id belongs to domain {by_id.name()!r}")
+        existing = self._observe(by_id)
+        if existing is not None and not existing.managed:
+            raise _exists(vm_id, name, "a domain of this id and name was not made by PPEC")
+        return False
+
+    async def start(self, vm_id: UUID) -> bool:
+        def work(connection: Any) -> bool:
+            domain = _must_find(connection, vm_id)
+            if _state(domain) is VmState.PAUSED:
+                raise _wrong_state(vm_id, "start", "is paused")
+            return _unless(domain.isActive() == 1, domain.create, done=lambda: domain.isActive() == 1)
+
+        return await self._connection.call("start", vm_id, work, self._options.start_timeout_s)
+
+    async def shutdown(self, vm_id: UUID) -> bool:
+        def work(connection: Any) -> bool:
+            domain = _must_find(connection, vm_id)
+            # ACPI alone: the default may ask a guest agent first and wait for one that never answers.
+            press = partial(domain.shutdownFlags, libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
+            return _unless(domain.isActive() == 0, press, done=lambda: domain.isActive() == 0)
+
+        return await self._connection.call("shut down", vm_id, work)
+
+    async def destroy(self, vm_id: UUID) -> bool:
+        def work(connection: Any) -> bool:
+            domain = _find(connection, vm_id)
+            if domain is None:
+                return False
+            return _unless(domain.isActive() == 0, domain.destroy, done=lambda: _is_off(connection, vm_id))
+
+        return await self._connection.call("destroy", vm_id, work)
+
+    async def undefine(self, vm_id: UUID) -> bool:
+        def work(connection: Any) -> bool:
+            domain = _find(connection, vm_id)
+            if domain is None:
+                return False
+            if domain.isActive():
+                raise _wrong_state(vm_id, "undefine", "runs")
+            remove = partial(domain.undefineFlags, _UNDEFINE_ALL)
+            return _unless(False, remove, done=lambda: _find(connection, vm_id) is None)
+
+        return await self._connection.call("undefine", vm_id, work)
+
+    async def wait_state(self, vm_id: UUID, state: VmState, timeout_s: float) -> bool:
+        return await wait_for_state(self, vm_id, state, timeout_s)
+
+    def on_event(self, callback: EventCallback) -> Callable[[], None]:
+        return self._fanout.add(callback)
+
+
+def _find(connection: Any, vm_id: UUID) -> Any | None:
+    return _found(partial(connection.lookupByUUIDString, str(vm_id)))
+
+
+def _find_name(connection: Any, name: str) -> Any | None:
+    return _found(partial(connection.lookupByName, name))
+
+
+def _found(look: Callable[[], Any]) -> Any | None:
+    try:
+        return look()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None
+        raise
+
+
+def _must_find(connection: Any, vm_id: UUID) -> Any:
+    domain = _find(connection, vm_id)
+    if domain is None:
+        raise vm_not_found(vm_id)
+    return domain
+
+
+def _unless(already: bool, act: Callable[[], object], *, done: Callable[[], bool]) -> bool:
+    """Act unless it is `already` so. A refusal counts as "no change" if by then it is `done`: somebody was faster."""
+    if already:
+        return False
+    try:
+        act()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN) and done():
+            return False
+        raise
+    return True
+
+
+def _state(domain: Any) -> VmState:
+    return _STATES.get(domain.state()[0], VmState.UNKNOWN)
+
+
+def _is_off(connection: Any, vm_id: UUID) -> bool:
+    domain = _find(connection, vm_id)
+    return domain is None or domain.isActive() == 0
+
+
+def _version(number: int) -> str:
+    """libvirt's version numbers: 9000000 is 9.0.0."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def _exists(vm_id: UUID, name: str, reason: str) -> PpecError:
+    return PpecError("vm.exists", f"vm {name} ({vm_id}) can't be defined: {reason}", subject=f"vm {name}")
+
+
+def _wrong_state(vm_id: UUID, what: str, found: str) -> PpecError:
+    return PpecError("vm.wrong_state", f"can't {what} vm {vm_id}: it {found}", subject=f"vm {vm_id}")
