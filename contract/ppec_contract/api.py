@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 from ppec_contract.agent import PROXY_PORT, Stage
 from ppec_contract.errors import Problem
 from ppec_contract.host import Architecture, CellReport
-from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, UserData, VmName
+from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, TagValue, UserData, VmName
 from ppec_contract.vm import DiskMib, MemoryMib, VcpuPin, Vcpus, VmState, even_vcpus
 
 T = TypeVar("T")
@@ -30,6 +30,13 @@ VmRef = Annotated[str, Field(min_length=1, max_length=63)]
 class Page(Model, Generic[T]):
     items: tuple[T, ...]
     next_cursor: str | None = None
+
+
+class HealthView(Model):
+    """`GET /v1/health`: answered only while the database answers too."""
+
+    version: str
+    api_version: int
 
 
 # --- catalogue -------------------------------------------------------------------------------------------------------
@@ -157,7 +164,7 @@ class EnrolmentTokenView(Model):
 
 class VrfCreate(Model):
     name: ResourceName
-    description: Annotated[str, Field(max_length=256)] = ""
+    description: TagValue = ""
 
 
 class VrfView(VrfCreate):

@@ -10,12 +10,20 @@ import subprocess
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.types import Receive, Scope, Send
 
+from ppec_orchestrator.api.app import create_app
+from ppec_orchestrator.api.services import Services, make_services
+from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.tokens import Role, create_token
 
 POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 _TEMPLATE = "ppec_template"
@@ -125,3 +133,89 @@ def open_database(database_url: str) -> Iterator[Callable[[], Database]]:
 def database(open_database: Callable[[], Database]) -> Database:
     """A migrated, empty database of the test's own; every test that takes it runs on both kinds."""
     return open_database()
+
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+
+
+class Clock:
+    """The API's clock, moved by the test."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Settings:
+    return Settings(state_dir=tmp_path / "state", database_url=database_url, max_body_bytes=64 * 1024)
+
+
+@pytest.fixture
+def services(settings: Settings, database: Database, clock: Clock) -> Services:
+    return make_services(settings, database, now=clock)
+
+
+@pytest.fixture
+def app(services: Services) -> FastAPI:
+    return create_app(services)
+
+
+@pytest.fixture
+def client_as(services: Services, app: FastAPI, clock: Clock) -> Callable[[Role], TestClient]:
+    """A client whose token has this role."""
+
+    def make(role: Role) -> TestClient:
+        with services.database.write() as conn:
+            token = create_token(conn, f"test-{role}", role, now=clock())
+        return TestClient(app, headers={"Authorization": f"Bearer {token}"})
+
+    return make
+
+
+@pytest.fixture
+def client(client_as: Callable[[Role], TestClient]) -> TestClient:
+    """The API as an admin sees it, on the test's database; every test that takes it runs on both kinds."""
+    return client_as(Role.ADMIN)
+
+
+@pytest.fixture
+def host_client(app: FastAPI) -> Callable[[str], TestClient]:
+    """A client with the client certificate of the host named (or of any `ppec://` URI), and no token."""
+
+    def make(name: str) -> TestClient:
+        uri = name if "://" in name else f"ppec://host/{name}"
+
+        async def with_certificate(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                scope = {**scope, "state": {"peer_certificate": {"subjectAltName": (("URI", uri),)}}}
+            await app(scope, receive, send)
+
+        return TestClient(with_certificate)
+
+    return make
+
+
+@pytest.fixture
+def ipv4_site(client: TestClient) -> TestClient:
+    """A data centre `dc1`, cluster `c1`, rack `r1`, VRF `red` and an IPv4 prefix of 29 free addresses for it."""
+    for path, body in (
+        ("datacentres", {"name": "dc1", "region": "north"}),
+        ("clusters", {"name": "c1", "datacentre": "dc1"}),
+        ("racks", {"name": "r1", "cluster": "c1"}),
+        ("vrfs", {"name": "red"}),
+        ("prefixes", {"vrf": "red", "cidr": "10.0.0.0/27", "gateway": "10.0.0.1", "bridge": "br0", "cluster": "c1"}),
+    ):
+        response = client.post(f"/v1/{path}", json=body)
+        assert response.status_code == 201, response.text
+    return client

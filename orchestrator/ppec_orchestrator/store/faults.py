@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError
 
 from ppec_contract.errors import PpecError
 
@@ -60,6 +60,12 @@ def store_error(error: SQLAlchemyError) -> PpecError:
             "disk.full",
             "the database has no room left; nothing was changed",
             hint="Free space where the database keeps its files.",
+            subject="database",
+        )
+    if isinstance(error, DataError):
+        return PpecError(
+            "request.invalid",
+            "a value can't be stored: a text holds a NUL character, or a number is out of range",
             subject="database",
         )
     return PpecError(

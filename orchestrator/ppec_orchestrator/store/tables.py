@@ -136,6 +136,8 @@ host = Table(
     Column("report_sequence", BigInteger, nullable=False, default=0),
     Column("report_digest", String(64)),
     Column("report", JSON),
+    # The small part of the report that every list shows; parsing 500 whole reports for a page would be slow.
+    Column("facts", JSON),
     Column("disk_mib", BigInteger, nullable=False, default=0),
     Column("disk_used_mib", BigInteger, nullable=False, default=0),
     CheckConstraint("disk_used_mib >= 0", name="disk_used_not_negative"),
@@ -151,6 +153,8 @@ host_cell = Table(
     # Usable: total less reserved, as reported.
     Column("cores", Integer, nullable=False),
     Column("memory_mib", BigInteger, nullable=False),
+    Column("cores_reserved", Integer, nullable=False, default=0),
+    Column("memory_reserved_mib", BigInteger, nullable=False, default=0),
     Column("cores_used", Integer, nullable=False, default=0),
     Column("memory_used_mib", BigInteger, nullable=False, default=0),
     CheckConstraint("cores_used >= 0", name="cores_used_not_negative"),

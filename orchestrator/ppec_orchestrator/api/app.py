@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the API together. `create_app` starts nothing: that is `serve.py`'s part."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+
+from ppec_contract.errors import Problem
+from ppec_orchestrator.api import clusters, datacentres, flavors, health, racks, vrfs
+from ppec_orchestrator.api.bodies import BodyLimit
+from ppec_orchestrator.api.problems import PROBLEM_JSON, UnhandledErrors, install_problems
+from ppec_orchestrator.api.services import Services
+
+ROUTERS: tuple[APIRouter, ...] = (
+    health.router,
+    datacentres.router,
+    clusters.router,
+    racks.router,
+    flavors.router,
+    vrfs.router,
+)
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def create_app(services: Services) -> FastAPI:
+    """The whole API on these services; usable at once, with no network and no threads of its own."""
+    app = FastAPI(
+        title="PPEC orchestrator",
+        version=version("ppec"),
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # its page loads scripts from a CDN
+        redoc_url=None,
+        redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
+        responses={"default": {"model": Problem, "description": "A problem.", "content": {PROBLEM_JSON: {}}}},
+    )
+    app.state.services = services
+    install_problems(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    # The last added is the outermost.
+    app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
+    app.add_middleware(UnhandledErrors)
+    return app

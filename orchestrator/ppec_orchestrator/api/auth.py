@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who calls: people and programs by bearer token, hosts by their client certificate.
+
+A role includes the ones before it: viewer, operator, admin. Endpoints declare the least they need:
+`def list_flavors(caller: Viewer, …)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from ppec_contract.errors import PpecError
+from ppec_contract.identity import Identity
+from ppec_orchestrator.api.services import Here, services_of
+from ppec_orchestrator.store.tokens import Role
+
+_MAX_TOKEN = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asked; `name` is what operations and the log are signed with."""
+
+    name: str
+    role: Role
+
+
+def _required(why: str) -> PpecError:
+    return PpecError(
+        "auth.required",
+        why,
+        hint="Send `Authorization: Bearer <token>`; `ppec-orchestrator token create` makes one.",
+        subject="caller",
+    )
+
+
+def bearer_caller(request: Request, services: Here) -> Caller:
+    header = request.headers.get("authorization", "")
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer" or not 0 < len(token) <= _MAX_TOKEN:
+        raise _required("no bearer token was given")
+    found = services.tokens.find(token, now=services.now())
+    if found is None:
+        raise _required("the bearer token is unknown or has expired")
+    return Caller(found.name, found.role)
+
+
+def require(role: Role) -> Callable[..., Caller]:
+    """A dependency that lets callers of at least this role in."""
+
+    def check(caller: Annotated[Caller, Depends(bearer_caller)]) -> Caller:
+        if not caller.role.includes(role):
+            raise PpecError(
+                "auth.forbidden",
+                f"{caller.name} is {caller.role}, wanted {role}",
+                hint="Use a token of the wanted role.",
+                subject=f"caller {caller.name}",
+            )
+        return caller
+
+    return check
+
+
+Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
+Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
+Admin = Annotated[Caller, Depends(require(Role.ADMIN))]
+
+
+def peer_identity(request: Request) -> Identity | None:
+    """The verified client certificate's identity; None without a certificate."""
+    certificate = request.scope.get("state", {}).get("peer_certificate")
+    return Identity.from_peer_certificate(certificate) if certificate else None
+
+
+def the_host_itself(request: Request, host: str) -> str:
+    """Lets only the host named in the path in, by its certificate; returns its name."""
+    identity = peer_identity(request)
+    if identity is None:
+        raise PpecError(
+            "auth.required",
+            f"host {host[:63]!r} is known by its client certificate, and none was given",
+            hint="Enrol the host and present its certificate.",
+            subject="caller",
+        )
+    if identity.role != "host" or identity.name != host:
+        raise PpecError(
+            "auth.wrong_identity",
+            f"the certificate is {identity.uri}, wanted ppec://host/{host[:63]}",
+            hint="A host may speak for itself only.",
+            subject="certificate",
+        )
+    return host
+
+
+HostItself = Annotated[str, Depends(the_host_itself)]
+
+
+def host_or_viewer(request: Request) -> str:
+    """For what hosts fetch and people may look at: any host's certificate, or a viewer's token. Returns the name."""
+    identity = peer_identity(request)
+    if identity is not None and identity.role == "host":
+        return identity.uri
+    return require(Role.VIEWER)(bearer_caller(request, services_of(request))).name
+
+
+HostOrViewer = Annotated[str, Depends(host_or_viewer)]

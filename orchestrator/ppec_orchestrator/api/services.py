@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the endpoints work with: made once at start, handed to every request, replaced as a whole in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from typing import Annotated, Protocol, cast
+
+from fastapi import Depends, Request
+
+from ppec_orchestrator.image_store import ImageStore
+from ppec_orchestrator.liveness import LivenessBook
+from ppec_orchestrator.pki.ca import FleetCa
+from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.enrolment import record_certificate
+from ppec_orchestrator.store.hosts import flush_last_seen
+from ppec_orchestrator.store.tokens import TokenBook
+
+
+class OperationsEngine(Protocol):
+    """The engine as the server knows it: started after the migrations, stopped before the database closes."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class Services:
+    """`now` is the clock everything in the API uses, so that a test can set it."""
+
+    settings: Settings
+    database: Database
+    ca: FleetCa
+    images: ImageStore
+    liveness: LivenessBook
+    tokens: TokenBook
+    operations: OperationsEngine | None = None
+    now: Callable[[], datetime] = field(default=utc_now)
+
+
+def make_services(settings: Settings, database: Database, *, now: Callable[[], datetime] = utc_now) -> Services:
+    """The services of one process on a migrated database; makes the fleet CA when there is none. Without an engine."""
+    ca = FleetCa.open(settings.pki_dir, now=now())
+    issued = ca.ensure_orchestrator(settings.server_names, now=now())
+    if issued is not None:
+        with database.write() as conn:
+            record_certificate(conn, issued, now=now())
+    return Services(
+        settings=settings,
+        database=database,
+        ca=ca,
+        images=ImageStore(settings.images_dir, max_bytes=settings.max_image_bytes),
+        liveness=LivenessBook(partial(flush_last_seen, database), silent_after_s=settings.silent_after_s),
+        tokens=TokenBook(database),
+        now=now,
+    )
+
+
+def services_of(request: Request) -> Services:
+    return cast("Services", request.app.state.services)
+
+
+# `def endpoint(services: Here, …)`
+Here = Annotated[Services, Depends(services_of)]

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator's settings: a TOML file, then `PPEC_…` environment variables over it."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ppec_contract.errors import PpecError
+from ppec_contract.validation import validation_problem
+
+DEFAULT_CONFIG = Path("/etc/ppec/orchestrator.toml")
+PORT = 8443
+# A host is silent when it has missed this many heartbeats.
+MISSED_HEARTBEATS = 3
+
+
+class Settings(BaseSettings):
+    """`server_names` are the names and addresses hosts and people reach this orchestrator by; its certificate
+    carries them all, and images are fetched from the first. Intervals are in seconds, sizes as named."""
+
+    model_config = SettingsConfigDict(env_prefix="PPEC_", extra="forbid", frozen=True)
+
+    state_dir: Path = Path("/var/lib/ppec-orchestrator")
+    database_url: str = ""
+    listen: tuple[str, ...] = ("0.0.0.0",)  # noqa: S104 - hosts report from other machines
+    port: Annotated[int, Field(ge=0, le=65535)] = PORT
+    server_names: Annotated[tuple[str, ...], Field(min_length=1)] = ("localhost", "127.0.0.1")
+    heartbeat_interval_s: Annotated[float, Field(gt=0)] = 10.0
+    report_interval_s: Annotated[float, Field(gt=0)] = 60.0
+    liveness_flush_s: Annotated[float, Field(gt=0)] = 2.0
+    max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
+    max_image_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**3
+    enrolment_token_lifetime_s: Annotated[float, Field(gt=0)] = 3600.0
+    log_level: str = "info"
+
+    @classmethod
+    def load(cls, path: Path | None) -> Settings:
+        """From `path` (it must exist), else from the default place if there is one; raises `request.invalid`."""
+        source = path or DEFAULT_CONFIG
+        values: dict[str, Any] = {}
+        try:
+            if path is not None or source.exists():
+                values = tomllib.loads(source.read_text(encoding="utf-8"))
+            return cls(**_under_environment(values))
+        except ValidationError as error:
+            raise validation_problem(error, subject=f"settings {source}") from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise PpecError(
+                "request.invalid",
+                f"settings {source} can't be read: {error}",
+                hint="Give --config the path of a TOML file.",
+                subject=f"settings {source}",
+            ) from error
+
+    @property
+    def silent_after_s(self) -> float:
+        return MISSED_HEARTBEATS * self.heartbeat_interval_s
+
+    @property
+    def effective_database_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.state_dir}/ppec.db"
+
+    @property
+    def base_url(self) -> str:
+        """Where hosts find this orchestrator."""
+        name = self.server_names[0]
+        return f"https://{f'[{name}]' if ':' in name else name}:{self.port}"
+
+    @property
+    def images_dir(self) -> Path:
+        return self.state_dir / "images"
+
+    @property
+    def pki_dir(self) -> Path:
+        return self.state_dir / "pki"
+
+    @property
+    def admin_token_path(self) -> Path:
+        return self.state_dir / "admin.token"
+
+    def image_url(self, sha256: str) -> str:
+        return f"{self.base_url}/v1/images/{sha256}/content"
+
+
+def _under_environment(values: dict[str, Any]) -> dict[str, Any]:
+    """The file's values that no environment variable overrides: pydantic-settings ranks arguments first."""
+    return {name: value for name, value in values.items() if f"PPEC_{name.upper()}" not in os.environ}
