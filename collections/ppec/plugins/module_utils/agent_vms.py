@@ -74,6 +74,7 @@ def _require_valid(wanted, state):
         if vm["vm_id"] in ids:
             raise ProblemError("request.invalid", f"vm_id {vm['vm_id']} is given twice", subject=f"vm {vm['vm_id']}")
         ids.add(vm["vm_id"])
+    for vm in wanted:
         missing = [name for name in REQUIRED_TO_CREATE if name not in vm] if state == "present" else []
         if missing:
             raise ProblemError(
@@ -145,8 +146,8 @@ def _completed(result):
     return {"name": "", "changed": False, "vm": None, "problem": None, "stage_ms": {}, "replayed": False, **result}
 
 
-def _result(vm, changed=False, **given):
-    return _completed({"vm_id": vm["vm_id"], "name": vm.get("name", ""), "changed": changed, **given})
+def _result(wanted, **given):
+    return _completed({"vm_id": wanted["vm_id"], "name": wanted.get("name", ""), **given})
 
 
 def _outcome(results, before, after):

@@ -14,8 +14,8 @@ version_added: "0.1.0"
 description:
   - Makes one VM be as described, through the orchestrator, which chooses its host, its NUMA cells and its addresses.
   - Runs where the orchestrator's API can be reached, usually C(localhost).
-  - A VM that exists and is as described is left alone, whatever its power state, for O(state=present). What differs can't
-    be changed in place and makes the task fail. O(user_data) and O(policy) are not compared, being used once.
+  - A VM that exists and is as described is left alone, whatever its power state, for O(state=present). What differs
+    can't be changed in place and makes the task fail. O(user_data) and O(policy) are not compared, being used once.
 author: PPEC contributors (@ppec)
 extends_documentation_fragment:
   - ppec.cloud.orchestrator
@@ -39,7 +39,7 @@ options:
     description: The image its disk is made from. Needed for O(state=present).
     type: str
   policy:
-    description: How hosts that fit are ranked. V(balanced) evens out use, V(pack) fills hosts, V(spread) keeps VMs apart.
+    description: How hosts that fit are ranked; V(balanced) evens out use, V(pack) fills hosts, V(spread) parts VMs.
     type: str
     choices: [balanced, pack, spread]
     default: balanced
