@@ -193,8 +193,6 @@ def _register_fake(orchestrator: OrchestratorProcess, host: LocalHost, directory
 
 def _wait_local_up(orchestrator: OrchestratorProcess) -> None:
     from ppec_lab.conditions import wait_until
-
-    def up() -> bool:
         return all(host["liveness"] == "up" for host in orchestrator.ppec("host", "list"))
 
     wait_until(up, "the host reports", timeout_s=30, every_s=0.2)
