@@ -171,24 +171,20 @@ class LibvirtHypervisor:
 
     async def destroy(self, vm_id: UUID) -> bool:
         def work(connection: Any) -> bool:
-            domain = _find(connection, vm_id)
-            if domain is None:
-                return False
-            return _unless(domain.isActive() == 0, domain.destroy, done=lambda: _is_off(connection, vm_id))
+            domain = connection.lookupByUUIDString(str(vm_id))
+            return _unless(domain.isActive() == 0, domain.destroy, done=lambda: domain.isActive() == 0)
 
-        return await self._connection.call("destroy", vm_id, work)
+        return await self._connection.call("destroy", vm_id, partial(_false_if_gone, work))
 
     async def undefine(self, vm_id: UUID) -> bool:
         def work(connection: Any) -> bool:
-            domain = _find(connection, vm_id)
-            if domain is None:
-                return False
+            domain = connection.lookupByUUIDString(str(vm_id))
             if domain.isActive():
                 raise _wrong_state(vm_id, "undefine", "runs")
-            remove = partial(domain.undefineFlags, _UNDEFINE_ALL)
-            return _unless(False, remove, done=lambda: _find(connection, vm_id) is None)
+            domain.undefineFlags(_UNDEFINE_ALL)
+            return True
 
-        return await self._connection.call("undefine", vm_id, work)
+        return await self._connection.call("undefine", vm_id, partial(_false_if_gone, work))
 
     async def wait_state(self, vm_id: UUID, state: VmState, timeout_s: float) -> bool:
         return await wait_for_state(self, vm_id, state, timeout_s)
@@ -214,6 +210,11 @@ def _found(look: Callable[[], Any]) -> Any | None:
         raise
 
 
+def _false_if_gone(work: Callable[[Any], bool], connection: Any) -> bool:
+    """The domain may vanish between any two calls; for what removes it, gone is done."""
+    return bool(_found(partial(work, connection)))
+
+
 def _must_find(connection: Any, vm_id: UUID) -> Any:
     domain = _find(connection, vm_id)
     if domain is None:
@@ -228,7 +229,7 @@ def _unless(already: bool, act: Callable[[], object], *, done: Callable[[], bool
     try:
         act()
     except libvirt.libvirtError as error:
-        if error.get_error_code() in (libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_ERR_NO_DOMAIN) and done():
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID and done():
             return False
         raise
     return True
@@ -236,11 +237,6 @@ def _unless(already: bool, act: Callable[[], object], *, done: Callable[[], bool
 
 def _state(domain: Any) -> VmState:
     return _STATES.get(domain.state()[0], VmState.UNKNOWN)
-
-
-def _is_off(connection: Any, vm_id: UUID) -> bool:
-    domain = _find(connection, vm_id)
-    return domain is None or domain.isActive() == 0
 
 
 def _version(number: int) -> str:

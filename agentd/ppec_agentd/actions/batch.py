@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one changing call: every VM on its own, each with its own result, each in the journal before and after.
+
+A call that is repeated while the first is still at work joins it: per (operation, action, VM) there is one *flight*.
+Flights on the same VM wait for one another. Nobody's leaving cancels a flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+from weakref import WeakValueDictionary
+
+import structlog
+
+from ppec_agentd.actions.context import Emit, HostContext, Outcome, Steps
+from ppec_agentd.actions.create import LEFT_BEHIND, create, undo_create
+from ppec_agentd.actions.delete import delete
+from ppec_agentd.actions.start import start
+from ppec_agentd.actions.stop import stop
+from ppec_agentd.journal import Action, Key
+from ppec_contract.agent import CreateVms, DeleteVms, StartVms, StopVms, VmResult, VmsReply, WriteCall
+from ppec_contract.errors import PpecError
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One VM's part of a call."""
+
+    vm_id: UUID
+    name: str
+    act: Callable[[Steps], Awaitable[Outcome]]
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """Work on one VM under way. Its task never raises."""
+
+    steps: Steps
+    task: asyncio.Task[VmResult]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What the VMs of one call share; `intents` ends when the journal holds them all."""
+
+    operation_id: str
+    fence: int
+    action: Action
+    intents: asyncio.Future[None]
+
+
+class Actions:
+    """The changing half of the agent. `on_change` is called after every VM that ended."""
+
+    def __init__(self, host: HostContext, on_change: Callable[[], None] = lambda: None) -> None:
+        self._host = host
+        self._on_change = on_change
+        self._flights: dict[Key, Flight] = {}
+        # Creates that could not be undone whole, by VM: see `settle`.
+        self._unsettled: dict[UUID, Key] = {}
+        self._settling: asyncio.Task[None] | None = None
+        self._vm_locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
+
+    async def run(self, request: WriteCall, emit: Emit) -> VmsReply:
+        """All VMs' results, in the order of the request; `emit` gets progress and results as they come.
+
+        Raises `operation.fenced` and `request.invalid` for the whole call; what befalls one VM is in its result.
+        """
+        action, items = self._items(request)
+        _refuse_twins(items)
+        journal, fence = self._host.journal, request.fence
+        journal.refuse_lower(request.operation_id, fence)
+        batch = _Batch(request.operation_id, fence, action, asyncio.get_running_loop().create_future())
+        fresh: list[tuple[Key, str]] = []
+        waiting = [self._result_of(item, batch, emit, fresh) for item in items]
+        try:
+            await asyncio.to_thread(journal.append_intents, request.operation_id, fence, fresh)
+            batch.intents.set_result(None)
+        except PpecError as error:
+            batch.intents.set_exception(error)
+            batch.intents.exception()  # retrieved here as well: with only replays nobody else may look
+        return VmsReply(results=tuple(await asyncio.gather(*waiting)))
+
+    def in_flight(self) -> frozenset[Key]:
+        return frozenset(self._flights)
+
+    def settle_soon(self) -> None:
+        """`settle` as soon as the event loop gets to it."""
+        if self._unsettled:
+            self._settling = asyncio.create_task(self.settle(), name="settle")
+
+    async def settle(self) -> None:
+        """Undoes what could not be undone before; to be called when the hypervisor is back, and now and then."""
+        for vm_id in list(self._unsettled):
+            async with self._lock_of(vm_id):
+                try:
+                    await self._settle(vm_id)
+                except PpecError as error:
+                    log.warning("still_left_behind", vm_id=str(vm_id), code=error.code, why=error.message)
+
+    async def drain(self, timeout_s: float) -> int:
+        """Waits for the work under way; returns how many VMs were left (recovery finishes or undoes those)."""
+        tasks = [flight.task for flight in self._flights.values()]
+        if not tasks:
+            return 0
+        _, pending = await asyncio.wait(tasks, timeout=timeout_s)
+        return len(pending)
+
+    # --- one VM -------------------------------------------------------------------------------------------------
+
+    def _result_of(self, item: Item, batch: _Batch, emit: Emit, fresh: list[tuple[Key, str]]) -> Awaitable[VmResult]:
+        """From the journal, from the flight under way, or from a new flight, which is then added to `fresh`."""
+        key = Key(batch.operation_id, batch.action, str(item.vm_id))
+        flight = self._flights.get(key)
+        if flight is None:
+            try:
+                recorded = self._host.journal.recorded(key, batch.fence)
+            except PpecError as refusal:
+                recorded = _failed(item.vm_id, item.name, refusal)
+            if recorded is not None:
+                return _told(recorded, emit)
+            steps = Steps(item.vm_id, item.name)
+            task = asyncio.create_task(self._fly(key, item, steps, batch), name=f"{batch.action} {item.vm_id}")
+            flight = self._flights[key] = Flight(steps, task)
+            fresh.append((key, item.name))
+        flight.steps.listeners.append(emit)
+        return _wait_and_tell(flight.task, emit)
+
+    async def _fly(self, key: Key, item: Item, steps: Steps, batch: _Batch) -> VmResult:
+        try:
+            await batch.intents
+            async with self._lock_of(item.vm_id):
+                # Meanwhile a newer owner, or a delete, may have gone first.
+                self._host.journal.recorded(key, batch.fence)
+                await self._settle(item.vm_id)
+                result = await self._act(item, steps)
+                if result.problem is not None and LEFT_BEHIND in result.problem.details:
+                    self._unsettled[item.vm_id] = key
+                else:
+                    await self._keep(key, batch.fence, result)
+                return result
+        except PpecError as refusal:
+            await asyncio.to_thread(self._host.journal.append_abandoned, key)
+            return _failed(item.vm_id, item.name, refusal)
+        finally:
+            self._flights.pop(key, None)
+            self._on_change()
+
+    def _lock_of(self, vm_id: UUID) -> asyncio.Lock:
+        return self._vm_locks.setdefault(vm_id, asyncio.Lock())
+
+    async def _settle(self, vm_id: UUID) -> None:
+        key = self._unsettled.get(vm_id)
+        if key is not None:
+            await undo_create(self._host, vm_id, key.operation_id)
+            del self._unsettled[vm_id]
+            await asyncio.to_thread(self._host.journal.append_abandoned, key)
+
+    async def _act(self, item: Item, steps: Steps) -> VmResult:
+        try:
+            outcome = await item.act(steps)
+        except PpecError as error:
+            log.warning("vm_action_failed", vm=steps.name, vm_id=str(item.vm_id), code=error.code, why=error.message)
+            return _failed(item.vm_id, steps.name, error).model_copy(update={"stage_ms": steps.stage_ms})
+        except Exception:
+            log.exception("vm_action_broke", vm=steps.name, vm_id=str(item.vm_id))
+            broke = PpecError(
+                "internal.error", f"vm {steps.name or item.vm_id}: an error of the agent's; its log has the details"
+            )
+            return _failed(item.vm_id, steps.name, broke).model_copy(update={"stage_ms": steps.stage_ms})
+        return VmResult(
+            vm_id=item.vm_id,
+            name=outcome.name or item.name,
+            changed=outcome.changed,
+            vm=outcome.vm,
+            stage_ms=steps.stage_ms,
+        )
+
+    async def _keep(self, key: Key, fence: int, result: VmResult) -> None:
+        try:
+            await asyncio.to_thread(self._host.journal.append_answer, key, fence, result)
+        except PpecError as error:
+            # It is done all the same; a repeated call finds the domain, and recovery does.
+            log.error("answer_not_recorded", vm_id=key.vm_id, operation=key.operation_id, why=error.message)
+
+    # --- from request to items ----------------------------------------------------------------------------------
+
+    def _items(self, request: WriteCall) -> tuple[Action, list[Item]]:
+        host, operation = self._host, request.operation_id
+        match request:
+            case CreateVms(vms=vms):
+                return "CreateVms", [
+                    Item(vm.vm_id, vm.name, lambda steps, vm=vm: create(host, vm, operation, steps))  # type: ignore[misc]
+                    for vm in vms
+                ]
+            case DeleteVms(vm_ids=vm_ids):
+                return "DeleteVms", self._by_id(vm_ids, lambda vm_id, steps: delete(host, vm_id, steps))
+            case StartVms(vm_ids=vm_ids):
+                return "StartVms", self._by_id(vm_ids, lambda vm_id, steps: start(host, vm_id, steps))
+            case StopVms(vm_ids=vm_ids, timeout_s=timeout_s, force=force):
+                return "StopVms", self._by_id(
+                    vm_ids, lambda vm_id, steps: stop(host, vm_id, steps, timeout_s, force=force)
+                )
+        raise TypeError(f"{type(request).__name__} is no changing call")
+
+    def _by_id(self, vm_ids: Sequence[UUID], act: Callable[[UUID, Steps], Awaitable[Outcome]]) -> list[Item]:
+        def item(vm_id: UUID) -> Item:
+            held = self._host.ledger.holding(vm_id)
+            return Item(vm_id, held.name if held else "", lambda steps: act(vm_id, steps))
+
+        return [item(vm_id) for vm_id in vm_ids]
+
+
+def _refuse_twins(items: list[Item]) -> None:
+    ids = [item.vm_id for item in items]
+    names = [item.name for item in items if item.name]
+    if len(set(ids)) != len(ids) or len(set(names)) != len(names):
+        raise PpecError("request.invalid", "the call names a VM twice", hint="Name each VM once.", subject="request")
+
+
+def _failed(vm_id: UUID, name: str, error: PpecError) -> VmResult:
+    return VmResult(vm_id=vm_id, name=name, changed=False, problem=error.problem())
+
+
+async def _told(result: VmResult, emit: Emit) -> VmResult:
+    emit(VmsReply(results=(result,)))
+    return result
+
+
+async def _wait_and_tell(task: asyncio.Task[VmResult], emit: Emit) -> VmResult:
+    # Shielded: the flight belongs to the journal, not to whoever asked first.
+    return await _told(await asyncio.shield(task), emit)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an action acts on, and how it tells where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from ppec_agentd.disks import DiskMaker, VmFolder
+from ppec_agentd.hypervisor import Domain, HostFacts, Hypervisor
+from ppec_agentd.images import ImageCache
+from ppec_agentd.journal import Journal
+from ppec_agentd.ledger import Ledger
+from ppec_contract.agent import Stage, VmProgress, VmsReply
+from ppec_contract.errors import PpecError
+from ppec_contract.vm import VmInfo, VmSpec
+
+Emit = Callable[[VmsReply], None]
+
+
+@dataclass
+class HostContext:
+    """One host's parts. `facts` are refreshed by reports and whenever a bridge seems to be missing."""
+
+    hypervisor: Hypervisor
+    facts: HostFacts
+    ledger: Ledger
+    journal: Journal
+    images: ImageCache
+    disks: DiskMaker
+    vms_dir: Path
+    starts: asyncio.Semaphore
+    preparations: asyncio.Semaphore
+
+    def folder(self, vm_id: UUID) -> VmFolder:
+        return VmFolder(self.vms_dir, vm_id)
+
+    async def refuse_missing_bridges(self, vm: VmSpec) -> None:
+        """Raises `host.bridge_missing`."""
+        wanted = {nic.bridge for nic in vm.nics}
+        if not wanted <= set(self.facts.bridges):
+            self.facts = await self.hypervisor.facts()
+        missing = sorted(wanted - set(self.facts.bridges))
+        if missing:
+            raise PpecError(
+                "host.bridge_missing",
+                f"vm {vm.name}: wanted bridge {', '.join(missing)}, found {', '.join(self.facts.bridges) or 'none'}",
+                hint="Make the bridge on the host, or correct the prefix that names it.",
+                subject=f"vm {vm.name}",
+                details={"missing": missing, "found": list(self.facts.bridges)},
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an action ended well: whether it changed anything, and the VM as it is now (None once deleted)."""
+
+    changed: bool
+    vm: VmInfo | None
+    name: str = ""
+
+
+@dataclass
+class Steps:
+    """Tells listeners which stage a VM is in, and keeps the time spent in each. Stages may overlap."""
+
+    vm_id: UUID
+    name: str
+    accepted_s: float = field(default_factory=time.monotonic)
+    stage_ms: dict[Stage, int] = field(default_factory=dict)
+    listeners: list[Emit] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, stage: Stage) -> Iterator[None]:
+        begun = time.monotonic()
+        progress = VmProgress(vm_id=self.vm_id, name=self.name, stage=stage, elapsed_ms=_ms(begun - self.accepted_s))
+        for listener in self.listeners:
+            listener(VmsReply(progress=progress))
+        try:
+            yield
+        finally:
+            self.stage_ms[stage] = self.stage_ms.get(stage, 0) + _ms(time.monotonic() - begun)
+
+
+def _ms(seconds: float) -> int:
+    return max(0, round(seconds * 1000))
+
+
+def refuse_foreign(domain: Domain) -> None:
+    """Raises `vm.wrong_state` for a domain PPEC did not make: it is somebody else's."""
+    if not domain.managed:
+        raise PpecError(
+            "vm.wrong_state",
+            f"vm {domain.name} was not made by PPEC and is left alone",
+            hint="Use virsh on the host for domains made by hand.",
+            subject=f"vm {domain.name}",
+        )
+
+
+def vm_not_found(vm_id: UUID) -> PpecError:
+    return PpecError("vm.not_found", f"vm {vm_id} is not on this host", subject=f"vm {vm_id}")

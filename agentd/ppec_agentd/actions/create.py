@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Create: admit, prepare disk and seed side by side, define, start, commit; or take everything back."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import UUID
+
+from ppec_agentd.actions.context import HostContext, Outcome, Steps
+from ppec_agentd.actions.delete import erase_domain
+from ppec_agentd.disks import VmFolder
+from ppec_agentd.files import os_errors, write_whole
+from ppec_agentd.hypervisor import BridgeNic, Disk, Domain, DomainDefinition, DomainMetadata
+from ppec_agentd.ledger import Claim
+from ppec_agentd.numa import NumaPlan
+from ppec_agentd.observed import vm_info
+from ppec_agentd.seed import seed_iso
+from ppec_agentd.undo import UndoStack
+from ppec_contract.agent import Stage
+from ppec_contract.errors import PpecError
+from ppec_contract.vm import VmInfo, VmSpec, VmState
+
+# In a problem's details: the undos still to be done.
+LEFT_BEHIND = "left_behind"
+
+
+async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps) -> Outcome:
+    """Makes the VM and starts it.
+
+    Raises what went wrong after everything done so far was undone; `details["left_behind"]` names the undos
+    that failed: `undo_create` does them later.
+    """
+    present = await host.hypervisor.domain(vm.vm_id)
+    if present is not None:
+        return _present(present, vm, operation_id)
+    with steps.stage(Stage.ADMITTED):
+        await host.refuse_missing_bridges(vm)
+        plan = host.ledger.reserve(Claim(vm.vm_id, vm.name, vm.vcpus, vm.memory_mib, vm.root_disk.size_mib, vm.cells))
+    undo = UndoStack()
+    undo.push("release", lambda: _release(host, vm.vm_id))
+    try:
+        definition = _definition(vm, operation_id, plan, host.folder(vm.vm_id))
+        await _prepare(host, vm, steps, undo)
+        undo.push("undefine", lambda: erase_domain(host, vm.vm_id, operation_id))
+        with steps.stage(Stage.DEFINE):
+            await host.hypervisor.define(definition)
+        async with host.starts:
+            with steps.stage(Stage.START):
+                await host.hypervisor.start(vm.vm_id)
+        host.ledger.commit(vm.vm_id)
+    except BaseException as error:
+        failed = await undo.run()
+        if failed:
+            raise _left_behind(vm, failed) from error
+        raise
+    return Outcome(True, _running(vm, operation_id, plan), vm.name)
+
+
+def _present(domain: Domain, vm: VmSpec, operation_id: str) -> Outcome:
+    """The VM is there although the journal knows no answer: ours from before a lost journal, or somebody else's."""
+    ours = domain.metadata
+    if ours is None or ours.operation_id != operation_id or ours.name != vm.name or domain.state != VmState.RUNNING:
+        raise PpecError(
+            "vm.exists",
+            f"vm {vm.name}: id {vm.vm_id} belongs to {domain.name} on this host",
+            hint="Delete that VM first, or ask for a new id.",
+            subject=f"vm {vm.name}",
+            details={"vm_id": str(vm.vm_id), "name": domain.name, "state": domain.state.value},
+        )
+    return Outcome(False, vm_info(domain), vm.name)
+
+
+def _left_behind(vm: VmSpec, failed: tuple[str, ...]) -> PpecError:
+    return PpecError(
+        "vm.create_failed",
+        f"vm {vm.name} could not be created, and not all of it could be undone yet",
+        hint="The agent tries the undo again when its hypervisor answers; repeat the request then.",
+        subject=f"vm {vm.name}",
+        details={LEFT_BEHIND: list(failed)},
+    )
+
+
+async def undo_create(host: HostContext, vm_id: UUID, operation_id: str) -> None:
+    """Takes back whatever an interrupted create left, from any point; idempotent."""
+    await erase_domain(host, vm_id, operation_id)
+    present = await host.hypervisor.domain(vm_id)
+    if present is None:
+        await asyncio.to_thread(host.folder(vm_id).remove)
+        await _release(host, vm_id)
+
+
+async def _release(host: HostContext, vm_id: UUID) -> None:
+    host.ledger.release(vm_id)
+
+
+async def _prepare(host: HostContext, vm: VmSpec, steps: Steps, undo: UndoStack) -> None:
+    """Image, then overlay on it; the seed meanwhile. Returns or raises only when both have ended."""
+    folder = host.folder(vm.vm_id)
+    undo.push("remove_folder", lambda: asyncio.to_thread(folder.remove))
+    await asyncio.to_thread(folder.make)
+    done = await asyncio.gather(_disk(host, vm, steps, folder), _seed(host, vm, steps, folder), return_exceptions=True)
+    for problem in done:
+        if problem is not None:
+            raise problem
+
+
+async def _disk(host: HostContext, vm: VmSpec, steps: Steps, folder: VmFolder) -> None:
+    with steps.stage(Stage.IMAGE):
+        image = await host.images.ensure(vm.root_disk.image)
+    async with host.preparations:
+        with steps.stage(Stage.DISK):
+            await host.disks.make_overlay(folder.root_disk, image, vm.root_disk.size_mib)
+
+
+async def _seed(host: HostContext, vm: VmSpec, steps: Steps, folder: VmFolder) -> None:
+    async with host.preparations:
+        with steps.stage(Stage.SEED), os_errors(f"vm {vm.name}: the seed can't be written", f"vm {vm.name}"):
+            await asyncio.to_thread(lambda: write_whole(folder.seed, seed_iso(vm)))
+
+
+def _definition(vm: VmSpec, operation_id: str, plan: NumaPlan, folder: VmFolder) -> DomainDefinition:
+    return DomainDefinition(
+        metadata=DomainMetadata(
+            vm_id=vm.vm_id,
+            name=vm.name,
+            operation_id=operation_id,
+            cells=plan.cells,
+            vcpus=vm.vcpus,
+            memory_mib=vm.memory_mib,
+            disk_mib=vm.root_disk.size_mib,
+            image_sha256=vm.root_disk.image.sha256,
+            pins=plan.pins,
+        ),
+        disks=(
+            Disk(str(folder.root_disk), "qcow2", boot_order=1),
+            Disk(str(folder.seed), "raw", read_only=True),
+        ),
+        nics=tuple(BridgeNic(nic.mac, nic.bridge) for nic in vm.nics),
+        emulator_cpus=plan.emulator_cpus,
+        threads_per_core=plan.threads_per_core,
+        console_log=str(folder.console_log),
+    )
+
+
+def _running(vm: VmSpec, operation_id: str, plan: NumaPlan) -> VmInfo:
+    return VmInfo(
+        vm_id=vm.vm_id,
+        name=vm.name,
+        state=VmState.RUNNING,
+        managed=True,
+        vcpus=vm.vcpus,
+        memory_mib=vm.memory_mib,
+        cells=plan.cells,
+        pins=plan.pins,
+        disk_mib=vm.root_disk.size_mib,
+        image_sha256=vm.root_disk.image.sha256,
+        macs=tuple(nic.mac for nic in vm.nics),
+        operation_id=operation_id,
+    )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the agent together from its settings: which hypervisor, which disks, what the ledger starts with."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+import structlog
+
+from ppec_agentd.actions.context import HostContext
+from ppec_agentd.disks import MIB, DiskMaker, FakeDisks, QemuImg
+from ppec_agentd.hypervisor import Hypervisor
+from ppec_agentd.images import ImageCache
+from ppec_agentd.journal import Journal
+from ppec_agentd.ledger import Ledger
+from ppec_agentd.settings import Settings, StorageSettings
+from ppec_agentd.topology import Topology, declare_topology
+
+log = structlog.get_logger(__name__)
+
+
+def make_hypervisor(settings: Settings) -> Hypervisor:
+    """Not connected yet. libvirt is imported only where it is used: a fake host needs none."""
+    declared = declare_topology(settings.lab.topology) if settings.lab.topology else None
+    if settings.hypervisor == "fake":
+        return _fake(settings, declared or declare_topology("cores=4"))
+    from ppec_agentd.libvirt_hypervisor import LibvirtHypervisor, LibvirtOptions
+
+    return LibvirtHypervisor(
+        LibvirtOptions(
+            uri=settings.libvirt.uri,
+            domain_type=settings.libvirt.domain_type,
+            declared_topology=declared,
+            disk_cache=settings.libvirt.disk_cache,
+            start_timeout_s=settings.limits.hypervisor_timeout_s,
+        )
+    )
+
+
+def _fake(settings: Settings, topology: Topology) -> Hypervisor:
+    from ppec_agentd.fake_hypervisor import FakeHypervisor, FakeOptions
+
+    settings.storage.state_dir.mkdir(parents=True, exist_ok=True)
+    return FakeHypervisor(
+        FakeOptions(
+            topology=topology,
+            bridges=settings.lab.bridges,
+            state_file=settings.storage.fake_hypervisor,
+            deaf_guests=settings.lab.deaf_guests,
+            delays_s=settings.lab.delays_s,
+        )
+    )
+
+
+async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Journal) -> HostContext:
+    """Everything the actions need; the ledger is still empty. Raises `hypervisor.unavailable`."""
+    facts = await hypervisor.facts()
+    disks: DiskMaker = FakeDisks() if settings.hypervisor == "fake" else QemuImg(settings.limits.command_timeout_s)
+    disk_mib = await asyncio.to_thread(usable_disk_mib, settings.storage)
+    ledger = Ledger(
+        facts.topology,
+        disk_mib,
+        reserved_cores_per_cell=settings.reserve.cores_per_cell,
+        reserved_memory_per_cell_mib=settings.reserve.memory_per_cell_mib,
+    )
+    return HostContext(
+        hypervisor=hypervisor,
+        facts=facts,
+        ledger=ledger,
+        journal=journal,
+        images=ImageCache(settings.storage.images, settings.tls, settings.limits.image_timeout_s),
+        disks=disks,
+        vms_dir=settings.storage.vms,
+        starts=asyncio.Semaphore(settings.limits.concurrent_starts),
+        preparations=asyncio.Semaphore(settings.limits.concurrent_preparations),
+    )
+
+
+def prepare_state(storage: StorageSettings) -> Journal:
+    """Makes the folders, sweeps what a crash left half written, opens the journal."""
+    for folder in (storage.state_dir, storage.vms, storage.images):
+        folder.mkdir(parents=True, exist_ok=True)
+    # QEMU's user passes through to its files, and lists nothing.
+    storage.vms.chmod(0o711)
+    for partial in storage.images.glob(".*.partial"):
+        partial.unlink(missing_ok=True)
+    return Journal.open(storage.journal)
+
+
+def usable_disk_mib(storage: StorageSettings) -> int:
+    """What VMs may use: the setting, or what is free now plus what their folders hold already."""
+    if storage.disk_mib is not None:
+        return storage.disk_mib
+    return (shutil.disk_usage(storage.vms).free + _held_bytes(storage.vms)) // MIB
+
+
+def _held_bytes(folder: Path) -> int:
+    held = 0
+    for base, _, names in os.walk(folder):
+        for name in names:
+            held += (Path(base) / name).lstat().st_blocks * 512
+    return held

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal: what the agent was asked to do and what it answered, on disk before either is acted on or sent.
+
+One line per record: eight hex digits of CRC-32, a space, JSON. A record is an *intent* ("this action on this VM has
+begun") or an *answer*; the latest record per (operation, action, VM) counts. Every append is fsynced before it returns.
+The last line may be torn by a crash: it was never acted on, and is cut off. A damaged line elsewhere is skipped and
+counted.
+
+What a repeated request gets, by the fence it carries and the fence of the recorded answer:
+
+- lower than the operation's highest fence: refused (`operation.fenced`), whatever was recorded;
+- the answer was a success: that answer, at any fence, unless the same operation has since done something else to the
+  VM (a create, undone by a delete, may be asked for again with a higher fence);
+- the answer was a failure: with a higher fence the action is tried again (a failure leaves nothing behind). With the
+  same fence the failure is repeated, except that delete, start and stop are tried again when the failure was of the
+  "try again" class. Create is not: its plan may have moved on to another host, and a request delayed on the network
+  would then make the VM twice.
+- A delete closes the VM to creates of its operation that carry the same or a lower fence: one that arrives late, after
+  its undo, is refused (`operation.fenced`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ppec_agentd.files import os_errors, sync_directory, write_all
+from ppec_contract.agent import VmResult
+from ppec_contract.errors import PpecError
+
+Action = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms"]
+ACTIONS: tuple[Action, ...] = get_args(Action)
+KEEP_S = 7 * 24 * 3600.0
+COMPACT_BYTES = 8 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    operation_id: str
+    action: Action
+    vm_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """The latest record of a key; `ordinal` is their order.
+
+    `answer` is the VmResult's JSON, None while in flight, empty when recovery abandoned it: it was undone, nobody was
+    told anything, and a repeated request begins anew.
+    """
+
+    key: Key
+    fence: int
+    name: str
+    at_unix_s: float
+    ordinal: int
+    answer: str | None = None
+
+    def result(self) -> VmResult:
+        """The recorded answer, marked as replayed."""
+        if not self.answer:
+            raise ValueError(f"{self.key} has no answer")
+        return VmResult.model_validate_json(self.answer).model_copy(update={"replayed": True})
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    body = json.dumps(record, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    checksum, _, body = line.partition(b" ")
+    if checksum != b"%08x" % zlib.crc32(body):
+        return None
+    try:
+        record = json.loads(body)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+class Journal:
+    """Open by `Journal.open`. Thread-safe; `append…` block for an fsync, so call them off the event loop."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._entries: dict[Key, Entry] = {}
+        self._fences: dict[str, int] = {}
+        self._ordinal = 0
+        self._file = -1
+        self._size = 0
+        self.damaged_lines = 0
+
+    @classmethod
+    def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Journal:
+        journal = cls(path, clock)
+        journal._read()
+        journal._rewrite()
+        return journal
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+
+    # --- asking -------------------------------------------------------------------------------------------------
+
+    def recorded(self, key: Key, fence: int) -> VmResult | None:
+        """The answer a request with this key and fence gets from the journal; None means: act.
+
+        Raises PpecError `operation.fenced`.
+        """
+        with self._lock:
+            self.refuse_lower(key.operation_id, fence)
+            entry = self._entries.get(key)
+            closed = self._closed_by_delete(key, fence)
+            superseded = entry is not None and self._superseded(entry)
+        if entry is not None and entry.answer:
+            result = entry.result()
+            if result.problem is None:
+                return None if superseded and fence > entry.fence else result
+            if fence == entry.fence and not (result.problem.error().retryable and key.action != "CreateVms"):
+                return result
+        if closed:
+            raise PpecError(
+                "operation.fenced",
+                f"operation {key.operation_id} has deleted vm {key.vm_id} at fence {closed.fence} already",
+                hint="A create after its own delete needs a higher fence.",
+                subject=f"vm {key.vm_id}",
+            )
+        return None
+
+    def in_flight(self) -> tuple[Entry, ...]:
+        """Intents without an answer: what a crash interrupted, oldest first."""
+        with self._lock:
+            found = [e for e in self._entries.values() if e.answer is None]
+        return tuple(sorted(found, key=lambda e: e.ordinal))
+
+    def created_ids(self) -> frozenset[str]:
+        """Ids of all VMs the journal knows creates of, whatever became of them."""
+        with self._lock:
+            return frozenset(k.vm_id for k in self._entries if k.action == "CreateVms")
+
+    def refuse_lower(self, operation_id: str, fence: int) -> None:
+        highest = self._fences.get(operation_id, 0)
+        if fence < highest:
+            raise PpecError(
+                "operation.fenced",
+                f"operation {operation_id}: fence {fence} is lower than {highest}, which this host has seen",
+                hint="Another owner has taken the operation over; stop working on it.",
+                subject=f"operation {operation_id}",
+                details={"fence": fence, "highest": highest},
+            )
+
+    def _closed_by_delete(self, key: Key, fence: int) -> Entry | None:
+        if key.action != "CreateVms":
+            return None
+        deleted = self._entries.get(replace(key, action="DeleteVms"))
+        return deleted if deleted is not None and fence <= deleted.fence else None
+
+    def _superseded(self, entry: Entry) -> bool:
+        others = (self._entries.get(replace(entry.key, action=action)) for action in ACTIONS)
+        return any(other is not None and other.ordinal > entry.ordinal for other in others)
+
+    # --- recording ----------------------------------------------------------------------------------------------
+
+    def append_intents(self, operation_id: str, fence: int, keys_and_names: Iterable[tuple[Key, str]]) -> None:
+        """One fsync for a whole batch, which also raises the operation's fence. Raises `operation.fenced`."""
+        with self._lock:
+            self.refuse_lower(operation_id, fence)
+            now = self._clock()
+            entries = [self._numbered(key, fence, name, now, None) for key, name in keys_and_names]
+            only_fence = not entries and fence > self._fences.get(operation_id, -1)
+            self._append(entries, {operation_id: fence} if only_fence else {})
+
+    def append_answer(self, key: Key, fence: int, result: VmResult) -> None:
+        """Records the answer that is about to be sent."""
+        with self._lock:
+            self._append([self._numbered(key, fence, result.name, self._clock(), result.model_dump_json())])
+            if self._size > COMPACT_BYTES:
+                self._rewrite()
+
+    def append_abandoned(self, key: Key) -> None:
+        """Records that an action in flight was undone, or never begun, and not answered. Never fails: at worst the
+        next recovery finds nothing to undo."""
+        with self._lock, contextlib.suppress(PpecError):
+            entry = self._entries.get(key)
+            if entry is not None and entry.answer is None:
+                self._append([self._numbered(key, entry.fence, entry.name, self._clock(), "")])
+
+    def _numbered(self, key: Key, fence: int, name: str, at_unix_s: float, answer: str | None) -> Entry:
+        self._ordinal += 1
+        return Entry(key, fence, name, at_unix_s, self._ordinal, answer)
+
+    def _append(self, entries: list[Entry], fences: dict[str, int] | None = None) -> None:
+        data = b"".join(map(_line, [*_fence_records(fences or {}), *map(_record, entries)]))
+        if not data:
+            return
+        with os_errors(f"the journal {self._path} can't be written", str(self._path)):
+            try:
+                write_all(self._file, data)
+                os.fsync(self._file)
+            except OSError:
+                # Half a line may be there: cut it off, so that later lines stay readable.
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, self._size)
+                raise
+        self._size += len(data)
+        for operation_id, fence in (fences or {}).items():
+            self._raise_fence(operation_id, fence)
+        for entry in entries:
+            self._entries[entry.key] = entry
+            self._raise_fence(entry.key.operation_id, entry.fence)
+
+    def _raise_fence(self, operation_id: str, fence: int) -> None:
+        self._fences[operation_id] = max(self._fences.get(operation_id, 0), fence)
+
+    # --- the file -----------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return
+        lines = data.split(b"\n")
+        torn = lines.pop()  # what follows the last newline: empty, or the line a crash cut short
+        for position, line in enumerate(lines):
+            record = _parse(line)
+            if record is None:
+                # A torn write may also end in a newline's place; only damage before the end is worth an alarm.
+                self.damaged_lines += 1 if position < len(lines) - 1 or torn else 0
+                continue
+            self._raise_fence(record["operation"], record["fence"])
+            if "action" in record:
+                key = Key(record["operation"], record["action"], record["vm"])
+                self._entries[key] = self._numbered(
+                    key, record["fence"], record["name"], record["at"], record["answer"]
+                )
+
+    def _rewrite(self) -> None:
+        """Compaction: operations at rest for longer than `KEEP_S` are dropped, then the file is replaced whole."""
+        self._forget_old()
+        ordered = sorted(self._entries.values(), key=lambda e: e.ordinal)
+        data = b"".join(map(_line, [*_fence_records(self._fences), *map(_record, ordered)]))
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = self._path.with_name(self._path.name + ".new")
+        file = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        write_all(file, data)
+        os.fsync(file)
+        fresh.replace(self._path)
+        sync_directory(self._path.parent)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file, self._size = file, len(data)
+
+    def _forget_old(self) -> None:
+        latest: dict[str, float] = {}
+        for entry in self._entries.values():
+            at = float("inf") if entry.answer is None else entry.at_unix_s
+            latest[entry.key.operation_id] = max(latest.get(entry.key.operation_id, 0.0), at)
+        old = {operation for operation, at in latest.items() if at < self._clock() - KEEP_S}
+        self._entries = {k: e for k, e in self._entries.items() if k.operation_id not in old}
+        self._fences = {operation: f for operation, f in self._fences.items() if operation not in old}
+
+
+def _record(entry: Entry) -> dict[str, Any]:
+    key = entry.key
+    return {
+        "operation": key.operation_id,
+        "action": key.action,
+        "vm": key.vm_id,
+        "fence": entry.fence,
+        "name": entry.name,
+        "at": entry.at_unix_s,
+        "answer": entry.answer,
+    }
+
+
+def _fence_records(fences: dict[str, int]) -> list[dict[str, Any]]:
+    return [{"operation": operation, "fence": fence} for operation, fence in fences.items()]

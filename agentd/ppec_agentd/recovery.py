@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Before serving: rebuild the ledger from the domains, then finish or undo what a crash interrupted.
+
+By the journal's intents without an answer:
+
+- create, and the domain runs: it was done, only the answer is missing. It is recorded.
+- create, otherwise: taken back whole (domain, files, reservation); a repeated request begins anew.
+- delete: finished; deleting can't be undone, and what is half deleted is of no use.
+- start, stop: nothing to finish or undo; the VM is what it is, and a repeated request acts on that.
+
+Then folders of VMs that the journal knows and the hypervisor does not are removed. A folder the journal doesn't know is
+not ours to judge: it is left, and named in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from uuid import UUID
+
+import structlog
+
+from ppec_agentd.actions.context import HostContext, Steps
+from ppec_agentd.actions.create import undo_create
+from ppec_agentd.actions.delete import delete
+from ppec_agentd.hypervisor import Domain
+from ppec_agentd.journal import Entry
+from ppec_agentd.observed import vm_info
+from ppec_contract.agent import VmResult
+from ppec_contract.vm import VmState
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What recovery found and did; VM ids."""
+
+    adopted: int
+    finished: tuple[str, ...]
+    undone: tuple[str, ...]
+    folders_removed: tuple[str, ...]
+
+
+async def recover(host: HostContext) -> Recovered:
+    """Raises `hypervisor.unavailable`; may then be run again."""
+    if host.journal.damaged_lines:
+        log.error("journal_damaged", lines=host.journal.damaged_lines)
+    domains = {domain.vm_id: domain for domain in await host.hypervisor.domains()}
+    host.ledger.follow(domains.values())
+    adopted = len(domains)
+    finished: list[str] = []
+    undone: list[str] = []
+    for entry in host.journal.in_flight():
+        done = await _settle(host, entry, domains.get(UUID(entry.key.vm_id)))
+        (finished if done else undone).append(entry.key.vm_id)
+    removed = await _remove_orphan_folders(host)
+    recovered = Recovered(adopted, tuple(finished), tuple(undone), removed)
+    log.info("recovered", adopted=adopted, finished=finished, undone=undone, folders_removed=removed)
+    return recovered
+
+
+async def _settle(host: HostContext, entry: Entry, domain: Domain | None) -> bool:
+    """Whether the interrupted action counts as done."""
+    key, vm_id = entry.key, UUID(entry.key.vm_id)
+    if key.action == "CreateVms":
+        if domain is not None and _made_and_running(domain, key.operation_id):
+            result = VmResult(vm_id=vm_id, name=domain.name, changed=True, vm=vm_info(domain))
+            await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
+            return True
+        await undo_create(host, vm_id, key.operation_id)
+    elif key.action == "DeleteVms" and (domain is None or domain.managed):
+        outcome = await delete(host, vm_id, Steps(vm_id, entry.name))
+        result = VmResult(vm_id=vm_id, name=outcome.name or entry.name, changed=outcome.changed)
+        await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
+        return True
+    await asyncio.to_thread(host.journal.append_abandoned, key)
+    return False
+
+
+def _made_and_running(domain: Domain, operation_id: str) -> bool:
+    ours = domain.metadata
+    return ours is not None and ours.operation_id == operation_id and domain.state == VmState.RUNNING
+
+
+async def _remove_orphan_folders(host: HostContext) -> tuple[str, ...]:
+    present = {str(domain.vm_id) for domain in await host.hypervisor.domains()}
+    known = host.journal.created_ids()
+    removed = []
+    for name in await asyncio.to_thread(_folder_names, host):
+        if name in present:
+            continue
+        if name in known:
+            await asyncio.to_thread(host.folder(UUID(name)).remove)
+            removed.append(name)
+        else:
+            log.warning("unknown_folder_left", path=str(host.vms_dir / name))
+    return tuple(removed)
+
+
+def _folder_names(host: HostContext) -> list[str]:
+    return sorted(path.name for path in host.vms_dir.iterdir()) if host.vms_dir.is_dir() else []

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sends the host's report to the orchestrator: whole when it changed or is asked for, else a heartbeat of its digest.
+
+A change is sent within about a second. While the orchestrator is away the pauses grow, and nothing else of the agent
+notices. All intervals are jittered, so that a fleet that started together doesn't report together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from typing import Protocol
+
+import structlog
+
+from ppec_agentd.orchestrator_link import OrchestratorLink
+from ppec_agentd.report import ReportSource
+from ppec_agentd.settings import ReportSettings
+from ppec_contract.host import Heartbeat, HeartbeatReply, HostReport, ReportEnvelope
+
+log = structlog.get_logger(__name__)
+# Changes come in bursts (define, start, commit): wait this long for the burst to end.
+SETTLE_S = 0.3
+FIRST_BACKOFF_S = 1.0
+
+
+class Sink(Protocol):
+    """Where reports go: `PUT …/report` and `POST …/heartbeat`."""
+
+    def send_report(self, envelope: ReportEnvelope) -> None: ...
+
+    def send_heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply: ...
+
+
+class OrchestratorSink:
+    """The orchestrator's API over HTTPS. Blocking."""
+
+    def __init__(self, host: str, link: OrchestratorLink) -> None:
+        self._path = f"/v1/hosts/{host}"
+        self._link = link
+
+    def send_report(self, envelope: ReportEnvelope) -> None:
+        self._link.send_json("PUT", f"{self._path}/report", envelope.model_dump_json().encode())
+
+    def send_heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        answer = self._link.send_json("POST", f"{self._path}/heartbeat", heartbeat.model_dump_json().encode())
+        # A newer orchestrator may say more: what this agent doesn't know it leaves alone.
+        return HeartbeatReply.model_validate({k: v for k, v in answer.items() if k in HeartbeatReply.model_fields})
+
+
+class Reporter:
+    """`touch` whenever something may have changed; `run` until cancelled."""
+
+    def __init__(self, source: ReportSource, sink: Sink, settings: ReportSettings) -> None:
+        self._source = source
+        self._sink = sink
+        self._settings = settings
+        self._heartbeat_interval_s = settings.heartbeat_interval_s
+        self._report_interval_s = settings.report_interval_s
+        self._touched = asyncio.Event()
+        self._touched.set()
+        self._started_at_unix_ms = time.time_ns() // 1_000_000
+        self._sequence = 0
+        self._digest = ""
+        self._reported_s = float("-inf")
+        self._failures = 0
+
+    def touch(self) -> None:
+        self._touched.set()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.beat()
+            except Exception as error:
+                self._failures += 1
+                # The first failure is worth a line; an orchestrator that is away for a day is not worth thousands.
+                say = log.warning if self._failures == 1 else log.debug
+                say("report_failed", why=str(error), failures=self._failures)
+                self._touched.set()
+                await asyncio.sleep(self._backoff_s())
+                continue
+            if self._failures:
+                log.info("reports_resumed", failures=self._failures)
+            self._failures = 0
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_jittered(self._heartbeat_interval_s)):
+                    await self._touched.wait()
+                await asyncio.sleep(SETTLE_S)
+
+    async def beat(self) -> None:
+        """Sends what is due: a report if anything changed or the last one is old, else a heartbeat."""
+        due = time.monotonic() - self._reported_s >= self._report_interval_s
+        if not self._touched.is_set() and not due:
+            await self._heartbeat()
+            return
+        self._touched.clear()
+        report = await self._source.build()
+        if report.digest() == self._digest:
+            self._reported_s = time.monotonic()
+            await self._heartbeat()
+        else:
+            await self._report(report)
+
+    async def _report(self, report: HostReport) -> None:
+        envelope = ReportEnvelope(
+            agent_started_at_unix_ms=self._started_at_unix_ms, sequence=self._next_sequence(), report=report
+        )
+        await asyncio.to_thread(self._sink.send_report, envelope)
+        self._digest = report.digest()
+        self._reported_s = time.monotonic()
+
+    async def _heartbeat(self) -> None:
+        heartbeat = Heartbeat(
+            agent_started_at_unix_ms=self._started_at_unix_ms, sequence=self._next_sequence(), digest=self._digest
+        )
+        reply = await asyncio.to_thread(self._sink.send_heartbeat, heartbeat)
+        self._heartbeat_interval_s = min(max(reply.heartbeat_interval_s, 0.5), 3600.0)
+        self._report_interval_s = min(max(reply.report_interval_s, 1.0), 86400.0)
+        if reply.send_report:
+            await self._report(await self._source.build())
+
+    def _next_sequence(self) -> int:
+        self._sequence += 1
+        return self._sequence
+
+    def _backoff_s(self) -> float:
+        return _jittered(min(FIRST_BACKOFF_S * 2 ** min(self._failures - 1, 16), self._settings.longest_backoff_s))
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.75, 1.0)  # noqa: S311 - spreads load, guards nothing

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: recover first, then serve, until a signal says otherwise."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+
+from ppec_agentd import AGENT_VERSION
+from ppec_agentd.actions.batch import Actions
+from ppec_agentd.assembly import make_context, make_hypervisor, prepare_state
+from ppec_agentd.hypervisor import EventKind, HypervisorEvent
+from ppec_agentd.log_setup import set_up_logs
+from ppec_agentd.orchestrator_link import OrchestratorLink
+from ppec_agentd.recovery import recover
+from ppec_agentd.report import ReportSource
+from ppec_agentd.reporter import OrchestratorSink, Reporter
+from ppec_agentd.server import Server
+from ppec_agentd.service import Service
+from ppec_agentd.settings import DEFAULT_PATH, Settings, load
+from ppec_agentd.systemd import notify, take_listening_socket
+from ppec_contract.errors import PpecError
+
+log = structlog.get_logger(__name__)
+Attempt = Callable[[], Awaitable[object]]
+DRAIN_S = 20.0
+SETTLE_EVERY_S = 30.0
+LONGEST_WAIT_S = 5.0
+
+
+class Daemon:
+    """One life of the agent. Signals only set `stopping`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.stopping = asyncio.Event()
+
+    async def run(self) -> None:
+        """Returns when told to stop. What a hypervisor that is away leaves undone is waited for, not failed on."""
+        settings = self._settings
+        handed_over = take_listening_socket()
+        journal = await asyncio.to_thread(prepare_state, settings.storage)
+        hypervisor = make_hypervisor(settings)
+        try:
+            if not await self._reached("hypervisor", hypervisor.open):
+                return
+            context = await make_context(settings, hypervisor, journal)
+            if not await self._reached("recovery", lambda: recover(context)):
+                return
+            source = ReportSource(settings.host, context)
+            reporter = self._reporter(source)
+            actions = Actions(context, reporter.touch if reporter else lambda: None)
+            unsubscribe = hypervisor.on_event(lambda event: self._heard(event, actions, reporter))
+            server = Server(settings.socket, Service(actions, source))
+            await server.open(handed_over)
+            await self._serve(actions, reporter)
+            unsubscribe()
+            await server.close()
+            left = await actions.drain(DRAIN_S)
+            log.info("stopped", unfinished=left)
+        finally:
+            await hypervisor.close()
+            journal.close()
+
+    async def _serve(self, actions: Actions, reporter: Reporter | None) -> None:
+        background = [asyncio.create_task(_settle_now_and_then(actions), name="settle")]
+        if reporter is not None:
+            background.append(asyncio.create_task(reporter.run(), name="reporter"))
+        notify("READY=1", "STATUS=serving")
+        log.info("serving", host=self._settings.host, version=AGENT_VERSION, pid=os.getpid())
+        await self.stopping.wait()
+        notify("STOPPING=1")
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+
+    async def _reached(self, what: str, attempt: Attempt) -> bool:
+        """Tries until it works, with growing pauses; False when told to stop meanwhile."""
+        pause_s = 0.5
+        while not self.stopping.is_set():
+            try:
+                await attempt()
+            except PpecError as error:
+                if not error.retryable:
+                    raise
+                log.warning("waiting", what=what, code=error.code, why=error.message)
+                notify(f"STATUS=waiting for {what}: {error.code}")
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.stopping.wait(), pause_s)
+                pause_s = min(pause_s * 2, LONGEST_WAIT_S)
+            else:
+                return True
+        return False
+
+    def _reporter(self, source: ReportSource) -> Reporter | None:
+        reports = self._settings.reports
+        if reports.orchestrator_url is None:
+            return None
+        link = OrchestratorLink(reports.orchestrator_url, self._settings.tls, reports.timeout_s)
+        return Reporter(source, OrchestratorSink(self._settings.host, link), reports)
+
+    def _heard(self, event: HypervisorEvent, actions: Actions, reporter: Reporter | None) -> None:
+        log.debug("hypervisor_event", kind=event.kind, vm=event.name)
+        if event.kind == EventKind.RECONNECTED:
+            actions.settle_soon()
+        if reporter is not None:
+            reporter.touch()
+
+
+async def _settle_now_and_then(actions: Actions) -> None:
+    while True:
+        await asyncio.sleep(SETTLE_EVERY_S)
+        await actions.settle()
+
+
+async def _run(settings: Settings) -> None:
+    daemon = Daemon(settings)
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, daemon.stopping.set)
+    await daemon.run()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """`ppec-agentd [--config FILE]`. Exit status 2: the settings are wrong; 1: it could not start."""
+    parser = argparse.ArgumentParser(prog="ppec-agentd", description="The host agent of PPEC.")
+    parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (TOML)")
+    parser.add_argument("--check", action="store_true", help="check the settings and leave")
+    parser.add_argument("--version", action="version", version=AGENT_VERSION)
+    options = parser.parse_args(arguments)
+    try:
+        settings = load(options.config)
+    except PpecError as error:
+        sys.stderr.write(f"ppec-agentd: {error.message}\n")
+        return 2
+    if options.check:
+        return 0
+    set_up_logs(settings.log)
+    try:
+        asyncio.run(_run(settings))
+    except (PpecError, OSError, LookupError) as error:
+        log.exception("could_not_run", why=str(error))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's settings: one TOML file, read once, checked whole, frozen.
+
+Units stand last in each name. `/etc/ppec/agentd.toml` is rendered by the `agentd` role; README.md shows a whole file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints, field_validator, model_validator
+
+from ppec_agentd.domain_xml.build import DiskCache
+from ppec_agentd.topology import declare_topology
+from ppec_contract.agent import SOCKET_PATH
+from ppec_contract.errors import PpecError
+from ppec_contract.model import BridgeName, HostName, Model
+from ppec_contract.validation import parse
+
+DEFAULT_PATH = Path("/etc/ppec/agentd.toml")
+# sun_path holds 108 bytes with its final NUL; the agent binds a temporary name four bytes longer, then renames it.
+LONGEST_SOCKET_PATH = 103
+
+Seconds = Annotated[float, Field(gt=0, le=86400)]
+
+
+class SocketSettings(Model):
+    """Where the agent listens and who may connect.
+
+    Allowed are root, the agent's own user, members of `group`, and `allowed_uids`. Without `group` the socket belongs
+    to the agent's own group and only the users count.
+    """
+
+    path: Path = Path(SOCKET_PATH)
+    group: str | None = "ppec"
+    mode: Annotated[int, Field(ge=0, le=0o777)] = 0o660
+    allowed_uids: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    max_connections: Annotated[int, Field(ge=1, le=4096)] = 64
+    frame_timeout_s: Seconds = 10.0
+    idle_timeout_s: Seconds = 600.0
+    write_timeout_s: Seconds = 30.0
+
+    @field_validator("path")
+    @classmethod
+    def _fits(cls, path: Path) -> Path:
+        if len(str(path).encode()) > LONGEST_SOCKET_PATH:
+            raise ValueError(f"the socket's path is longer than {LONGEST_SOCKET_PATH} bytes")
+        return path
+
+
+class StorageSettings(Model):
+    """`state_dir` holds the journal and one folder per VM; images are kept in `image_dir` (default: state_dir/images).
+
+    `disk_mib` is what VMs may use; without it, what the file system had free plus what the VMs already hold.
+    """
+
+    state_dir: Path = Path("/var/lib/ppec")
+    image_dir: Path | None = None
+    disk_mib: Annotated[int, Field(ge=0)] | None = None
+
+    @property
+    def images(self) -> Path:
+        return self.image_dir or self.state_dir / "images"
+
+    @property
+    def vms(self) -> Path:
+        return self.state_dir / "vms"
+
+    @property
+    def journal(self) -> Path:
+        return self.state_dir / "journal.log"
+
+    @property
+    def fake_hypervisor(self) -> Path:
+        return self.state_dir / "fake-hypervisor.json"
+
+
+class LibvirtSettings(Model):
+    """`domain_type` overrides the decision made from the CPU's flags; `disk_cache` is QEMU's cache mode of disks."""
+
+    uri: Annotated[str, Field(min_length=1)] = "qemu:///system"
+    domain_type: Literal["kvm", "qemu"] | None = None
+    disk_cache: DiskCache = "none"
+
+
+class ReserveSettings(Model):
+    """What of each NUMA cell VMs never get: the host's own buffer."""
+
+    cores_per_cell: Annotated[int, Field(ge=0, le=64)] = 0
+    memory_per_cell_mib: Annotated[int, Field(ge=0)] = 512
+
+
+class LabSettings(Model):
+    """A declared machine in place of the one found: for the fake hypervisor, and for labs whose hosts are small.
+
+    `topology` is `topology.declare_topology`'s text, e.g. ``sockets=2,cores=4,threads=2,memory_mib=8192``; `bridges`
+    are the bridges the fake hypervisor has, `delays_s` slows its methods by name (``start = 0.5``), and with
+    `deaf_guests` its guests ignore the power button.
+    """
+
+    topology: str | None = None
+    bridges: tuple[BridgeName, ...] = ()
+    delays_s: dict[str, Annotated[float, Field(ge=0, le=600)]] = Field(default_factory=dict)
+    deaf_guests: bool = False
+
+    @field_validator("topology")
+    @classmethod
+    def _declarable(cls, text: str | None) -> str | None:
+        if text is not None:
+            declare_topology(text)
+        return text
+
+
+class LimitSettings(Model):
+    """`concurrent_starts`: domains started at once. More than two gains nothing: libvirt serialises most of a start."""
+
+    concurrent_starts: Annotated[int, Field(ge=1, le=64)] = 2
+    concurrent_preparations: Annotated[int, Field(ge=1, le=64)] = 4
+    hypervisor_timeout_s: Seconds = 120.0
+    command_timeout_s: Seconds = 120.0
+    image_timeout_s: Seconds = 1800.0
+
+
+class TlsSettings(Model):
+    """The host's certificate, used towards the orchestrator (reports, images), whose identity is checked."""
+
+    ca_path: Path = Path("/etc/ppec/pki/ca.pem")
+    certificate_path: Path = Path("/etc/ppec/pki/host.pem")
+    key_path: Path = Path("/etc/ppec/pki/host.key")
+    server_identity: str = "ppec://orchestrator/main"
+
+
+class ReportSettings(Model):
+    """Without `orchestrator_url` nothing is reported. The orchestrator's answers may change the intervals."""
+
+    orchestrator_url: Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.\-:\[\]]+/?$")] | None = None
+    heartbeat_interval_s: Seconds = 10.0
+    report_interval_s: Seconds = 60.0
+    timeout_s: Seconds = 10.0
+    longest_backoff_s: Seconds = 60.0
+
+
+class LogSettings(Model):
+    format: Literal["json", "console"] = "json"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Model):
+    """The whole file."""
+
+    host: HostName
+    hypervisor: Literal["libvirt", "fake"] = "libvirt"
+    socket: SocketSettings = SocketSettings()
+    storage: StorageSettings = StorageSettings()
+    libvirt: LibvirtSettings = LibvirtSettings()
+    reserve: ReserveSettings = ReserveSettings()
+    lab: LabSettings = LabSettings()
+    limits: LimitSettings = LimitSettings()
+    tls: TlsSettings = TlsSettings()
+    reports: ReportSettings = ReportSettings()
+    log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _fake_is_declared(self) -> Settings:
+        if self.hypervisor == "fake" and not self.lab.topology:
+            raise ValueError("the fake hypervisor needs a declared machine: set topology in [lab]")
+        return self
+
+
+def load(path: Path = DEFAULT_PATH) -> Settings:
+    """The file's settings. Raises PpecError `request.invalid` that names the file and each wrong field."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or "can't be read"
+        raise PpecError("request.invalid", f"settings file {path}: {reason}", subject=str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PpecError("request.invalid", f"settings file {path}: {error}", subject=str(path)) from error
+    return parse(Settings, document, subject=f"settings file {path}")
