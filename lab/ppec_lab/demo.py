@@ -17,6 +17,7 @@ from typing import Any
 from ppec_lab import guest_answer
 from ppec_lab.cache import say
 from ppec_lab.cloud import PROJECT, Cloud, Stopwatch, build_release
+from ppec_lab.conditions import wait_until
 from ppec_lab.container_fleet import ContainerFleet
 from ppec_lab.debian_guest_image import debian_guest_image
 from ppec_lab.guest_image import guest_image
@@ -192,7 +193,7 @@ def _register_fake(orchestrator: OrchestratorProcess, host: LocalHost, directory
 
 
 def _wait_local_up(orchestrator: OrchestratorProcess) -> None:
-    from ppec_lab.conditions import wait_until
+    def up() -> bool:
         return all(host["liveness"] == "up" for host in orchestrator.ppec("host", "list"))
 
     wait_until(up, "the host reports", timeout_s=30, every_s=0.2)
