@@ -15,6 +15,7 @@ import structlog
 
 from ppec_contract.api import HostLiveness
 from ppec_contract.errors import PpecError
+from ppec_contract.vm import VmState
 
 _log = structlog.get_logger(__name__)
 
@@ -48,6 +49,11 @@ def liveness_of(
     if now - last_seen_at > timedelta(seconds=silent_after_s):
         return HostLiveness.UNKNOWN
     return HostLiveness.UP
+
+
+def observed_of(reported: VmState, host: HostLiveness) -> VmState:
+    """What may be said of a VM now: of a silent host's VMs nothing is known, never that they stopped."""
+    return reported if host is HostLiveness.UP else VmState.UNKNOWN
 
 
 class LivenessBook:

@@ -9,7 +9,20 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from ppec_contract.errors import Problem
-from ppec_orchestrator.api import clusters, datacentres, flavors, health, racks, vrfs
+from ppec_orchestrator.api import (
+    addresses,
+    clusters,
+    datacentres,
+    enrol,
+    flavors,
+    health,
+    hosts,
+    images,
+    prefixes,
+    racks,
+    reports,
+    vrfs,
+)
 from ppec_orchestrator.api.bodies import BodyLimit
 from ppec_orchestrator.api.problems import PROBLEM_JSON, UnhandledErrors, install_problems
 from ppec_orchestrator.api.services import Services
@@ -20,7 +33,13 @@ ROUTERS: tuple[APIRouter, ...] = (
     clusters.router,
     racks.router,
     flavors.router,
+    images.router,
     vrfs.router,
+    prefixes.router,
+    addresses.router,
+    hosts.router,
+    enrol.router,
+    reports.router,
 )
 
 

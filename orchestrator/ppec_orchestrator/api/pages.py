@@ -25,3 +25,4 @@ def by_id(limit: Limit = DEFAULT_LIMIT, cursor: Cursor = None) -> Slice:
 
 ByName = Annotated[Slice, Depends(by_name)]
 ById = Annotated[Slice, Depends(by_id)]
+Filter = Annotated[str | None, Query(max_length=128, pattern=r"^[^\x00]*$")]

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppec_contract.errors import PpecError
@@ -76,6 +77,11 @@ def _http_error(request: Request, error: Exception) -> Response:
     return problem_response(internal_error(error, where))
 
 
+def _gone(request: Request, error: Exception) -> Response:
+    # Nobody reads this answer: the caller closed the connection in mid-body.
+    return problem_response(PpecError("request.malformed", "the body ended before it was complete"))
+
+
 class UnhandledErrors:
     """The outermost layer: whatever nothing else caught becomes `internal.error`."""
 
@@ -107,3 +113,4 @@ def install_problems(app: FastAPI) -> None:
     app.add_exception_handler(PpecError, _ppec_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from ppec_orchestrator.image_store import ImageStore
 from ppec_orchestrator.liveness import LivenessBook
 from ppec_orchestrator.pki.ca import FleetCa
+from ppec_orchestrator.report_intake import ReportIntake
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.enrolment import record_certificate
@@ -43,6 +44,7 @@ class Services:
     images: ImageStore
     liveness: LivenessBook
     tokens: TokenBook
+    reports: ReportIntake
     operations: OperationsEngine | None = None
     now: Callable[[], datetime] = field(default=utc_now)
 
@@ -54,13 +56,15 @@ def make_services(settings: Settings, database: Database, *, now: Callable[[], d
     if issued is not None:
         with database.write() as conn:
             record_certificate(conn, issued, now=now())
+    liveness = LivenessBook(partial(flush_last_seen, database), silent_after_s=settings.silent_after_s)
     return Services(
         settings=settings,
         database=database,
         ca=ca,
         images=ImageStore(settings.images_dir, max_bytes=settings.max_image_bytes),
-        liveness=LivenessBook(partial(flush_last_seen, database), silent_after_s=settings.silent_after_s),
+        liveness=liveness,
         tokens=TokenBook(database),
+        reports=ReportIntake(database, liveness, settings),
         now=now,
     )
 

@@ -77,7 +77,9 @@ def usable_range(
 ) -> AddressRange:
     """The range of a prefix as an operator gave it; raises `prefix.invalid` with what is wrong."""
     for name, value in (("gateway", gateway), ("first", first), ("last", last)):
-        if value is not None and value not in network:
+        if value is not None and getattr(value, "scope_id", None):
+            raise _invalid(network, f"{name} {value} names a zone, which only means something on one machine")
+        if value is not None and value not in network and not (name == "gateway" and _link_local(network, value)):
             raise _invalid(network, f"{name} {value} is not in it")
     low, high = _edges(network)
     begin = max(low, int(first)) if first is not None else low
@@ -98,6 +100,11 @@ def _edges(network: Network) -> tuple[int, int]:
     if network.prefixlen >= network.max_prefixlen - 1:
         return low, high
     return low + 1, high - 1 if network.version == 4 else high
+
+
+def _link_local(network: Network, gateway: Address) -> bool:
+    """IPv6 routers are commonly reached by a link-local address."""
+    return network.version == 6 and gateway.version == 6 and gateway.is_link_local
 
 
 def _invalid(network: Network, why: str) -> PpecError:

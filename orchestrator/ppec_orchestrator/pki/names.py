@@ -23,12 +23,17 @@ def alternative_names(identity: Identity, reached_by: Iterable[str] = ()) -> x50
     return x509.SubjectAlternativeName(names)
 
 
+def check_name(name: str) -> None:
+    """Raises `request.invalid` unless `name` is a DNS name or an IP address."""
+    _general_name(name)
+
+
 def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ip_address(name))
     except ValueError:
         if not _DNS.fullmatch(name):
             raise PpecError(
-                "request.invalid", f"{name[:80]!r} is neither a DNS name nor an IP address", subject="certificate"
+                "request.invalid", f"{name[:80]!r} is neither a DNS name nor an IP address", subject="address"
             ) from None
         return x509.DNSName(name)

@@ -80,9 +80,12 @@ def not_found(code: str, word: str, name: str) -> PpecError:
 WORDS = {"datacentre": "data centre", "vrf": "VRF"}
 
 
-def id_of(conn: Connection, table: Table, name: str) -> int:
-    """The id of the row with this name, kept from being deleted until the transaction ends."""
-    statement = select(table.c.id).where(table.c.name == name).with_for_update(read=True)
+def id_of(conn: Connection, table: Table, name: str, *, alone: bool = False) -> int:
+    """The id of the row with this name, kept from being deleted until the transaction ends.
+
+    With `alone`, other transactions that ask for the same row so wait for this one.
+    """
+    statement = select(table.c.id).where(table.c.name == name).with_for_update(read=not alone)
     found = conn.execute(statement).scalar_one_or_none()
     if found is None:
         raise not_found(table.name, WORDS.get(table.name, table.name), name)

@@ -23,7 +23,6 @@ from ppec_orchestrator.ipdb.ranges import (
     Address,
     AddressRange,
     Interface,
-    from_hex,
     to_address,
     to_hex,
     usable_range,
@@ -170,13 +169,17 @@ def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> 
 
 def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> list[str]:
     """Up to one address per VM, counting upwards. The lock on the prefix's row makes its grants one after another."""
-    counter = conn.execute(select(prefix.c.next_hex).where(prefix.c.id == one.prefix_id).with_for_update()).scalar_one()
+    locked = conn.execute(
+        select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id == one.prefix_id).with_for_update()
+    ).one_or_none()
+    if locked is None:
+        return []  # deleted since it was read
     taken_count = conn.execute(
         select(func.count()).select_from(address).where(address.c.prefix_id == one.prefix_id)
     ).scalar_one()
     wanted = min(len(vm_ids), one.range.size - taken_count)
     found: list[int] = []
-    start = int(counter, 16) if counter else int(one.range.first)
+    start = int(locked.next_hex, 16) if locked.next_hex else int(one.range.first)
     while len(found) < wanted:
         window = one.range.window(start, len(vm_ids) + 1)
         hexes = [to_hex(number) for number in window]
@@ -244,7 +247,3 @@ def insert_ipv4_rows(conn: Connection, prefix_id: int, usable: AddressRange) -> 
     hexes = usable.hexes()
     while chunk := list(islice(hexes, _ROWS_PER_INSERT)):
         conn.execute(insert(address), [{"prefix_id": prefix_id, "address_hex": text} for text in chunk])
-
-
-def address_text(address_hex: str, family: int) -> Address:
-    return from_hex(address_hex, family)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/hosts"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from fastapi import APIRouter, Response
+
+from ppec_contract.api import EnrolmentTokenView, HostCreate, HostLiveness, HostUpdate, HostView, Page
+from ppec_orchestrator.api.auth import Admin, Operator, Viewer
+from ppec_orchestrator.api.bodies import StrictJsonRoute
+from ppec_orchestrator.api.pages import ByName, Filter, Name
+from ppec_orchestrator.api.services import Here, Services
+from ppec_orchestrator.liveness import liveness_of
+from ppec_orchestrator.pki.names import check_name
+from ppec_orchestrator.store import hosts
+from ppec_orchestrator.store.enrolment import create_enrolment_token
+
+router = APIRouter(prefix="/v1/hosts", tags=["hosts"], route_class=StrictJsonRoute)
+
+
+def judge_of(services: Services) -> hosts.Judge:
+    """Liveness as of now, from what the database says and what this process heard since."""
+    now = services.now()
+
+    def judge(name: str, enrolled_at: datetime | None, stored: datetime | None) -> tuple[HostLiveness, datetime | None]:
+        last_seen_at = services.liveness.last_seen(name, stored)
+        silent_after_s = services.settings.silent_after_s
+        return liveness_of(enrolled_at, last_seen_at, now=now, silent_after_s=silent_after_s), last_seen_at
+
+    return judge
+
+
+@router.get("")
+def list_hosts(
+    services: Here,
+    caller: Viewer,
+    wanted: ByName,
+    cluster: Filter = None,
+    rack: Filter = None,
+    vrf: Filter = None,
+) -> Page[HostView]:
+    """List hosts, with what is free on them by the record."""
+    with services.database.read() as conn:
+        chosen = hosts.HostFilter(cluster=cluster, rack=rack, vrf=vrf)
+        return hosts.page_of_hosts(conn, wanted, chosen, judge_of(services))
+
+
+@router.post("", status_code=201)
+def create_host(services: Here, caller: Admin, body: HostCreate) -> HostView:
+    """Register bare metal. It takes VMs once it has enrolled and reported."""
+    check_name(body.address)
+    with services.database.write() as conn:
+        return hosts.create_host(conn, body, judge_of(services))
+
+
+@router.get("/{name}")
+def get_host(services: Here, caller: Viewer, name: Name) -> HostView:
+    """Show a host."""
+    with services.database.read() as conn:
+        return hosts.get_host(conn, name, judge_of(services))
+
+
+@router.patch("/{name}")
+def update_host(services: Here, caller: Operator, name: Name, body: HostUpdate) -> HostView:
+    """Let a host take new VMs, or no longer."""
+    with services.database.write() as conn:
+        return hosts.update_host(conn, name, body, judge_of(services))
+
+
+@router.delete("/{name}", status_code=204)
+def delete_host(services: Here, caller: Admin, name: Name) -> Response:
+    """Forget a host that holds no VMs."""
+    with services.database.write() as conn:
+        hosts.delete_host(conn, name)
+    services.liveness.forget(name)
+    return Response(status_code=204)
+
+
+@router.post("/{name}/enrolment-token", status_code=201)
+def make_enrolment_token(services: Here, caller: Admin, name: Name) -> EnrolmentTokenView:
+    """Make the token with which this host enrols, once. It is shown only here; earlier ones stop working."""
+    lifetime_s = services.settings.enrolment_token_lifetime_s
+    with services.database.write() as conn:
+        token, expires_at = create_enrolment_token(conn, name, now=services.now(), lifetime_s=lifetime_s)
+    return EnrolmentTokenView(host=name, token=token, expires_at=expires_at)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hosts report, applied to the record: the host's facts and cells, and what it observes of its VMs.
+
+What is decided (`…_used`, allocations, VM records) is never touched by a report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
+
+from ppec_contract.host import CellReport, HostReport
+from ppec_contract.vm import VmInfo, VmState
+from ppec_orchestrator.liveness import MessageId
+from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.tables import allocation, host, host_cell, vm
+
+# The part of a report that host lists show.
+FACTS = (
+    "architecture",
+    "domain_type",
+    "agent_version",
+    "libvirt_version",
+    "qemu_version",
+    "kernel_version",
+    "capabilities",
+    "bridges",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReport:
+    """Which report of a host the database holds; `message` None means none yet."""
+
+    host_id: int
+    message: MessageId | None
+    digest: str | None
+    last_seen_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewReport:
+    """A report accepted from the host. `after` is the message it was found to follow."""
+
+    host_id: int
+    message: MessageId
+    digest: str
+    report: HostReport
+    after: MessageId | None
+
+
+def stored_report(conn: Connection, host_name: str) -> StoredReport:
+    """Raises `host.not_found`."""
+    columns = (
+        host.c.id,
+        host.c.agent_started_at_unix_ms,
+        host.c.report_sequence,
+        host.c.report_digest,
+        host.c.last_seen_at,
+    )
+    row = conn.execute(select(*columns).where(host.c.name == host_name)).one_or_none()
+    if row is None:
+        raise not_found("host", "host", host_name)
+    message = MessageId(row.agent_started_at_unix_ms, row.report_sequence) if row.report_digest else None
+    return StoredReport(row.id, message, row.report_digest, row.last_seen_at)
+
+
+def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
+    """False, and nothing changed, when another report was stored meanwhile."""
+    report = new.report
+    dumped = report.model_dump(mode="json")
+    unchanged_since = MessageId(0, 0) if new.after is None else new.after
+    updated = conn.execute(
+        update(host)
+        .where(
+            host.c.id == new.host_id,
+            host.c.agent_started_at_unix_ms == unchanged_since.agent_started_at_unix_ms,
+            host.c.report_sequence == unchanged_since.sequence,
+        )
+        .values(
+            agent_started_at_unix_ms=new.message.agent_started_at_unix_ms,
+            report_sequence=new.message.sequence,
+            report_digest=new.digest,
+            report=dumped,
+            facts={name: dumped[name] for name in FACTS},
+            disk_mib=report.disk_mib,
+            last_seen_at=now,
+        )
+    )
+    if updated.rowcount != 1:
+        return False
+    _apply_cells(conn, new.host_id, report.cells)
+    _apply_vms(conn, new.host_id, report.vms, now)
+    return True
+
+
+def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) -> None:
+    known = {row.cell: row for row in conn.execute(select(host_cell).where(host_cell.c.host_id == host_id))}
+    for cell in cells:
+        values = _cell_values(cell)
+        row = known.pop(cell.cell, None)
+        if row is None:
+            conn.execute(insert(host_cell).values(host_id=host_id, cell=cell.cell, **values))
+        elif any(row._mapping[name] != value for name, value in values.items()):
+            conn.execute(_cell(update(host_cell), host_id, cell.cell).values(values))
+    for number, row in known.items():
+        # A cell that is gone but still holds VMs by the record stays, with no room: what it holds must be released.
+        if row.cores_used or row.memory_used_mib:
+            conn.execute(_cell(update(host_cell), host_id, number).values(cores=0, memory_mib=0))
+        else:
+            conn.execute(_cell(delete(host_cell), host_id, number))
+
+
+def _cell(statement: Any, host_id: int, number: int) -> Any:
+    return statement.where(host_cell.c.host_id == host_id, host_cell.c.cell == number)
+
+
+def _cell_values(cell: CellReport) -> dict[str, int]:
+    return {
+        "socket": cell.socket,
+        "threads_per_core": cell.threads_per_core,
+        "cores": max(cell.cores - cell.cores_reserved, 0),
+        "memory_mib": max(cell.memory_mib - cell.memory_reserved_mib, 0),
+        "cores_reserved": min(cell.cores_reserved, cell.cores),
+        "memory_reserved_mib": min(cell.memory_reserved_mib, cell.memory_mib),
+    }
+
+
+def _apply_vms(conn: Connection, host_id: int, reported: tuple[VmInfo, ...], now: datetime) -> None:
+    """Only VMs allocated on this host: a host may say nothing of another's. Rows that stay the same aren't written.
+
+    An allocated VM that the host doesn't have is unknown: it may be under way. Reconciliation decides what it means.
+    """
+    seen = {info.vm_id: info for info in reported if info.managed}
+    rows = conn.execute(
+        select(vm.c.id, vm.c.observed, vm.c.pins)
+        .join(allocation, allocation.c.vm_id == vm.c.id)
+        .where(allocation.c.host_id == host_id)
+        .order_by(vm.c.id)
+    )
+    changes = []
+    for row in rows:
+        info = seen.get(row.id)
+        state = info.state if info is not None else VmState.UNKNOWN
+        pins = [pin.model_dump() for pin in info.pins] if info is not None else None
+        if (row.observed, row.pins) != (state.value, pins):
+            at = None if state is VmState.UNKNOWN else now
+            changes.append({"row": row.id, "state": state.value, "at": at, "pinned": pins})
+    if changes:
+        statement = (
+            update(vm)
+            .where(vm.c.id == bindparam("row"))
+            .values(observed=bindparam("state"), observed_at=bindparam("at"), pins=bindparam("pinned"))
+        )
+        conn.execute(statement, changes)
