@@ -72,7 +72,7 @@ def seed_iso(vm: VmSpec) -> bytes:
     image = io.BytesIO()
     iso.write_fp(image)
     iso.close()
-    return image.getvalue()
+    return _without_modification_date(image.getvalue())
 
 
 def _without_times(iso: Any) -> None:
@@ -80,7 +80,7 @@ def _without_times(iso: Any) -> None:
     from pycdlib.dates import VolumeDescriptorDate
 
     for volume in (iso.pvd, iso.joliet_vd):
-        for field in ("volume_creation_date", "volume_modification_date", "volume_effective_date"):
+        for field in ("volume_creation_date", "volume_effective_date"):
             unspecified = VolumeDescriptorDate()
             unspecified.new(0.0)
             setattr(volume, field, unspecified)
@@ -90,6 +90,15 @@ def _without_times(iso: Any) -> None:
             if record.rock_ridge is not None:
                 for entries in (record.rock_ridge.dr_entries, record.rock_ridge.ce_entries):
                     _set_rock_ridge_dates(getattr(entries, "tf_record", None))
+
+
+def _without_modification_date(image: bytes) -> bytes:
+    """pycdlib fills it in as it writes. It stands at bytes 831-847 of both volume descriptors (ECMA-119 8.4.27)."""
+    changed = bytearray(image)
+    for sector in (16, 17):
+        start = sector * 2048 + 830
+        changed[start : start + 17] = b"0" * 16 + b"\0"
+    return bytes(changed)
 
 
 def _set_rock_ridge_dates(times: Any) -> None:
