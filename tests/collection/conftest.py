@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the collection's tests: certificates, hosts with scripted agents, plans, and real ansible-playbook runs."""
+"""Fixtures of the collection's tests: certificates, hosts with scripted agents, plans, real ansible-playbook runs."""
 
 from __future__ import annotations
 
@@ -190,9 +190,9 @@ class Connection(Local):
 def ansible_playbook(tmp_path: Path) -> Callable[..., PlaybookRun]:
     """Runs the real ansible-playbook on an inventory of (host -> variables); a play may be given as data or path."""
     plugins = tmp_path / "test_plugins"
-    plugins.mkdir()
-    (plugins / "record.py").write_text(_CALLBACK)
-    (plugins / "elsewhere.py").write_text(_ELSEWHERE)
+    for kind, name, text in (("callback", "record", _CALLBACK), ("connection", "elsewhere", _ELSEWHERE)):
+        (plugins / kind).mkdir(parents=True)
+        (plugins / kind / f"{name}.py").write_text(text)
 
     def run(
         play: Path | str | list[dict[str, Any]],
@@ -216,9 +216,9 @@ def ansible_playbook(tmp_path: Path) -> Callable[..., PlaybookRun]:
                 "LC_ALL": "C.UTF-8",
                 "RECORD_PATH": str(record),
                 "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
-                "ANSIBLE_CALLBACK_PLUGINS": str(plugins),
+                "ANSIBLE_CALLBACK_PLUGINS": str(plugins / "callback"),
                 "ANSIBLE_CALLBACKS_ENABLED": "record",
-                "ANSIBLE_CONNECTION_PLUGINS": str(plugins),
+                "ANSIBLE_CONNECTION_PLUGINS": str(plugins / "connection"),
                 "ANSIBLE_LOCAL_TEMP": str(tmp_path / "ansible-tmp"),
                 "ANSIBLE_REMOTE_TEMP": str(tmp_path / "ansible-remote"),
                 "ANSIBLE_PYTHON_INTERPRETER": sys.executable,

@@ -65,7 +65,7 @@ class ActionModule(ActionBase):
     def _validated(self, args, contract):
         rules = dict(contract)
         validation = ArgumentSpecValidator(rules.pop("argument_spec"), **rules).validate(args)
-        if validation.errors:
+        if validation.error_messages:
             raise AnsibleActionFail(validation.errors.msg)
         return validation.validated_parameters
 

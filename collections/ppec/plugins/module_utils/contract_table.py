@@ -90,6 +90,7 @@ ERRORS = {
     "agent.unavailable": ("try-again", "The host's agent does not answer", 503),
     "agent.busy": ("try-again", "The agent has too many requests under way", 503),
     "agent.recovering": ("try-again", "The agent is still rebuilding its state", 503),
+    "orchestrator.unavailable": ("try-again", "The orchestrator does not answer", 503),
     "store.unavailable": ("try-again", "The database does not answer", 503),
     "disk.full": ("no-capacity", "The storage has no room left", 409),
     "internal.error": ("internal", "An error of ours; the log has the details", 500),

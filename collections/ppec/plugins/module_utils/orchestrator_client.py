@@ -110,7 +110,7 @@ class OrchestratorClient:
             ) from error
         except (OSError, http.client.HTTPException) as error:
             raise ProblemError(
-                "host.unreachable",
+                "orchestrator.unavailable",
                 f"the orchestrator at {self._url.netloc} can't be reached: {error or type(error).__name__}",
                 hint="Check api_url and that the orchestrator runs.",
                 subject=_SUBJECT,
@@ -153,7 +153,7 @@ class OrchestratorClient:
             return body
         problem = ProblemError.from_body(body)
         if problem is None:
-            code = "agent.unavailable" if status in (502, 503, 504) else "internal.error"
+            code = "orchestrator.unavailable" if status in (502, 503, 504) else "internal.error"
             detail = f"the orchestrator at {self._url.netloc} answered HTTP {status} without a problem"
             problem = ProblemError(code, detail, hint="Is api_url right?", subject=_SUBJECT)
         raise problem

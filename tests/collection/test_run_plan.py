@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One host's part of a plan: the events that come of it, and the small result."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from ansible_collections.ppec.cloud.plugins.plugin_utils.event_log import EventLog
+from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import PlanError, carry_out, predict, read_part
+
+from ppec_contract.run import RunEvent, RunPlan
+
+
+def part_of(fleet, plan, host="h1"):
+    RunPlan.model_validate(plan)
+    path = fleet.folder / "plan.json"
+    path.write_text(json.dumps(plan))
+    return read_part(path, host)
+
+
+def events_of(plan):
+    path = Path(plan["events_path"])
+    return [RunEvent.model_validate_json(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def kinds(events):
+    return [
+        "accepted" if e.accepted else "progress" if e.progress else "result" if e.result else "problem" for e in events
+    ]
+
+
+def test_each_thing_is_told_once_and_the_call_made_once(make_fleet, spec):
+    fleet = make_fleet("h1")
+    plan = fleet.plan({"h1": {"vms": [spec("a"), spec("b")]}})
+    result = carry_out(part_of(fleet, plan))
+    assert kinds(events_of(plan)) == ["accepted", "progress", "result", "progress", "result"]
+    assert result == {
+        "changed": True,
+        "action": "CreateVms",
+        "vm_count": 2,
+        "succeeded": 2,
+        "failed_vms": 0,
+        "failed_names": [],
+        "proxy_sessions": 1,
+    }
+    agent = fleet.hosts["h1"].agent
+    assert [(method, sent["operation_id"], sent["fence"]) for method, sent in agent.requests] == [
+        ("CreateVms", plan["operation_id"], 1)
+    ]
+    assert agent.connections == 1
+
+
+def test_parameters_may_name_the_operation_themselves(make_fleet, spec):
+    fleet = make_fleet("h1")
+    plan = fleet.plan({"h1": {"operation_id": "op-own", "fence": 9, "vms": [spec("a")]}})
+    carry_out(part_of(fleet, plan))
+    assert [(sent["operation_id"], sent["fence"]) for _, sent in fleet.hosts["h1"].agent.changes] == [("op-own", 9)]
+
+
+def test_a_vm_that_fails_is_an_event_and_a_count_not_a_failed_task(make_fleet, spec):
+    fleet = make_fleet("h1")
+    fleet.hosts["h1"].agent.failing["b"] = "vm.start_failed"
+    plan = fleet.plan({"h1": {"vms": [spec("a"), spec("b")]}})
+    result = carry_out(part_of(fleet, plan))
+    assert "failed" not in result
+    assert (result["succeeded"], result["failed_vms"], result["failed_names"]) == (1, 1, ["b"])
+    problems = [e.result.problem.code for e in events_of(plan) if e.result and e.result.problem]
+    assert problems == ["vm.start_failed"]
+
+
+def test_a_lost_connection_is_told_as_if_nothing_had_been(make_fleet, spec):
+    fleet = make_fleet("h1")
+    fleet.hosts["h1"].agent.faults = ["drop_after:2"]
+    plan = fleet.plan({"h1": {"vms": [spec("a"), spec("b")]}})
+    result = carry_out(part_of(fleet, plan))
+    assert result["proxy_sessions"] == 2
+    told = events_of(plan)
+    assert kinds(told).count("accepted") == 1
+    assert [e.result.name for e in told if e.result] == ["a", "b"]
+    assert len(fleet.hosts["h1"].agent.vms) == 2
+
+
+def test_a_host_that_can_t_be_reached_is_a_problem_and_a_failed_task(make_fleet, spec):
+    fleet = make_fleet("h1", "h2")
+    plan = fleet.plan({"h1": {"vms": [spec("a")]}})
+    # In place of h1 there is h2.
+    plan["hosts"]["h1"]["port"] = fleet.hosts["h2"].port
+    result = carry_out(part_of(fleet, plan))
+    assert (result["failed"], result["code"]) == (True, "auth.wrong_identity")
+    (event,) = events_of(plan)
+    assert (event.host, event.problem.code, event.problem.subject) == ("h1", "auth.wrong_identity", "host h1")
+    assert fleet.hosts["h2"].agent.requests == []
+
+
+def test_a_refused_call_is_the_host_s_problem_and_quotes_no_tenant(make_fleet, spec):
+    fleet = make_fleet("h1")
+    plan = fleet.plan({"h1": {"vms": [spec("{{ lookup('pipe', 'id') }}", vcpus=3)]}})
+    result = carry_out(part_of(fleet, plan))
+    assert result["failed"]
+    assert "lookup" not in json.dumps(result)
+    assert kinds(events_of(plan)) == ["problem"]
+
+
+def test_a_host_the_plan_does_not_know_says_so(make_fleet, spec):
+    fleet = make_fleet("h1")
+    plan = fleet.plan({"h1": {"vms": [spec("a")]}})
+    for result in (predict(part_of(fleet, plan, "h2")), carry_out(part_of(fleet, plan, "h2"))):
+        assert result["code"] == "host.not_found"
+    assert [(e.host, e.problem.code) for e in events_of(plan)] == [("h2", "host.not_found")]
+
+
+def test_results_that_are_missing_are_a_problem(make_fleet, spec):
+    fleet = make_fleet("h1")
+    fleet.hosts["h1"].agent.faults = ['script:{"parameters": {"results": []}}\n']
+    plan = fleet.plan({"h1": {"vms": [spec("a"), spec("b")]}})
+    assert carry_out(part_of(fleet, plan))["failed"]
+    assert [e.problem.detail for e in events_of(plan) if e.problem] == ["host h1 gave no result for 2 of 2 VMs"]
+
+
+@pytest.mark.parametrize("action", ["DeleteVms", "StartVms", "StopVms"])
+def test_the_other_actions_by_id(make_fleet, spec, action):
+    fleet = make_fleet("h1")
+    carry_out(part_of(fleet, fleet.plan({"h1": {"vms": [spec("a")]}})))
+    plan = fleet.plan({"h1": {"vm_ids": [spec("a")["vm_id"]]}}, action=action)
+    result = carry_out(part_of(fleet, plan))
+    assert (result["vm_count"], result["succeeded"]) == (1, 1)
+    assert fleet.hosts["h1"].agent.changes[-1][0] == action
+
+
+def test_check_mode_asks_and_changes_nothing(make_fleet, spec):
+    fleet = make_fleet("h1")
+    plan = fleet.plan({"h1": {"vms": [spec("a"), spec("b")]}})
+    result = predict(part_of(fleet, plan))
+    assert (result["changed"], result["vm_count"]) == (True, 2)
+    assert fleet.hosts["h1"].agent.changes == []
+    assert not Path(plan["events_path"]).exists()
+    carry_out(part_of(fleet, plan))
+    assert not predict(part_of(fleet, plan))["changed"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"action": "Format", "events_path": "/x", "hosts": {}}', '{"action": 1}']
+)
+def test_a_plan_file_that_is_none(tmp_path, text):
+    path = tmp_path / "plan.json"
+    path.write_text(text)
+    with pytest.raises(PlanError):
+        read_part(path, "h1")
+
+
+def test_lines_of_many_writers_stay_whole(tmp_path):
+    path = tmp_path / "events.jsonl"
+
+    def write(host):
+        log = EventLog(str(path), host)
+        for number in range(200):
+            log.append(progress={"text": "x" * 5000, "number": number})
+        log.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, [f"h{n}" for n in range(8)]))
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert len(lines) == 1600
+    assert path.stat().st_mode & 0o777 == 0o600
