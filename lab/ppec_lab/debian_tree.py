@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,16 @@ KEPT = ("/usr/share/doc/*/copyright",)
 
 @dataclass(frozen=True)
 class TreeRecipe:
-    """What a tree holds: packages, files written over them (path to text), units masked, and paths removed."""
+    """What a tree holds: packages, files (path to text), units enabled and masked, and paths removed.
+
+    `early_files` are there before the packages are configured; `files` replace what packages brought.
+    """
 
     name: str
     packages: tuple[str, ...]
     files: Mapping[str, str] = field(default_factory=dict)
+    early_files: Mapping[str, str] = field(default_factory=dict)
+    enabled_units: tuple[str, ...] = ()
     masked_units: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
@@ -33,17 +39,24 @@ class TreeRecipe:
             ["apt-cache", "policy", *self.packages], check=True, capture_output=True, text=True, timeout=120
         ).stdout
         candidates = [line for line in versions.splitlines() if "Candidate:" in line]
-        content = repr((self.packages, sorted(self.files.items()), self.masked_units, self.removed, LEFT_OUT))
+        texts = [sorted(files.items()) for files in (self.files, self.early_files)]
+        content = repr((self.packages, texts, self.enabled_units, self.masked_units, self.removed, LEFT_OUT))
         return recipe_hash(content, *candidates)
 
 
 def build_tree(recipe: TreeRecipe, target: Path) -> None:
     """Lay out `recipe` as a directory; needs root. `RuntimeError` carries mmdebstrap's last lines."""
+    early = target.with_name("early")
+    early.mkdir()
+    for path, text in recipe.early_files.items():
+        write_file(early, path, text)
     say(f"{recipe.name}: laying out Debian {SUITE} with {len(recipe.packages)} packages (about a minute)")
     target.chmod(0o755)
     command = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--format=directory"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
     command += [f"--dpkgopt=path-include={pattern}" for pattern in KEPT]
+    # A hook is a shell line; mmdebstrap gives it the tree as its first argument.
+    command.append(f'--essential-hook=cp --recursive {shlex.quote(str(early))}/. "$1"/')
     command += [f"--include={','.join(recipe.packages)}", SUITE, str(target), *mirrors()]
     environment = {"SOURCE_DATE_EPOCH": "0", **os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1800, env=environment)
@@ -54,6 +67,8 @@ def build_tree(recipe: TreeRecipe, target: Path) -> None:
             found.unlink()
     for path, text in recipe.files.items():
         write_file(target, path, text)
+    for unit in recipe.enabled_units:
+        subprocess.run(["chroot", str(target), "systemctl", "enable", "--quiet", unit], check=True, timeout=60)
     for unit in recipe.masked_units:
         link = target / "etc/systemd/system" / unit
         link.unlink(missing_ok=True)
