@@ -119,6 +119,10 @@ class Ledger:
         Raises `vm.exists` (name or id taken), `host.no_capacity` with `resource`, `wanted` and `free`, and what
         `numa.plan_pins` raises. A refusal takes nothing.
         """
+        request = PinRequest(claim.vcpus, claim.cells, claim.subject)
+        if claim.vcpus > self._empty_pool.largest_socket():
+            # Not a matter of what is free: the empty host refuses it, in its own words.
+            plan_pins(self._empty_pool, request)
         cores = self._cores_for(claim)
         with self._totals.lock:
             self._refuse_duplicate(claim)
@@ -128,7 +132,7 @@ class Ledger:
             self._move_totals(cores, claim.memory_mib, claim.disk_mib)
             self._totals.names[claim.name] = claim.vm_id
         try:
-            plan = self._reserve_details(claim)
+            plan = self._reserve_details(claim, request)
         except PpecError:
             self._give_back(claim.name, claim.vm_id, cores, claim.memory_mib, claim.disk_mib)
             raise
@@ -280,11 +284,11 @@ class Ledger:
 
     # --- details ------------------------------------------------------------------------------------------------
 
-    def _reserve_details(self, claim: Claim) -> NumaPlan:
+    def _reserve_details(self, claim: Claim, request: PinRequest) -> NumaPlan:
         with self._details.lock:
             if claim.vm_id in self._details.holdings:
                 raise PpecError("vm.exists", f"{claim.subject} is held on this host already", subject=claim.subject)
-            plan = plan_pins(self._details.pool, PinRequest(claim.vcpus, claim.cells, claim.subject))
+            plan = plan_pins(self._details.pool, request)
             memory = self._split_memory(claim, plan.cells)
             self._details.pool = self._details.pool.take(plan.cpus)
             self._details.holdings[claim.vm_id] = Holding(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 from weakref import WeakValueDictionary
 
@@ -36,12 +36,14 @@ class Item:
     act: Callable[[Steps], Awaitable[Outcome]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Flight:
-    """Work on one VM under way. Its task never raises."""
+    """Work on one VM under way: `task` never raises; `fence` is the highest of those who asked for it."""
 
+    key: Key
+    fence: int
     steps: Steps
-    task: asyncio.Task[VmResult]
+    task: asyncio.Task[VmResult] = field(init=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Actions:
         self._flights: dict[Key, Flight] = {}
         # Creates that could not be undone whole, by VM: see `settle`.
         self._unsettled: dict[UUID, Key] = {}
+        self._journal_turn = asyncio.Lock()
         self._settling: asyncio.Task[None] | None = None
         self._vm_locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
@@ -79,7 +82,9 @@ class Actions:
         fresh: list[tuple[Key, str]] = []
         waiting = [self._result_of(item, batch, emit, fresh) for item in items]
         try:
-            await asyncio.to_thread(journal.append_intents, request.operation_id, fence, fresh)
+            # In turn: a newer owner's fence must not overtake the intents of the work it has just joined.
+            async with self._journal_turn:
+                await asyncio.to_thread(journal.append_intents, request.operation_id, fence, fresh)
             batch.intents.set_result(None)
         except PpecError as error:
             batch.intents.set_exception(error)
@@ -124,25 +129,26 @@ class Actions:
                 recorded = _failed(item.vm_id, item.name, refusal)
             if recorded is not None:
                 return _told(recorded, emit)
-            steps = Steps(item.vm_id, item.name)
-            task = asyncio.create_task(self._fly(key, item, steps, batch), name=f"{batch.action} {item.vm_id}")
-            flight = self._flights[key] = Flight(steps, task)
+            flight = self._flights[key] = Flight(key, batch.fence, Steps(item.vm_id, item.name))
+            flight.task = asyncio.create_task(self._fly(flight, item, batch), name=f"{batch.action} {item.vm_id}")
             fresh.append((key, item.name))
+        flight.fence = max(flight.fence, batch.fence)
         flight.steps.listeners.append(emit)
         return _wait_and_tell(flight.task, emit)
 
-    async def _fly(self, key: Key, item: Item, steps: Steps, batch: _Batch) -> VmResult:
+    async def _fly(self, flight: Flight, item: Item, batch: _Batch) -> VmResult:
+        key, steps = flight.key, flight.steps
         try:
             await batch.intents
             async with self._lock_of(item.vm_id):
                 # Meanwhile a newer owner, or a delete, may have gone first.
-                self._host.journal.recorded(key, batch.fence)
+                self._host.journal.recorded(key, flight.fence)
                 await self._settle(item.vm_id)
                 result = await self._act(item, steps)
                 if result.problem is not None and LEFT_BEHIND in result.problem.details:
                     self._unsettled[item.vm_id] = key
                 else:
-                    await self._keep(key, batch.fence, result)
+                    await self._keep(key, flight.fence, result)
                 return result
         except PpecError as refusal:
             await asyncio.to_thread(self._host.journal.append_abandoned, key)

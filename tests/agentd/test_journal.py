@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal survives crashes at any byte, and answers repeats by its rules."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from ppec_agentd.journal import KEEP_S, Journal, Key
+from ppec_contract.agent import VmResult
+from ppec_contract.errors import PpecError
+
+VM = uuid.uuid4()
+CREATE = Key("op-1", "CreateVms", str(VM))
+DELETE, STOP = replace(CREATE, action="DeleteVms"), replace(CREATE, action="StopVms")
+
+
+def result(code: str = "") -> VmResult:
+    problem = PpecError(code, "it failed").problem() if code else None
+    return VmResult(vm_id=VM, name="web", changed=not code, problem=problem)
+
+
+def intend(journal: Journal, key: Key, fence: int) -> None:
+    journal.append_intents(key.operation_id, fence, [(key, "web")])
+
+
+def answer(journal: Journal, key: Key, fence: int, code: str = "") -> None:
+    intend(journal, key, fence)
+    journal.append_answer(key, fence, result(code))
+
+
+def test_answers_and_fences_survive_a_restart(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    answer(journal, CREATE, 3)
+    intend(journal, STOP, 3)
+    journal.append_intents("op-2", 9, [])
+    journal.close()
+    for _ in range(2):  # the second time from a compacted file
+        journal = Journal.open(tmp_path / "journal")
+        replayed = journal.recorded(CREATE, 3)
+        assert replayed is not None
+        assert replayed.replayed
+        assert replayed.model_copy(update={"replayed": False}) == result()
+        assert [entry.key for entry in journal.in_flight()] == [STOP]
+        with pytest.raises(PpecError, match="fence 8 is lower than 9"):
+            journal.recorded(replace(CREATE, operation_id="op-2"), 8)
+        journal.close()
+
+
+REPEATS = [
+    # action, its answer, fence of the repeat (the answer's is 5): is it replayed?
+    (CREATE, "", 5, True),
+    (CREATE, "", 6, True),
+    (CREATE, "vm.create_failed", 5, True),
+    (CREATE, "vm.create_failed", 6, False),
+    (CREATE, "image.fetch_failed", 5, True),
+    (CREATE, "image.fetch_failed", 6, False),
+    (STOP, "vm.stop_timeout", 5, False),
+    (STOP, "vm.wrong_state", 5, True),
+    (STOP, "vm.wrong_state", 6, False),
+    (DELETE, "", 6, True),
+    (DELETE, "hypervisor.unavailable", 5, False),
+]
+
+
+@pytest.mark.parametrize(("key", "code", "fence", "replayed"), REPEATS)
+def test_what_a_repeat_gets(tmp_path: Path, key: Key, code: str, fence: int, replayed: bool) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    answer(journal, key, 5, code)
+    assert (journal.recorded(key, fence) is not None) == replayed
+    with pytest.raises(PpecError) as fenced:
+        journal.recorded(key, 4)
+    assert fenced.value.code == "operation.fenced"
+
+
+def test_a_delete_closes_the_vm_to_creates_of_its_fence(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    intend(journal, DELETE, 5)
+    with pytest.raises(PpecError, match="has deleted vm"):
+        journal.recorded(CREATE, 5)
+    assert journal.recorded(CREATE, 6) is None
+    assert journal.recorded(replace(CREATE, operation_id="op-2"), 0) is None
+
+
+def test_a_create_undone_by_a_delete_may_be_repeated_with_a_higher_fence(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path / "journal")
+    answer(journal, CREATE, 5)
+    answer(journal, DELETE, 5)
+    assert journal.recorded(CREATE, 5) is not None
+    assert journal.recorded(CREATE, 6) is None
+
+
+def test_cut_at_every_byte_it_holds_a_prefix_and_stays_writable(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    answer(journal, CREATE, 1)
+    answer(journal, replace(CREATE, operation_id="op-2"), 2)
+    journal.close()
+    whole = path.read_bytes()
+    line_ends = [position + 1 for position, byte in enumerate(whole) if byte == 10]
+    assert len(line_ends) == 4
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        journal = Journal.open(path)
+        complete = sum(1 for end in line_ends if end <= cut)
+        assert journal.damaged_lines == 0
+        assert (journal.recorded(CREATE, 1) is not None) == (complete >= 2)
+        assert len(journal.in_flight()) == complete % 2
+        intend(journal, STOP, 7)
+        journal.close()
+        reopened = Journal.open(path)
+        assert STOP in [entry.key for entry in reopened.in_flight()]
+        reopened.close()
+
+
+def test_a_flipped_bit_costs_one_line_and_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    answer(journal, CREATE, 1)
+    answer(journal, STOP, 1)
+    journal.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"web", b"wEb")
+    path.write_bytes(b"".join(lines))
+    journal = Journal.open(path)
+    assert journal.damaged_lines == 1
+    assert [entry.key for entry in journal.in_flight()] == [CREATE]
+    assert journal.recorded(STOP, 1) is not None
+
+
+def test_compaction_forgets_old_operations_at_rest_alone(tmp_path: Path) -> None:
+    now = [1_000_000.0]
+    path = tmp_path / "journal"
+    journal = Journal.open(path, clock=lambda: now[0])
+    answer(journal, CREATE, 1)
+    intend(journal, replace(STOP, operation_id="op-2"), 1)
+    now[0] += KEEP_S + 1
+    answer(journal, replace(CREATE, operation_id="op-3"), 1)
+    journal.close()
+    journal = Journal.open(path, clock=lambda: now[0])
+    assert journal.recorded(CREATE, 0) is None
+    assert [entry.key.operation_id for entry in journal.in_flight()] == ["op-2"]
+    assert journal.recorded(replace(CREATE, operation_id="op-3"), 1) is not None
