@@ -132,6 +132,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "agent.unavailable": ErrorRow(_T, "The host's agent does not answer"),
     "agent.busy": ErrorRow(_T, "The agent has too many requests under way"),
     "agent.recovering": ErrorRow(_T, "The agent is still rebuilding its state"),
+    "orchestrator.unavailable": ErrorRow(_T, "The orchestrator does not answer"),
     "store.unavailable": ErrorRow(_T, "The database does not answer"),
     "disk.full": ErrorRow(_P, "The storage has no room left"),
     "internal.error": ErrorRow(_I, "An error of ours; the log has the details"),

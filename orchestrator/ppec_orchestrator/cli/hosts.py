@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ppec host …`"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ppec_orchestrator.cli.resources import Resource, add_delete, add_list, add_show, create
+from ppec_orchestrator.cli.session import session_of
+
+if TYPE_CHECKING:
+    from ppec_contract.api import HostView
+
+Name = Annotated[str, typer.Argument(help="The host.")]
+
+
+def _cores(host: HostView) -> str:
+    return f"{sum(c.cores_free for c in host.cells)}/{sum(c.cores for c in host.cells)}"
+
+
+def _memory(host: HostView) -> str:
+    return f"{sum(c.memory_free_mib for c in host.cells)}/{sum(c.memory_mib for c in host.cells)}"
+
+
+HOST = Resource(
+    "host",
+    "/v1/hosts",
+    "HostView",
+    (
+        ("host", "name"),
+        ("liveness", lambda host: f"{host.liveness}{', draining' if host.draining else ''}"),
+        ("cluster", "cluster"),
+        ("rack", "rack"),
+        ("vrf", "vrf"),
+        ("address", lambda host: f"{host.address}:{host.port}"),
+        ("cells>", lambda host: len(host.cells)),
+        ("cores free>", _cores),
+        ("memory free MiB>", _memory),
+        ("disk free MiB>", lambda host: f"{host.disk_free_mib}/{host.disk_mib}"),
+        ("VMs>", "vm_count"),
+        ("agent", "agent_version"),
+    ),
+)
+
+app = typer.Typer(help="Bare-metal hosts.", no_args_is_help=True)
+add_list(app, HOST)
+add_show(app, HOST)
+add_delete(app, HOST)
+
+
+@app.command("add")
+def add(
+    context: typer.Context,
+    name: Name,
+    rack: Annotated[str, typer.Option(help="The rack it stands in.")],
+    vrf: Annotated[str, typer.Option(help="The VRF its VMs get addresses of.")],
+    address: Annotated[str, typer.Option(help="Where its proxy listens: a name or an address.")],
+    port: Annotated[int | None, typer.Option(help="The proxy's port.  [default: 7443]")] = None,
+) -> None:
+    """Register a host. It takes VMs once it has enrolled and reported."""
+    values = {"name": name, "rack": rack, "vrf": vrf, "address": address, "port": port}
+    create(context, HOST, "HostCreate", values)
+
+
+@app.command("drain")
+def drain(context: typer.Context, name: Name) -> None:
+    """Place no new VMs on a host; those on it stay."""
+    _set_draining(context, name, draining=True)
+
+
+@app.command("undrain")
+def undrain(context: typer.Context, name: Name) -> None:
+    """Place VMs on a host again."""
+    _set_draining(context, name, draining=False)
+
+
+def _set_draining(context: typer.Context, name: str, *, draining: bool) -> None:
+    from ppec_contract.api import HostUpdate, HostView
+
+    session = session_of(context)
+    session.output.item(session.client.patch(HOST.url(name), HostUpdate(draining=draining), HostView))
+
+
+@app.command("enrolment-token")
+def enrolment_token(context: typer.Context, name: Name) -> None:
+    """Make a token that enrols this host once. It is shown only here."""
+    from ppec_contract.api import EnrolmentTokenView
+
+    session = session_of(context)
+    session.output.item(session.client.post(f"{HOST.url(name)}/enrolment-token", None, EnrolmentTokenView))

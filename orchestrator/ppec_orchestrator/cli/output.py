@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What goes to the terminal. Results to stdout (a table, or JSON and nothing else), all else to stderr.
+
+Names, tags and messages may be somebody else's text: they are shown as text, never as rich's markup, and characters
+that could steer a terminal are replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ppec_contract.errors import PpecError
+from ppec_contract.model import Model
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+M = TypeVar("M", bound=Model)
+# A pipe or a log has no width; wide enough that no ordinary table is folded.
+_PLAIN_WIDTH = 220
+
+
+def visible(text: object) -> str:
+    """The text with everything unprintable (control characters, text direction, escapes) replaced."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
+
+
+def plain(text: object, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(visible(text), style=style)
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[M]):
+    """A header and how to get the cell's text from an item."""
+
+    header: str
+    cell: Callable[[M], object]
+    right: bool = False
+
+
+class Output:
+    """Where a command's results and messages go."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+
+    @cached_property
+    def results(self) -> Console:
+        return _console(stderr=False)
+
+    @cached_property
+    def messages(self) -> Console:
+        return _console(stderr=True)
+
+    def items(self, items: Iterable[M], columns: Sequence[Column[M]]) -> None:
+        """A list: a table, or a JSON array."""
+        if self.as_json:
+            _write_json([item.model_dump(mode="json") for item in items])
+        else:
+            self.results.print(table(items, columns))
+
+    def item(self, item: Model) -> None:
+        """One thing: its fields one a line, or a JSON object."""
+        if self.as_json:
+            _write_json(item.model_dump(mode="json"))
+        else:
+            self.results.print(fields(item.model_dump(mode="json")))
+
+    def json(self, item: Model) -> None:
+        _write_json(item.model_dump(mode="json"))
+
+    def say(self, text: str) -> None:
+        """A message for people; on stderr, so that it's never in the way of a result."""
+        self.messages.print(plain(text), soft_wrap=True)
+
+    def error(self, error: PpecError) -> None:
+        from rich.text import Text
+
+        line = Text("error: ", style="bold red") + plain(error.message) + plain(f" [{error.code}]", "dim")
+        self.messages.print(line, soft_wrap=True)
+        if error.hint:
+            self.messages.print(Text("hint: ", style="bold") + plain(error.hint), soft_wrap=True)
+
+
+def table(items: Iterable[M], columns: Sequence[Column[M]]) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        made.add_column(column.header, justify="right" if column.right else "left", overflow="fold")
+    for item in items:
+        made.add_row(*(plain(column.cell(item)) for column in columns))
+    return made
+
+
+def fields(value: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    made = Table.grid(padding=(0, 2))
+    made.add_column(no_wrap=True)
+    made.add_column(overflow="fold")
+    for key, shown in value.items():
+        made.add_row(plain(key.replace("_", " "), "bold"), plain(_field(shown)))
+    return made
+
+
+def _field(value: Any) -> str:
+    if value is None or value in ("", [], {}):
+        return "-"
+    if isinstance(value, list) and not any(isinstance(part, dict | list) for part in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+
+
+def _console(*, stderr: bool) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _PLAIN_WIDTH
+    return Console(file=stream, width=width, markup=False, emoji=False, highlight=False)
+
+
+def _write_json(value: Any) -> None:
+    # ASCII, so that neither the terminal nor a pipe's encoding can spoil or be spoilt by it.
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")

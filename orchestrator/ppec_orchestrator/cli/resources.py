@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading and deleting named resources: the same commands for all of them, made from a row each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from ppec_orchestrator.cli.session import session_of
+
+# (header, attribute); a header with a trailing > is of figures, and set to the right.
+Name = Annotated[str, typer.Argument(help="Its name, or id.")]
+Columns = Sequence[tuple[str, str | Callable[[Any], object]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """`view` names the class in `ppec_contract.api`, which is imported only when an answer is read."""
+
+    noun: str
+    path: str
+    view: str
+    columns: Columns
+
+    @property
+    def plural(self) -> str:
+        return self.noun + ("es" if self.noun.endswith("x") else "s")
+
+    def url(self, name: str) -> str:
+        return f"{self.path}/{quote(name, safe='')}"
+
+    def view_class(self) -> Any:
+        from ppec_contract import api
+
+        return getattr(api, self.view)
+
+
+def show_items(context: typer.Context, resource: Resource, query: dict[str, str | None] | None = None) -> None:
+    """Lists the resource, all pages of it."""
+    session = session_of(context)
+    found = session.client.items(resource.path, resource.view_class(), query)
+    session.output.items(list(found), made_columns(resource.columns))
+
+
+def made_columns(columns: Columns) -> list[Any]:
+    from ppec_orchestrator.cli.output import Column
+
+    return [Column(header.rstrip(">"), _cell(source), header.endswith(">")) for header, source in columns]
+
+
+def _cell(source: str | Callable[[Any], object]) -> Callable[[Any], object]:
+    if callable(source):
+        return source
+
+    def cell(item: Any) -> object:
+        value = getattr(item, source)
+        return "-" if value is None or value in ("", ()) else value
+
+    return cell
+
+
+def add_list(app: typer.Typer, resource: Resource) -> None:
+    @app.command("list", help=f"List all {resource.plural}.")
+    def _list(context: typer.Context) -> None:
+        show_items(context, resource)
+
+
+def add_show(app: typer.Typer, resource: Resource) -> None:
+    @app.command("show", help=f"Show one {resource.noun}.")
+    def _show(context: typer.Context, name: Name) -> None:
+        session = session_of(context)
+        session.output.item(session.client.get(resource.url(name), resource.view_class()))
+
+
+def add_delete(app: typer.Typer, resource: Resource) -> None:
+    @app.command("delete", help=f"Delete a {resource.noun} nothing refers to.")
+    def _delete(context: typer.Context, name: Name) -> None:
+        session = session_of(context)
+        session.client.delete(resource.url(name))
+        session.output.say(f"{resource.noun} {name} deleted")
+
+
+def create(context: typer.Context, resource: Resource, model: str, values: dict[str, Any]) -> None:
+    """Checks the values against the contract's `model` here, so that a mistake costs no round trip; then creates."""
+    from ppec_contract import api
+    from ppec_contract.validation import parse
+
+    session = session_of(context)
+    body = parse(getattr(api, model), {key: value for key, value in values.items() if value is not None})
+    session.output.item(session.client.post(resource.path, body, resource.view_class()))

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ppec vm …`"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from ppec_orchestrator.cli.resources import Resource, add_show, show_items
+from ppec_orchestrator.cli.session import session_of
+
+if TYPE_CHECKING:
+    from ppec_contract.api import VmView
+
+Policy = Literal["balanced", "pack", "spread"]
+Mode = Literal["all-or-nothing", "best-effort"]
+Names = Annotated[list[str], typer.Argument(help="VMs, by name or id.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")]
+
+
+def _pins(vm: VmView) -> str:
+    from ppec_orchestrator.cli.result import ranges
+
+    return ranges(pin.pcpu for pin in vm.pins)
+
+
+VM = Resource(
+    "VM",
+    "/v1/vms",
+    "VmView",
+    (
+        ("VM", "name"),
+        ("record", "record"),
+        ("observed", "observed"),
+        ("flavor", "flavor"),
+        ("image", "image"),
+        ("host", "host"),
+        ("cells", lambda vm: ",".join(map(str, vm.cells)) or "-"),
+        ("pins", _pins),
+        ("vrf", "vrf"),
+        ("address", lambda vm: ", ".join(str(a.address) for a in vm.addresses) or "-"),
+        ("tags", lambda vm: ", ".join(f"{key}={value}" for key, value in vm.tags.items()) or "-"),
+    ),
+)
+
+app = typer.Typer(help="Virtual machines.", no_args_is_help=True)
+add_show(app, VM)
+
+
+@app.command("list")
+def list_vms(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Only those on this host.")] = None,
+    name: Annotated[str | None, typer.Option(help="Only this name.")] = None,
+) -> None:
+    """List VMs."""
+    show_items(context, VM, {"host": host, "name": name})
+
+
+@app.command("create")
+def create(  # noqa: PLR0913, PLR0917 - one parameter per option
+    context: typer.Context,
+    flavor: Annotated[str, typer.Option(help="Size of the VMs.")],
+    image: Annotated[str, typer.Option(help="Image their root disks start from.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Names, one VM each.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of one VM, or of a batch: NAME-1, NAME-2, …")] = None,
+    count: Annotated[int | None, typer.Option(help="How many.")] = None,
+    policy: Annotated[Policy, typer.Option(help="How hosts that fit are ranked.")] = "balanced",
+    mode: Annotated[Mode, typer.Option(help="What happens when not all of them work out.")] = "all-or-nothing",
+    datacentre: Annotated[str | None, typer.Option(help="Only in this data centre.")] = None,
+    cluster: Annotated[str | None, typer.Option(help="Only in this cluster.")] = None,
+    rack: Annotated[str | None, typer.Option(help="Only in this rack.")] = None,
+    host: Annotated[str | None, typer.Option(help="Only on this host.")] = None,
+    vrf: Annotated[str | None, typer.Option(help="Only where this VRF is.")] = None,
+    user_data: Annotated[str | None, typer.Option(help="A file of cloud-init user data; - for stdin.")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may repeat.")] = None,
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key never creates twice.")] = None,
+    wait: Wait = False,
+) -> None:
+    """Create one VM or a batch of equal ones."""
+    from ppec_contract.api import OperationView, VmsCreate
+    from ppec_contract.validation import parse
+    from ppec_orchestrator.cli.operations import accepted
+
+    given: dict[str, Any] = {
+        "flavor": flavor,
+        "image": image,
+        "names": names or None,
+        "name": name,
+        "count": count,
+        "policy": policy,
+        "mode": mode,
+        "datacentre": datacentre,
+        "cluster": cluster,
+        "rack": rack,
+        "host": host,
+        "vrf": vrf,
+        "user_data": _user_data(user_data),
+        "tags": _tags(tag or []) or None,
+    }
+    body = parse(VmsCreate, {key: value for key, value in given.items() if value is not None}, subject="vm create")
+    session = session_of(context)
+    # The key is made here when none is given: a repeat after a lost answer is still the same request.
+    key = idempotency_key or str(uuid.uuid4())
+    accepted(session, session.client.post(VM.path, body, OperationView, idempotency_key=key), wait=wait)
+
+
+@app.command("delete")
+def delete(context: typer.Context, names: Names, wait: Wait = False) -> None:
+    """Delete VMs, with their disks and addresses."""
+    _act(context, {"action": "delete", "vms": names}, wait=wait)
+
+
+@app.command("start")
+def start(context: typer.Context, names: Names, wait: Wait = False) -> None:
+    """Start VMs."""
+    _act(context, {"action": "start", "vms": names}, wait=wait)
+
+
+@app.command("stop")
+def stop(
+    context: typer.Context,
+    names: Names,
+    timeout_s: Annotated[float, typer.Option(help="How long the guests may take to shut down.")] = 30.0,
+    force: Annotated[bool, typer.Option("--force", help="Then pull the plug.")] = False,
+    wait: Wait = False,
+) -> None:
+    """Stop VMs: ask the guests to shut down."""
+    _act(context, {"action": "stop", "vms": names, "timeout_s": timeout_s, "force": force}, wait=wait)
+
+
+def _act(context: typer.Context, given: dict[str, Any], *, wait: bool) -> None:
+    from ppec_contract.api import OperationView, VmsAction
+    from ppec_contract.validation import parse
+    from ppec_orchestrator.cli.operations import accepted
+
+    body = parse(VmsAction, given, subject=f"vm {given['action']}")
+    session = session_of(context)
+    key = str(uuid.uuid4())
+    view = session.client.post(f"{VM.path}/actions", body, OperationView, idempotency_key=key)
+    accepted(session, view, wait=wait)
+
+
+def _tags(given: list[str]) -> dict[str, str]:
+    from ppec_contract.errors import PpecError
+
+    wrong = next((tag for tag in given if "=" not in tag), None)
+    if wrong is not None:
+        raise PpecError("request.invalid", f"the tag {wrong[:80]!r} is not KEY=VALUE", subject="vm create")
+    return {key: value for key, _, value in (tag.partition("=") for tag in given)}
+
+
+def _user_data(source: str | None) -> str | None:
+    """The file's text, byte for byte: no newline is translated."""
+    import sys
+    from pathlib import Path
+
+    from ppec_contract.errors import PpecError
+
+    if source is None:
+        return None
+    try:
+        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        return raw.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PpecError(
+            "request.invalid", f"user data {source!r} can't be read: {error}", subject="vm create"
+        ) from error

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating, listing and changing VMs, and waiting for how it ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppec_contract.api import BatchMode, Policy
+from ppec_contract.errors import PpecError
+
+
+def test_create_sends_what_was_asked_once(orchestrator: Any, ppec: Any, tmp_path: Path) -> None:
+    text = "#cloud-config\r\n{{ not a template }} $(id)\n"
+    (tmp_path / "user-data").write_bytes(text.encode())
+    ran = ppec(
+        *(
+            "vm",
+            "create",
+            "--flavor",
+            "small",
+            "--image",
+            "tiny",
+            "--count",
+            "6",
+            "--name",
+            "web",
+            "--policy",
+            "spread",
+        ),
+        *("--mode", "best-effort", "--cluster", "c1", "--tag", "a=b=c", "--tag", "<x>=[red]"),
+        *("--user-data", str(tmp_path / "user-data")),
+    )
+    assert (ran.code, ran.out) == (0, "op-1\n")
+    assert len(orchestrator.requests) == 1
+    assert orchestrator.requests[0].json == {
+        "flavor": "small",
+        "image": "tiny",
+        "count": 6,
+        "name": "web",
+        "policy": "spread",
+        "mode": "best-effort",
+        "cluster": "c1",
+        "user_data": text,
+        "tags": {"a": "b=c", "<x>": "[red]"},
+    }
+
+
+def test_a_mistake_is_found_before_anything_is_sent(orchestrator: Any, ppec: Any) -> None:
+    for wrong in (["--name", "{{ x }}"], ["--count", "0"], ["a", "a"], ["--tag", "x"], ["--user-data", "/nonexistent"]):
+        ran = ppec("vm", "create", "--flavor", "small", "--image", "tiny", *wrong)
+        assert (ran.code, ran.out) == (2, "")
+        assert "[request.invalid]" in ran.err
+    assert orchestrator.requests == []
+
+
+def test_a_lost_answer_is_asked_for_again_with_the_same_key(orchestrator: Any, ppec: Any) -> None:
+    orchestrator.instead["POST", "/v1/vms"] = [lambda handler: handler.cut()]
+    assert ppec("vm", "create", "--flavor", "small", "--image", "tiny").code == 0
+    keys = [request.headers["idempotency-key"] for request in orchestrator.requests]
+    assert len(keys) == 2
+    assert len(set(keys)) == 1
+
+
+def test_wait_shows_every_change_and_a_table_at_the_end(orchestrator: Any, ppec: Any, make: Any) -> None:
+    names = ("web-1", "web-2")
+    orchestrator.vms = {name: make.vm(n, name) for n, name in enumerate(names)}
+    running = make.operation(
+        "running", make.item(0, "web-1", "running", host="h1", stage="disk"), make.item(1, "web-2", "pending")
+    )
+    took = {"image": 3, "disk": 41, "start": 300}
+    done = (make.item(n, name, "succeeded", host=f"h{n + 1}", stage_ms=took) for n, name in enumerate(names))
+    ended = make.operation("succeeded", *done)
+    orchestrator.streams = [[running, "comment", running, ended, "end"]]
+    ran = ppec("vm", "create", "--flavor", "small", "--image", "tiny", "--count", "2", "--name", "web", "--wait")
+    assert ran.code == 0
+    progress = [line.partition("] ")[2] for line in ran.err.splitlines() if line.startswith("[")]
+    assert progress == [
+        "operation op-1: queued",
+        "operation op-1: running",
+        "web-1: running on h1 disk",
+        "web-2: pending",
+        "operation op-1: succeeded",
+        "web-1: succeeded on h1",
+        "web-2: succeeded on h2",
+    ]
+    assert "operation op-1: succeeded, 2 of 2 VMs in 3.0 s" in ran.err
+    rows = [line.split() for line in ran.out.splitlines()]
+    assert rows[2][:7] == ["web-1", "succeeded", "h1", "0", "4-5", "blue", "10.0.0.10"]
+    assert "image 3, disk 41, start 300" in ran.out
+
+
+def test_a_broken_stream_is_taken_up_again(orchestrator: Any, ppec: Any, make: Any) -> None:
+    running = make.operation("running", make.item(0, "a", "running", host="h1", stage="disk"))
+    later = make.operation("running", make.item(0, "a", "running", host="h1", stage="start"))
+    ended = make.operation("succeeded", make.item(0, "a", "succeeded", host="h1"))
+    orchestrator.vms = {"a": make.vm(0, "a")}
+    orchestrator.streams = [[running], ['event: operation\ndata: {"operation_id": "op-'], [later], [ended, "end"]]
+    ran = ppec("operation", "watch", "op-1")
+    assert ran.code == 0
+    assert [line.split("] ")[1] for line in ran.err.splitlines() if "a: " in line] == [
+        "a: running on h1 disk",
+        "a: running on h1 start",
+        "a: succeeded on h1",
+    ]
+
+
+def test_a_restarting_orchestrator_is_waited_for(orchestrator: Any, ppec: Any, make: Any) -> None:
+    def unavailable(handler: Any) -> None:
+        handler.problem(PpecError("store.unavailable", "starting"))
+
+    orchestrator.instead["GET", "/v1/operations/op-1"] = [unavailable, unavailable]
+    orchestrator.instead["GET", "/v1/operations/op-1/events"] = [unavailable]
+    orchestrator.streams = [[make.operation("succeeded"), "end"]]
+    assert ppec("operation", "watch", "op-1").code == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "items", "code"),
+    [
+        ("failed", [("refused", "placement.no_capacity")], 6),
+        ("partial", [("succeeded", None), ("failed", "vm.exists")], 5),
+        ("partial", [("failed", "host.unreachable"), ("failed", "vm.exists")], 7),
+        ("failed", [("undone", None)], 8),
+        ("cancelled", [("undone", None)], 5),
+    ],
+)
+def test_an_operation_that_did_not_work_out_exits_by_its_first_problem(
+    orchestrator: Any, ppec: Any, make: Any, state: str, items: Any, code: int
+) -> None:
+    made = [
+        make.item(n, f"v{n}", how, problem=PpecError(why, f"why {n}", hint="do").problem() if why else None)
+        for n, (how, why) in enumerate(items)
+    ]
+    orchestrator.streams = [[make.operation(state, *made), "end"]]
+    ran = ppec("vm", "delete", *(f"v{n}" for n in range(len(items))), "--wait")
+    assert ran.code == code
+    for n, (_, why) in enumerate(items):
+        if why:
+            assert f"error: why {n} [{why}]" in ran.err
+
+
+def test_wait_with_json_keeps_stdout_for_the_machine(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.streams = [[make.operation("running"), make.operation("failed"), "end"]]
+    ran = ppec("vm", "start", "a", "--wait", "--output", "json")
+    assert ran.json["state"] == "failed"
+    assert ran.code == 8
+    assert "running" in ran.err
+
+
+def test_a_list_follows_the_cursor(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.vms = {f"v{n}": make.vm(n, f"v{n}") for n in range(5)}
+    assert [vm["name"] for vm in ppec("vm", "list", "--output", "json").json] == [f"v{n}" for n in range(5)]
+    assert len(orchestrator.requests) == 3
+    assert [vm["name"] for vm in ppec("-o", "json", "vm", "list", "--host", "h1").json] == ["v0", "v3"]
+
+
+def test_show_and_its_absence(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.vms = {"a": make.vm(0, "a")}
+    assert "10.0.0.10" in ppec("vm", "show", "a").out
+    ran = ppec("vm", "show", "a/../b")
+    assert (ran.code, ran.out) == (4, "")
+    assert ran.err == "error: there is no VM a/../b [vm.not_found]\nhint: List them.\n"
+
+
+def test_actions_carry_their_options(orchestrator: Any, ppec: Any) -> None:
+    ppec("vm", "stop", "a", "b", "--timeout-s", "5", "--force")
+    assert orchestrator.requests[-1].json == {"action": "stop", "vms": ["a", "b"], "timeout_s": 5.0, "force": True}
+    ppec("vm", "delete", "a")
+    assert orchestrator.requests[-1].json == {"action": "delete", "vms": ["a"]}
+
+
+def test_on_a_terminal_the_table_redraws_itself(orchestrator: Any, make: Any, tmp_path: Path) -> None:
+    running = make.operation("running", *(make.item(n, f"v{n}", "running", host="h1", stage="disk") for n in range(50)))
+    orchestrator.streams = [[running, make.operation("succeeded"), "end"]]
+    ours, theirs = os.openpty()
+    os.set_blocking(ours, False)
+    environment = {"PATH": os.environ["PATH"], "PPEC_SERVER": orchestrator.url, "PPEC_TOKEN": make.token}
+    environment |= {"HOME": str(tmp_path), "TERM": "xterm", "COLUMNS": "100", "LINES": "20"}
+    command = [sys.executable, "-m", "ppec_orchestrator.cli.main", "operation", "watch", "op-1"]
+    ran = subprocess.run(command, env=environment, stderr=theirs, stdout=subprocess.PIPE, timeout=30, check=False)
+    shown = os.read(ours, 1 << 20).decode()
+    os.close(ours)
+    os.close(theirs)
+    assert ran.returncode == 0
+    assert "\x1b[" in shown  # it moves the cursor
+    assert "operation op-1: succeeded" in shown
+    assert "[   " not in shown  # and writes no log lines
+
+
+HOSTILE = "[red]x[/red] [link=http://x]y[/] :smile: \x1b[31m\x9b31m \u202egnp"
+
+
+def test_text_of_tenants_is_neither_markup_nor_terminal_control(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.vms = {"a": make.vm(0, "a", tags={HOSTILE[:60]: HOSTILE})}
+    orchestrator.current = make.operation("failed", problem=PpecError("run.failed", HOSTILE, hint=HOSTILE).problem())
+    for ran in (ppec("vm", "list"), ppec("vm", "show", "a"), ppec("operation", "show", "op-1")):
+        shown = ran.out + ran.err
+        assert "[red]x[/red] [link=http://x]y[/] :smile:" in shown.replace("\n", "")
+        assert not set(shown) & set("\x1b\x9b\u202e")
+    assert ppec("vm", "show", "a", "-o", "json").json["tags"][HOSTILE[:60]] == HOSTILE
+
+
+def test_the_choices_offered_are_those_of_the_contract() -> None:
+    from typing import get_args
+
+    from ppec_contract import host
+    from ppec_orchestrator.cli import catalogue, vms
+
+    assert set(get_args(vms.Policy)) == set(Policy)
+    assert set(get_args(vms.Mode)) == set(BatchMode)
+    assert get_args(catalogue.Architecture) == get_args(host.Architecture)
