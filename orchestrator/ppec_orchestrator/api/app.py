@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
 from ppec_contract.errors import Problem
+from ppec_contract.version import API_VERSION
 from ppec_orchestrator.api import (
     addresses,
     clusters,
@@ -47,22 +48,41 @@ def _operation_id(route: APIRoute) -> str:
     return route.name
 
 
-def create_app(services: Services) -> FastAPI:
-    """The whole API on these services; usable at once, with no network and no threads of its own."""
-    app = FastAPI(
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's document, with the one body that no endpoint returns: the problem."""
+        document = super().openapi()
+        document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        return document
+
+
+def add_routes() -> FastAPI:
+    """The API's paths and answers, without the services behind them: enough for the OpenAPI document."""
+    app = _Api(
         title="PPEC orchestrator",
-        version=version("ppec"),
+        version=str(API_VERSION),
         openapi_url="/v1/openapi.json",
         docs_url=None,  # its page loads scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
-        responses={"default": {"model": Problem, "description": "A problem.", "content": {PROBLEM_JSON: {}}}},
+        responses={
+            "default": {
+                "description": "What went wrong: `code` is stable, `hint` says what to do.",
+                "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            }
+        },
     )
-    app.state.services = services
-    install_problems(app)
     for router in ROUTERS:
         app.include_router(router)
+    return app
+
+
+def create_app(services: Services) -> FastAPI:
+    """The whole API on these services; usable at once, with no network and no threads of its own."""
+    app = add_routes()
+    app.state.services = services
+    install_problems(app)
     # The last added is the outermost.
     app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
     app.add_middleware(UnhandledErrors)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ppec_contract.errors import PpecError
 from ppec_contract.identity import Identity
-from ppec_orchestrator.api.services import Here, services_of
+from ppec_orchestrator.api.services import Here
 from ppec_orchestrator.store.tokens import Role
 
 _MAX_TOKEN = 128
@@ -38,10 +39,13 @@ def _required(why: str) -> PpecError:
     )
 
 
-def bearer_caller(request: Request, services: Here) -> Caller:
-    header = request.headers.get("authorization", "")
-    scheme, _, token = header.partition(" ")
-    if scheme.lower() != "bearer" or not 0 < len(token) <= _MAX_TOKEN:
+_SCHEME = HTTPBearer(auto_error=False, scheme_name="token", description="An API token.")
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_SCHEME)]
+
+
+def bearer_caller(services: Here, credentials: Credentials) -> Caller:
+    token = credentials.credentials if credentials is not None else ""
+    if not 0 < len(token) <= _MAX_TOKEN:
         raise _required("no bearer token was given")
     found = services.tokens.find(token, now=services.now())
     if found is None:
@@ -99,12 +103,12 @@ def the_host_itself(request: Request, host: str) -> str:
 HostItself = Annotated[str, Depends(the_host_itself)]
 
 
-def host_or_viewer(request: Request) -> str:
+def host_or_viewer(request: Request, services: Here, credentials: Credentials) -> str:
     """For what hosts fetch and people may look at: any host's certificate, or a viewer's token. Returns the name."""
     identity = peer_identity(request)
     if identity is not None and identity.role == "host":
         return identity.uri
-    return require(Role.VIEWER)(bearer_caller(request, services_of(request))).name
+    return require(Role.VIEWER)(bearer_caller(services, credentials)).name
 
 
 HostOrViewer = Annotated[str, Depends(host_or_viewer)]

@@ -60,7 +60,10 @@ def get_image(services: Here, caller: Viewer, name: Name) -> ImageView:
         return IMAGES.get(conn, name)
 
 
-@router.put("/{name}", status_code=201)
+_FILE = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}, "required": True}
+
+
+@router.put("/{name}", status_code=201, openapi_extra={"requestBody": _FILE})
 async def import_image(
     services: Here, caller: Admin, request: Request, response: Response, claim: Annotated[_Claim, Depends(_claim)]
 ) -> ImageView:

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator as a process: opens what it works with, starts its threads, listens, and takes it all down again.
+
+Order: state folder, database and migrations, CA and certificate, first token, engine (which adopts what runs), and
+only then the listener.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+import structlog
+import uvicorn
+
+from ppec_contract.errors import PpecError
+from ppec_contract.peer_protocol import PeerCertificateProtocol
+from ppec_orchestrator.api.app import create_app
+from ppec_orchestrator.api.services import OperationsEngine, Services, make_services, utc_now
+from ppec_orchestrator.pki.keys import write_private
+from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.tokens import Role, count_tokens, create_token
+
+_log = structlog.get_logger(__name__)
+_GRACE_S = 5
+EngineFactory = Callable[[Services], OperationsEngine]
+
+
+@contextmanager
+def opened_database(settings: Settings) -> Iterator[Database]:
+    """The database of these settings, migrated."""
+    try:
+        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise PpecError(
+            "request.invalid",
+            f"state_dir {settings.state_dir} can't be made: {error.strerror}",
+            hint="Choose a folder that this user may write, by state_dir or PPEC_STATE_DIR.",
+            subject="settings",
+        ) from error
+    database = Database(settings.effective_database_url)
+    try:
+        database.migrate()
+        yield database
+    finally:
+        database.close()
+
+
+def serve(settings: Settings, engine_of: EngineFactory | None = None) -> None:
+    """Runs until SIGTERM or SIGINT."""
+    with ExitStack() as stack:
+        database = stack.enter_context(opened_database(settings))
+        services = make_services(settings, database)
+        ensure_admin_token(settings, database)
+        if engine_of is not None:
+            engine = engine_of(services)
+            services = dataclasses.replace(services, operations=engine)
+            engine.start()
+            stack.callback(engine.stop)
+        stack.enter_context(_flushing(services))
+        sockets = [stack.enter_context(_bound(address, settings.port)) for address in settings.listen]
+        server = _Server(_config(services))
+        server.run(sockets)
+        if not server.started:
+            raise PpecError("internal.error", "the listener did not start; the log says why", subject="listener")
+
+
+def ensure_admin_token(settings: Settings, database: Database) -> None:
+    """At the very first start: an admin's token, in a file only its owner reads."""
+    with database.write() as conn:
+        if count_tokens(conn):
+            return
+        token = create_token(conn, "admin", Role.ADMIN, now=utc_now())
+        # Before the commit: a token nobody has been told of would lock everybody out.
+        write_private(settings.admin_token_path, f"{token}\n".encode("ascii"))
+    _log.info("orchestrator.admin_token_written", path=str(settings.admin_token_path))
+
+
+@contextmanager
+def _flushing(services: Services) -> Iterator[None]:
+    stop = threading.Event()
+    interval_s = services.settings.liveness_flush_s
+    thread = threading.Thread(target=services.liveness.run, args=(stop, interval_s), name="ppec-liveness")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _bound(address: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            sock.bind((address, port))
+        except OSError as error:
+            raise PpecError(
+                "request.invalid",
+                f"can't listen on {address} port {port}: {error.strerror}",
+                hint="Change listen or port in the settings, or stop what uses the port.",
+                subject="listener",
+            ) from error
+        yield sock
+
+
+def _config(services: Services) -> uvicorn.Config:
+    pair = services.ca.orchestrator_pair
+    return uvicorn.Config(
+        create_app(services),
+        http=PeerCertificateProtocol,
+        ws="none",
+        lifespan="off",
+        # Hosts show a certificate, people a token: the endpoint decides which it needs.
+        ssl_certfile=pair.certificate_path,
+        ssl_keyfile=pair.key_path,
+        ssl_ca_certs=pair.ca_path,
+        ssl_cert_reqs=ssl.CERT_OPTIONAL,
+        ssl_context_factory=_modern,
+        timeout_graceful_shutdown=_GRACE_S,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,
+    )
+
+
+def _modern(config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
+    context = default()
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            places: Sequence[str] = [f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets or ()]
+            _log.info("orchestrator.ready", listen=places)
+            notify_systemd("READY=1")
+
+
+def notify_systemd(state: str) -> None:
+    """Tells systemd, when it started us (sd_notify(3)); otherwise nothing."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        try:
+            sock.connect("\0" + path[1:] if path.startswith("@") else path)
+            sock.sendall(state.encode("ascii"))
+        except OSError as error:
+            _log.warning("systemd.notify_failed", error=error.strerror)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ppec-orchestrator`: the server's own command. People use `ppec`, which talks to it over the API."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from ppec_contract.errors import PpecError, exit_code
+from ppec_contract.model import ResourceName
+from ppec_orchestrator.api.services import make_services, utc_now
+from ppec_orchestrator.logs import configure_logs
+from ppec_orchestrator.pki.keys import write_private
+from ppec_orchestrator.process import opened_database, serve
+from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.enrolment import record_certificate
+from ppec_orchestrator.store.tokens import Role, create_token, remove_token
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code is the error table's."""
+    arguments = _parser().parse_args(argv)
+    try:
+        settings = Settings.load(arguments.config)
+        configure_logs(settings.log_level)
+        arguments.run(settings, arguments)
+    except PpecError as error:
+        print(f"ppec-orchestrator: {error}", file=sys.stderr)  # noqa: T201
+        if error.hint:
+            print(f"  {error.hint}", file=sys.stderr)  # noqa: T201
+        return exit_code(error.code)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ppec-orchestrator", description="The PPEC orchestrator.")
+    parser.add_argument("--config", type=Path, help="settings file (TOML); PPEC_… variables go over it")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(group: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str):  # type: ignore[no-untyped-def]
+        return group.add_parser(name, help=text, description=text)
+
+    command(commands, "serve", "Run the orchestrator.").set_defaults(run=_serve)
+    command(commands, "migrate", "Bring the database's schema up to date, and end.").set_defaults(run=_migrate)
+
+    token = command(commands, "token", "API tokens.").add_subparsers(required=True, metavar="ACTION")
+    create = command(token, "create", "Make a token, or replace it, and print it: it is shown only here.")
+    create.add_argument("name", type=_name)
+    create.add_argument("--role", type=Role, choices=list(Role), required=True)
+    create.add_argument("--days", type=int, help="days until it expires; without, it does not")
+    create.set_defaults(run=_create_token)
+    revoke = command(token, "revoke", "Remove a token; a running orchestrator forgets it within seconds.")
+    revoke.add_argument("name", type=_name)
+    revoke.set_defaults(run=_revoke_token)
+
+    certificate = command(commands, "certificate", "Certificates of the fleet CA.")
+    actions = certificate.add_subparsers(required=True, metavar="ACTION")
+    issue = command(actions, "issue", "Make a client certificate for direct use of the hosts' proxies.")
+    issue.add_argument("--operator", type=_name, required=True, help="who it is for")
+    issue.add_argument("--directory", type=Path, default=Path(), help="where NAME.crt, NAME.key and ca.crt go")
+    issue.set_defaults(run=_issue_certificate)
+    return parser
+
+
+def _name(text: str) -> str:
+    try:
+        return TypeAdapter(ResourceName).validate_python(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError("lower-case letters, digits, dots and dashes, 63 at most") from error
+
+
+def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
+    serve(settings)
+
+
+def _migrate(settings: Settings, arguments: argparse.Namespace) -> None:
+    with opened_database(settings):
+        pass
+
+
+def _create_token(settings: Settings, arguments: argparse.Namespace) -> None:
+    now = utc_now()
+    expires_at = now + timedelta(days=arguments.days) if arguments.days is not None else None
+    with opened_database(settings) as database, database.write() as conn:
+        token = create_token(conn, arguments.name, arguments.role, now=now, expires_at=expires_at)
+    print(token)  # noqa: T201
+
+
+def _revoke_token(settings: Settings, arguments: argparse.Namespace) -> None:
+    with opened_database(settings) as database, database.write() as conn:
+        remove_token(conn, arguments.name)
+
+
+def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> None:
+    with opened_database(settings) as database:
+        services = make_services(settings, database)
+        issued, key = services.ca.issue_operator(arguments.operator, now=utc_now())
+        with database.write() as conn:
+            record_certificate(conn, issued, now=utc_now())
+    folder: Path = arguments.directory
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_private(folder / f"{arguments.operator}.key", key)
+        write_private(folder / f"{arguments.operator}.crt", issued.pem.encode("ascii"))
+        write_private(folder / "ca.crt", services.ca.ca_pem.encode("ascii"))
+    except OSError as error:
+        raise PpecError(
+            "request.invalid", f"can't write to {folder}: {error.strerror}", subject="certificate"
+        ) from error
+    print(folder / f"{arguments.operator}.crt")  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

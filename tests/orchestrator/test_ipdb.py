@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefixes over the API; granting and releasing addresses, alone and in a race, on both databases."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+from typing import Any
+from uuid import UUID
+
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import func, select
+
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.store import ipdb, tables
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.faults import TransactionLostError
+
+PREFIX = {"vrf": "red", "cidr": "10.9.0.0/29", "gateway": "10.9.0.1", "bridge": "br0", "cluster": "c1"}
+IPV6 = PREFIX | {"cidr": "fd00::/64", "gateway": "fe80::1", "vlan": 7, "nameservers": ["fd00::53"]}
+
+
+def _post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
+    response = client.post(f"/v1/{path}", json=body)
+    assert response.status_code == 201, response.text
+    return response.json()
+
+
+@pytest.fixture
+def host_id(ipv4_site: TestClient, database: Database) -> int:
+    """Host `h1` in rack `r1` of the site, served by 29 IPv4 addresses."""
+    _post(ipv4_site, "hosts", {"name": "h1", "rack": "r1", "vrf": "red", "address": "192.0.2.1"})
+    with database.read() as conn:
+        return conn.execute(select(tables.host.c.id)).scalar_one()
+
+
+def _ids(count: int) -> list[UUID]:
+    return [uuid.uuid4() for _ in range(count)]
+
+
+def _free(database: Database) -> list[int]:
+    with database.read() as conn:
+        return list(ipdb.free_counts(conn).values())
+
+
+def test_a_prefix_tells_what_it_has(ipv4_site: TestClient) -> None:
+    view = _post(ipv4_site, "prefixes", PREFIX)
+    assert (view["addresses_total"], view["addresses_free"]) == (5, 5)
+    assert (view["first"], view["last"]) == ("10.9.0.1", "10.9.0.6")
+    six = _post(ipv4_site, "prefixes", IPV6)
+    assert (six["addresses_total"], six["vlan"], six["nameservers"]) == (2**53, 7, ["fd00::53"])
+    assert ipv4_site.get(f"/v1/prefixes/{six['prefix_id']}").json() == six
+    assert [p["cidr"] for p in ipv4_site.get("/v1/prefixes").json()["items"]] == [
+        "10.0.0.0/27",
+        "10.9.0.0/29",
+        "fd00::/64",
+    ]
+    assert ipv4_site.get("/v1/prefixes?vrf=blue").json()["items"] == []
+    free = ipv4_site.get(f"/v1/addresses?free=true&prefix_id={view['prefix_id']}&limit=2").json()
+    assert [item["address"] for item in free["items"]] == ["10.9.0.2", "10.9.0.3"]
+    assert ipv4_site.delete(f"/v1/prefixes/{view['prefix_id']}").status_code == 204
+    assert ipv4_site.get(f"/v1/prefixes/{view['prefix_id']}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({"cidr": "10.0.0.16/28", "gateway": None}, 409, "prefix.overlaps"),
+        ({"cidr": "10.0.0.0/16"}, 422, "prefix.invalid"),
+        ({"cidr": "10.0.0.0/16", "gateway": None}, 409, "prefix.overlaps"),
+        ({"cidr": "10.0.0.1/24"}, 422, "request.invalid"),
+        ({"vrf": "blue"}, 404, "vrf.not_found"),
+        ({"cluster": "c9"}, 404, "cluster.not_found"),
+        ({"rack": "r9"}, 404, "rack.not_found"),
+        ({"rack": "r2"}, 422, "prefix.invalid"),
+        ({"gateway": "10.8.0.1"}, 422, "prefix.invalid"),
+        ({"vlan": 4095}, 422, "request.invalid"),
+        ({"bridge": "br0; reboot"}, 422, "request.invalid"),
+        ({"nameservers": ["fe80::1%eth0"]}, 422, "prefix.invalid"),
+    ],
+)
+def test_a_bad_prefix_is_refused(ipv4_site: TestClient, change: dict[str, Any], status: int, code: str) -> None:
+    _post(ipv4_site, "clusters", {"name": "c2", "datacentre": "dc1"})
+    _post(ipv4_site, "racks", {"name": "r2", "cluster": "c2"})
+    refused = ipv4_site.post("/v1/prefixes", json=PREFIX | change)
+    assert (refused.status_code, refused.json()["code"]) == (status, code), refused.text
+    assert len(ipv4_site.get("/v1/prefixes").json()["items"]) == 1
+
+
+def test_another_vrf_may_have_the_same_addresses(ipv4_site: TestClient) -> None:
+    _post(ipv4_site, "vrfs", {"name": "blue"})
+    _post(ipv4_site, "prefixes", PREFIX | {"vrf": "blue", "cidr": "10.0.0.0/27", "gateway": "10.0.0.1"})
+    assert len(ipv4_site.get("/v1/addresses?free=true&vrf=blue").json()["items"]) == 29
+
+
+def test_each_vm_gets_one_address_of_each_family(ipv4_site: TestClient, database: Database, host_id: int) -> None:
+    _post(ipv4_site, "prefixes", IPV6)
+    one, two = _ids(2)
+    with database.write() as conn:
+        granted = ipdb.grant(conn, host_id, [one, two])
+    assert [[str(a.address) for a in granted[vm]] for vm in (one, two)] == [
+        ["10.0.0.2/27", "fd00::1/64"],
+        ["10.0.0.3/27", "fd00::2/64"],
+    ]
+    six = granted[one][1]
+    assert (six.gateway, six.bridge, six.vlan) == (ip_address("fe80::1"), "br0", 7)
+    assert six.nameservers == (ip_address("fd00::53"),)
+    with database.read() as conn:
+        assert ipdb.addresses_of(conn, [one, two]) == granted
+    assert _free(database) == [27, 2**53]
+    in_use = ipv4_site.delete("/v1/prefixes/1")
+    assert (in_use.status_code, in_use.json()["code"]) == (409, "resource.in_use")
+    assert _free(database)[0] == 27
+    with database.write() as conn:
+        assert ipdb.release(conn, [one, two]) == 4
+        assert ipdb.release(conn, [one, two]) == 0
+    assert _free(database)[0] == 29
+
+
+def test_a_host_no_prefix_serves_grants_nothing(ipv4_site: TestClient, database: Database) -> None:
+    _post(ipv4_site, "vrfs", {"name": "blue"})
+    _post(ipv4_site, "hosts", {"name": "h2", "rack": "r1", "vrf": "blue", "address": "192.0.2.2"})
+    (vm,) = _ids(1)
+    with database.write() as conn:
+        host = conn.execute(select(tables.host.c.id).where(tables.host.c.name == "h2")).scalar_one()
+        assert ipdb.grant(conn, host, [vm]) == {vm: ()}
+        assert ipdb.prefixes_serving(conn, [host]) == {host: ()}
+
+
+def test_the_racks_own_prefix_goes_first_and_the_next_takes_over(
+    ipv4_site: TestClient, database: Database, host_id: int
+) -> None:
+    _post(ipv4_site, "racks", {"name": "r2", "cluster": "c1"})
+    _post(ipv4_site, "prefixes", PREFIX | {"rack": "r2", "cidr": "10.8.0.0/29", "gateway": "10.8.0.1"})
+    _post(ipv4_site, "prefixes", PREFIX | {"rack": "r1"})
+    with database.write() as conn:
+        granted = ipdb.grant(conn, host_id, ids := _ids(7))
+    assert [str(granted[vm][0].address.ip) for vm in ids] == [
+        *(f"10.9.0.{n}" for n in range(2, 7)),
+        "10.0.0.2",
+        "10.0.0.3",
+    ]
+
+
+def test_too_many_is_refused_whole(database: Database, host_id: int) -> None:
+    with pytest.raises(PpecError) as refused, database.write() as conn:
+        ipdb.grant(conn, host_id, _ids(30))
+    assert refused.value.code == "address.exhausted"
+    assert refused.value.details == {"wanted": 30, "missing": 1, "family": 4}
+    assert _free(database) == [29]
+
+
+def test_a_small_ipv6_range_is_used_again_from_the_start(
+    ipv4_site: TestClient, database: Database, host_id: int
+) -> None:
+    _post(ipv4_site, "prefixes", IPV6 | {"gateway": "fd00::2", "first": "fd00::1", "last": "fd00::5"})
+    vms = _ids(6)
+
+    def grant(*wanted: UUID) -> list[str]:
+        with database.write() as conn:
+            granted = ipdb.grant(conn, host_id, wanted)
+        return [str(granted[vm][1].address.ip) for vm in wanted]
+
+    assert grant(*vms[:3]) == ["fd00::1", "fd00::3", "fd00::4"]
+    with database.write() as conn:
+        ipdb.release(conn, vms[:2])
+    assert grant(*vms[3:6]) == ["fd00::5", "fd00::1", "fd00::3"]
+    with pytest.raises(PpecError):
+        grant(*_ids(1))
+
+
+def test_a_thousand_addresses_cost_a_few_statements(ipv4_site: TestClient, database: Database, host_id: int) -> None:
+    _post(ipv4_site, "prefixes", PREFIX | {"cidr": "10.16.0.0/21", "gateway": None, "rack": "r1"})
+    before = database.commits
+    with database.write() as conn:
+        granted = ipdb.grant(conn, host_id, _ids(1000))
+    assert len({a.address for addresses in granted.values() for a in addresses}) == 1000
+    assert database.commits == before + 1
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_race_for_the_last_addresses_grants_none_twice_and_refuses_none_that_is_free(
+    ipv4_site: TestClient, database: Database, host_id: int, open_database: Callable[[], Database], family: int
+) -> None:
+    """29 (IPv4) or 20 (IPv6) addresses, 48 clients on two orchestrators' connections; some roll back."""
+    if family == 6:
+        _post(ipv4_site, "prefixes", IPV6 | {"first": "fd00::1", "last": "fd00::14"})
+    slots = 29 if family == 4 else 20
+    databases = [database, open_database()]
+    rng = random.Random(7)
+    failing = {index for index in range(48) if rng.random() < 0.3}
+
+    def one(index: int) -> str:
+        (vm,) = _ids(1)
+        while True:
+            try:
+                with databases[index % 2].write() as conn:
+                    granted = ipdb.grant(conn, host_id, [vm])
+                    if index in failing:
+                        raise KeyError
+                return str(granted[vm][-1].address)
+            except TransactionLostError:
+                continue
+            except KeyError:
+                return "rolled back"
+            except PpecError as error:
+                return error.code
+
+    with ThreadPoolExecutor(12) as pool:
+        ends = list(pool.map(one, range(48)))
+    won = [end for end in ends if "/" in end]
+    assert len(won) == len(set(won)) == min(slots, 48 - len(failing))
+    assert set(ends) - set(won) <= {"address.exhausted", "rolled back"}
+    with database.read() as conn:
+        held = select(func.count()).select_from(tables.address).where(tables.address.c.vm_id.is_not(None))
+        assert conn.execute(held).scalar_one() == len(won) * (1 if family == 4 else 2)
