@@ -45,7 +45,7 @@ demo: ## Six VMs on three real hosts, from nothing (HYPERVISOR=fake: one local h
 ifeq ($(HYPERVISOR),fake)
 	@$(MAKE) --no-print-directory $(VENV)/.run-stamp
 else
-	@PYTHONPATH=lab $(PYTHON) -m ppec_lab.requirements
+	@PYTHONPATH=lab $(PYTHON) -m ppec_lab.requirements --before-install
 	PYTHONPATH=lab $(PYTHON) -m ppec_lab.packages --install
 	$(MAKE) --no-print-directory $(VENV)/.run-stamp
 endif

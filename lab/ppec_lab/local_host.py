@@ -107,6 +107,20 @@ class LocalHost:
             shutil.rmtree((self.directory / "run").resolve(), ignore_errors=True)
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def fake_domains(self) -> list[str]:
+        """Ids of the domains that the fake hypervisor holds, from its own state file."""
+        path = self.directory / "state" / "fake-hypervisor.json"
+        return [domain["vm_id"] for domain in json.loads(path.read_text())] if path.exists() else []
+
+    def vm_folders(self) -> list[Path]:
+        """The VMs' own folders: what is left here after a delete is a leak."""
+        vms = self.directory / "state" / "vms"
+        return sorted(vms.iterdir()) if vms.is_dir() else []
+
+    def seeds(self) -> list[Path]:
+        """The VMs' cloud-init seeds."""
+        return [path for folder in self.vm_folders() for path in sorted(folder.glob("*.iso"))]
+
     def _up(self, process: BackgroundProcess, listens: Any) -> bool:
         if process.pid() is None:
             raise RuntimeError(f"{process.name} of {self.name} ended at once:\n{process.tail()}")
@@ -123,7 +137,7 @@ class LocalHost:
     def _agentd_settings(self) -> dict[str, Any]:
         pki = self.directory / "pki"
         settings: dict[str, dict[str, Any]] = {
-            "socket": {"path": str(self.socket), "mode": 0o600},
+            "socket": {"path": str(self.socket), "group": "", "mode": 0o600},
             "storage": {"state_dir": str(self.directory / "state"), "disk_mib": 1_000_000},
             "lab": {"topology": self.topology, "bridges": list(self.bridges)},
             "tls": {

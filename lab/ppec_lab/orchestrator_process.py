@@ -67,7 +67,7 @@ class OrchestratorProcess:
         self.directory.mkdir(parents=True, exist_ok=True)
         config = self.directory / "orchestrator.toml"
         config.write_text(self._settings())
-        command = [str(BIN / "ppec-orchestrator"), "serve", "--config", str(config)]
+        command = [str(BIN / "ppec-orchestrator"), "--config", str(config), "serve"]
         self.process.start(command, self.environment)
         wait_until(self._answers_or_died, "the orchestrator answers", timeout_s=60)
 

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cloud of processes: an orchestrator and fake-hypervisor hosts, each of which may be killed and started again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ppec_lab.conditions import wait_until
+from ppec_lab.local_host import LocalHost
+from ppec_lab.orchestrator_process import OrchestratorProcess, free_port
+
+
+class LocalCloud:
+    """An orchestrator and fake-hypervisor hosts, all processes of this machine; each may be killed."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.orchestrator = OrchestratorProcess(directory / "orchestrator", free_port())
+        self.hosts: list[LocalHost] = []
+
+    def start(self, hosts: int = 2, **settings: Any) -> None:
+        """`settings` go to each agent, by section."""
+        self.orchestrator.start()
+        ppec = self.orchestrator.ppec
+        ppec("datacentre", "create", "dc", "--region", "lab")
+        ppec("cluster", "create", "c1", "--datacentre", "dc")
+        ppec("rack", "create", "r1", "--cluster", "c1")
+        ppec("ipdb", "vrf", "create", "blue")
+        ppec(
+            "ipdb", "prefix", "create", "198.51.100.0/24", "--vrf", "blue", "--gateway", "198.51.100.1",
+            "--cluster", "c1", "--bridge", "br-ppec",
+        )  # fmt: skip
+        ppec("flavor", "create", "small", "--vcpus", "2", "--memory-mib", "256", "--disk-mib", "64")
+        empty = self.directory / "empty.raw"
+        empty.write_bytes(bytes(1024 * 1024))
+        ppec("image", "import", "empty", str(empty), "--format", "raw")
+        for number in range(1, hosts + 1):
+            self._add_host(f"h{number}", settings)
+        wait_until(self.all_up, "all hosts report", timeout_s=60, every_s=0.2)
+
+    def all_up(self) -> bool:
+        return all(host["liveness"] == "up" for host in self.orchestrator.ppec("host", "list"))
+
+    def create(self, **body: Any) -> dict[str, Any]:
+        """POST /v1/vms; the operation, or the problem."""
+        request = {"flavor": "small", "image": "empty", **body}
+        answer: dict[str, Any] = self.orchestrator.request("POST", "/v1/vms", request)
+        return answer
+
+    def operation(self, operation_id: str) -> dict[str, Any]:
+        answer: dict[str, Any] = self.orchestrator.request("GET", f"/v1/operations/{operation_id}")
+        return answer
+
+    def ended(self, operation_id: str, timeout_s: float = 120.0) -> dict[str, Any]:
+        """Waits until the operation has come to its end, whoever works on it."""
+        open_states = ("queued", "running")
+
+        def look() -> dict[str, Any] | None:
+            found = self.operation(operation_id)
+            return None if found["state"] in open_states else found
+
+        return wait_until(look, f"operation {operation_id} ends", timeout_s=timeout_s, every_s=0.1) or {}
+
+    def vms(self) -> list[dict[str, Any]]:
+        return list(self.orchestrator.ppec("vm", "list"))
+
+    def addresses_in_use(self) -> set[str]:
+        return {a["address"] for a in self.orchestrator.ppec("ipdb", "address", "list") if a["vm_id"]}
+
+    def domains(self) -> dict[str, list[str]]:
+        """Domain ids per host, straight from each fake hypervisor's state file."""
+        return {host.name: sorted(host.fake_domains()) for host in self.hosts}
+
+    def remove(self) -> None:
+        for host in self.hosts:
+            host.remove()
+        self.orchestrator.stop()
+
+    def _add_host(self, name: str, settings: dict[str, Any]) -> None:
+        host = LocalHost(name, self.directory / name, self.orchestrator, free_port(), agent_settings=settings)
+        add = ("--rack", "r1", "--vrf", "blue", "--address", host.address, "--port", str(host.port))
+        self.orchestrator.ppec("host", "add", name, *add)
+        host.start()
+        self.hosts.append(host)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""kill -9 of the orchestrator or an agent in mid-batch: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ppec_lab.conditions import wait_until
+from ppec_lab.local_cloud import LocalCloud
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("local-cloud")]
+SLOW_STARTS = {"lab": {"delays_s": {"start": 0.7}}}
+
+
+def some_domains(cloud: LocalCloud, at_least: int) -> bool:
+    return sum(map(len, cloud.domains().values())) >= at_least
+
+
+def assert_whole(cloud: LocalCloud, operation: dict[str, Any], count: int) -> None:
+    """Every VM is there once: in the operation, in the record, on exactly one host, with its own address."""
+    assert operation["state"] == "succeeded", operation
+    vms = cloud.vms()
+    assert len(vms) == count
+    assert {vm["record"] for vm in vms} == {"active"}
+    on_hosts = [(name, vm_id) for name, ids in cloud.domains().items() for vm_id in ids]
+    assert sorted(on_hosts) == sorted((vm["host"], vm["vm_id"]) for vm in vms)
+    addresses = {a["address"] for vm in vms for a in vm["addresses"]}
+    assert len(addresses) == count
+    assert cloud.addresses_in_use() == addresses
+
+
+def test_an_orchestrator_killed_in_mid_batch_adopts_the_run_and_finishes(
+    local_cloud: Callable[..., LocalCloud],
+) -> None:
+    cloud = local_cloud(**SLOW_STARTS)
+    operation = cloud.create(count=8, name="web", policy="spread")
+    wait_until(lambda: some_domains(cloud, 1), "the first domain is defined", timeout_s=60)
+    cloud.orchestrator.process.kill()
+    assert not some_domains(cloud, 9)
+    cloud.orchestrator.start()
+    ended = cloud.ended(operation["operation_id"])
+    assert_whole(cloud, ended, 8)
+    assert ended["counters"]["runs"] == 1, "the run was to be adopted, not repeated"
+
+
+def test_an_agent_killed_in_mid_create_comes_back_and_the_batch_is_whole(
+    local_cloud: Callable[..., LocalCloud],
+) -> None:
+    cloud = local_cloud(**SLOW_STARTS)
+    operation = cloud.create(count=6, name="web", policy="spread")
+    victim = cloud.hosts[0]
+    wait_until(lambda: len(victim.fake_domains()) >= 1, "the victim has defined a domain", timeout_s=60)
+    victim.agentd.kill()
+    victim.start_agentd()
+    assert_whole(cloud, cloud.ended(operation["operation_id"]), 6)
+
+
+def test_a_killed_orchestrator_leaves_deletes_to_be_finished(local_cloud: Callable[..., LocalCloud]) -> None:
+    cloud = local_cloud(hosts=1, lab={"delays_s": {"undefine": 0.5}})
+    cloud.ended(cloud.create(count=4, name="web")["operation_id"])
+    names = [vm["name"] for vm in cloud.vms()]
+    body = {"action": "delete", "vms": names}
+    operation = cloud.orchestrator.request("POST", "/v1/vms/actions", body)
+    wait_until(lambda: not some_domains(cloud, 4), "the first domain is gone", timeout_s=60)
+    cloud.orchestrator.process.kill()
+    cloud.orchestrator.start()
+    assert cloud.ended(operation["operation_id"])["state"] == "succeeded"
+    assert cloud.vms() == []
+    assert cloud.addresses_in_use() == set()
+    assert cloud.domains() == {"h1": []}
