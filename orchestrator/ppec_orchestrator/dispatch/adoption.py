@@ -9,10 +9,11 @@ it under the same operation id is safe because the agents answer from their jour
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ppec_contract.errors import PpecError
 from ppec_contract.run import PlanAction, RunEvent, RunPlan, RunResult
+from ppec_orchestrator.dispatch.port import vm_ids_in
 from ppec_orchestrator.dispatch.rundir import EventTail, RunDirectory
 
 # A finished VM shows within this time; looking costs a few microseconds.
@@ -34,12 +35,16 @@ class FollowedRun:
         self._last_event = time.monotonic()
 
     @property
+    def number(self) -> int:
+        return self.directory.number
+
+    @property
     def action(self) -> PlanAction:
         return self._plan.action
 
     @property
-    def hosts(self) -> frozenset[str]:
-        return frozenset(self._plan.hosts)
+    def vm_ids(self) -> Mapping[str, frozenset[str]]:
+        return {host: vm_ids_in(call.parameters) for host, call in self._plan.hosts.items()}
 
     @property
     def result(self) -> RunResult | None:

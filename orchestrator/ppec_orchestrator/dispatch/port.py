@@ -34,10 +34,15 @@ class Run(Protocol):
     """A run under way or ended."""
 
     @property
+    def number(self) -> int:
+        """The how-manieth run of its operation this is."""
+
+    @property
     def action(self) -> PlanAction: ...
 
     @property
-    def hosts(self) -> frozenset[str]: ...
+    def vm_ids(self) -> Mapping[str, frozenset[str]]:
+        """Of each host of the run, the VMs its call is about."""
 
     @property
     def result(self) -> RunResult | None:
@@ -60,3 +65,10 @@ class Dispatcher(Protocol):
 
     def forget(self, operation_id: str) -> None:
         """The operation has ended: what its runs left behind may go."""
+
+
+def vm_ids_in(parameters: Mapping[str, Any]) -> frozenset[str]:
+    """The VMs that a call with these parameters is about."""
+    if "vms" in parameters:
+        return frozenset(str(vm["vm_id"]) for vm in parameters["vms"])
+    return frozenset(str(vm_id) for vm_id in parameters["vm_ids"])

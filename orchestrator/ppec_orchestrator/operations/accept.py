@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request to a queued operation, in one write transaction: plan, rows, room, addresses and the operation."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Connection, select
+from sqlalchemy.exc import IntegrityError
+
+from ppec_contract.api import BatchMode, ItemState, VmAction, VmRecord, VmsAction, VmsCreate
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.operations.kinds import KINDS, create, delete, power
+from ppec_orchestrator.operations.limits import priority
+from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
+from ppec_orchestrator.operations.wanted import CreateInput, StopInput
+from ppec_orchestrator.placement.request import VmRequest
+from ppec_orchestrator.store import idempotency, vms
+from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.idempotency import RequestKey
+from ppec_orchestrator.store.operations import NewItem, NewOperation
+from ppec_orchestrator.store.reservations import reserve
+from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vm, vrf
+from ppec_orchestrator.store.vms import KnownVm, NewVm
+
+T = TypeVar("T")
+_KINDS = {VmAction.DELETE: delete.NAME, VmAction.START: power.START_NAME, VmAction.STOP: power.STOP_NAME}
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Who asks, and under which idempotency key (None: without one)."""
+
+    caller: str
+    key: RequestKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Meant:
+    """What the names in a request mean right now."""
+
+    image_id: int
+    input: CreateInput
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """An operation about to be enqueued; `kept` is its input."""
+
+    operation_id: str
+    kind: str
+    kept: dict[str, Any]
+    items: Sequence[NewItem]
+    passes: int = 0
+
+
+class Acceptor:
+    """Answers with the id of the operation, new or made by the same request before."""
+
+    def __init__(self, database: Database, planning: Planning, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._planning = planning
+        self._now = now
+
+    def create(self, asked: VmsCreate, ask: Ask) -> str:
+        """Raises the planner's refusal, `vm.exists`, and `….not_found` of whatever the request names."""
+        with self._database.read() as conn:
+            known = idempotency.earlier(conn, ask.key) if ask.key else None
+            if known is not None:
+                return known
+            meant = _meaning(conn, asked)
+        requests = [VmRequest(uuid.uuid4(), name) for name in _names(asked)]
+
+        def writes(conn: Connection, planned: Planned) -> str:
+            return self._enqueue_create(conn, meant, asked.user_data, ask, planned)
+
+        return self._once_per_key(
+            ask, lambda: self._planning.carry_through(meant.input.plan_request(requests), self._write, writes)
+        )
+
+    def _enqueue_create(self, conn: Connection, meant: _Meant, user_data: str, ask: Ask, planned: Planned) -> str:
+        plan, wanted = planned.plan, meant.input.request
+        total = len(plan.placed) + len(plan.refused)
+        if plan.refused and (wanted.mode is BatchMode.ALL_OR_NOTHING or not plan.placed):
+            raise refusal(plan.refused, meant.input.shape, planned.fleet, total)
+        operation_id, now = new_id(), self._now()
+        new = [
+            NewVm(
+                place.vm_id, place.name, wanted.flavor, meant.image_id, meant.input.vcpus, meant.input.memory_mib,
+                meant.input.disk_mib, user_data, wanted.tags,
+            )
+            for place in plan.placed
+        ]  # fmt: skip
+        vms.insert_vms(conn, new, operation_id, now)
+        reserve(conn, plan.placed)
+        items = [NewItem(place.vm_id, place.name, place.host) for place in plan.placed]
+        items += [
+            NewItem(
+                one.vm_id, one.name, None, ItemState.REFUSED, refusal_problem(one, meant.input.shape, planned.fleet)
+            )
+            for one in plan.refused
+        ]
+        kept = meant.input.model_dump(mode="json")
+        return self._enqueue(conn, ask, _New(operation_id, create.NAME, kept, items, planned.passes))
+
+    def act(self, asked: VmsAction, ask: Ask) -> str:
+        """Raises `vm.not_found`, and `vm.wrong_state` for VMs the action can't be taken on now."""
+
+        def writes(conn: Connection) -> str:
+            known = idempotency.earlier(conn, ask.key) if ask.key else None
+            if known is not None:
+                return known
+            chosen = vms.find(conn, asked.vms)
+            ids = [one.vm_id for one in chosen]
+            # Two requests for one VM follow one another, and the second sees the first one's operation.
+            conn.execute(select(vm.c.id).where(vm.c.id.in_(ids)).order_by(vm.c.id).with_for_update())
+            _check_states(chosen, asked.action, store.under_way(conn, ids))
+            if asked.action is VmAction.DELETE:
+                vms.set_record(conn, ids, VmRecord.DELETING)
+            more: dict[str, Any] = {}
+            if asked.action is VmAction.STOP:
+                more = StopInput(timeout_s=asked.timeout_s, force=asked.force).model_dump()
+            items = [NewItem(one.vm_id, one.name, one.host) for one in chosen]
+            return self._enqueue(conn, ask, _New(new_id(), _KINDS[asked.action], more, items))
+
+        return self._once_per_key(ask, lambda: self._write(writes))
+
+    def _enqueue(self, conn: Connection, ask: Ask, new: _New) -> str:
+        now = self._now()
+        store.enqueue(
+            conn,
+            NewOperation(
+                operation_id=new.operation_id,
+                kind=new.kind,
+                created_by=ask.caller,
+                created_at=now,
+                input=new.kept,
+                steps=KINDS[new.kind].step_names,
+                items=new.items,
+                # The first step of each of these is this very transaction.
+                done=1,
+                priority=priority(conn, new.kind),
+                counters={"commits": 1} | ({"planning_passes": new.passes} if new.passes else {}),
+            ),
+        )
+        if ask.key is not None:
+            idempotency.remember(conn, ask.key, new.operation_id, now)
+        self._database.notify(store.WORK, within=conn)
+        return new.operation_id
+
+    def _write(self, writes: Callable[[Connection], T]) -> T:
+        with self._database.write() as conn:
+            return writes(conn)
+
+    def _once_per_key(self, ask: Ask, accept: Callable[[], str]) -> str:
+        """A unique index that objects means somebody was faster: with the same key, or with a name."""
+        try:
+            return accept()
+        except IntegrityError as error:
+            with self._database.read() as conn:
+                known = idempotency.earlier(conn, ask.key) if ask.key else None
+            if known is not None:
+                return known
+            raise PpecError(
+                "vm.exists",
+                "a name was taken by another request while this one was being accepted",
+                hint="Choose other names.",
+                subject="request",
+            ) from error
+
+
+def new_id() -> str:
+    return f"op-{uuid.uuid4().hex}"
+
+
+def _names(asked: VmsCreate) -> list[str]:
+    if asked.names:
+        return list(asked.names)
+    base = asked.name or f"vm-{uuid.uuid4().hex[:8]}"
+    return [base] if asked.count == 1 else [f"{base}-{number}" for number in range(1, asked.count + 1)]
+
+
+def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
+    size = conn.execute(select(flavor).where(flavor.c.name == asked.flavor)).first()
+    if size is None:
+        raise not_found("flavor", "flavor", asked.flavor)
+    source = conn.execute(select(image).where(image.c.name == asked.image)).first()
+    if source is None:
+        raise not_found("image", "image", asked.image)
+    for table, word, name in (
+        (datacentre, "data centre", asked.datacentre),
+        (cluster, "cluster", asked.cluster),
+        (rack, "rack", asked.rack),
+        (host, "host", asked.host),
+        (vrf, "VRF", asked.vrf),
+    ):
+        if name is not None and conn.execute(select(table.c.id).where(table.c.name == name)).first() is None:
+            raise not_found(table.name, word, name)
+    if source.virtual_size_mib > size.disk_mib:
+        raise PpecError(
+            "request.invalid",
+            f"image {asked.image} needs a disk of {source.virtual_size_mib} MiB, flavor {asked.flavor} has "
+            f"{size.disk_mib} MiB",
+            hint="Choose a flavor with a larger disk.",
+            subject=f"flavor {asked.flavor}",
+        )
+    kept = asked.model_copy(update={"user_data": ""})
+    meaning = CreateInput(
+        request=kept,
+        vcpus=size.vcpus,
+        memory_mib=size.memory_mib,
+        disk_mib=size.disk_mib,
+        architecture=source.architecture,
+    )
+    return _Meant(source.id, meaning)
+
+
+def _check_states(chosen: Sequence[KnownVm], action: VmAction, busy: dict[UUID, str]) -> None:
+    allowed = {VmRecord.ACTIVE}
+    if action is VmAction.DELETE:
+        allowed |= {VmRecord.FAILED}
+    wrong = [one for one in chosen if one.vm_id in busy or one.record not in allowed]
+    if not wrong:
+        return
+    first = wrong[0]
+    why = f"operation {busy[first.vm_id]} is under way" if first.vm_id in busy else f"it is {first.record.value}"
+    more = f" (and {len(wrong) - 1} more VMs are in a wrong state)" if len(wrong) > 1 else ""
+    raise PpecError(
+        "vm.wrong_state",
+        f"vm {first.name} can't be asked to {action.value} now: {why}{more}",
+        hint="Wait for the operation, then ask again." if first.vm_id in busy else "",
+        subject=f"vm {first.name}",
+        details={"vms": [one.name for one in wrong[:20]], "count": len(wrong)},
+    )

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine of one replica: claims operations, runs each in a thread, and keeps their leases.
+
+Replicas share nothing but the database. One that dies stops renewing; when its leases end, any other (or itself,
+started again) claims its operations under a higher fence. A process that was only asleep finds itself fenced at its
+next check-point.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import uuid
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import structlog
+
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.operations.context import Context, Ports, Signals
+from ppec_orchestrator.operations.execution import Execution
+from ppec_orchestrator.operations.journal import Journal
+from ppec_orchestrator.operations.kinds import KINDS
+from ppec_orchestrator.operations.limits import Limits
+from ppec_orchestrator.operations.live import Live
+from ppec_orchestrator.operations.steps import HandedOverError
+from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.operations import Claim
+
+_log = structlog.get_logger(__name__)
+_STOP_S = 15.0
+
+
+class Replica:
+    """Who this process is. `<folder>/replica` holds a lasting name and is locked for as long as the process lives, so
+    leases under that name can't belong to anybody living when the next process starts."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = folder / "replica"
+        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._file.close()
+            raise PpecError(
+                "resource.in_use",
+                f"another orchestrator runs on the state directory {folder}",
+                hint="Give each replica a state directory of its own.",
+                subject=f"state directory {folder}",
+            ) from error
+        self.name = self._file.read().strip()
+        if not self.name:
+            self.name = uuid.uuid4().hex
+            self._file.write(self.name)
+            self._file.flush()
+        self.owner = f"{self.name}:{uuid.uuid4().hex[:12]}"
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class _Running:
+    thread: threading.Thread
+    signals: Signals
+
+
+class Engine:
+    """`start` after the migrations, `stop` before the database closes. `folder` is the replica's state directory."""
+
+    def __init__(self, ports: Ports, live: Live, folder: Path) -> None:
+        self._ports = ports
+        self._live = live
+        self._folder = folder
+        self._replica: Replica | None = None
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._running: dict[str, _Running] = {}
+        self._threads: list[threading.Thread] = []
+        self._limits = Limits()
+
+    @property
+    def running(self) -> tuple[str, ...]:
+        """The operations this replica has under way."""
+        with self._lock:
+            return tuple(self._running)
+
+    def start(self) -> None:
+        self._replica = Replica(self._folder)
+        # A process that had this name before is dead, whatever its leases say.
+        with self._ports.database.write() as conn:
+            found = store.give_up(conn, owner_prefix=f"{self._replica.name}:", now=self._ports.now())
+        _log.info("engine.started", owner=self._replica.owner, taken_over=found)
+        for target, name in ((self._claims, "claims"), (self._renewals, "leases")):
+            thread = threading.Thread(target=target, name=f"ppec-{name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Lets go of everything: runs under way go on, and are adopted by whoever claims their operations next."""
+        self._stopping.set()
+        self._ports.database.notify(store.WORK)
+        with self._lock:
+            workers = [one.thread for one in self._running.values()]
+        for thread in (*self._threads, *workers):
+            thread.join(timeout=_STOP_S)
+        if self._replica is not None:
+            with suppress(PpecError), self._ports.database.write() as conn:
+                store.give_up(conn, owner_prefix=self._replica.owner, now=self._ports.now())
+            self._replica.close()
+
+    def cancel_now(self, operation_id: str) -> None:
+        """Tells an operation of this replica at once what the database says already."""
+        with self._lock:
+            running = self._running.get(operation_id)
+        if running is not None:
+            running.signals.cancel.set()
+
+    # --- threads -----------------------------------------------------------------------------------------------------
+
+    def _claims(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                while self._claim_one():
+                    pass
+            except PpecError as error:
+                _log.error("engine.claim_failed", code=error.code, detail=error.message)
+                self._stopping.wait(self._limits.poll_s)
+            self._ports.database.wait(store.WORK, self._limits.poll_s)
+
+    def _claim_one(self) -> bool:
+        if self._stopping.is_set() or self._replica is None:
+            return False
+        database, now = self._ports.database, self._ports.now()
+        with database.read() as conn:
+            self._limits = Limits.read(conn)
+            if not store.claimable(conn, now):
+                return False
+        with database.write() as conn:
+            claimed = store.claim(
+                conn,
+                owner=self._replica.owner,
+                now=now,
+                lease_s=self._limits.lease_s,
+                max_running=self._limits.max_running,
+            )
+            if claimed is not None:
+                database.notify(store.CHANGED, claimed.operation_id, within=conn)
+        if claimed is None:
+            return False
+        self._launch(claimed)
+        return True
+
+    def _launch(self, claimed: Claim) -> None:
+        signals = Signals(self._stopping)
+        context = Context(self._ports, Journal(self._ports.database, claimed), self._live, self._limits, signals)
+        name = f"ppec-{claimed.operation_id[:16]}"
+        thread = threading.Thread(target=self._work, args=(context,), name=name, daemon=True)
+        with self._lock:
+            self._running[claimed.operation_id] = _Running(thread, signals)
+        thread.start()
+
+    def _work(self, context: Context) -> None:
+        log = _log.bind(operation=context.operation_id, kind=context.claimed.kind, fence=context.claimed.fence)
+        log.info("operation.claimed", resumed=context.claimed.fence > 1)
+        try:
+            Execution(KINDS[context.claimed.kind], context).run()
+        except HandedOverError:
+            log.info("operation.handed_over")
+        except PpecError as error:
+            # Fenced, or the database is away: the lease ends, and whoever claims it next carries on.
+            log.warning("operation.let_go", code=error.code, detail=error.message)
+        except Exception as error:
+            log.error("operation.worker_failed", exc_info=error)
+        finally:
+            with self._lock:
+                self._running.pop(context.operation_id, None)
+            # A place is free, for one that waited because of the limit.
+            with suppress(PpecError):
+                self._ports.database.notify(store.WORK)
+
+    def _renewals(self) -> None:
+        while not self._stopping.wait(self._limits.renewal_s):
+            try:
+                self._renew()
+            except PpecError as error:
+                _log.error("engine.renewal_failed", code=error.code, detail=error.message)
+
+    def _renew(self) -> None:
+        with self._lock:
+            mine = dict(self._running)
+        if not mine or self._replica is None:
+            return
+        until = self._ports.now() + timedelta(seconds=self._limits.lease_s)
+        with self._ports.database.write() as conn:
+            held = store.renew(conn, mine, owner=self._replica.owner, until=until)
+        for operation_id, cancel in held.items():
+            if cancel:
+                mine[operation_id].signals.cancel.set()

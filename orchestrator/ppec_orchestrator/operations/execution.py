@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One claimed operation from where it stands to its end: forwards through its steps, or backwards through the undos.
+
+Each step's end, its business rows and the next step's begin are one transaction. A failure turns the operation round:
+that is written before the first undo starts, so whoever claims it later goes the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import structlog
+from sqlalchemy import Connection
+
+from ppec_contract.api import OperationState
+from ppec_contract.errors import PpecError, Problem
+from ppec_orchestrator.operations.context import Context, cancelled
+from ppec_orchestrator.operations.steps import Do, HandedOverError, Kind, NoUndo, PostponedError, StepEnd
+from ppec_orchestrator.store import operations as store
+
+_log = structlog.get_logger(__name__)
+_UNDO_TRIES = 5
+_UNDO_PAUSE_S = 20.0
+_DETAIL_CHARS = 500
+_BEGUN = ("done", "failed", "running")
+
+
+class Execution:
+    """Runs in a thread of its own; raises `operation.fenced` or HandedOverError when others are to go on."""
+
+    def __init__(self, kind: Kind, context: Context) -> None:
+        self._kind = kind
+        self._context = context
+        self._journal = context.journal
+        self._id = context.operation_id
+        self._log = _log.bind(operation=self._id, kind=kind.name, fence=context.claimed.fence)
+
+    def run(self) -> None:
+        claimed = self._context.claimed
+        try:
+            if claimed.problem is None and claimed.cancel_requested:
+                self._turn_round(None, cancelled(self._id).problem())
+            elif claimed.problem is not None:
+                self._backward(claimed.problem)
+            else:
+                self._forward()
+        except PostponedError as later:
+            self._postpone(later)
+
+    # --- forwards ----------------------------------------------------------------------------------------------------
+
+    def _forward(self) -> None:
+        with self._context.ports.database.read() as conn:
+            states = {row.ordinal: row.state for row in store.steps_of(conn, self._id)}
+        for ordinal, step in enumerate(self._kind.steps):
+            if states[ordinal] == "done":
+                continue
+            try:
+                self._context.check()
+                end = step.do(self._context)
+            except (PostponedError, HandedOverError):
+                raise
+            except PpecError as error:
+                if error.code == "operation.fenced":
+                    raise
+                self._turn_round(ordinal, error.problem())
+                return
+            except Exception as error:
+                self._turn_round(ordinal, self._unexpected(step.name, error))
+                return
+            self._finish_step(ordinal, end)
+
+    def _finish_step(self, ordinal: int, end: StepEnd) -> None:
+        def writes(conn: Connection) -> OperationState | None:
+            now = self._context.ports.now()
+            end.writes(conn)
+            store.set_step(conn, self._id, ordinal, "done", now, detail=end.detail)
+            if ordinal + 1 < len(self._kind.steps):
+                store.set_step(conn, self._id, ordinal + 1, "running", now)
+                return None
+            verdict = self._kind.verdict(store.items_of(conn, self._id))
+            store.end(conn, self._id, verdict.state, now, verdict.problem)
+            return verdict.state
+
+        state = self._journal.commit(writes)
+        if state is not None:
+            self._ended(state, None)
+
+    # --- backwards ---------------------------------------------------------------------------------------------------
+
+    def _turn_round(self, ordinal: int | None, problem: Problem) -> None:
+        """From here on the operation is undone. `ordinal` is the step that failed, None when none was begun."""
+        self._log.warning("operation.turned_round", code=problem.code, detail=problem.detail)
+
+        def writes(conn: Connection) -> None:
+            store.set_problem(conn, self._id, problem)
+            if ordinal is not None:
+                detail = problem.detail[:_DETAIL_CHARS]
+                store.set_step(conn, self._id, ordinal, "failed", self._context.ports.now(), detail=detail)
+
+        self._journal.commit(writes)
+        self._backward(problem)
+
+    def _backward(self, problem: Problem) -> None:
+        context = replace(self._context, reason=problem)
+        with self._context.ports.database.read() as conn:
+            begun = [
+                row.ordinal for row in store.steps_of(conn, self._id) if row.state in ("done", "failed", "running")
+            ]
+        undos: list[tuple[int, Do]] = []
+        for ordinal in sorted(begun, reverse=True):
+            undo = self._kind.steps[ordinal].undo
+            if not isinstance(undo, NoUndo):
+                undos.append((ordinal, undo))
+        for ordinal, undo in undos:
+            end = self._undone(context, ordinal, undo)
+            self._journal.commit(lambda conn, n=ordinal, e=end: self._write_undone(conn, n, e))  # type: ignore[misc]
+        state = OperationState.CANCELLED if problem.code == "operation.cancelled" else OperationState.FAILED
+        self._journal.commit(lambda conn: store.end(conn, self._id, state, context.ports.now(), problem))
+        self._ended(state, problem)
+
+    def _undone(self, context: Context, ordinal: int, undo: Do) -> StepEnd:
+        try:
+            return undo(context)
+        except (PostponedError, HandedOverError):
+            raise
+        except Exception as error:
+            if isinstance(error, PpecError) and error.code == "operation.fenced":
+                raise
+            problem = self._unexpected(f"undo of {self._kind.steps[ordinal].name}", error)
+            tried = self._journal.counters.get("undo_retries", 0)
+            if tried < _UNDO_TRIES:
+                self._journal.count(undo_retries=1)
+                raise PostponedError(_UNDO_PAUSE_S, problem.detail) from error
+            return StepEnd(detail=f"given up: {problem.detail}")
+
+    def _write_undone(self, conn: Connection, ordinal: int, end: StepEnd) -> None:
+        end.writes(conn)
+        store.set_step(conn, self._id, ordinal, "undone", self._context.ports.now(), detail=end.detail)
+
+    # --- endings -----------------------------------------------------------------------------------------------------
+
+    def _postpone(self, later: PostponedError) -> None:
+        self._log.warning("operation.postponed", delay_s=later.delay_s, detail=later.detail)
+        # What the latest run said is dealt with: the next try must start a new one.
+        self._context.ports.dispatcher.forget(self._id)
+        until = self._context.ports.now() + timedelta(seconds=later.delay_s)
+        self._journal.commit(lambda conn: store.postpone(conn, self._id, until, later.detail[:_DETAIL_CHARS]))
+
+    def _ended(self, state: OperationState, problem: Problem | None) -> None:
+        self._log.info(
+            "operation.ended", state=state.value, code=problem.code if problem else None, **self._journal.counters
+        )
+        self._context.live.forget(self._id)
+        self._context.live.announce(self._id)
+        self._context.ports.dispatcher.forget(self._id)
+
+    def _unexpected(self, what: str, error: Exception) -> Problem:
+        self._log.error("operation.step_failed", step=what, exc_info=error)
+        if isinstance(error, PpecError):
+            return error.problem()
+        return PpecError(
+            "internal.error",
+            f"{what} of operation {self._id} failed by a fault of the orchestrator's own",
+            hint=f"Look for operation {self._id} in the orchestrator's log.",
+            subject=f"operation {self._id}",
+        ).problem()

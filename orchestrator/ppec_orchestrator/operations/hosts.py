@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carries one agent method to the hosts of some VMs in one run, and records what came back, host by host.
+
+A host's results are committed once, when its last VM has one: at most one commit per host, and hosts that finish
+together share it. The run found under way after a restart is followed in place of a new one.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import structlog
+from sqlalchemy import Connection
+
+from ppec_contract.agent import MAX_VMS_PER_CALL, VmResult
+from ppec_contract.errors import PpecError, Problem
+from ppec_contract.run import PlanAction, RunEvent
+from ppec_orchestrator.dispatch.port import HostTarget, Run, RunRequest
+from ppec_orchestrator.operations.context import Context, cancelled
+from ppec_orchestrator.store import vms
+
+_log = structlog.get_logger(__name__)
+_LOOK_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it went for one VM on one host: the host's own result, or the problem that kept it from giving one."""
+
+    vm_id: UUID
+    name: str
+    host: str
+    result: VmResult | None
+    problem: Problem | None
+
+
+# Writes the outcomes of complete hosts. Without one nothing is committed on the way.
+Record = Callable[[Connection, Sequence[Outcome]], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One agent method for some VMs, each on its host. `parameters` makes a host's parameters of its VMs' ids."""
+
+    action: PlanAction
+    targets: Mapping[UUID, str]
+    names: Mapping[UUID, str]
+    parameters: Callable[[Connection, Mapping[str, Sequence[UUID]]], Mapping[str, Mapping[str, Any]]]
+    record: Record | None = None
+
+
+def by_ids(**more: Any) -> Callable[[Connection, Mapping[str, Sequence[UUID]]], Mapping[str, Mapping[str, Any]]]:
+    """The parameters of a method that takes ids, and `more` that is the same on every host."""
+
+    def parameters(conn: Connection, hosts: Mapping[str, Sequence[UUID]]) -> dict[str, dict[str, Any]]:
+        return {host: {"vm_ids": [str(i) for i in ids], **more} for host, ids in hosts.items()}
+
+    return parameters
+
+
+@dataclass
+class _Progress:
+    """Which VMs still lack an outcome, per host."""
+
+    call: Call
+    left: dict[str, set[UUID]] = field(default_factory=lambda: defaultdict(set))
+    gathered: dict[str, list[Outcome]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        for vm_id, host in self.call.targets.items():
+            self.left[host].add(vm_id)
+
+    @property
+    def complete(self) -> bool:
+        return not any(self.left.values())
+
+    def add(self, event: RunEvent) -> None:
+        """A VM's first outcome counts: an adopted run tells its events again from the beginning."""
+        if event.result is not None:
+            self._settle(event.host, event.result.vm_id, event.result, event.result.problem)
+        elif event.problem is not None:
+            for vm_id in tuple(self.left.get(event.host, ())):
+                self._settle(event.host, vm_id, None, event.problem)
+
+    def give_up(self, problem: Problem) -> None:
+        for host, ids in self.left.items():
+            for vm_id in tuple(ids):
+                self._settle(host, vm_id, None, problem)
+
+    def _settle(self, host: str, vm_id: UUID, result: VmResult | None, problem: Problem | None) -> None:
+        if vm_id in self.left.get(host, ()):
+            self.left[host].discard(vm_id)
+            self.gathered[host].append(Outcome(vm_id, self.call.names[vm_id], host, result, problem))
+
+    def finished_hosts(self) -> list[Outcome]:
+        """The outcomes of hosts that are complete and were not handed out yet."""
+        done = [host for host in self.gathered if not self.left[host]]
+        return [outcome for host in done for outcome in self.gathered.pop(host)]
+
+
+def carry(context: Context, call: Call) -> list[Outcome]:
+    """Every VM's outcome. Raises `operation.cancelled` once the run has ended, when that is wanted.
+
+    A run that died is repeated, a few times: it may have been killed, and agents don't do a thing twice.
+    """
+    progress = _Progress(call)
+    outcomes: list[Outcome] = []
+    for chunk in _chunks(progress):
+        outcomes += _carry_chunk(context, call, progress, chunk)
+    return outcomes
+
+
+def _chunks(progress: _Progress) -> list[dict[str, list[UUID]]]:
+    """A call takes so many VMs at most; a host with more gets them in several runs."""
+    chunks: list[dict[str, list[UUID]]] = []
+    for host, ids in progress.left.items():
+        ordered = sorted(ids)
+        for at, start in enumerate(range(0, len(ordered), MAX_VMS_PER_CALL)):
+            if len(chunks) <= at:
+                chunks.append({})
+            chunks[at][host] = ordered[start : start + MAX_VMS_PER_CALL]
+    return chunks
+
+
+def _carry_chunk(
+    context: Context, call: Call, progress: _Progress, hosts: Mapping[str, Sequence[UUID]]
+) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    run = _adopted(context, call, hosts)
+    part = _Progress(_narrowed(call, hosts))
+    for lost in range(context.limits.lost_runs + 1):
+        context.check()
+        run = run or _started(context, call, {host: sorted(part.left[host]) for host in hosts if part.left[host]})
+        if run is None:
+            part.give_up(_unknown_hosts(hosts))
+            outcomes += _recorded(context, part)
+            break
+        outcomes += _follow(context, run, part)
+        if part.complete:
+            break
+        problem = _ending(run, lost < context.limits.lost_runs)
+        if problem is not None:
+            part.give_up(problem)
+            outcomes += _recorded(context, part)
+            break
+        _log.warning("run.repeated", operation=context.operation_id, lost=lost + 1)
+        run = None
+    for outcome in outcomes:
+        progress.left[outcome.host].discard(outcome.vm_id)
+    return outcomes
+
+
+def _narrowed(call: Call, hosts: Mapping[str, Sequence[UUID]]) -> Call:
+    targets = {vm_id: host for host, ids in hosts.items() for vm_id in ids}
+    return Call(call.action, targets, call.names, call.parameters, call.record)
+
+
+def _adopted(context: Context, call: Call, hosts: Mapping[str, Sequence[UUID]]) -> Run | None:
+    """The operation's latest run, if it is about these VMs on these hosts."""
+    run = context.ports.dispatcher.adopt(context.operation_id)
+    if run is None or run.action != call.action:
+        return None
+    if not all(str(vm_id) in run.vm_ids.get(host, ()) for host, ids in hosts.items() for vm_id in ids):
+        return None
+    # The process that started it may have died before it could write that down.
+    context.journal.count_up_to(runs=run.number)
+    _log.info("run.adopted", operation=context.operation_id, action=call.action)
+    return run
+
+
+def _started(context: Context, call: Call, hosts: Mapping[str, Sequence[UUID]]) -> Run | None:
+    """None when none of the hosts is registered any more."""
+    with context.ports.database.read() as conn:
+        endpoints = vms.endpoints(conn, hosts)
+        parameters = call.parameters(conn, hosts)
+    if not endpoints:
+        return None
+    request = RunRequest(
+        operation_id=context.operation_id,
+        fence=context.claimed.fence,
+        action=call.action,
+        hosts={
+            host: HostTarget(endpoints[host].address, endpoints[host].port, parameters[host])
+            for host in hosts
+            if host in endpoints
+        },
+        timeout_s=context.limits.host_timeout_s,
+    )
+    context.journal.count(runs=1)
+    return context.ports.dispatcher.start(request)
+
+
+def _unknown_hosts(hosts: Iterable[str]) -> Problem:
+    names = ", ".join(sorted(hosts))
+    return PpecError("host.not_found", f"host {names} is not registered any more", subject=f"host {names}").problem()
+
+
+def _follow(context: Context, run: Run, part: _Progress) -> list[Outcome]:
+    """Until the run has ended; commits hosts as they finish."""
+    outcomes: list[Outcome] = []
+    asked = False
+    while True:
+        events = run.wait(_LOOK_S)
+        ended = run.result
+        for event in events:
+            part.add(event)
+            if event.progress is not None:
+                context.live.entered(context.operation_id, event.progress.vm_id, event.progress.stage)
+        if events:
+            context.live.announce(context.operation_id)
+        if ended is not None:
+            context.journal.count(**ended.counters)
+        outcomes += _recorded(context, part)
+        if ended is not None:
+            break
+        if not asked and _stop_wanted(context):
+            run.cancel()
+            asked = True
+    if asked and not part.complete:
+        raise cancelled(context.operation_id)
+    return outcomes
+
+
+def _stop_wanted(context: Context) -> bool:
+    try:
+        context.check()
+    except PpecError:
+        return True
+    return False
+
+
+def _recorded(context: Context, part: _Progress) -> list[Outcome]:
+    finished = part.finished_hosts()
+    record = part.call.record
+    if finished and record is not None:
+        context.journal.commit(lambda conn: record(conn, finished))
+    return finished
+
+
+def _ending(run: Run, may_repeat: bool) -> Problem | None:
+    """What VMs without an outcome get; None when the run is to be repeated."""
+    result = run.result
+    lost = result is None or (result.problem is not None and result.problem.code == "run.lost")
+    if (lost or (result is not None and result.status == "canceled")) and may_repeat:
+        return None
+    if result is not None and result.problem is not None:
+        return result.problem
+    return PpecError(
+        "run.failed",
+        "the run ended without a word about this VM",
+        hint="The run's ansible.log in the orchestrator's state directory has its output.",
+    ).problem()

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the API calls: accepts work, shows it, cancels it, and tells who watches when to look again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ppec_contract.api import OperationView, Page, VmsAction, VmsCreate
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.operations.accept import Acceptor, Ask
+from ppec_orchestrator.operations.context import Ports
+from ppec_orchestrator.operations.engine import Engine
+from ppec_orchestrator.operations.live import Live, Wake
+from ppec_orchestrator.store import operation_views
+from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.operation_views import OperationFilter
+from ppec_orchestrator.store.paging import Slice
+
+
+class Operations:
+    """The operations of one replica. Usable for accepting and showing without `start`; `folder` is its state folder."""
+
+    def __init__(self, ports: Ports, folder: Path) -> None:
+        self._ports = ports
+        self._database = ports.database
+        self._live = Live()
+        self.engine = Engine(ports, self._live, folder)
+        self._acceptor = Acceptor(ports.database, ports.planning, ports.now)
+
+    def start(self) -> None:
+        self._live.start(self._database)
+        self.engine.start()
+
+    def stop(self) -> None:
+        self.engine.stop()
+        self._live.stop()
+
+    def create(self, asked: VmsCreate, ask: Ask) -> OperationView:
+        return self.show(self._acceptor.create(asked, ask))
+
+    def act(self, asked: VmsAction, ask: Ask) -> OperationView:
+        return self.show(self._acceptor.act(asked, ask))
+
+    def show(self, operation_id: str) -> OperationView:
+        """With the stages its VMs are in right now, if it runs in this process. Raises `operation.not_found`."""
+        with self._database.read() as conn:
+            view = operation_views.show(conn, operation_id)
+        return operation_views.with_stages(view, self._live.stages(operation_id))
+
+    def page(self, wanted: Slice, chosen: OperationFilter) -> Page[OperationView]:
+        with self._database.read() as conn:
+            return operation_views.page(conn, wanted, chosen)
+
+    def cancel(self, operation_id: str) -> OperationView:
+        """Asks it to end; what it did is undone where that can be. Raises `operation.finished` when it has ended."""
+        with self._database.write() as conn:
+            state = store.request_cancel(conn, operation_id)
+            if state is None:
+                raise operation_views.not_found(operation_id)
+            if state.ended:
+                raise PpecError(
+                    "operation.finished",
+                    f"operation {operation_id} has ended {state.value}",
+                    hint="There is nothing left to cancel.",
+                    subject=f"operation {operation_id}",
+                )
+            self._database.notify(store.WORK, within=conn)
+            self._database.notify(store.CHANGED, operation_id, within=conn)
+        self.engine.cancel_now(operation_id)
+        return self.show(operation_id)
+
+    def watch(self, operation_id: str, wake: Wake) -> Callable[[], None]:
+        """Calls `wake`, from any thread, whenever the operation may have changed; returns what ends that."""
+        return self._live.watch(operation_id, wake)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations as the API shows them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, and_, or_, select
+
+from ppec_contract.agent import Stage
+from ppec_contract.api import ItemState, OperationItem, OperationState, OperationStep, OperationView, Page
+from ppec_contract.errors import PpecError, Problem
+from ppec_orchestrator.store.paging import Slice, encode_cursor
+from ppec_orchestrator.store.tables import operation, operation_item, step
+
+
+@dataclass(frozen=True, slots=True)
+class OperationFilter:
+    """Which operations to list; None means any."""
+
+    state: OperationState | None = None
+    kind: str | None = None
+
+
+def not_found(operation_id: str) -> PpecError:
+    return PpecError(
+        "operation.not_found",
+        f"there is no operation {operation_id[:80]!r}",
+        hint="`ppec operation list` shows the operations there are.",
+        subject=f"operation {operation_id[:80]}",
+    )
+
+
+def show(conn: Connection, operation_id: str) -> OperationView:
+    """One operation, whole. Raises `operation.not_found`."""
+    row = conn.execute(select(operation).where(operation.c.id == operation_id)).first()
+    if row is None:
+        raise not_found(operation_id)
+    return _views(conn, [row])[0]
+
+
+def page(conn: Connection, wanted: Slice, chosen: OperationFilter) -> Page[OperationView]:
+    """The newest first. Items and steps are those of each operation; a page is therefore to be kept short."""
+    query = select(operation).order_by(operation.c.created_at.desc(), operation.c.id.desc()).limit(wanted.limit + 1)
+    if chosen.state is not None:
+        query = query.where(operation.c.state == chosen.state.value)
+    if chosen.kind is not None:
+        query = query.where(operation.c.kind == chosen.kind)
+    if wanted.after is not None:
+        last = conn.execute(select(operation.c.created_at).where(operation.c.id == str(wanted.after))).scalar()
+        if last is not None:
+            same = and_(operation.c.created_at == last, operation.c.id < str(wanted.after))
+            query = query.where(or_(operation.c.created_at < last, same))
+    rows = conn.execute(query).all()
+    shown = rows[: wanted.limit]
+    more = encode_cursor(shown[-1].id) if len(rows) > wanted.limit else None
+    return Page[OperationView](items=tuple(_views(conn, shown)), next_cursor=more)
+
+
+def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:
+    ids = [row.id for row in rows]
+    items: dict[str, list[OperationItem]] = defaultdict(list)
+    found = conn.execute(
+        select(operation_item).where(operation_item.c.operation_id.in_(ids)).order_by(operation_item.c.position)
+    )
+    for row in found:
+        items[row.operation_id].append(_item(row))
+    steps: dict[str, list[OperationStep]] = defaultdict(list)
+    for row in conn.execute(select(step).where(step.c.operation_id.in_(ids)).order_by(step.c.ordinal)):
+        steps[row.operation_id].append(_step(row))
+    return [
+        OperationView(
+            operation_id=row.id,
+            kind=row.kind,
+            state=OperationState(row.state),
+            created_by=row.created_by,
+            created_at=row.created_at,
+            started_at=row.started_at,
+            ended_at=row.ended_at,
+            cancel_requested=row.cancel_requested,
+            items=tuple(items[row.id]),
+            steps=tuple(steps[row.id]),
+            problem=Problem.model_validate(row.problem) if row.problem else None,
+            counters=row.counters,
+        )
+        for row in rows
+    ]
+
+
+def _item(row: Row[Any]) -> OperationItem:
+    return OperationItem(
+        vm_id=row.vm_id,
+        name=row.name,
+        state=ItemState(row.state),
+        host=row.host,
+        attempt=row.attempt,
+        stage=Stage(row.stage) if row.stage else None,
+        stage_ms={Stage(name): ms for name, ms in row.stage_ms.items()},
+        problem=Problem.model_validate(row.problem) if row.problem else None,
+    )
+
+
+def _step(row: Row[Any]) -> OperationStep:
+    return OperationStep(
+        ordinal=row.ordinal,
+        name=row.name,
+        state=row.state,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        detail=row.detail,
+    )
+
+
+def with_stages(view: OperationView, stages: Mapping[UUID, Stage]) -> OperationView:
+    """The view with the stages running VMs are in right now."""
+    if not stages:
+        return view
+    items = tuple(
+        item.model_copy(update={"stage": stages[item.vm_id]})
+        if item.vm_id in stages and item.state is ItemState.RUNNING
+        else item
+        for item in view.items
+    )
+    return view.model_copy(update={"items": items})

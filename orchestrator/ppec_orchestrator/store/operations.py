@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations, their steps and items: enqueued, claimed under a lease, check-pointed under a fence, ended.
+
+Every claim raises the fence. Every later write of an operation starts with `guard`, whose one UPDATE carries owner and
+fence: a writer that lost its lease to another changes nothing. That UPDATE also holds the row, so a claim by another
+waits for the write under way and sees its outcome.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, literal, or_, select, text, update
+
+from ppec_contract.api import ItemState, OperationState
+from ppec_contract.errors import PpecError, Problem
+from ppec_orchestrator.store.tables import UtcTime, operation, operation_item, setting, step
+
+# Wakes the engines: something may be claimed. Wakes watchers: the operation named in the payload changed.
+WORK = "operations.work"
+CHANGED = "operations.changed"
+_OPEN = (OperationState.QUEUED.value, OperationState.RUNNING.value)
+# Any number, the same in every replica: claims follow one another, so that the limit on running ones holds.
+_CLAIM_LOCK = 0x7070656F
+
+
+@dataclass(frozen=True, slots=True)
+class NewItem:
+    """One VM of an operation to enqueue. `problem` goes with `refused`."""
+
+    vm_id: UUID
+    name: str
+    host: str | None
+    state: ItemState = ItemState.PENDING
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewOperation:
+    """What to enqueue. `done` of the steps are done already, by the transaction that enqueues."""
+
+    operation_id: str
+    kind: str
+    created_by: str
+    created_at: datetime
+    input: Mapping[str, Any]
+    steps: Sequence[str]
+    items: Sequence[NewItem]
+    done: int = 0
+    priority: int = 0
+    counters: Mapping[str, int] = field(default_factory=dict)
+    not_before: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """An operation owned by this process until the lease ends. `problem` set means it is being undone."""
+
+    operation_id: str
+    kind: str
+    owner: str
+    fence: int
+    created_by: str
+    input: Mapping[str, Any]
+    counters: Mapping[str, int]
+    cancel_requested: bool
+    problem: Problem | None
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One VM of a claimed operation. `problem` on a running item is the outcome of its latest attempt."""
+
+    vm_id: UUID
+    name: str
+    state: ItemState
+    host: str | None
+    attempt: int
+    excluded_hosts: frozenset[str]
+    problem: Problem | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    ordinal: int
+    name: str
+    state: str
+
+
+def enqueue(conn: Connection, new: NewOperation) -> None:
+    """Within the transaction that makes what the operation works on."""
+    conn.execute(
+        insert(operation).values(
+            id=new.operation_id,
+            kind=new.kind,
+            state=OperationState.QUEUED.value,
+            priority=new.priority,
+            created_by=new.created_by,
+            created_at=new.created_at,
+            input=dict(new.input),
+            counters=dict(new.counters),
+            # Of a queued operation: not to be claimed before.
+            lease_until=new.not_before,
+        )
+    )
+    conn.execute(insert(step), [_new_step(new, ordinal, name) for ordinal, name in enumerate(new.steps)])
+    if new.items:
+        conn.execute(insert(operation_item), [_new_item(new, at, item) for at, item in enumerate(new.items)])
+
+
+def _new_step(new: NewOperation, ordinal: int, name: str) -> dict[str, Any]:
+    done = ordinal < new.done
+    return {
+        "operation_id": new.operation_id,
+        "ordinal": ordinal,
+        "name": name,
+        "state": "done" if done else "pending",
+        "started_at": new.created_at if done else None,
+        "ended_at": new.created_at if done else None,
+        "data": {},
+        "detail": "",
+    }
+
+
+def _new_item(new: NewOperation, position: int, item: NewItem) -> dict[str, Any]:
+    return {
+        "operation_id": new.operation_id,
+        "vm_id": item.vm_id,
+        "position": position,
+        "name": item.name,
+        "state": item.state.value,
+        "host": item.host,
+        "attempt": 1,
+        "excluded_hosts": [],
+        "stage_ms": {},
+        "problem": item.problem.model_dump(mode="json") if item.problem else None,
+    }
+
+
+# --- claiming --------------------------------------------------------------------------------------------------------
+
+
+def claimable(conn: Connection, now: datetime) -> bool:
+    """Whether a claim may find something; asked in a read transaction so that looking commits nothing."""
+    return conn.execute(select(operation.c.id).where(_due(now)).limit(1)).first() is not None
+
+
+def _due(now: datetime) -> Any:
+    queued = and_(
+        operation.c.state == OperationState.QUEUED.value,
+        or_(operation.c.lease_until.is_(None), operation.c.lease_until <= now, operation.c.cancel_requested.is_(True)),
+    )
+    abandoned = and_(operation.c.state == OperationState.RUNNING.value, operation.c.lease_until < now)
+    return or_(queued, abandoned)
+
+
+def claim(conn: Connection, *, owner: str, now: datetime, lease_s: float, max_running: int) -> Claim | None:
+    """The next due operation, now owned by `owner`; its first open step and its pending items are running.
+
+    None when nothing is due or `max_running` operations have a living owner. Cancelled ones come first, then by
+    priority and age.
+    """
+    if conn.dialect.name == "postgresql":
+        conn.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_CLAIM_LOCK))
+    running = conn.execute(
+        select(func.count())
+        .select_from(operation)
+        .where(operation.c.state == OperationState.RUNNING.value, operation.c.lease_until >= now)
+    ).scalar_one()
+    if running >= max_running:
+        return None
+    row = conn.execute(
+        select(operation)
+        .where(_due(now))
+        .order_by(operation.c.cancel_requested.desc(), operation.c.priority.desc(), operation.c.created_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).first()
+    if row is None:
+        return None
+    conn.execute(
+        update(operation)
+        .where(operation.c.id == row.id)
+        .values(
+            state=OperationState.RUNNING.value,
+            owner=owner,
+            fence=operation.c.fence + 1,
+            lease_until=now + timedelta(seconds=lease_s),
+            started_at=row.started_at or now,
+            counters=counted(row.counters, commits=1),
+        )
+    )
+    if row.problem is None and not row.cancel_requested:
+        _begin(conn, row.id, now)
+    return Claim(
+        operation_id=row.id,
+        kind=row.kind,
+        owner=owner,
+        fence=row.fence + 1,
+        created_by=row.created_by,
+        input=row.input,
+        counters=counted(row.counters, commits=1),
+        cancel_requested=row.cancel_requested,
+        problem=Problem.model_validate(row.problem) if row.problem else None,
+    )
+
+
+def _begin(conn: Connection, operation_id: str, now: datetime) -> None:
+    first = (
+        select(func.min(step.c.ordinal))
+        .where(step.c.operation_id == operation_id, step.c.state.in_(("pending", "running")))
+        .scalar_subquery()
+    )
+    conn.execute(
+        update(step)
+        .where(step.c.operation_id == operation_id, step.c.ordinal == first)
+        .values(state="running", started_at=func.coalesce(step.c.started_at, literal(now, UtcTime())))
+    )
+    conn.execute(
+        update(operation_item)
+        .where(operation_item.c.operation_id == operation_id, operation_item.c.state == ItemState.PENDING.value)
+        .values(state=ItemState.RUNNING.value)
+    )
+
+
+def renew(conn: Connection, operation_ids: Collection[str], *, owner: str, until: datetime) -> dict[str, bool]:
+    """Prolongs these leases of `owner`; returns those it still has, and whether each is to be cancelled."""
+    mine = and_(
+        operation.c.id.in_(list(operation_ids)),
+        operation.c.owner == owner,
+        operation.c.state == OperationState.RUNNING.value,
+    )
+    conn.execute(update(operation).where(mine).values(lease_until=until))
+    rows = conn.execute(select(operation.c.id, operation.c.cancel_requested).where(mine))
+    return dict(rows.tuples().all())
+
+
+def give_up(conn: Connection, *, owner_prefix: str, now: datetime) -> int:
+    """Ends the leases of a process that is stopping or known to be dead, so that its work is taken over at once."""
+    ended = conn.execute(
+        update(operation)
+        .where(
+            operation.c.state == OperationState.RUNNING.value,
+            operation.c.owner.startswith(owner_prefix, autoescape=True),
+        )
+        .values(lease_until=now - timedelta(seconds=1))
+    )
+    return ended.rowcount
+
+
+# --- check-points ----------------------------------------------------------------------------------------------------
+
+
+def counted(counters: Mapping[str, int], **more: int) -> dict[str, int]:
+    return {**counters, **{name: counters.get(name, 0) + n for name, n in more.items()}}
+
+
+def guard(conn: Connection, claimed: Claim, counters: Mapping[str, int]) -> None:
+    """First statement of every check-point. Raises `operation.fenced` when the operation belongs to another by now."""
+    held = conn.execute(
+        update(operation)
+        .where(
+            operation.c.id == claimed.operation_id,
+            operation.c.owner == claimed.owner,
+            operation.c.fence == claimed.fence,
+            operation.c.state == OperationState.RUNNING.value,
+        )
+        .values(counters=dict(counters))
+    )
+    if held.rowcount != 1:
+        raise PpecError(
+            "operation.fenced",
+            f"operation {claimed.operation_id} was taken over from {claimed.owner} (fence {claimed.fence})",
+            hint="Nothing is to be done: the new owner carries on.",
+            subject=f"operation {claimed.operation_id}",
+        )
+
+
+def set_step(conn: Connection, operation_id: str, ordinal: int, state: str, now: datetime, *, detail: str = "") -> None:
+    values: dict[str, Any] = {"state": state}
+    if state == "running":
+        values["started_at"] = now
+    else:
+        values["ended_at"] = now
+    if detail:
+        values["detail"] = detail
+    conn.execute(update(step).where(step.c.operation_id == operation_id, step.c.ordinal == ordinal).values(**values))
+
+
+def set_problem(conn: Connection, operation_id: str, problem: Problem) -> None:
+    """From here on the operation is being undone, whoever claims it."""
+    conn.execute(
+        update(operation).where(operation.c.id == operation_id).values(problem=problem.model_dump(mode="json"))
+    )
+
+
+def end(
+    conn: Connection, operation_id: str, state: OperationState, now: datetime, problem: Problem | None = None
+) -> None:
+    conn.execute(
+        update(operation)
+        .where(operation.c.id == operation_id)
+        .values(
+            state=state.value,
+            ended_at=now,
+            lease_until=None,
+            problem=problem.model_dump(mode="json") if problem else None,
+        )
+    )
+
+
+def postpone(conn: Connection, operation_id: str, not_before: datetime, detail: str) -> None:
+    """Back into the queue, with everything it has reached so far; `detail` is why."""
+    conn.execute(
+        update(step).where(step.c.operation_id == operation_id, step.c.state == "running").values(detail=detail)
+    )
+    conn.execute(
+        update(operation)
+        .where(operation.c.id == operation_id)
+        .values(state=OperationState.QUEUED.value, owner=None, lease_until=not_before)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ItemChange:
+    """A new state of one item; what is None stays as it is, but `problem` is always written."""
+
+    vm_id: UUID
+    state: ItemState
+    problem: Problem | None = None
+    stage: str | None = None
+    stage_ms: Mapping[str, int] | None = None
+
+
+def change_items(conn: Connection, operation_id: str, changes: Sequence[ItemChange]) -> None:
+    if not changes:
+        return
+    statement = (
+        update(operation_item)
+        .where(operation_item.c.operation_id == operation_id, operation_item.c.vm_id == bindparam("which"))
+        .values(
+            state=bindparam("new_state"),
+            problem=bindparam("new_problem", type_=operation_item.c.problem.type),
+            stage=func.coalesce(bindparam("new_stage"), operation_item.c.stage),
+            stage_ms=bindparam("new_stage_ms", type_=operation_item.c.stage_ms.type),
+        )
+    )
+    conn.execute(
+        statement,
+        [
+            {
+                "which": change.vm_id,
+                "new_state": change.state.value,
+                "new_problem": change.problem.model_dump(mode="json") if change.problem else None,
+                "new_stage": change.stage,
+                "new_stage_ms": dict(change.stage_ms or {}),
+            }
+            for change in changes
+        ],
+    )
+
+
+def move_item(conn: Connection, operation_id: str, item: Item, host: str, excluded: Iterable[str]) -> None:
+    """The next attempt of a VM, on another host."""
+    conn.execute(
+        update(operation_item)
+        .where(operation_item.c.operation_id == operation_id, operation_item.c.vm_id == item.vm_id)
+        .values(
+            state=ItemState.RUNNING.value,
+            host=host,
+            attempt=item.attempt + 1,
+            excluded_hosts=sorted(excluded),
+            problem=None,
+            stage=None,
+            stage_ms={},
+        )
+    )
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def items_of(conn: Connection, operation_id: str) -> list[Item]:
+    rows = conn.execute(
+        select(operation_item).where(operation_item.c.operation_id == operation_id).order_by(operation_item.c.position)
+    )
+    return [_item(row) for row in rows]
+
+
+def _item(row: Row[Any]) -> Item:
+    return Item(
+        vm_id=row.vm_id,
+        name=row.name,
+        state=ItemState(row.state),
+        host=row.host,
+        attempt=row.attempt,
+        excluded_hosts=frozenset(row.excluded_hosts),
+        problem=Problem.model_validate(row.problem) if row.problem else None,
+    )
+
+
+def steps_of(conn: Connection, operation_id: str) -> list[StepRow]:
+    rows = conn.execute(
+        select(step.c.ordinal, step.c.name, step.c.state)
+        .where(step.c.operation_id == operation_id)
+        .order_by(step.c.ordinal)
+    )
+    return [StepRow(row.ordinal, row.name, row.state) for row in rows]
+
+
+def under_way(conn: Connection, vm_ids: Collection[UUID]) -> dict[UUID, str]:
+    """The open operation of each VM that has one; its clean-up on another host doesn't count."""
+    if not vm_ids:
+        return {}
+    rows = conn.execute(
+        select(operation_item.c.vm_id, operation.c.id)
+        .join(operation, operation.c.id == operation_item.c.operation_id)
+        .where(
+            operation_item.c.vm_id.in_(list(vm_ids)),
+            operation.c.state.in_(_OPEN),
+            operation.c.kind != "vm.cleanup",
+        )
+    )
+    return dict(rows.tuples().all())
+
+
+def request_cancel(conn: Connection, operation_id: str) -> OperationState | None:
+    """The state it was in; None when there is no such operation. Only an open one is marked."""
+    row = conn.execute(select(operation.c.state).where(operation.c.id == operation_id).with_for_update()).first()
+    if row is None:
+        return None
+    state = OperationState(row.state)
+    if not state.ended:
+        conn.execute(update(operation).where(operation.c.id == operation_id).values(cancel_requested=True))
+    return state
+
+
+def settings_of(conn: Connection, prefix: str) -> dict[str, Any]:
+    """The settings whose names start with `prefix`, by the rest of the name."""
+    rows = conn.execute(select(setting).where(setting.c.name.startswith(prefix, autoescape=True)))
+    return {row.name.removeprefix(prefix): row.value for row in rows}
+
+
+def change_setting(conn: Connection, name: str, value: Any) -> None:
+    changed = conn.execute(update(setting).where(setting.c.name == name).values(value=value))
+    if changed.rowcount == 0:
+        conn.execute(insert(setting).values(name=name, value=value))
