@@ -129,7 +129,7 @@ def _views(conn: Connection, rows: Sequence[Row[Any]], judge: Judge) -> list[Hos
     ids = [row.id for row in rows]
     cells = _cells(conn, ids)
     count = select(allocation.c.host_id, func.count()).where(allocation.c.host_id.in_(ids))
-    vms = {host_id: n for host_id, n in conn.execute(count.group_by(allocation.c.host_id))}
+    vms: dict[int, int] = dict(conn.execute(count.group_by(allocation.c.host_id)).all())
     return [_view(row, cells.get(row.id, []), vms.get(row.id, 0), judge) for row in rows]
 
 

@@ -217,7 +217,7 @@ def used_counts(conn: Connection) -> dict[int, int]:
     rows = conn.execute(
         select(address.c.prefix_id, func.count()).where(address.c.vm_id.is_not(None)).group_by(address.c.prefix_id)
     )
-    return {prefix_id: n for prefix_id, n in rows}
+    return dict(rows.all())
 
 
 def free_counts(conn: Connection) -> dict[int, int]:

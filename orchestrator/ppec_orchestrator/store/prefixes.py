@@ -114,7 +114,7 @@ def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[PrefixView]:
     used = select(address.c.prefix_id, func.count()).where(
         address.c.vm_id.is_not(None), address.c.prefix_id.in_([row.id for row in rows])
     )
-    counts = {prefix_id: n for prefix_id, n in conn.execute(used.group_by(address.c.prefix_id))}
+    counts: dict[int, int] = dict(conn.execute(used.group_by(address.c.prefix_id)).all())
     return [_view(row, range_of(row), counts.get(row.id, 0)) for row in rows]
 
 
