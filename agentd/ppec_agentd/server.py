@@ -23,8 +23,20 @@ BACKLOG = 128
 
 def allowed_peers(settings: SocketSettings) -> AllowedPeers:
     """Root, the agent's own user, the configured ones, and the socket's group."""
-    gids = frozenset({grp.getgrnam(settings.group).gr_gid}) if settings.group else frozenset()
+    gids = frozenset({_gid_of(settings.group)}) if settings.group else frozenset()
     return AllowedPeers(frozenset({0, os.getuid(), *settings.allowed_uids}), gids)
+
+
+def _gid_of(group: str) -> int:
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise PpecError(
+            "request.invalid",
+            f"the socket's group {group!r} does not exist",
+            hint="Make the group, or set another one in [socket].",
+            subject="socket.group",
+        ) from error
 
 
 def bind_socket(settings: SocketSettings) -> socket.socket:
@@ -45,7 +57,7 @@ def bind_socket(settings: SocketSettings) -> socket.socket:
         finally:
             os.umask(before)
         if settings.group:
-            os.chown(fresh, -1, grp.getgrnam(settings.group).gr_gid)
+            os.chown(fresh, -1, _gid_of(settings.group))
         fresh.chmod(settings.mode)
         listening.listen(BACKLOG)
         fresh.rename(path)

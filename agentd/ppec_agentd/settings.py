@@ -29,12 +29,12 @@ Seconds = Annotated[float, Field(gt=0, le=86400)]
 class SocketSettings(Model):
     """Where the agent listens and who may connect.
 
-    Allowed are root, the agent's own user, members of `group`, and `allowed_uids`. Without `group` the socket belongs
-    to the agent's own group and only the users count.
+    Allowed are root, the agent's own user, members of `group`, and `allowed_uids`. With an
+    empty `group` the socket belongs to the agent's own group and only the users count.
     """
 
     path: Path = Path(SOCKET_PATH)
-    group: str | None = "ppec"
+    group: str = "ppec"
     mode: Annotated[int, Field(ge=0, le=0o777)] = 0o660
     allowed_uids: tuple[Annotated[int, Field(ge=0)], ...] = ()
     max_connections: Annotated[int, Field(ge=1, le=4096)] = 64

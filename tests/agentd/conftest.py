@@ -40,7 +40,7 @@ def settings_of(folder: Path, **changes: Any) -> Settings:
     document: dict[str, Any] = {
         "host": "h1",
         "hypervisor": "fake",
-        "socket": {"path": str(folder / "agentd.sock"), "group": None},
+        "socket": {"path": str(folder / "agentd.sock"), "group": ""},
         "storage": {"state_dir": str(folder / "state"), "disk_mib": 100_000},
         "reserve": {"memory_per_cell_mib": 0},
         "lab": {"topology": TOPOLOGY, "bridges": ["br0"]},
