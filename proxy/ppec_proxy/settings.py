@@ -37,7 +37,7 @@ class Settings(Model):
     listen_port: Port = PROXY_PORT
     agent_socket_path: Path = Path(SOCKET_PATH)
     max_body_bytes: Annotated[int, Field(ge=1024, le=MAX_FRAME_BYTES)] = MAX_FRAME_BYTES
-    max_agent_connections: Annotated[int, Field(ge=1, le=1024)] = 64
+    max_agent_connections: Annotated[int, Field(ge=1, le=1024)] = 32
     body_timeout_s: Seconds = 30.0
     agent_queue_timeout_s: Seconds = 5.0
     read_timeout_s: Seconds = 30.0
