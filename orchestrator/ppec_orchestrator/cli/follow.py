@@ -12,7 +12,7 @@ from ppec_contract.api import OperationView
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.cli.client import Client
 
-# How often in a row nothing may come back before we give up; at 0.3 s growing to 5 s that is about a minute.
+# How often in a row nothing may come back before we give up; with pauses of 0.3 s growing to 5 s, about a minute.
 _PATIENCE = 15
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.3, 5.0
 
@@ -28,26 +28,28 @@ def follow(client: Client, operation_id: str) -> Iterator[OperationView]:
     is read anew, so that nothing that happened meanwhile is missed. Raises PpecError `orchestrator.unavailable` when
     it stays away, and whatever the server answers.
     """
-    failures = 0
+    unanswered = quiet = 0
     while True:
+        view: OperationView | None = None
         try:
             view = client.get(operation_path(operation_id), OperationView)
+            unanswered = 0
             yield view
-            if view.state.ended:
-                return
-            for event in client.events(f"{operation_path(operation_id)}/events"):
-                failures = 0
-                if event.event == "operation" and (view := _read(event.data, view)):
+            for event in () if view.state.ended else client.events(f"{operation_path(operation_id)}/events"):
+                quiet = 0
+                if event.event == "operation":
+                    view = _read(event.data, view)
                     yield view
                 if event.event == "end" or view.state.ended:
                     break
         except PpecError as error:
-            failures += 1
-            if not error.retryable or failures >= _PATIENCE:
+            unanswered += 1
+            if not error.retryable or unanswered >= _PATIENCE:
                 raise
-        if not failures and view.state.ended:
+        if view is not None and view.state.ended:
             return
-        client.sleep(min(_FIRST_PAUSE_S * 1.5**failures, _LONGEST_PAUSE_S))
+        client.sleep(min(_FIRST_PAUSE_S * 1.5**quiet, _LONGEST_PAUSE_S))
+        quiet += 1
 
 
 def _read(data: str, before: OperationView) -> OperationView:

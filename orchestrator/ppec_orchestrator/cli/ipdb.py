@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ppec_orchestrator.cli.resources import Resource, add_delete, add_list, add_show, create, show_items
+from ppec_orchestrator.cli.resources import Limit, Resource, add_delete, add_list, add_show, create, show_items
 
 VRF = Resource("VRF", "/v1/vrfs", "VrfView", (("vrf", "name"), ("description", "description")))
 PREFIX = Resource(
@@ -91,6 +91,7 @@ def list_addresses(
     context: typer.Context,
     vrf: Annotated[str | None, typer.Option(help="Only this VRF's.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Only this prefix's, by id.")] = None,
+    limit: Limit = None,
 ) -> None:
     """List addresses and the VMs that hold them."""
-    show_items(context, ADDRESS, {"vrf": vrf, "prefix_id": prefix})
+    show_items(context, ADDRESS, {"vrf": vrf, "prefix_id": prefix}, limit)

@@ -110,16 +110,21 @@ def fields(value: dict[str, Any]) -> Table:
     made.add_column(no_wrap=True)
     made.add_column(overflow="fold")
     for key, shown in value.items():
-        made.add_row(plain(key.replace("_", " "), "bold"), plain(_field(shown)))
+        for line in _field(shown):
+            made.add_row(plain(key.replace("_", " "), "bold"), plain(line))
+            key = ""  # noqa: PLW2901 - the name stands beside the first line only
     return made
 
 
-def _field(value: Any) -> str:
+def _field(value: Any) -> list[str]:
+    """The lines a value is shown in: one, or one for each part of a list or mapping."""
     if value is None or value in ("", [], {}):
-        return "-"
-    if isinstance(value, list) and not any(isinstance(part, dict | list) for part in value):
-        return ", ".join(map(str, value))
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
+        return ["-"]
+    if isinstance(value, dict):
+        return [f"{key} = {part}" for key, part in value.items()]
+    if isinstance(value, list) and any(isinstance(part, dict) for part in value):
+        return [", ".join(f"{key} {shown}" for key, shown in part.items() if shown is not None) for part in value]
+    return [", ".join(map(str, value))] if isinstance(value, list) else [str(value)]
 
 
 def _console(*, stderr: bool) -> Console:

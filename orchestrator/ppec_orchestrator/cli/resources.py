@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -14,6 +15,7 @@ from ppec_orchestrator.cli.session import session_of
 
 # (header, attribute); a header with a trailing > is of figures, and set to the right.
 Name = Annotated[str, typer.Argument(help="Its name, or id.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many.")]
 Columns = Sequence[tuple[str, str | Callable[[Any], object]]]
 
 
@@ -39,11 +41,13 @@ class Resource:
         return getattr(api, self.view)
 
 
-def show_items(context: typer.Context, resource: Resource, query: dict[str, str | None] | None = None) -> None:
-    """Lists the resource, all pages of it."""
+def show_items(
+    context: typer.Context, resource: Resource, query: dict[str, str | None] | None = None, limit: int | None = None
+) -> None:
+    """Lists the resource, all pages of it or up to `limit` items."""
     session = session_of(context)
     found = session.client.items(resource.path, resource.view_class(), query)
-    session.output.items(list(found), made_columns(resource.columns))
+    session.output.items(list(islice(found, limit)), made_columns(resource.columns))
 
 
 def made_columns(columns: Columns) -> list[Any]:
@@ -65,8 +69,8 @@ def _cell(source: str | Callable[[Any], object]) -> Callable[[Any], object]:
 
 def add_list(app: typer.Typer, resource: Resource) -> None:
     @app.command("list", help=f"List all {resource.plural}.")
-    def _list(context: typer.Context) -> None:
-        show_items(context, resource)
+    def _list(context: typer.Context, limit: Limit = None) -> None:
+        show_items(context, resource, limit=limit)
 
 
 def add_show(app: typer.Typer, resource: Resource) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ppec_orchestrator.cli.resources import Resource, add_show, show_items
+from ppec_orchestrator.cli.resources import Limit, Resource, add_show, show_items
 from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ def list_vms(
     context: typer.Context,
     host: Annotated[str | None, typer.Option(help="Only those on this host.")] = None,
     name: Annotated[str | None, typer.Option(help="Only this name.")] = None,
+    limit: Limit = None,
 ) -> None:
     """List VMs."""
-    show_items(context, VM, {"host": host, "name": name})
+    show_items(context, VM, {"host": host, "name": name}, limit)
 
 
 @app.command("create")
