@@ -102,10 +102,10 @@ class ImageCache:
                     raise _mismatch(image, "bytes", size, image.size_bytes)
                 if digest.hexdigest() != image.sha256:
                     raise _mismatch(image, "sha256", digest.hexdigest(), image.sha256)
+                file.flush()
                 virtual_size_bytes(partial, image.format, f"image {image.name}")
                 # QEMU runs as another user and only reads it.
                 os.fchmod(file.fileno(), 0o644)
-                file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
             sync_directory(path.parent)

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
+import http.server
+import ipaddress
 import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -19,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from ppec_agentd.actions.batch import Actions
 from ppec_agentd.actions.context import HostContext
 from ppec_agentd.assembly import make_context, make_hypervisor, prepare_state
@@ -281,3 +287,129 @@ def agent_process(short_dir: Path) -> Iterator[Callable[..., AgentProcess]]:
     yield make
     for process in made:
         process.kill()
+
+
+# --- an orchestrator to report to and fetch images from --------------------------------------------------------
+
+
+class FleetCa:
+    """A throw-away fleet CA; `issue` gives the paths of a certificate and its key for one URI identity."""
+
+    def __init__(self, folder: Path) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.x509.oid import NameOID
+
+        self._folder = folder
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fleet CA")])
+        self.path = folder / "ca.pem"
+        constraints = x509.BasicConstraints(ca=True, path_length=0)
+        self._write(self.path, self._name, self._key.public_key(), [constraints])
+
+    def issue(self, identity: str) -> tuple[Path, Path]:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ec
+
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = x509.SubjectAlternativeName(
+            [x509.UniformResourceIdentifier(identity), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        )
+        stem = identity.removeprefix("ppec://").replace("/", "-")
+        certificate, key_path = self._folder / f"{stem}.pem", self._folder / f"{stem}.key"
+        self._write(certificate, x509.Name([]), key.public_key(), [names])
+        pem, pkcs8, plain = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        key_path.write_bytes(key.private_bytes(pem, pkcs8, plain))
+        return certificate, key_path
+
+    def _write(self, path: Path, subject: Any, public_key: Any, extensions: list[Any]) -> None:
+        from cryptography import x509
+        from cryptography.hazmat.primitives import hashes, serialization
+
+        now = datetime.datetime.now(datetime.UTC)
+        builder = x509.CertificateBuilder().subject_name(subject).issuer_name(self._name).public_key(public_key)
+        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(1))
+        builder = builder.not_valid_after(now + datetime.timedelta(1))
+        for extension in extensions:
+            builder = builder.add_extension(extension, critical=True)
+        path.write_bytes(builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+
+
+class Orchestrator:
+    """An HTTPS server that keeps what it is sent and serves `files`. `answers` are what requests get, by method."""
+
+    def __init__(self, folder: Path, identity: str = "ppec://orchestrator/main") -> None:
+        folder.mkdir(exist_ok=True)
+        self.ca = FleetCa(folder)
+        self.requests: list[tuple[str, str, dict[str, Any]]] = []
+        self.peers: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.answers: dict[str, tuple[int, Any]] = {
+            "PUT": (204, None),
+            "POST": (200, {"send_report": False, "heartbeat_interval_s": 0.5, "report_interval_s": 60.0}),
+        }
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._note({})
+                content = outer.files.get(self.path)
+                self._answer(404 if content is None else 200, content or b"")
+
+            def do_PUT(self) -> None:
+                self._note(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                status, body = outer.answers[self.command]
+                self._answer(status, b"" if body is None else json.dumps(body).encode())
+
+            def do_POST(self) -> None:
+                self.do_PUT()
+
+            def _note(self, body: dict[str, Any]) -> None:
+                certificate = self.connection.getpeercert()  # type: ignore[attr-defined]
+                outer.peers += [value for kind, value in certificate["subjectAltName"] if kind == "URI"]
+                outer.requests.append((self.command, self.path, body))
+
+            def _answer(self, status: int, content: bytes) -> None:
+                self.send_response(status)
+                if status != 204:
+                    self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*self.ca.issue(identity))
+        context.load_verify_locations(self.ca.path)
+        context.verify_mode = ssl.CERT_REQUIRED
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
+        certificate, key = self.ca.issue("ppec://host/h1")
+        self.tls = {"ca_path": str(self.ca.path), "certificate_path": str(certificate), "key_path": str(key)}
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def sent(self, method: str) -> list[dict[str, Any]]:
+        return [body for seen, _, body in self.requests if seen == method]
+
+
+@pytest.fixture
+def orchestrator(tmp_path: Path) -> Iterator[Callable[..., Orchestrator]]:
+    made: list[Orchestrator] = []
+
+    def make(identity: str = "ppec://orchestrator/main") -> Orchestrator:
+        made.append(Orchestrator(tmp_path / f"orchestrator-{len(made)}", identity))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()

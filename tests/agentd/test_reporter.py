@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: whole when something changed, else heartbeats; an absent orchestrator disturbs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ppec_agentd.report import ReportSource
+from ppec_agentd.reporter import Reporter
+from ppec_agentd.settings import ReportSettings
+from ppec_contract.errors import PpecError
+from ppec_contract.host import Heartbeat, HeartbeatReply, HostReport, ReportEnvelope
+from ppec_lab.conditions import wait_until
+
+
+class Sink:
+    """Keeps what it is sent; `wants_report` asks for the report in answer to the next heartbeat."""
+
+    def __init__(self) -> None:
+        self.sent: list[ReportEnvelope | Heartbeat] = []
+        self.wants_report = False
+        self.away = False
+
+    def send_report(self, envelope: ReportEnvelope) -> None:
+        self._take(envelope)
+
+    def send_heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        self._take(heartbeat)
+        wants, self.wants_report = self.wants_report, False
+        return HeartbeatReply(send_report=wants, heartbeat_interval_s=10.0, report_interval_s=60.0)
+
+    def _take(self, message: ReportEnvelope | Heartbeat) -> None:
+        if self.away:
+            raise PpecError("host.unreachable", "nobody there")
+        self.sent.append(message)
+
+    def kinds(self) -> list[str]:
+        return [type(message).__name__ for message in self.sent]
+
+
+def test_a_change_is_reported_whole_and_the_rest_are_heartbeats(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            sink = Sink()
+            reporter = Reporter(ReportSource("h1", agent.context), sink, ReportSettings())
+            await reporter.beat()
+            await reporter.beat()
+            reporter.touch()  # something happened, and nothing is different
+            await reporter.beat()
+            assert sink.kinds() == ["ReportEnvelope", "Heartbeat", "Heartbeat"]
+            await agent.create(vm())
+            reporter.touch()
+            await reporter.beat()
+            sink.wants_report = True
+            await reporter.beat()
+            assert sink.kinds()[3:] == ["ReportEnvelope", "Heartbeat", "ReportEnvelope"]
+            first, _, third, changed, beat, asked = sink.sent
+            assert isinstance(first, ReportEnvelope)
+            assert isinstance(third, Heartbeat)
+            assert third.digest == first.report.digest()
+            assert isinstance(changed, ReportEnvelope)
+            assert isinstance(beat, Heartbeat)
+            assert isinstance(asked, ReportEnvelope)
+            assert beat.digest == changed.report.digest() == asked.report.digest()
+            assert [message.sequence for message in sink.sent] == [1, 2, 3, 4, 5, 6]
+            assert [v.state for v in changed.report.vms] == ["running"]
+
+    asyncio.run(scenario())
+
+
+def test_a_report_that_got_lost_is_sent_again(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            sink = Sink()
+            sink.away = True
+            reporter = Reporter(ReportSource("h1", agent.context), sink, ReportSettings(longest_backoff_s=0.05))
+            running = asyncio.create_task(reporter.run())
+            await asyncio.sleep(0.05)
+            (result,) = await agent.create(vm())
+            assert result.problem is None
+            sink.away = False
+            async with asyncio.timeout(10):
+                while not sink.sent:  # noqa: ASYNC110 - bounded
+                    await asyncio.sleep(0.01)
+            assert isinstance(sink.sent[0], ReportEnvelope)
+            assert len(sink.sent[0].report.vms) == 1
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    asyncio.run(scenario())
+
+
+def test_the_process_reports_over_https_as_its_host(
+    agent_process: Callable[..., Any], orchestrator: Callable[..., Any], vm: Any
+) -> None:
+    server = orchestrator()
+    agent = agent_process(
+        reports={"orchestrator_url": server.url, "heartbeat_interval_s": 0.5, "longest_backoff_s": 0.5}, tls=server.tls
+    ).start()
+    wait_until(lambda: server.sent("PUT"), "the first report", timeout_s=20)
+    wait_until(lambda: server.sent("POST"), "a heartbeat", timeout_s=20)
+    assert {path for _, path, _ in server.requests} == {"/v1/hosts/h1/report", "/v1/hosts/h1/heartbeat"}
+    assert set(server.peers) == {"ppec://host/h1"}
+    first = ReportEnvelope.model_validate(server.sent("PUT")[0])
+    assert server.sent("POST")[0]["digest"] == first.report.digest()
+    one = vm()
+    request = {"operation_id": "op-1", "fence": 1, "vms": [one.model_dump(mode="json")]}
+    server.answers["PUT"] = (503, {"code": "store.unavailable", "detail": "away"})
+    assert agent.client().call("CreateVms", request)["parameters"]["results"][0]["problem"] is None
+    wait_until(lambda: len(server.sent("PUT")) >= 2, "the change is reported", timeout_s=20)
+    refused = len(server.sent("PUT"))
+    server.answers["PUT"] = (204, None)
+    wait_until(lambda: len(server.sent("PUT")) > refused, "what was refused is sent again", timeout_s=20)
+    latest = HostReport.model_validate(server.sent("PUT")[-1]["report"])
+    assert [v.vm_id for v in latest.vms] == [one.vm_id]
+    served = agent.client().call("GetReport")["parameters"]["report"]
+    assert HostReport.model_validate(served) == latest
+    assert agent.end() == 0
