@@ -147,7 +147,7 @@ class HypervisorEvent:
     """A lifecycle event. `vm_id` is None for the two kinds about the connection.
 
     After ``RECONNECTED`` any number of events may have been missed: read `domains` again. Events tell that something
-    changed, the domain tells what is: never rebuild a state from events alone.
+    changed, the domain tells what is: never rebuild a state from events alone (libvirt loses one now and then).
     """
 
     kind: EventKind

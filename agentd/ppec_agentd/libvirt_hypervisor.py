@@ -181,8 +181,9 @@ class LibvirtHypervisor:
             domain = connection.lookupByUUIDString(str(vm_id))
             if domain.isActive():
                 raise _wrong_state(vm_id, "undefine", "runs")
-            domain.undefineFlags(_UNDEFINE_ALL)
-            return True
+            remove = partial(domain.undefineFlags, _UNDEFINE_ALL)
+            # The slower of two at once may be told that a transient domain can't be undefined.
+            return _unless(False, remove, done=lambda: _find(connection, vm_id) is None)
 
         return await self._connection.call("undefine", vm_id, partial(_false_if_gone, work))
 

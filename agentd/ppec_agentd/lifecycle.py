@@ -7,6 +7,7 @@ Shared by the hypervisor adapters.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from uuid import UUID
@@ -14,6 +15,10 @@ from uuid import UUID
 from ppec_agentd.hypervisor import EventCallback, Hypervisor, HypervisorEvent
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState
+
+# libvirt drops events in corners of its own (a domain destroyed while a restarted daemon still reconnects to it is off
+# without "stopped"), so a wait looks again after this long even if nothing was heard.
+LOOK_AGAIN_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +66,9 @@ async def wait_for_state(hypervisor: Hypervisor, vm_id: UUID, state: VmState, ti
                     raise vm_not_found(vm_id)
                 if domain.state == state:
                     return True
-                await woken.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_S):
+                        await woken.wait()
     except TimeoutError:
         if not deadline.expired():
             raise

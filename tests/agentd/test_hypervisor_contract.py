@@ -341,7 +341,11 @@ async def test_a_lost_connection_comes_back_by_itself(host: SuiteHost) -> None:
         assert domain is not None
         assert (domain.state, domain.metadata) == (VmState.RUNNING, guest.metadata)
         await hypervisor.destroy(vm_id)
-        await heard.until(EventKind.STOPPED)
+        assert await hypervisor.wait_state(vm_id, VmState.STOPPED, SOON_S)
+        another = host.definition()
+        heard_again = Heard(hypervisor, another.metadata.vm_id)
+        await hypervisor.define(another)
+        await heard_again.until(EventKind.DEFINED)
 
 
 async def test_pins_are_those_asked_for(host: SuiteHost) -> None:
