@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole agent as a process on a real libvirtd: real overlays, real domains, kill -9 in between."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppec_lab.conditions import wait_until
+from ppec_lab.guest_image import guest_image
+from ppec_lab.private_libvirtd import PrivateLibvirtd, private_libvirtd
+
+pytestmark = pytest.mark.libvirt
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[PrivateLibvirtd]:
+    with private_libvirtd(own_network=True) as running:
+        running.run("ip", "link", "add", "br0", "type", "bridge")
+        yield running
+
+
+@pytest.fixture
+def agent(agent_process: Callable[..., Any], daemon: PrivateLibvirtd) -> Any:
+    # A declared host of eight cores: the machine's own two CPUs would not hold a batch.
+    return agent_process(
+        hypervisor="libvirt",
+        libvirt={"uri": daemon.uri, "domain_type": "qemu", "disk_cache": "writeback"},
+        lab={"topology": "sockets=1,cores=8,threads=1,memory_mib=4096"},
+    )
+
+
+def virsh(daemon: PrivateLibvirtd, *words: str) -> str:
+    done = subprocess.run(
+        ["virsh", "-q", "-c", daemon.uri, *words], check=True, capture_output=True, text=True, timeout=60
+    )
+    return done.stdout.strip()
+
+
+def create(*vms: Any, fence: int = 1) -> dict[str, Any]:
+    return {"operation_id": "op-1", "fence": fence, "vms": [vm.model_dump(mode="json") for vm in vms]}
+
+
+def delete(*vms: Any) -> dict[str, Any]:
+    return {"operation_id": "op-2", "fence": 9, "vm_ids": [str(vm.vm_id) for vm in vms]}
+
+
+def results(reply: dict[str, Any]) -> list[dict[str, Any]]:
+    assert "error" not in reply, reply
+    found: list[dict[str, Any]] = reply["parameters"]["results"]
+    return found
+
+
+# The bridge is in libvirtd's network namespace, the agent outside it reads its own: these VMs have no NIC.
+SMALL = {"memory_mib": 64, "nics": []}
+
+
+def test_a_batch_lives_and_ends_on_real_libvirt(agent: Any, daemon: PrivateLibvirtd, vm: Any) -> None:
+    agent.start()
+    vms = [vm(**SMALL) for _ in range(3)]
+    made = results(agent.client().call("CreateVms", create(*vms), more=True))
+    assert [result["problem"] for result in made] == [None] * 3
+    assert sorted(virsh(daemon, "list", "--name").split()) == sorted(v.name for v in vms)
+    disk = agent.settings.storage.vms / str(vms[0].vm_id) / "root.qcow2"
+    info = subprocess.run(["qemu-img", "info", "-U", str(disk)], check=True, capture_output=True, text=True, timeout=30)
+    assert "16 MiB" in info.stdout
+    assert f"{agent.settings.storage.images}/" in info.stdout
+
+    # The agent's end is not the VMs'.
+    assert agent.end() == 0
+    assert len(virsh(daemon, "list", "--name").split()) == 3
+    agent.start()
+    again = results(agent.client().call("CreateVms", create(*vms)))
+    assert [result["replayed"] for result in again] == [True] * 3
+
+    ids = {"vm_ids": [str(vms[0].vm_id)]}
+    stop = {"operation_id": "op-3", "fence": 1, "timeout_s": 0, "force": True} | ids
+    assert results(agent.client().call("StopVms", stop))[0]["vm"]["state"] == "stopped"
+    start = {"operation_id": "op-4", "fence": 1} | ids
+    assert results(agent.client().call("StartVms", start))[0]["vm"]["state"] == "running"
+
+    gone = results(agent.client().call("DeleteVms", delete(*vms)))
+    assert [(result["changed"], result["problem"]) for result in gone] == [(True, None)] * 3
+    assert virsh(daemon, "list", "--all", "--name") == ""
+    assert list(agent.settings.storage.vms.iterdir()) == []
+    report = agent.client().call("GetReport")["parameters"]["report"]
+    assert report["cells"][0]["cores_free"] == 8
+    assert report["domain_type"] == "qemu"
+
+
+@pytest.mark.parametrize("records", [3, 4], ids=["none-answered", "one-answered"])
+def test_killed_in_mid_create_it_finishes_or_undoes(agent: Any, daemon: PrivateLibvirtd, vm: Any, records: int) -> None:
+    agent.start()
+    vms = [vm(**SMALL) for _ in range(3)]
+    ids = {str(v.vm_id) for v in vms}
+    agent.client().send("cloud.ppec.agent.CreateVms", create(*vms), more=True)
+    journal = agent.settings.storage.journal
+    wait_until(lambda: journal.read_bytes().count(b"\n") >= records, "so many records", timeout_s=60, every_s=0.005)
+    time.sleep(0.1)
+    agent.kill()
+    agent.start()
+    running = set(virsh(daemon, "list", "--uuid").split())
+    assert set(virsh(daemon, "list", "--all", "--uuid").split()) == running <= ids
+    assert {path.name for path in agent.settings.storage.vms.iterdir()} == running
+    report = agent.client().call("GetReport")["parameters"]["report"]
+    assert report["cells"][0]["cores_free"] == 8 - 2 * len(running)
+    done = results(agent.client().call("CreateVms", create(*vms)))
+    assert [result["problem"] for result in done] == [None] * 3
+    assert set(virsh(daemon, "list", "--uuid").split()) == ids
+    results(agent.client().call("DeleteVms", delete(*vms)))
+    assert virsh(daemon, "list", "--all", "--name") == ""
+
+
+def test_libvirtd_dies_under_it_and_comes_back(agent: Any, daemon: PrivateLibvirtd, vm: Any) -> None:
+    agent.start()
+    one = vm(**SMALL)
+    results(agent.client().call("CreateVms", create(one)))
+    daemon.kill_libvirtd()
+    try:
+        reply = agent.client().call("ListVms")
+        assert reply["parameters"]["code"] == "hypervisor.unavailable"
+        assert "error" not in agent.client().call("GetVersion")
+    finally:
+        daemon.start_libvirtd()
+    wait_until(
+        lambda: [v["state"] for v in agent.client().call("ListVms")["parameters"].get("vms", [])] == ["running"],
+        "the VM is seen running again",
+        timeout_s=60,
+    )
+    results(agent.client().call("DeleteVms", delete(one)))
+    assert virsh(daemon, "list", "--all", "--name") == ""
+
+
+@pytest.mark.slow
+def test_a_guest_applies_its_seed_and_obeys_the_power_button(agent: Any, daemon: PrivateLibvirtd, vm: Any) -> None:
+    image = guest_image()
+    agent.start()
+    one = vm(
+        name="hello",
+        nics=[],
+        memory_mib=256,
+        root_disk={"size_mib": 1024, "image": _source(image)},
+    )
+    (made,) = results(agent.client().call("CreateVms", create(one)))
+    assert made["problem"] is None
+    console = agent.settings.storage.vms / str(one.vm_id) / "console.log"
+    wait_until(
+        lambda: console.exists() and "ppec-guest ready hello" in console.read_text(errors="replace"),
+        "the guest says its name",
+        timeout_s=120,
+    )
+    stop = {"operation_id": "op-3", "fence": 1, "vm_ids": [str(one.vm_id)], "timeout_s": 60}
+    (stopped,) = results(agent.client(timeout_s=120).call("StopVms", stop))
+    assert stopped["problem"] is None
+    assert stopped["vm"]["state"] == "stopped"
+    results(agent.client().call("DeleteVms", delete(one)))
+
+
+def _source(image: Path) -> dict[str, Any]:
+    import hashlib
+
+    with image.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size = image.stat().st_size
+    return {"name": "guest", "sha256": sha256, "size_bytes": size, "format": "qcow2", "url": image.as_uri()}
