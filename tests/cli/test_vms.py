@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ppec_contract.api import BatchMode, Policy
+from ppec_contract.api import BatchMode, OperationState, Policy, VmRecord
 from ppec_contract.errors import PpecError
 
 
@@ -160,6 +160,17 @@ def test_a_list_follows_the_cursor(orchestrator: Any, ppec: Any, make: Any) -> N
     assert [vm["name"] for vm in ppec("-o", "json", "vm", "list", "--host", "h1").json] == ["v0", "v3"]
 
 
+def test_a_list_can_be_cut_short_and_narrowed(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.vms = {f"v{n}": make.vm(n, f"v{n}") for n in range(9)}
+    assert len(ppec("vm", "list", "--output", "json", "--limit", "3").json) == 3
+    assert len(orchestrator.requests) == 2
+    orchestrator.vms.clear()
+    ppec("vm", "list", "--name", "v1", "--record", "failed")
+    assert orchestrator.requests[-1].query == {"name": "v1", "record": "failed", "limit": "500"}
+    ppec("operation", "list", "--state", "running", "--kind", "create")
+    assert orchestrator.requests[-1].query == {"state": "running", "kind": "create", "limit": "500"}
+
+
 def test_show_and_its_absence(orchestrator: Any, ppec: Any, make: Any) -> None:
     orchestrator.vms = {"a": make.vm(0, "a")}
     assert "10.0.0.10" in ppec("vm", "show", "a").out
@@ -210,8 +221,10 @@ def test_the_choices_offered_are_those_of_the_contract() -> None:
     from typing import get_args
 
     from ppec_contract import host
-    from ppec_orchestrator.cli import catalogue, vms
+    from ppec_orchestrator.cli import catalogue, operations, vms
 
     assert set(get_args(vms.Policy)) == set(Policy)
     assert set(get_args(vms.Mode)) == set(BatchMode)
+    assert set(get_args(vms.Record)) == set(VmRecord)
+    assert set(get_args(operations.State)) == set(OperationState)
     assert get_args(catalogue.Architecture) == get_args(host.Architecture)

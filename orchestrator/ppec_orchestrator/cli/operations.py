@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppec_orchestrator.cli.resources import Resource, add_list, made_columns
+from ppec_orchestrator.cli.resources import Limit, Resource, made_columns, show_items
 from ppec_orchestrator.cli.session import Session, session_of
 
 if TYPE_CHECKING:
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from ppec_contract.api import OperationItem, OperationStep, OperationView
 
+State = Literal["queued", "running", "succeeded", "partial", "failed", "cancelled"]
+# Operations are kept for long; a list of all of them is seldom what is wanted.
+_SHOWN = 50
 Id = Annotated[str, typer.Argument(help="The operation's id.")]
 
 
@@ -70,7 +73,17 @@ _STEPS = (
 )
 
 app = typer.Typer(help="What has been asked for, and how it goes.", no_args_is_help=True)
-add_list(app, OPERATION)
+
+
+@app.command("list")
+def list_operations(
+    context: typer.Context,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only of this kind, e.g. create.")] = None,
+    limit: Limit = _SHOWN,
+) -> None:
+    """List operations, the newest first."""
+    show_items(context, OPERATION, {"state": state, "kind": kind}, limit)
 
 
 @app.command("show")

@@ -111,9 +111,13 @@ def fields(value: dict[str, Any]) -> Table:
     made.add_column(overflow="fold")
     for key, shown in value.items():
         for line in _field(shown):
-            made.add_row(plain(key.replace("_", " "), "bold"), plain(line))
+            made.add_row(plain(_label(key), "bold"), plain(line))
             key = ""  # noqa: PLW2901 - the name stands beside the first line only
     return made
+
+
+def _label(key: str) -> str:
+    return key.removesuffix("_mib").replace("_", " ") + (", MiB" if key.endswith("_mib") else "")
 
 
 def _field(value: Any) -> list[str]:

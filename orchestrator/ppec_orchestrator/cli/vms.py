@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ppec_contract.api import VmView
 
 Policy = Literal["balanced", "pack", "spread"]
+Record = Literal["creating", "active", "deleting", "failed"]
 Mode = Literal["all-or-nothing", "best-effort"]
 Names = Annotated[list[str], typer.Argument(help="VMs, by name or id.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")]
@@ -54,10 +55,11 @@ def list_vms(
     context: typer.Context,
     host: Annotated[str | None, typer.Option(help="Only those on this host.")] = None,
     name: Annotated[str | None, typer.Option(help="Only this name.")] = None,
+    record: Annotated[Record | None, typer.Option(help="Only those whose record says this.")] = None,
     limit: Limit = None,
 ) -> None:
     """List VMs."""
-    show_items(context, VM, {"host": host, "name": name}, limit)
+    show_items(context, VM, {"host": host, "name": name, "record": record}, limit)
 
 
 @app.command("create")
