@@ -160,14 +160,16 @@ class Acceptor:
             return writes(conn)
 
     def _once_per_key(self, ask: Ask, accept: Callable[[], str]) -> str:
-        """A unique index that objects means somebody was faster: with the same key, or with a name."""
+        """Whatever refuses a request may be its twin's doing, accepted just before: then that is the answer."""
         try:
             return accept()
-        except IntegrityError as error:
+        except (IntegrityError, PpecError) as error:
             with self._database.read() as conn:
                 known = idempotency.earlier(conn, ask.key) if ask.key else None
             if known is not None:
                 return known
+            if isinstance(error, PpecError):
+                raise
             raise PpecError(
                 "vm.exists",
                 "a name was taken by another request while this one was being accepted",

@@ -10,16 +10,14 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from uuid import UUID
-
-import structlog
 
 from ppec_contract.agent import Stage
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.operations import CHANGED
 
-_log = structlog.get_logger(__name__)
-Wake = Callable[[], None]
+Wake = Callable[[], object]
 _LOOK_S = 2.0
 
 
@@ -38,8 +36,9 @@ class Live:
         self._thread = threading.Thread(target=self._follow, args=(database,), name="ppec-operations-live", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, database: Database) -> None:
         self._stop.set()
+        database.notify(CHANGED)
         if self._thread is not None:
             self._thread.join(timeout=10)
 
@@ -59,7 +58,9 @@ class Live:
         with self._lock:
             watchers = list(self._watchers.get(operation_id, ()))
         for wake in watchers:
-            wake()
+            # A watcher whose event loop is closed just then is no reason to stop telling the others.
+            with suppress(RuntimeError):
+                wake()
 
     def watch(self, operation_id: str, wake: Wake) -> Callable[[], None]:
         """Calls `wake` on every change until the returned function is called."""

@@ -34,7 +34,7 @@ class Operations:
 
     def stop(self) -> None:
         self.engine.stop()
-        self._live.stop()
+        self._live.stop(self._database)
 
     def create(self, asked: VmsCreate, ask: Ask) -> OperationView:
         return self.show(self._acceptor.create(asked, ask))

@@ -236,7 +236,7 @@ def renew(conn: Connection, operation_ids: Collection[str], *, owner: str, until
     )
     conn.execute(update(operation).where(mine).values(lease_until=until))
     rows = conn.execute(select(operation.c.id, operation.c.cancel_requested).where(mine))
-    return dict(rows.tuples().all())
+    return {row.vm_id: row.id for row in rows}
 
 
 def give_up(conn: Connection, *, owner_prefix: str, now: datetime) -> int:
@@ -425,7 +425,7 @@ def under_way(conn: Connection, vm_ids: Collection[UUID]) -> dict[UUID, str]:
             operation.c.kind != "vm.cleanup",
         )
     )
-    return dict(rows.tuples().all())
+    return {row.vm_id: row.id for row in rows}
 
 
 def request_cancel(conn: Connection, operation_id: str) -> OperationState | None:

@@ -124,7 +124,8 @@ def address_views(
     granted = ipdb.addresses_of(conn, vm_ids)
     if not granted:
         return {}
-    vrfs = dict(conn.execute(select(prefix.c.id, vrf.c.name).join(vrf, vrf.c.id == prefix.c.vrf_id)).tuples().all())
+    named = conn.execute(select(prefix.c.id, vrf.c.name).join(vrf, vrf.c.id == prefix.c.vrf_id))
+    vrfs = {row.id: row.name for row in named}
     return {
         vm_id: tuple(
             AddressView(

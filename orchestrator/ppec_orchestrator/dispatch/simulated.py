@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A fleet in memory and a dispatcher onto it: for simulations, and for everything about operations but Ansible.
+
+Simulated hosts keep the agent's promises: a repeated call is answered from the journal, a lower fence is refused, an
+absent VM is deleted successfully. Faults are injected by a script; a fault may strike before or after the deed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from ppec_contract.agent import Stage, VmProgress, VmResult
+from ppec_contract.errors import PpecError, Problem
+from ppec_contract.run import PlanAction, RunEvent, RunResult
+from ppec_contract.vm import VmInfo, VmSpec, VmState
+from ppec_orchestrator.dispatch.port import HostTarget, RunRequest, vm_ids_in
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong with a call for one VM. `whole_host`: the host gives no result at all. `done`: but it did it."""
+
+    problem: Problem
+    whole_host: bool = False
+    done: bool = False
+
+    @classmethod
+    def of(cls, code: str, *, whole_host: bool = False, done: bool = False) -> Fault:
+        return cls(PpecError(code, f"simulated {code}").problem(), whole_host, done)
+
+
+# Of an action, a host and a VM.
+FaultScript = Callable[[PlanAction, str, UUID], Fault | None]
+
+
+def no_faults(action: PlanAction, host: str, vm_id: UUID) -> Fault | None:
+    return None
+
+
+class SimulatedFleet:
+    """The hosts' own state: which VM is where, what was answered before, the highest fence seen."""
+
+    def __init__(self) -> None:
+        self.vms: dict[str, dict[UUID, VmInfo]] = defaultdict(dict)
+        self.faults: FaultScript = no_faults
+        # (action, host, VM) of every deed that was really done, journal answers left out.
+        self.deeds: list[tuple[str, str, UUID]] = []
+        self._journal: dict[tuple[str, str, str, UUID], VmResult] = {}
+        self._fences: dict[tuple[str, str], int] = {}
+        self._lock = threading.Lock()
+
+    def everywhere(self) -> list[UUID]:
+        """The id of every VM on every host; one that is on two hosts is there twice."""
+        with self._lock:
+            return [vm_id for host in self.vms.values() for vm_id in host]
+
+    def call(self, request: RunRequest, host: str, target: HostTarget) -> list[RunEvent]:
+        """One host's part of a run, as the events it makes."""
+        with self._lock:
+            seen = self._fences.get((host, request.operation_id), 0)
+            if request.fence < seen:
+                return [_problem(host, "operation.fenced")]
+            self._fences[host, request.operation_id] = request.fence
+            events = [RunEvent(host=host, at_unix_ms=_now_ms(), accepted=True)]
+            for vm_id, name, spec in _subjects(target.parameters):
+                fault = self.faults(request.action, host, vm_id)
+                if fault is None or fault.done:
+                    result = self._do(request, host, vm_id, name, spec)
+                if fault is None:
+                    events += _told(host, result)
+                elif fault.whole_host:
+                    return [*events, RunEvent(host=host, at_unix_ms=_now_ms(), problem=fault.problem)]
+                else:
+                    failed = VmResult(vm_id=vm_id, name=name, changed=False, problem=fault.problem)
+                    events.append(RunEvent(host=host, at_unix_ms=_now_ms(), result=failed))
+            return events
+
+    def _do(self, request: RunRequest, host: str, vm_id: UUID, name: str, spec: VmSpec | None) -> VmResult:
+        key = (request.operation_id, request.action, host, vm_id)
+        if key in self._journal:
+            return self._journal[key].model_copy(update={"replayed": True})
+        result = self._change(request.action, host, vm_id, name, spec)
+        self._journal[key] = result
+        if result.changed:
+            self.deeds.append((request.action, host, vm_id))
+        return result
+
+    def _change(self, action: PlanAction, host: str, vm_id: UUID, name: str, spec: VmSpec | None) -> VmResult:
+        mine = self.vms[host]
+        if action == "DeleteVms":
+            return VmResult(vm_id=vm_id, name=name, changed=mine.pop(vm_id, None) is not None)
+        if action == "CreateVms":
+            if vm_id in mine or spec is None:
+                problem = PpecError("vm.exists", f"vm {name} is on host {host}").problem()
+                return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
+            mine[vm_id] = _info(spec)
+        elif vm_id not in mine:
+            problem = PpecError("vm.not_found", f"vm {vm_id} is not on host {host}").problem()
+            return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
+        else:
+            state = VmState.RUNNING if action == "StartVms" else VmState.STOPPED
+            mine[vm_id] = mine[vm_id].model_copy(update={"state": state})
+        return VmResult(vm_id=vm_id, name=name, changed=True, vm=mine[vm_id], stage_ms={Stage.DEFINE: 1})
+
+
+class _Record:
+    """One run's history; any number of followers read it."""
+
+    def __init__(self, number: int, request: RunRequest) -> None:
+        self.number = number
+        self.request = request
+        self.left = sorted(request.hosts)
+        self.events: list[RunEvent] = []
+        self.result: RunResult | None = None
+        self.cancelled = False
+        self.lock = threading.Lock()
+
+
+class SimulatedRun:
+    """Implements `port.Run`. The run advances by one host with every look at it."""
+
+    def __init__(self, fleet: SimulatedFleet, record: _Record, gate: threading.Event) -> None:
+        self._fleet = fleet
+        self._record = record
+        self._gate = gate
+        self._read = 0
+        self._result: RunResult | None = None
+
+    @property
+    def number(self) -> int:
+        return self._record.number
+
+    @property
+    def action(self) -> PlanAction:
+        return self._record.request.action
+
+    @property
+    def vm_ids(self) -> Mapping[str, frozenset[str]]:
+        return {host: vm_ids_in(target.parameters) for host, target in self._record.request.hosts.items()}
+
+    @property
+    def result(self) -> RunResult | None:
+        return self._result
+
+    def wait(self, timeout_s: float) -> Sequence[RunEvent]:
+        record = self._record
+        if not record.cancelled and not self._gate.wait(min(timeout_s, 0.02)):
+            return ()
+        with record.lock:
+            if record.result is None:
+                self._advance(record)
+            new, self._read = record.events[self._read :], len(record.events)
+            self._result = record.result
+        return new
+
+    def _advance(self, record: _Record) -> None:
+        if record.cancelled:
+            record.result = RunResult(status="canceled", return_code=254)
+            return
+        if record.left:
+            host = record.left.pop(0)
+            record.events += self._fleet.call(record.request, host, record.request.hosts[host])
+        if not record.left:
+            hosts = len(record.request.hosts)
+            counters = {"host_tasks": hosts, "proxy_sessions": hosts}
+            record.result = RunResult(status="successful", return_code=0, counters=counters)
+
+    def cancel(self) -> None:
+        self._record.cancelled = True
+
+
+class SimulatedDispatcher:
+    """Implements `port.Dispatcher`. Several may share a fleet: replicas on machines of their own.
+
+    Runs stand still while `gate` is cleared.
+    """
+
+    def __init__(self, fleet: SimulatedFleet) -> None:
+        self.fleet = fleet
+        self.gate = threading.Event()
+        self.gate.set()
+        self.started: list[RunRequest] = []
+        self._runs: dict[str, list[_Record]] = defaultdict(list)
+        self._forgotten: set[int] = set()
+
+    def start(self, request: RunRequest) -> SimulatedRun:
+        runs = self._runs[request.operation_id]
+        record = _Record(len(runs) + 1, request)
+        runs.append(record)
+        self.started.append(request)
+        return SimulatedRun(self.fleet, record, self.gate)
+
+    def adopt(self, operation_id: str) -> SimulatedRun | None:
+        known = [r for r in self._runs.get(operation_id, ()) if id(r) not in self._forgotten]
+        return SimulatedRun(self.fleet, known[-1], self.gate) if known else None
+
+    def forget(self, operation_id: str) -> None:
+        self._forgotten |= {id(record) for record in self._runs.get(operation_id, ())}
+
+    def lose(self, operation_id: str) -> None:
+        """The run's process dies without a result."""
+        record = self._runs[operation_id][-1]
+        with record.lock:
+            problem = PpecError("run.lost", "simulated loss").problem()
+            record.result = RunResult(status="failed", return_code=-1, problem=problem)
+
+
+def _subjects(parameters: Mapping[str, Any]) -> Iterable[tuple[UUID, str, VmSpec | None]]:
+    for raw in parameters.get("vms", ()):
+        spec = VmSpec.model_validate(raw)
+        yield spec.vm_id, spec.name, spec
+    for vm_id in parameters.get("vm_ids", ()):
+        yield UUID(str(vm_id)), "", None
+
+
+def _info(spec: VmSpec) -> VmInfo:
+    return VmInfo(
+        vm_id=spec.vm_id,
+        name=spec.name,
+        state=VmState.RUNNING,
+        managed=True,
+        vcpus=spec.vcpus,
+        memory_mib=spec.memory_mib,
+        cells=spec.cells,
+        disk_mib=spec.root_disk.size_mib,
+        macs=tuple(nic.mac for nic in spec.nics),
+    )
+
+
+def _told(host: str, result: VmResult) -> list[RunEvent]:
+    progress = VmProgress(vm_id=result.vm_id, name=result.name, stage=Stage.DEFINE, elapsed_ms=1)
+    return [
+        RunEvent(host=host, at_unix_ms=_now_ms(), progress=progress),
+        RunEvent(host=host, at_unix_ms=_now_ms(), result=result),
+    ]
+
+
+def _problem(host: str, code: str) -> RunEvent:
+    return RunEvent(host=host, at_unix_ms=_now_ms(), problem=PpecError(code, f"simulated {code}").problem())
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small registered fleet in the database, its hosts simulated, and replicas of the operations engine on it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, insert, select
+
+from ppec_contract.api import OperationView, VmsCreate, VmView
+from ppec_contract.model import digest
+from ppec_orchestrator.dispatch.simulated import SimulatedDispatcher, SimulatedFleet
+from ppec_orchestrator.ipdb.ranges import usable_range
+from ppec_orchestrator.operations.accept import Ask
+from ppec_orchestrator.operations.context import Ports
+from ppec_orchestrator.operations.planning import Planning
+from ppec_orchestrator.operations.service import Operations
+from ppec_orchestrator.store import ipdb, tables, vm_views
+from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.idempotency import RequestKey
+from ppec_orchestrator.store.operation_views import OperationFilter
+from ppec_orchestrator.store.paging import Slice
+
+WAIT_S = 30.0
+CORES, MEMORY_MIB, DISK_MIB = 8, 16384, 400_000
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def wait_until(found: Callable[[], Any], what: str) -> Any:
+    """Waits on a condition with a bound; returns its first true value."""
+    deadline = time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(0.01)
+    pytest.fail(f"waited {WAIT_S} s in vain until {what}")
+
+
+def seed(database: Database, hosts: int) -> None:
+    """One cluster, one VRF, one IPv4 prefix, `hosts` equal hosts that have just been heard, a flavor and an image."""
+    with database.write() as conn:
+        conn.execute(insert(tables.datacentre).values(id=1, name="dc1", region="r1"))
+        conn.execute(insert(tables.cluster).values(id=1, name="c1", datacentre_id=1, architecture="x86_64"))
+        conn.execute(insert(tables.rack).values(id=1, name="rack1", cluster_id=1))
+        conn.execute(insert(tables.vrf).values(id=1, name="v1", description=""))
+        conn.execute(
+            insert(tables.prefix).values(
+                id=1, vrf_id=1, cidr="10.7.0.0/24", family=4, gateway="10.7.0.1", bridge="br0", cluster_id=1,
+                first="10.7.0.2", last="10.7.0.254", nameservers=["10.7.0.1"],
+            )
+        )  # fmt: skip
+        prefix = conn.execute(select(tables.prefix)).one()
+        usable = usable_range(
+            ip_network(prefix.cidr),
+            gateway=ipdb.to_address(prefix.gateway),
+            first=ipdb.to_address(prefix.first),
+            last=ipdb.to_address(prefix.last),
+        )
+        ipdb.insert_ipv4_rows(conn, 1, usable)
+        for number in range(1, hosts + 1):
+            conn.execute(
+                insert(tables.host).values(
+                    id=number, name=f"h{number}", rack_id=1, vrf_id=1, address="127.0.0.1", port=7000 + number,
+                    draining=False, enrolled_at=now(), last_seen_at=now(), disk_mib=DISK_MIB, disk_used_mib=0,
+                )
+            )  # fmt: skip
+            conn.execute(
+                insert(tables.host_cell).values(
+                    host_id=number, cell=0, socket=0, threads_per_core=2, cores=CORES, memory_mib=MEMORY_MIB,
+                    cores_used=0, memory_used_mib=0,
+                )
+            )  # fmt: skip
+        conn.execute(insert(tables.flavor).values(name="small", vcpus=2, memory_mib=1024, disk_mib=8192))
+        conn.execute(insert(tables.flavor).values(name="half", vcpus=8, memory_mib=8192, disk_mib=8192))
+        conn.execute(
+            insert(tables.image).values(
+                id=1, name="debian", format="qcow2", architecture="x86_64", sha256="a" * 64, size_bytes=1,
+                virtual_size_mib=1024,
+            )
+        )  # fmt: skip
+
+
+def prepare(database: Database, dispatcher: Any) -> Ports:
+    return Ports(
+        database=database,
+        dispatcher=dispatcher,
+        planning=Planning(database, silent_after_s=3600, now=now),
+        image_url=lambda sha256: f"https://orchestrator.test/v1/images/{sha256}/content",
+        now=now,
+    )
+
+
+@dataclass
+class World:
+    """The database, the hosts, and as many replicas as a test starts."""
+
+    open_database: Callable[[], Database]
+    folder: Path
+    fleet: SimulatedFleet = field(default_factory=SimulatedFleet)
+    replicas: list[Operations] = field(default_factory=list)
+
+    ask = Ask("tester")
+    wait_until = staticmethod(wait_until)
+
+    @staticmethod
+    def batch(count: int = 4, **more: Any) -> VmsCreate:
+        """A batch of small VMs under names of their own."""
+        name = f"b{uuid.uuid4().hex[:6]}"
+        return VmsCreate(**{"flavor": "small", "image": "debian", "name": name, "count": count, **more})
+
+    def __post_init__(self) -> None:
+        self.database = self.open_database()
+        self.dispatcher = SimulatedDispatcher(self.fleet)
+
+    def replica(self, name: str = "one", *, dispatcher: Any = None, start: bool = True) -> Operations:
+        """Starts a replica with a database connection of its own."""
+        made = Operations(prepare(self.open_database(), dispatcher or self.dispatcher), self.folder / name)
+        if start:
+            made.start()
+            self.replicas.append(made)
+        return made
+
+    def stop(self) -> None:
+        for replica in self.replicas:
+            replica.stop()
+
+    def settings(self, **values: float) -> None:
+        with self.database.write() as conn:
+            for name, value in values.items():
+                store.change_setting(conn, f"operations.{name}", value)
+
+    def show(self, operation_id: str) -> OperationView:
+        return self.replica("reader", start=False).show(operation_id)
+
+    def ended(self, operation_id: str) -> OperationView:
+        reader = self.replica("reader", start=False)
+
+        def view() -> OperationView | None:
+            found = reader.show(operation_id)
+            return found if found.state.ended else None
+
+        found = wait_until(view, f"operation {operation_id} has ended")
+        assert isinstance(found, OperationView)
+        return found
+
+    @contextmanager
+    def running(self, **more: Any) -> Iterator[Operations]:
+        """A replica for the time of the block."""
+        replica = self.replica(**more)
+        try:
+            yield replica
+        finally:
+            replica.stop()
+            self.replicas.remove(replica)
+
+    def vm(self, ref: str) -> VmView:
+        with self.database.read() as conn:
+            return vm_views.show(conn, ref, datetime(2000, 1, 1, tzinfo=UTC))
+
+    @staticmethod
+    def slice() -> Slice:
+        return Slice()
+
+    @staticmethod
+    def operations_of_kind(kind: str) -> OperationFilter:
+        return OperationFilter(kind=kind)
+
+    @staticmethod
+    def keyed(key: str, asked: VmsCreate) -> Ask:
+        return Ask("tester", RequestKey("tester", key, digest(asked)))
+
+    # --- what must hold ----------------------------------------------------------------------------------------------
+
+    def assert_consistent(self) -> None:
+        """The record, the allocations, the addresses and the hosts agree, and sums are what they sum up."""
+        with self.database.read() as conn:
+            vms = {row.id: row.record for row in conn.execute(select(tables.vm.c.id, tables.vm.c.record))}
+            placed = conn.execute(select(tables.allocation.c.vm_id, tables.host.c.name).join(tables.host))
+            allocations = {row.vm_id: row.name for row in placed}
+            taken = select(tables.address.c.vm_id).where(tables.address.c.vm_id.is_not(None))
+            held = Counter(conn.execute(taken).scalars())
+            summed = conn.execute(
+                select(tables.allocation.c.host_id, func.sum(tables.allocation_cell.c.cores).label("cores"))
+                .join(tables.allocation_cell, tables.allocation_cell.c.vm_id == tables.allocation.c.vm_id)
+                .group_by(tables.allocation.c.host_id)
+            )
+            cores = {row.host_id: int(row.cores) for row in summed}
+            used = {row.host_id: row.cores_used for row in conn.execute(select(tables.host_cell))}
+        living = {vm_id for vm_id, record in vms.items() if record != "failed"}
+        assert set(allocations) == living, "room is held by exactly the living VMs"
+        assert {vm_id for vm_id in held if vm_id in vms} == living, "and so are addresses"
+        assert all(count == 1 for count in held.values())
+        assert {host: cores.get(host, 0) for host in used} == used
+        there = {vm_id: host for host, mine in self.fleet.vms.items() for vm_id in mine}
+        assert len(there) == len(self.fleet.everywhere()), "no VM is on two hosts"
+        assert there == {vm_id: allocations[vm_id] for vm_id in living}, "every VM is where the record has it"
+
+    def assert_empty(self) -> None:
+        """Nothing is held by anybody, and nothing is on any host."""
+        self.assert_consistent()
+        with self.database.read() as conn:
+            assert conn.execute(select(func.count()).select_from(tables.allocation)).scalar_one() == 0
+            taken = select(func.count()).select_from(tables.address).where(tables.address.c.vm_id.is_not(None))
+            assert conn.execute(taken).scalar_one() == 0
+            assert conn.execute(select(func.sum(tables.host_cell.c.cores_used))).scalar_one() == 0
+            assert conn.execute(select(func.sum(tables.host.c.disk_used_mib))).scalar_one() == 0
+        assert self.fleet.everywhere() == []
+
+
+@pytest.fixture
+def world(open_database: Callable[[], Database], tmp_path: Path) -> Iterator[World]:
+    """Three simulated hosts of eight cores each."""
+    made = World(open_database, tmp_path / "replicas")
+    seed(made.database, 3)
+    yield made
+    made.stop()
