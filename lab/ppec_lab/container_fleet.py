@@ -71,9 +71,14 @@ class ContainerFleet:
         tree = host_tree()
         directory = state_root() / name
         directory.mkdir(parents=True, exist_ok=False)
-        fleet = _plan(count, name, directory, claim_network(), host_prefix)
-        fleet._save()
         try:
+            network = claim_network(_saved_indices())
+        except BaseException:
+            directory.rmdir()
+            raise
+        fleet = _plan(count, name, directory, network, host_prefix)
+        try:
+            fleet._save(tree)
             fleet._start(tree)
         except BaseException:
             fleet.remove()
@@ -87,6 +92,19 @@ class ContainerFleet:
         saved = json.loads((directory / "fleet.json").read_text())
         hosts = tuple(ContainerHost(fleet_dir=directory, **row) for row in saved["hosts"])
         return ContainerFleet(name, directory, FleetNetwork(**saved["network"]), hosts)
+
+    def resume(self) -> None:
+        """Bring back what doesn't run, after a reboot of this machine for example; returns when all hosts answer.
+
+        Hosts keep their disks, keys and addresses. Gateways of guest prefixes are to be added again.
+        """
+        tree = Path(json.loads((self.directory / "fleet.json").read_text())["tree"])
+        self.network.raise_bridge()
+        for host in self.hosts:
+            if not Path("/run/netns", host.container).exists():
+                self.network.plug_in(host.container, host.number)
+            host.mount(tree)
+        self._start_all()
 
     def host(self, name: str) -> ContainerHost:
         """The host called `name`; `KeyError` when the fleet has none."""
@@ -103,7 +121,7 @@ class ContainerFleet:
         with contextlib.suppress(OSError):
             self.directory.parent.rmdir()
 
-    def _save(self) -> None:
+    def _save(self, tree: Path) -> None:
         rows = [
             {
                 "name": host.name,
@@ -115,7 +133,10 @@ class ContainerFleet:
             for host in self.hosts
         ]
         network = {"index": self.network.index, "bridge": self.network.bridge}
-        (self.directory / "fleet.json").write_text(json.dumps({"network": network, "hosts": rows}, indent=1))
+        saved = {"tree": str(tree), "network": network, "hosts": rows}
+        partial = self.directory / "fleet.json.new"
+        partial.write_text(json.dumps(saved, indent=1))
+        partial.rename(self.directory / "fleet.json")
 
     def _start(self, tree: Path) -> None:
         make_key(self.ssh_key, comment=f"ppec lab fleet {self.name}")
@@ -128,6 +149,9 @@ class ContainerFleet:
             known.append(f"{host.name},{host.address} {host.install_keys(authorized)}\n")
             self.network.plug_in(host.container, host.number)
         self.known_hosts.write_text("".join(known))
+        self._start_all()
+
+    def _start_all(self) -> None:
         with ThreadPoolExecutor(STARTED_AT_ONCE) as pool:
             list(pool.map(ContainerHost.start, self.hosts))
             list(pool.map(ContainerHost.wait_ready, self.hosts))
@@ -135,6 +159,21 @@ class ContainerFleet:
     def _hosts_file(self) -> str:
         lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost", f"{self.gateway} ppec-outside"]
         return "".join(f"{line}\n" for line in [*lines, *(f"{host.address} {host.name}" for host in self.hosts)])
+
+
+def _saved_indices() -> frozenset[int]:
+    """Address blocks of all fleets with a state directory, whether they run or not."""
+    return frozenset(fleet.network.index for fleet in saved_fleets())
+
+
+def saved_fleets() -> list[ContainerFleet]:
+    """All fleets that were started and not removed."""
+    found = []
+    for path in sorted(state_root().glob("*/fleet.json")):
+        # Another process may be removing it just now.
+        with contextlib.suppress(FileNotFoundError):
+            found.append(ContainerFleet.load(path.parent.name))
+    return found
 
 
 def _plan(count: int, name: str, directory: Path, network: FleetNetwork, host_prefix: str) -> ContainerFleet:
@@ -163,26 +202,27 @@ def container_fleet(count: int, name: str | None = None) -> Iterator[ContainerFl
 
 
 def main() -> None:
-    """Start, list or remove a named fleet of lab hosts."""
+    """Start, list or remove fleets of lab hosts."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("action", choices=("up", "show", "down"))
+    parser.add_argument("action", choices=("up", "show", "down", "down-all"))
     parser.add_argument("--name", default="demo")
     parser.add_argument("--hosts", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.action == "up":
         say(f"fleet {arguments.name}: starting {arguments.hosts} hosts")
         ContainerFleet.start(arguments.hosts, arguments.name)
-    try:
-        fleet = ContainerFleet.load(arguments.name)
-    except FileNotFoundError:
-        say(f"fleet {arguments.name}: there is none")
-        return
-    if arguments.action == "down":
-        fleet.remove()
-        say(f"fleet {arguments.name}: removed")
-        return
-    for host in fleet.hosts:
-        print(f"{host.name}\t{host.address}\t{host.container}")
+    fleets = saved_fleets()
+    if not arguments.action.endswith("all"):
+        fleets = [fleet for fleet in fleets if fleet.name == arguments.name]
+    if not fleets:
+        say("there is no such fleet")
+    for fleet in fleets:
+        if arguments.action.startswith("down"):
+            fleet.remove()
+            say(f"fleet {fleet.name}: removed")
+        else:
+            for host in fleet.hosts:
+                print(f"{fleet.name}\t{host.name}\t{host.address}\t{host.container}")
 
 
 if __name__ == "__main__":

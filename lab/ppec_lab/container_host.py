@@ -48,14 +48,19 @@ class ContainerHost:
 
     def lay_out(self, tree: Path) -> None:
         """Mount the overlay over `tree` and write what makes this host itself: its UUID and machine id."""
-        for part in ("upper", "work", "root"):
-            (self.directory / part).mkdir(parents=True, exist_ok=True)
-        layers = f"lowerdir={tree},upperdir={self.directory}/upper,workdir={self.directory}/work"
-        _run("mount", "-t", "overlay", "ppec-lab", "-o", layers, str(self.root))
+        self.mount(tree)
         write_file(self.root, "/etc/machine-id", self.host_uuid.replace("-", "") + "\n", 0o444)
         conf = self.root / "etc/libvirt/libvirtd.conf"
         # All lab hosts show the same DMI table, and two hosts of one UUID refuse to migrate to one another.
         conf.write_text(f'{conf.read_text()}\nhost_uuid = "{self.host_uuid}"\n')
+
+    def mount(self, tree: Path) -> None:
+        """Mount the host's overlay, unless it is mounted; what an earlier run wrote in it is there again."""
+        for part in ("upper", "work", "root"):
+            (self.directory / part).mkdir(parents=True, exist_ok=True)
+        if not self.root.is_mount():
+            layers = f"lowerdir={tree},upperdir={self.directory}/upper,workdir={self.directory}/work"
+            _run("mount", "-t", "overlay", "ppec-lab", "-o", layers, str(self.root))
 
     def install_keys(self, authorized: str) -> str:
         """Give the host an ssh host key and let `authorized` log in as root; returns the host's public key."""
@@ -70,7 +75,7 @@ class ContainerHost:
         write_file(self.root, "/etc/hosts", text)
 
     def start(self) -> None:
-        """Start the host, for the first time or again after `stop` or `kill`; see `wait_ready`."""
+        """Start the host, for the first time or again after `kill`, or not at all if it runs; see `wait_ready`."""
         if self._podman("container", "exists", self.container, check=False).returncode == 0:
             self._podman("start", self.container)
             return

@@ -90,6 +90,14 @@ class FleetNetwork:
         """Name of the outer end of host `number`'s cable; a link's name has at most 15 characters."""
         return f"{self.bridge}-{number}"
 
+    def raise_bridge(self) -> None:
+        """Make the fleet's bridge with the hosts' gateway on it, unless it stands."""
+        if Path("/sys/class/net", self.bridge).exists():
+            return
+        ip("link", "add", self.bridge, "type", "bridge", "stp_state", "0", "forward_delay", "0")
+        ip("addr", "add", f"{self.gateway}/24", "dev", self.bridge)
+        ip("link", "set", self.bridge, "up")
+
     def unplug(self, namespace: str, number: int) -> None:
         """Remove a host's cable and namespace, with all links in it."""
         # The kernel would remove the cable with the namespace, but later, in the background.
@@ -104,18 +112,19 @@ class FleetNetwork:
             ip("link", "delete", self.bridge)
 
 
-def claim_network() -> FleetNetwork:
-    """Make a bridge on addresses that nothing on this machine uses; two fleets started at once get different ones."""
+def claim_network(saved: frozenset[int] = frozenset()) -> FleetNetwork:
+    """Make a bridge on addresses that nothing on this machine uses; two fleets started at once get different ones.
+
+    `saved` are the indices of fleets that are down at present and may come back.
+    """
     with _claim():
         used = _used_networks()
         for index in range(2 ** (BLOCK_LENGTH - POOL.prefixlen)):
             network = FleetNetwork(index, f"ppeclab{index}")
-            if Path("/sys/class/net", network.bridge).exists():
+            if index in saved or Path("/sys/class/net", network.bridge).exists():
                 continue
             if not any(network.block.overlaps(other) for other in used):
-                ip("link", "add", network.bridge, "type", "bridge", "stp_state", "0", "forward_delay", "0")
-                ip("addr", "add", f"{network.gateway}/24", "dev", network.bridge)
-                ip("link", "set", network.bridge, "up")
+                network.raise_bridge()
                 return network
     raise RuntimeError(f"no free /{BLOCK_LENGTH} of {POOL} for a fleet of lab hosts: remove a fleet or a route")
 

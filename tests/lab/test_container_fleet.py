@@ -98,6 +98,21 @@ def test_a_power_cut_keeps_the_disk_and_the_address(fleet: ContainerFleet) -> No
     assert fleet.gateway in host.ssh("ip route").stdout
 
 
+def test_a_fleet_comes_back_after_its_machine_went_down(fleet: ContainerFleet) -> None:
+    with container_fleet(1) as other:
+        (host,) = other.hosts
+        host.ssh("echo kept >/root/mark")
+        # All that a reboot of the machine outside takes away: processes, mounts, links and namespaces.
+        host.kill()
+        subprocess.run(["umount", str(host.root)], check=True, timeout=10)
+        other.network.unplug(host.container, host.number)
+        other.network.remove()
+        with container_fleet(1) as third:
+            assert third.network.index not in {other.network.index, fleet.network.index}
+        ContainerFleet.load(other.name).resume()
+        assert host.ssh("cat /root/mark").stdout == "kept\n"
+
+
 def test_two_fleets_stand_beside_one_another_and_leave_nothing(fleet: ContainerFleet) -> None:
     before = links()
 
