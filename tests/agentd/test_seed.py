@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from ppec_agentd.iso_image import iso_image
 from ppec_agentd.seed import seed_files, seed_iso
 
 HOSTILE = [
@@ -44,6 +47,27 @@ def test_the_volume_is_found_by_its_label(tmp_path: Path, vm: Any) -> None:
         check=True, capture_output=True, text=True, timeout=10,
     )  # fmt: skip
     assert answer.stdout.strip() == "cidata"
+
+
+def test_an_independent_reader_finds_both_trees_sound(vm: Any) -> None:
+    """isoinfo and the kernel are lenient; pycdlib's parser is not."""
+    pycdlib = pytest.importorskip("pycdlib")
+    one = vm(user_data="x" * 5000)
+    iso = pycdlib.PyCdlib()
+    iso.open_fp(io.BytesIO(seed_iso(one)))
+    names = [child.file_identifier() for child in iso.list_children(joliet_path="/")][2:]
+    assert [name.decode("utf-16-be") for name in names] == ["meta-data", "network-config", "user-data"]
+    for joliet, number in (("/meta-data", 0), ("/network-config", 1), ("/user-data", 2)):
+        for where in ({"joliet_path": joliet}, {"iso_path": f"/FILE{number}.;1"}):
+            content = io.BytesIO()
+            iso.get_file_from_iso_fp(content, **where)
+            assert content.getvalue() == seed_files(one)[joliet[1:]]
+    iso.close()
+
+
+def test_more_files_than_a_folder_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match="too many files"):
+        iso_image("x", {f"{number:030}": b"" for number in range(40)})
 
 
 def test_network_config_names_each_nic_by_mac(vm: Any) -> None:
