@@ -130,17 +130,21 @@ def test_the_same_text_given_as_a_variable_would_have_been_evaluated(make_fleet,
 
 
 def test_a_template_as_a_name_is_refused_by_the_host_and_never_evaluated(make_fleet, spec, ansible_playbook):
-    fleet = make_fleet("h1")
+    names = {f"h{n}": text for n, text in enumerate(hostile_texts("/nowhere/canary"))}
+    fleet = make_fleet(*names)
     canary = fleet.folder / "canary"
-    for text in hostile_texts(canary):
-        plan = fleet.plan({"h1": {"vms": [{**spec("a"), "name": text}]}})
-        (fleet.folder / "events.jsonl").unlink(missing_ok=True)
-        run = ansible_playbook(APPLY_PLAN, {"h1": {}}, "-vvvv", "-e", f"ppec_plan_file={write_plan(fleet, plan)}")
-        assert run.result()["code"] == "request.invalid"
-        assert fleet.hosts["h1"].agent.requests[-1][1]["vms"][0]["name"] == text
-        assert "touch" not in run.output
+    names = dict(zip(names, hostile_texts(canary), strict=True))
+    plan = fleet.plan({host: {"vms": [{**spec("a"), "name": text}]} for host, text in names.items()})
+    hosts = {host: {} for host in names}
+    run = ansible_playbook(APPLY_PLAN, hosts, "-vvvv", "-e", f"ppec_plan_file={write_plan(fleet, plan)}")
     assert not canary.exists()
-    assert fleet.hosts["h1"].agent.vms == {}
+    assert "touch" not in run.output
+    for host, text in names.items():
+        assert run.result(host)["code"] == "request.invalid"
+        ((_, sent),) = fleet.hosts[host].agent.requests
+        assert sent["vms"][0]["name"] == text
+        assert fleet.hosts[host].agent.vms == {}
+    assert sorted(event.host for event in events_of(plan)) == sorted(names)
 
 
 def test_hostile_text_in_a_play_s_own_vms_when_it_is_marked_or_looked_up(make_fleet, spec, ansible_playbook):

@@ -18,7 +18,8 @@ from ansible_collections.ppec.cloud.plugins.module_utils.contract_table import M
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 from ansible_collections.ppec.cloud.plugins.module_utils.varlink_reply import decode_object, read_reply
 
-CONNECT_TIMEOUT_S = 5.0
+# For reaching the host and, again, for the TLS handshake.
+CONNECT_TIMEOUT_S = 10.0
 _UNAVAILABLE_STATUS = (502, 503, 504)
 
 
