@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppec_contract.frames import MAX_DEPTH, FrameError, FrameReader, decode_json_object, encode
+from ppec_contract.frames import MAX_DEPTH, MAX_TOKENS, FrameError, FrameReader, decode_json_object, encode
 
 CALL = {
     "method": "cloud.ppec.agent.CreateVms",
@@ -140,6 +140,12 @@ def test_a_frame_of_just_the_limit_is_taken_and_one_more_is_not() -> None:
         b'{"a":' * (MAX_DEPTH + 1) + b"1" + b"}" * (MAX_DEPTH + 1),
         b'{"a":' + b"[" * 100_000,
         b"<xml/>",
+        b'{"a":[' + b"[]," * (MAX_TOKENS // 3) + b"1]}",
+        b'{"a":[' + b"1," * MAX_TOKENS + b"1]}",
+        b'{"a":"' + b'\\"[' * 1_000_000,
+        b'{"a":"' + b'\\"[' * 1_000_000 + b"\\",
+        b"[" * 4_000_000,
+        b'"' * 4_000_000 + b"[" * 100,
     ],
 )
 def test_strictness(body: bytes) -> None:
@@ -156,6 +162,8 @@ def test_strictness(body: bytes) -> None:
         (b'{"a":"' + b"[{" * 500 + b'"}', "[{" * 500),
         (b'{"a":"' + b'\\"[' * 500 + b'"}', '"[' * 500),
         (b'{"a":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}", json.loads("[" * 31 + "]" * 31)),
+        (b'{"a":"' + b"[,{" * 500_000 + b'"}', "[,{" * 500_000),
+        (b'{"a":[' + b"[]," * 40_000 + b"1]}", [*([[]] * 40_000), 1]),
         (b' {"a" : 1e2 } ', 100.0),
     ],
 )
