@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 import ssl
 import threading
@@ -21,15 +22,19 @@ import uvicorn
 from ppec_contract.errors import PpecError
 from ppec_contract.peer_protocol import PeerCertificateProtocol
 from ppec_orchestrator.api.app import create_app
-from ppec_orchestrator.api.services import OperationsEngine, Services, make_services, utc_now
+from ppec_orchestrator.api.services import Services, make_services, utc_now
+from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
+from ppec_orchestrator.operations.context import Ports
+from ppec_orchestrator.operations.planning import Planning
+from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.pki.keys import write_private
+from ppec_orchestrator.roles import Role
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.tokens import Role, count_tokens, create_token
+from ppec_orchestrator.store.tokens import count_tokens, create_token
 
 _log = structlog.get_logger(__name__)
 _GRACE_S = 5
-EngineFactory = Callable[[Services], OperationsEngine]
 
 
 @contextmanager
@@ -52,20 +57,17 @@ def opened_database(settings: Settings) -> Iterator[Database]:
         database.close()
 
 
-def serve(settings: Settings, engine_of: EngineFactory | None = None) -> None:
-    """Runs until SIGTERM or SIGINT."""
+def serve(settings: Settings) -> None:
+    """Runs until SIGTERM or SIGINT. Call it in the main thread."""
+    stopping = _stop_signals()
     with ExitStack() as stack:
         database = stack.enter_context(opened_database(settings))
         services = make_services(settings, database)
         ensure_admin_token(settings, database)
-        if engine_of is not None:
-            engine = engine_of(services)
-            services = dataclasses.replace(services, operations=engine)
-            engine.start()
-            stack.callback(engine.stop)
+        services = stack.enter_context(_operating(services))
         stack.enter_context(_flushing(services))
         sockets = [stack.enter_context(_bound(address, settings.port)) for address in settings.listen]
-        server = _Server(_config(services))
+        server = _Server(_config(services), stopping)
         server.run(sockets)
         if not server.started:
             raise PpecError("internal.error", "the listener did not start; the log says why", subject="listener")
@@ -80,6 +82,40 @@ def ensure_admin_token(settings: Settings, database: Database) -> None:
         # Before the commit: a token nobody has been told of would lock everybody out.
         write_private(settings.admin_token_path, f"{token}\n".encode("ascii"))
     _log.info("orchestrator.admin_token_written", path=str(settings.admin_token_path))
+
+
+def _stop_signals() -> threading.Event:
+    """Set by SIGTERM and SIGINT outside the server's loop.
+
+    uvicorn raises the signal it stopped on once more when it is done; by default that would end the process before
+    its threads are.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+    return stopping
+
+
+@contextmanager
+def _operating(services: Services) -> Iterator[Services]:
+    """With the operations engine started: it adopts what runs before anything new is accepted."""
+    settings, pair = services.settings, services.ca.orchestrator_pair
+    credentials = RunCredentials(pair.ca_path, pair.certificate_path, pair.key_path)
+    dispatcher = AnsibleDispatcher(settings.state_dir, credentials)
+    ports = Ports(
+        database=services.database,
+        dispatcher=dispatcher,
+        planning=Planning(services.database, silent_after_s=settings.silent_after_s, now=services.now),
+        image_url=settings.image_url,
+        now=services.now,
+    )
+    operations = Operations(ports, settings.state_dir)
+    with ExitStack() as stack:
+        dispatcher.open()
+        stack.callback(dispatcher.close)
+        operations.start()
+        stack.callback(operations.stop)
+        yield dataclasses.replace(services, operations=operations)
 
 
 @contextmanager
@@ -142,8 +178,14 @@ def _modern(config: uvicorn.Config, default: Callable[[], ssl.SSLContext]) -> ss
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, stopping: threading.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        if self._stopping.is_set():
+            self.should_exit = True  # asked to while we were starting
         if self.started:
             places: Sequence[str] = [f"{s.getsockname()[0]}:{s.getsockname()[1]}" for s in sockets or ()]
             _log.info("orchestrator.ready", listen=places)

@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ppec-orchestrator`: the server's own command. People use `ppec`, which talks to it over the API."""
+"""`ppec-orchestrator`: the server's own command. People use `ppec`, which talks to it over the API.
+
+Each command imports what it needs itself: the whole server takes a second or two to import.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
 from ppec_contract.errors import PpecError, exit_code
 from ppec_contract.model import ResourceName
-from ppec_orchestrator.api.services import make_services, utc_now
 from ppec_orchestrator.logs import configure_logs
-from ppec_orchestrator.pki.keys import write_private
-from ppec_orchestrator.process import opened_database, serve
+from ppec_orchestrator.roles import Role
 from ppec_orchestrator.settings import Settings
-from ppec_orchestrator.store.enrolment import record_certificate
-from ppec_orchestrator.store.tokens import Role, create_token, remove_token
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,16 +74,23 @@ def _name(text: str) -> str:
 
 
 def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
+    from ppec_orchestrator.process import serve
+
     serve(settings)
 
 
 def _migrate(settings: Settings, arguments: argparse.Namespace) -> None:
+    from ppec_orchestrator.process import opened_database
+
     with opened_database(settings):
         pass
 
 
 def _create_token(settings: Settings, arguments: argparse.Namespace) -> None:
-    now = utc_now()
+    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.store.tokens import create_token
+
+    now = datetime.now(UTC)
     expires_at = now + timedelta(days=arguments.days) if arguments.days is not None else None
     with opened_database(settings) as database, database.write() as conn:
         token = create_token(conn, arguments.name, arguments.role, now=now, expires_at=expires_at)
@@ -92,16 +98,25 @@ def _create_token(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def _revoke_token(settings: Settings, arguments: argparse.Namespace) -> None:
+    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.store.tokens import remove_token
+
     with opened_database(settings) as database, database.write() as conn:
         remove_token(conn, arguments.name)
 
 
 def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> None:
+    from ppec_orchestrator.api.services import make_services
+    from ppec_orchestrator.pki.keys import write_private
+    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.store.enrolment import record_certificate
+
+    now = datetime.now(UTC)
     with opened_database(settings) as database:
         services = make_services(settings, database)
-        issued, key = services.ca.issue_operator(arguments.operator, now=utc_now())
+        issued, key = services.ca.issue_operator(arguments.operator, now=now)
         with database.write() as conn:
-            record_certificate(conn, issued, now=utc_now())
+            record_certificate(conn, issued, now=now)
     folder: Path = arguments.directory
     try:
         folder.mkdir(parents=True, exist_ok=True)

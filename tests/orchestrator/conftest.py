@@ -21,9 +21,10 @@ from starlette.types import Receive, Scope, Send
 
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.services import Services, make_services
+from ppec_orchestrator.roles import Role
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.tokens import Role, create_token
+from ppec_orchestrator.store.tokens import create_token
 
 POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 _TEMPLATE = "ppec_template"

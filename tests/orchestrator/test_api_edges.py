@@ -11,7 +11,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from ppec_orchestrator.api.services import Services
-from ppec_orchestrator.store.tokens import Role, create_token
+from ppec_orchestrator.roles import Role
+from ppec_orchestrator.store.tokens import create_token
 
 PROBLEM = "application/problem+json"
 JSON = {"Content-Type": "application/json"}

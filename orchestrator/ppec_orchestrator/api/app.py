@@ -19,9 +19,11 @@ from ppec_orchestrator.api import (
     health,
     hosts,
     images,
+    operations,
     prefixes,
     racks,
     reports,
+    vms,
     vrfs,
 )
 from ppec_orchestrator.api.bodies import BodyLimit
@@ -41,6 +43,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     hosts.router,
     enrol.router,
     reports.router,
+    vms.router,
+    operations.router,
 )
 
 

@@ -17,7 +17,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from ppec_contract.errors import PpecError
 from ppec_contract.identity import Identity
 from ppec_orchestrator.api.services import Here
-from ppec_orchestrator.store.tokens import Role
+from ppec_orchestrator.roles import Role
 
 _MAX_TOKEN = 128
 

@@ -31,6 +31,9 @@ FACTS = (
 )
 
 
+_NO_ROOM = {"cores": 0, "memory_mib": 0, "cores_reserved": 0, "memory_reserved_mib": 0}
+
+
 @dataclass(frozen=True, slots=True)
 class StoredReport:
     """Which report of a host the database holds; `message` None means none yet."""
@@ -109,7 +112,7 @@ def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) 
     for number, row in known.items():
         # A cell that is gone but still holds VMs by the record stays, with no room: what it holds must be released.
         if row.cores_used or row.memory_used_mib:
-            conn.execute(_cell(update(host_cell), host_id, number).values(cores=0, memory_mib=0))
+            conn.execute(_cell(update(host_cell), host_id, number).values(_NO_ROOM))
         else:
             conn.execute(_cell(delete(host_cell), host_id, number))
 

@@ -12,29 +12,17 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
 
 from sqlalchemy import Connection, delete, func, insert, select
 
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.roles import Role
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.tables import api_token
 
 # How long a removed token may still work in another replica, and how often a busy one is looked up.
 CACHE_S = 5.0
 _MAX_CACHED = 4096
-
-
-class Role(StrEnum):
-    """What a caller may do: look; change VMs; change the fleet itself."""
-
-    VIEWER = "viewer"
-    OPERATOR = "operator"
-    ADMIN = "admin"
-
-    def includes(self, other: Role) -> bool:
-        order = list(Role)
-        return order.index(self) >= order.index(other)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator as a real process, over real TLS."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ppec_orchestrator.pki.keys import key_pem, new_key
+
+READY_S = 60
+HOST = {"name": "h1", "rack": "r1", "vrf": "red", "address": "192.0.2.1"}
+
+
+class Process:
+    """`ppec-orchestrator` with its own state folder and port."""
+
+    def __init__(self, place: Path) -> None:
+        self.state = place / "state"
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port: int = sock.getsockname()[1]
+        self.config = place / "orchestrator.toml"
+        self.config.write_text(f'listen = ["127.0.0.1"]\nport = {self.port}\nheartbeat_interval_s = 5.0\n')
+        self.environment = os.environ | {"PPEC_STATE_DIR": str(self.state)}
+
+    def command(self, *words: str) -> list[str]:
+        return [sys.executable, "-m", "ppec_orchestrator.serve", "--config", str(self.config), *words]
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*words), env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    @contextmanager
+    def serving(self) -> Iterator[subprocess.Popen[bytes]]:
+        with (self.config.parent / "log").open("ab") as log:
+            process = subprocess.Popen(self.command("serve"), env=self.environment, stderr=log, stdout=log)
+        try:
+            self._wait_until_ready(process)
+            yield process
+        finally:
+            process.kill()
+            process.wait(10)
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
+        until = time.monotonic() + READY_S
+        while time.monotonic() < until:
+            assert process.poll() is None, self.log()
+            try:
+                with self.client() as client:
+                    if client.get("/v1/health").status_code == 200:
+                        return
+            except (httpx2.HTTPError, FileNotFoundError):
+                time.sleep(0.1)
+        pytest.fail(f"not ready: {self.log()}")
+
+    def log(self) -> str:
+        return (self.config.parent / "log").read_text()
+
+    def client(self, certificate: tuple[Path, Path] | None = None, token: str = "") -> httpx2.Client:
+        context = ssl.create_default_context(cafile=str(self.state / "pki" / "ca.crt"))
+        if certificate is not None:
+            context.load_cert_chain(*certificate)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx2.Client(base_url=f"https://localhost:{self.port}", verify=context, headers=headers, timeout=30)
+
+    def admin(self) -> httpx2.Client:
+        return self.client(token=(self.state / "admin.token").read_text().strip())
+
+
+@pytest.fixture
+def orchestrator(tmp_path: Path) -> Process:
+    return Process(tmp_path)
+
+
+def _enrolled(orchestrator: Process, place: Path, token: str) -> tuple[Path, Path]:
+    """h1's certificate and key, by its token."""
+    key: ec.EllipticCurvePrivateKey = new_key()
+    request = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([])).sign(key, hashes.SHA256())
+    body = {"host": "h1", "token": token, "csr_pem": request.public_bytes(Encoding.PEM).decode()}
+    with orchestrator.client() as client:
+        reply = client.post("/v1/enrol", json=body)
+    assert reply.status_code == 201, reply.text
+    certificate, key_path = place / "h1.crt", place / "h1.key"
+    certificate.write_text(reply.json()["certificate_pem"])
+    key_path.write_bytes(key_pem(key))
+    return certificate, key_path
+
+
+def test_a_host_joins_over_tls_and_the_record_survives_a_kill(orchestrator: Process, tmp_path: Path) -> None:
+    with orchestrator.serving() as process:
+        with orchestrator.admin() as admin:
+            for path, body in (
+                ("datacentres", {"name": "dc1", "region": "north"}),
+                ("clusters", {"name": "c1", "datacentre": "dc1"}),
+                ("racks", {"name": "r1", "cluster": "c1"}),
+                ("vrfs", {"name": "red"}),
+                ("hosts", HOST),
+            ):
+                assert admin.post(f"/v1/{path}", json=body).status_code == 201
+            token = admin.post("/v1/hosts/h1/enrolment-token").json()["token"]
+        pair = _enrolled(orchestrator, tmp_path, token)
+        beat = {"agent_started_at_unix_ms": 1, "sequence": 1, "digest": "0" * 64}
+        with orchestrator.client(pair) as host:
+            answer = host.post("/v1/hosts/h1/heartbeat", json=beat)
+            assert (answer.status_code, answer.json()["send_report"]) == (200, True)
+            assert answer.json()["heartbeat_interval_s"] == 5.0
+            assert host.post("/v1/hosts/h2/heartbeat", json=beat).json()["code"] == "auth.wrong_identity"
+            assert host.get("/v1/hosts").json()["code"] == "auth.required"
+        process.send_signal(signal.SIGKILL)
+        process.wait(10)
+    with orchestrator.serving() as process, orchestrator.admin() as admin:
+        assert admin.get("/v1/hosts/h1").json()["liveness"] in ("enrolled", "up", "unknown")
+        with orchestrator.client(pair) as host:
+            assert host.post("/v1/hosts/h1/heartbeat", json=beat).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert token not in orchestrator.log()
+    assert (orchestrator.state / "admin.token").read_text().strip() not in orchestrator.log()
+    assert "Traceback" not in orchestrator.log()
+
+
+def test_tokens_made_and_revoked_and_a_certificate_of_another_fleet(orchestrator: Process, tmp_path: Path) -> None:
+    made = orchestrator.run("token", "create", "ci", "--role", "viewer")
+    assert made.returncode == 0, made.stderr
+    (tmp_path / "other").mkdir()
+    stranger = Process(tmp_path / "other")
+    issued = stranger.run("certificate", "issue", "--operator", "eve", "--directory", str(tmp_path / "eve"))
+    assert issued.returncode == 0, issued.stderr
+    pair = (tmp_path / "eve" / "eve.crt", tmp_path / "eve" / "eve.key")
+    assert pair[1].stat().st_mode & 0o777 == 0o600
+    with orchestrator.serving(), orchestrator.client(token=made.stdout.strip()) as client:
+        assert client.get("/v1/flavors").status_code == 200
+        assert client.post("/v1/vrfs", json={"name": "x"}).status_code == 403
+        with orchestrator.client(pair) as eve, pytest.raises(httpx2.HTTPError):
+            eve.get("/v1/health")
+        assert orchestrator.run("token", "revoke", "ci").returncode == 0
+        until = time.monotonic() + 30
+        while client.get("/v1/flavors").status_code == 200 and time.monotonic() < until:
+            time.sleep(0.2)
+        assert client.get("/v1/flavors").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "exit_code", "said"),
+    [
+        (["token", "revoke", "nobody"], {}, 2, "there is no token"),
+        (["migrate"], {"PPEC_PORT": "70000"}, 2, "port"),
+        (["migrate"], {"PPEC_DATABASE_URL": "mysql://u:hunter2@h/d"}, 2, "neither sqlite nor postgresql"),
+        (["migrate"], {"PPEC_STATE_DIR": "/proc/nope"}, 2, "state_dir"),
+        (["token", "create", "../x", "--role", "admin"], {}, 2, "lower-case letters"),
+    ],
+)
+def test_what_can_not_be_done_is_said_in_a_sentence(
+    orchestrator: Process, words: list[str], environment: dict[str, str], exit_code: int, said: str
+) -> None:
+    orchestrator.environment = orchestrator.environment | environment
+    ended = orchestrator.run(*words)
+    assert (ended.returncode, said in ended.stderr) == (exit_code, True), ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "hunter2" not in ended.stderr
+
+
+def test_a_port_in_use_is_said(orchestrator: Process) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", orchestrator.port))
+        sock.listen()
+        ended = orchestrator.run("serve")
+    assert ended.returncode == 2
+    assert f"can't listen on 127.0.0.1 port {orchestrator.port}" in ended.stderr
