@@ -97,7 +97,7 @@ class Job:
         if name in _HOST_TASK_EVENTS:
             self._tasks[name] += 1
             found = event.get("event_data", {}).get("res", {})
-            self._proxy_sessions += int(found.get("sessions", 0)) if isinstance(found, dict) else 0
+            self._proxy_sessions += int(found.get("proxy_sessions", 0)) if isinstance(found, dict) else 0
         elif name == "playbook_on_stats":
             # The playbook's last word. What follows takes a fifth of a second and changes nothing.
             failed = self._tasks["runner_on_failed"] + self._tasks["runner_on_unreachable"]
