@@ -43,7 +43,6 @@ def make_hypervisor(settings: Settings) -> Hypervisor:
 def _fake(settings: Settings, topology: Topology) -> Hypervisor:
     from ppec_agentd.fake_hypervisor import FakeHypervisor, FakeOptions
 
-    settings.storage.state_dir.mkdir(parents=True, exist_ok=True)
     return FakeHypervisor(
         FakeOptions(
             topology=topology,
@@ -82,9 +81,10 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
 def prepare_state(storage: StorageSettings) -> Journal:
     """Makes the folders, sweeps what a crash left half written, opens the journal."""
     for folder in (storage.state_dir, storage.vms, storage.images):
-        folder.mkdir(parents=True, exist_ok=True)
-    # QEMU's user passes through to its files, and lists nothing.
-    storage.vms.chmod(0o711)
+        if not folder.is_dir():
+            folder.mkdir(parents=True)
+            # Whatever the umask: QEMU's user passes through to its files, and lists nothing.
+            folder.chmod(0o711)
     for partial in storage.images.glob(".*.partial"):
         partial.unlink(missing_ok=True)
     return Journal.open(storage.journal)

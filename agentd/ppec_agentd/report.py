@@ -50,7 +50,12 @@ class ReportSource:
         """Raises `hypervisor.unavailable`."""
         context = self._context
         context.facts = await context.hypervisor.facts()
-        held_before = context.ledger.held_ids()
-        domains = await context.hypervisor.domains()
-        context.ledger.follow(domains, held_before)
+        domains = await self.follow()
         return host_report(self.host, context.facts, context.ledger, domains)
+
+    async def follow(self) -> tuple[Domain, ...]:
+        """Brings the ledger in line with the hypervisor and returns its domains."""
+        held_before = self._context.ledger.held_ids()
+        domains = await self._context.hypervisor.domains()
+        self._context.ledger.follow(domains, held_before)
+        return domains

@@ -17,7 +17,8 @@ import structlog
 from ppec_agentd import AGENT_VERSION
 from ppec_agentd.actions.batch import Actions
 from ppec_agentd.assembly import make_context, make_hypervisor, prepare_state
-from ppec_agentd.hypervisor import EventKind, HypervisorEvent
+from ppec_agentd.housekeeping import Housekeeping
+from ppec_agentd.hypervisor import HypervisorEvent
 from ppec_agentd.log_setup import set_up_logs
 from ppec_agentd.orchestrator_link import OrchestratorLink
 from ppec_agentd.recovery import recover
@@ -32,7 +33,6 @@ from ppec_contract.errors import PpecError
 log = structlog.get_logger(__name__)
 Attempt = Callable[[], Awaitable[object]]
 DRAIN_S = 20.0
-SETTLE_EVERY_S = 30.0
 LONGEST_WAIT_S = 5.0
 
 
@@ -58,10 +58,11 @@ class Daemon:
             source = ReportSource(settings.host, context)
             reporter = self._reporter(source)
             actions = Actions(context, reporter.touch if reporter else lambda: None)
-            unsubscribe = hypervisor.on_event(lambda event: self._heard(event, actions, reporter))
+            housekeeping = Housekeeping(actions, source)
+            unsubscribe = hypervisor.on_event(lambda event: _heard(event, housekeeping, reporter))
             server = Server(settings.socket, Service(actions, source))
             await server.open(handed_over)
-            await self._serve(actions, reporter)
+            await self._serve(housekeeping, reporter)
             unsubscribe()
             await server.close()
             left = await actions.drain(DRAIN_S)
@@ -70,8 +71,8 @@ class Daemon:
             await hypervisor.close()
             journal.close()
 
-    async def _serve(self, actions: Actions, reporter: Reporter | None) -> None:
-        background = [asyncio.create_task(_settle_now_and_then(actions), name="settle")]
+    async def _serve(self, housekeeping: Housekeeping, reporter: Reporter | None) -> None:
+        background = [asyncio.create_task(housekeeping.run(), name="housekeeping")]
         if reporter is not None:
             background.append(asyncio.create_task(reporter.run(), name="reporter"))
         notify("READY=1", "STATUS=serving")
@@ -107,18 +108,12 @@ class Daemon:
         link = OrchestratorLink(reports.orchestrator_url, self._settings.tls, reports.timeout_s)
         return Reporter(source, OrchestratorSink(self._settings.host, link), reports)
 
-    def _heard(self, event: HypervisorEvent, actions: Actions, reporter: Reporter | None) -> None:
-        log.debug("hypervisor_event", kind=event.kind, vm=event.name)
-        if event.kind == EventKind.RECONNECTED:
-            actions.settle_soon()
-        if reporter is not None:
-            reporter.touch()
 
-
-async def _settle_now_and_then(actions: Actions) -> None:
-    while True:
-        await asyncio.sleep(SETTLE_EVERY_S)
-        await actions.settle()
+def _heard(event: HypervisorEvent, housekeeping: Housekeeping, reporter: Reporter | None) -> None:
+    log.debug("hypervisor_event", kind=event.kind, vm=event.name)
+    housekeeping.heard(event)
+    if reporter is not None:
+        reporter.touch()
 
 
 async def _run(settings: Settings) -> None:

@@ -66,7 +66,6 @@ class Actions:
         # Creates that could not be undone whole, by VM: see `settle`.
         self._unsettled: dict[UUID, Key] = {}
         self._journal_turn = asyncio.Lock()
-        self._settling: asyncio.Task[None] | None = None
         self._vm_locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self, request: WriteCall, emit: Emit) -> VmsReply:
@@ -93,11 +92,6 @@ class Actions:
 
     def in_flight(self) -> frozenset[Key]:
         return frozenset(self._flights)
-
-    def settle_soon(self) -> None:
-        """`settle` as soon as the event loop gets to it."""
-        if self._unsettled:
-            self._settling = asyncio.create_task(self.settle(), name="settle")
 
     async def settle(self) -> None:
         """Undoes what could not be undone before; to be called when the hypervisor is back, and now and then."""

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings file: wrong ones are refused whole and by name, before anything is touched."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ppec_agentd.housekeeping import Housekeeping
+from ppec_agentd.hypervisor import Domain, EventKind, HypervisorEvent
+from ppec_agentd.report import ReportSource
+from ppec_agentd.settings import load
+from ppec_contract.errors import PpecError
+from ppec_contract.vm import VmState
+
+WHOLE = """
+host = "h1"
+[socket]
+mode = 0o660
+allowed_uids = [1000]
+[storage]
+state_dir = "/srv/ppec"
+[reserve]
+cores_per_cell = 1
+[reports]
+orchestrator_url = "https://10.0.0.1:8443"
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "agentd.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_of_few_words_is_enough(tmp_path: Path) -> None:
+    settings = load(written(tmp_path, WHOLE))
+    assert settings.socket.mode == 0o660
+    assert settings.socket.group == "ppec"
+    assert settings.storage.images == Path("/srv/ppec/images")
+    assert settings.limits.concurrent_starts == 2
+    assert load(written(tmp_path, 'host = "h1"')).hypervisor == "libvirt"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "host: Field required"),
+        ('host = "h1"\nhypervisr = "fake"', "hypervisr: Extra inputs"),
+        ('host = "../x"', "host: String should match"),
+        ('host = "h1"\nhypervisor = "fake"', "the fake hypervisor needs a declared machine"),
+        ('host = "h1"\n[lab]\ntopology = "sockets=0"', "lab.topology"),
+        ('host = "h1"\n[reports]\norchestrator_url = "http://10.0.0.1"', "reports.orchestrator_url"),
+        ('host = "h1"\n[socket]\npath = "/' + "x" * 104 + '"', "socket.path"),
+        ("host = ", "Invalid value"),
+    ],
+)
+def test_a_wrong_file_names_the_field(tmp_path: Path, text: str, named: str) -> None:
+    path = written(tmp_path, text)
+    with pytest.raises(PpecError) as refused:
+        load(path)
+    assert named in refused.value.message
+    assert str(path) in refused.value.message
+
+
+def test_the_command_checks_a_file_and_leaves(tmp_path: Path) -> None:
+    def run(path: Path) -> tuple[int, str]:
+        argv = [sys.executable, "-m", "ppec_agentd.serve", "--check", "--config", str(path)]
+        done = subprocess.run(argv, check=False, capture_output=True, text=True, timeout=60)
+        return done.returncode, done.stderr
+
+    assert run(written(tmp_path, WHOLE)) == (0, "")
+    status, said = run(written(tmp_path, "host = 7"))
+    assert status == 2
+    assert "host: Input should be a valid string" in said
+    assert "Traceback" not in said
+    assert run(tmp_path / "absent")[0] == 2
+
+
+def test_the_ledger_follows_what_others_do_to_domains(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            housekeeping = Housekeeping(agent.actions, ReportSource("h1", agent.context))
+            agent.hypervisor.on_event(housekeeping.heard)
+            by_hand = Domain(uuid4(), "hand", VmState.RUNNING, 2, 700)
+            agent.hypervisor.make_by_hand(by_hand)
+            await housekeeping.once()
+            assert (await agent.left_behind())["memory_mib"] == 700
+            agent.hypervisor.cut_off()
+            agent.hypervisor.come_back()
+            await agent.hypervisor.destroy(by_hand.vm_id)
+            await agent.hypervisor.undefine(by_hand.vm_id)
+            agent.hypervisor.cut_off()
+            with pytest.raises(PpecError):
+                await housekeeping.once()
+            agent.hypervisor.come_back()
+            housekeeping.heard(HypervisorEvent(EventKind.RECONNECTED))
+            await housekeeping.once()
+            assert await agent.left_behind() == words.nothing
+
+    asyncio.run(scenario())
