@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The orchestrator's modules against the real orchestrator, which runs the collection in turn on a host of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from ppec_lab.local_cloud import LocalCloud
+
+
+@pytest.fixture
+def cloud():
+    """One fake-hypervisor host; flavor `small`, image `empty`, VRF `blue`."""
+    directory = Path(tempfile.mkdtemp(prefix="ppec-coll-", dir="/tmp"))
+    made = LocalCloud(directory)
+    try:
+        made.start(hosts=1)
+        yield made
+    finally:
+        made.remove()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_a_vm_through_its_life(cloud, ansible_playbook):
+    given = {"name": "web-1", "flavor": "small", "image": "empty", "vrf": "blue", "tags": {"tier": "{% raw"}}
+    tasks = [{"ppec.cloud.host_info": {}}]
+    for wanted in (
+        {**given, "user_data": "{{ lookup('env', 'USER_DATA') }}"},
+        {"name": "web-1", "state": "stopped", "force": True, "timeout_s": 1},
+        {"name": "web-1", "state": "started"},
+    ):
+        tasks += [{"ppec.cloud.vm": wanted, "check_mode": True}, {"ppec.cloud.vm": wanted}, {"ppec.cloud.vm": wanted}]
+        tasks.append({"ppec.cloud.vm_info": {"name": "web-1"}})
+    tasks.append({"ppec.cloud.vm": {**given, "flavor": "small", "image": "other"}, "ignore_errors": True})
+    tasks += [{"ppec.cloud.vm": {"name": "web-1", "state": "absent"}}] * 2
+    play = [{"hosts": "all", "connection": "local", "gather_facts": False, "tasks": tasks}]
+    # A tag may hold what looks like a template; only the play's own text would be rendered.
+    path = cloud.directory / "play.yml"
+    path.write_text(json.dumps(play).replace('"{% raw"', '!unsafe "{% raw"'))
+    env = {**cloud.orchestrator.user_environment(), "USER_DATA": "#!/bin/sh\necho {{ x }} {% y %}\n"}
+    env = {name: env[name] for name in ("PPEC_SERVER", "PPEC_TOKEN", "PPEC_CA", "USER_DATA")}
+    run = ansible_playbook(path, {"h1": {}}, env=env)
+    assert run.returncode == 0, run.output
+    hosts, *steps = (result for _, _, result in run.tasks)
+    assert [(host["name"], host["liveness"]) for host in hosts["hosts"]] == [("h1", "up")]
+    *life, refused, gone, still_gone = steps
+    for start in range(0, len(life), 4):
+        check, first, second, info = life[start : start + 4]
+        assert [check["changed"], first["changed"], second["changed"]] == [True, True, False], run.output
+        assert info["vms"][0]["record"] == "active"
+    assert [life[n]["vms"][0]["observed"] for n in (3, 7, 11)] == ["running", "stopped", "running"]
+    assert life[1]["vm"]["tags"] == {"tier": "{% raw"}
+    assert refused["problem"]["code"] == "vm.exists"
+    assert (gone["changed"], still_gone["changed"]) == (True, False)
+    assert cloud.domains() == {"h1": []}
+    assert cloud.addresses_in_use() == set()
