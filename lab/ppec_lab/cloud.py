@@ -71,7 +71,9 @@ class Cloud:
         """Makes the machines PPEC hosts: `ansible-playbook playbooks/site.yml`, its output in `deploy.log`."""
         inventory = self._write_inventory(release)
         log = self.directory / "deploy.log"
-        command = [str(BIN / "ansible-playbook"), "-i", str(inventory), str(PROJECT / "playbooks" / "site.yml")]
+        # All hosts at once; play keywords take no inventory variables.
+        waves = ("--extra-vars", "ppec_serial=100%")
+        command = [str(BIN / "ansible-playbook"), "-i", str(inventory), *waves, str(PROJECT / "playbooks" / "site.yml")]
         environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")}
         with log.open("w") as output:
             done = subprocess.run(
@@ -131,7 +133,6 @@ class Cloud:
             "ppec_allow_from": [f"{self.fleet.gateway}/32"],
             # The lab's network has made the bridge already, as a machine's own installer might.
             "ppec_bridges": [],
-            "ppec_serial": ["100%"],
             "ppec_agentd_settings": {"lab": {"topology": DECLARED_TOPOLOGY}},
         }
 
