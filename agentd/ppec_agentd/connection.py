@@ -102,12 +102,22 @@ class Connection:
         self._service = service
         self._deadlines = deadlines
         self._frames = FrameReader()
+        self._leaving = False
+        self.answering = False
+
+    def leave(self) -> None:
+        """Takes no more calls: ends when the answer under way, if any, is given."""
+        self._leaving = True
 
     async def serve(self, peer: Peer) -> None:
         try:
             while (messages := await self._next_messages()) is not None:
                 for message in messages:
+                    self.answering = True
                     await self._answer(message)
+                    self.answering = False
+                    if self._leaving:
+                        return
         except FrameError as error:
             # Out of step: one last word, then the end.
             log.warning("frame_refused", code=error.code, reason=error.message, uid=peer.uid, pid=peer.pid)

@@ -71,6 +71,14 @@ class Entry:
         return VmResult.model_validate_json(self.answer).model_copy(update={"replayed": True})
 
 
+def _stands(entry: Entry) -> bool:
+    """Whether this leaves the VM on the host."""
+    if not entry.answer:
+        return entry.key.action == "DeleteVms"
+    failed = entry.result().problem is not None
+    return failed == (entry.key.action == "DeleteVms")
+
+
 def _line(record: dict[str, Any]) -> bytes:
     body = json.dumps(record, separators=(",", ":")).encode()
     return b"%08x %s\n" % (zlib.crc32(body), body)
@@ -99,13 +107,18 @@ class Journal:
         self._ordinal = 0
         self._file = -1
         self._size = 0
+        self._compact_at = COMPACT_BYTES
         self.damaged_lines = 0
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Journal:
         journal = cls(path, clock)
         journal._read()
-        journal._rewrite()
+        try:
+            journal._rewrite()
+        except OSError:
+            # No room for a second copy is no reason to be down: go on with the file there is.
+            journal._reopen()
         return journal
 
     def close(self) -> None:
@@ -147,10 +160,18 @@ class Journal:
             found = [e for e in self._entries.values() if e.answer is None]
         return tuple(sorted(found, key=lambda e: e.ordinal))
 
-    def created_ids(self) -> frozenset[str]:
-        """Ids of all VMs the journal knows creates of, whatever became of them."""
+    def gone_ids(self) -> frozenset[str]:
+        """Ids of VMs whose last word here is that they were deleted, or that their create came to nothing.
+
+        A VM that was created and never deleted is not among them, whatever the hypervisor says: its disk is data.
+        """
+        last: dict[str, Entry] = {}
         with self._lock:
-            return frozenset(k.vm_id for k in self._entries if k.action == "CreateVms")
+            for key, entry in self._entries.items():
+                if key.action in ("CreateVms", "DeleteVms") and entry.answer is not None:
+                    known = last.get(key.vm_id)
+                    last[key.vm_id] = entry if known is None or entry.ordinal > known.ordinal else known
+        return frozenset(vm_id for vm_id, entry in last.items() if not _stands(entry))
 
     def refuse_lower(self, operation_id: str, fence: int) -> None:
         highest = self._fences.get(operation_id, 0)
@@ -188,8 +209,11 @@ class Journal:
         """Records the answer that is about to be sent."""
         with self._lock:
             self._append([self._numbered(key, fence, result.name, self._clock(), result.model_dump_json())])
-            if self._size > COMPACT_BYTES:
-                self._rewrite()
+            if self._size > self._compact_at:
+                # The answer is safe whether this works or not; at worst the file grows on.
+                self._compact_at = 2 * self._size
+                with contextlib.suppress(OSError):
+                    self._rewrite()
 
     def append_abandoned(self, key: Key) -> None:
         """Records that an action in flight was undone, or never begun, and not answered. Never fails: at worst the
@@ -263,6 +287,13 @@ class Journal:
         if self._file >= 0:
             os.close(self._file)
         self._file, self._size = file, len(data)
+        self._compact_at = max(COMPACT_BYTES, 2 * len(data))
+
+    def _reopen(self) -> None:
+        """Goes on at the end of the last whole line."""
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._size = self._path.read_bytes().rfind(b"\n") + 1
+        os.ftruncate(self._file, self._size)
 
     def _forget_old(self) -> None:
         latest: dict[str, float] = {}

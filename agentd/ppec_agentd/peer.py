@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 _CREDENTIALS = struct.Struct("3i")
 _SO_PEERGROUPS = 59  # not in Python's socket module
-_MOST_GROUPS = 65536
+# Python's getsockopt takes no larger buffer: 256 groups. A peer in more counts by its own group alone.
+_GROUPS_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ def peer_of(connection: socket.socket) -> Peer:
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(raw)
     groups: tuple[int, ...] = ()
-    with contextlib.suppress(OSError):  # older than Linux 4.13
-        packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS * 4)
+    with contextlib.suppress(OSError):  # more groups than that, or older than Linux 4.13
+        packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
         groups = struct.unpack(f"{len(packed) // 4}I", packed)
     return Peer(pid, uid, frozenset({gid, *groups}))

@@ -8,8 +8,8 @@ By the journal's intents without an answer:
 - delete: finished; deleting can't be undone, and what is half deleted is of no use.
 - start, stop: nothing to finish or undo; the VM is what it is, and a repeated request acts on that.
 
-Then folders of VMs that the journal knows and the hypervisor does not are removed. A folder the journal doesn't know is
-not ours to judge: it is left, and named in the log.
+Then folders are removed of VMs that the journal says are gone (deleted, or never made whole). Any other folder without
+a domain is left and named in the log: somebody may have undefined the domain by hand, and the disk is all there is.
 """
 
 from __future__ import annotations
@@ -85,16 +85,16 @@ def _made_and_running(domain: Domain, operation_id: str) -> bool:
 
 async def _remove_orphan_folders(host: HostContext) -> tuple[str, ...]:
     present = {str(domain.vm_id) for domain in await host.hypervisor.domains()}
-    known = host.journal.created_ids()
+    gone = host.journal.gone_ids()
     removed = []
     for name in await asyncio.to_thread(_folder_names, host):
         if name in present:
             continue
-        if name in known:
+        if name in gone:
             await asyncio.to_thread(host.folder(UUID(name)).remove)
             removed.append(name)
         else:
-            log.warning("unknown_folder_left", path=str(host.vms_dir / name))
+            log.warning("folder_without_domain", path=str(host.vms_dir / name))
     return tuple(removed)
 
 

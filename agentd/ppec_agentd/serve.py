@@ -64,8 +64,10 @@ class Daemon:
             await server.open(handed_over)
             await self._serve(housekeeping, reporter)
             unsubscribe()
-            await server.close()
+            # Who waits for work under way gets its answer still.
+            server.stop_listening()
             left = await actions.drain(DRAIN_S)
+            await server.close()
             log.info("stopped", unfinished=left)
         finally:
             await hypervisor.close()

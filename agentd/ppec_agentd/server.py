@@ -19,6 +19,8 @@ from ppec_contract.errors import PpecError
 
 log = structlog.get_logger(__name__)
 BACKLOG = 128
+# How long answers ready at shutdown may take to be sent.
+LAST_WORDS_S = 2.0
 
 
 def allowed_peers(settings: SocketSettings) -> AllowedPeers:
@@ -75,7 +77,7 @@ class Server:
         self._service = service
         self._allowed = allowed_peers(settings)
         self._deadlines = Deadlines(settings.frame_timeout_s, settings.idle_timeout_s, settings.write_timeout_s)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Connection] = {}
         self._server: asyncio.Server | None = None
         self._bound: Path | None = None
 
@@ -89,26 +91,37 @@ class Server:
         self._server = await asyncio.start_unix_server(self._accept, sock=listening)
         log.info("listening", path=str(self._settings.path), handed_over=handed_over is not None)
 
-    async def close(self) -> None:
-        """Takes no more connections and ends those there are; work already begun is not the server's to end."""
-        if self._server is None:
-            return
-        self._server.close()
+    def stop_listening(self) -> None:
+        """Takes no more connections; those there are go on."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
         if self._bound is not None:
             with contextlib.suppress(OSError):
                 self._bound.unlink()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._bound = None
+
+    async def close(self) -> None:
+        """Takes no more connections and ends those there are; work already begun is not the server's to end."""
+        self.stop_listening()
+        for task, connection in self._tasks.items():
+            connection.leave()
+            if not connection.answering:
+                task.cancel()
+        if self._tasks:
+            _, pending = await asyncio.wait(self._tasks, timeout=LAST_WORDS_S)
+            for task in pending:
+                task.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         crowded = len(self._tasks) >= self._settings.max_connections
-        self._tasks.add(task)
+        connection = Connection((reader, writer), self._service, self._deadlines)
+        self._tasks[task] = connection
         try:
             peer = peer_of(writer.get_extra_info("socket"))
-            connection = Connection((reader, writer), self._service, self._deadlines)
             refusal = self._refusal(peer, crowded)
             if refusal is not None:
                 log.warning("connection_refused", code=refusal.code, uid=peer.uid, pid=peer.pid)
@@ -120,7 +133,7 @@ class Server:
         except Exception:
             log.exception("connection_failed")
         finally:
-            self._tasks.discard(task)
+            self._tasks.pop(task, None)
             # abort, not close: a client that takes nothing must not keep its buffers here.
             await _hang_up(writer)
 

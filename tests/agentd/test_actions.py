@@ -7,6 +7,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from ppec_contract.agent import Stage, StartVms, StopVms
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState

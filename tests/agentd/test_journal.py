@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from ppec_agentd.journal import KEEP_S, Journal, Key
 from ppec_contract.agent import VmResult
 from ppec_contract.errors import PpecError
@@ -143,3 +144,32 @@ def test_compaction_forgets_old_operations_at_rest_alone(tmp_path: Path) -> None
     assert journal.recorded(CREATE, 0) is None
     assert [entry.key.operation_id for entry in journal.in_flight()] == ["op-2"]
     assert journal.recorded(replace(CREATE, operation_id="op-3"), 1) is not None
+
+
+def test_without_room_for_a_copy_it_goes_on_with_the_file_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    answer(journal, CREATE, 1)
+    journal.close()
+    with path.open("ab") as file:
+        file.write(b"0123 torn")
+    # A folder in the way of the copy makes opening it fail, as a full disk would.
+    (tmp_path / "journal.new").mkdir()
+    journal = Journal.open(path)
+    assert journal.recorded(CREATE, 1) is not None
+    intend(journal, STOP, 1)
+    journal.close()
+    (tmp_path / "journal.new").rmdir()
+    journal = Journal.open(path)
+    assert [entry.key for entry in journal.in_flight()] == [STOP]
+    assert journal.damaged_lines == 0
+
+
+def test_it_is_compacted_while_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppec_agentd.journal.COMPACT_BYTES", 20_000)
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    for _ in range(200):
+        answer(journal, CREATE, 1)
+    assert path.stat().st_size < 25_000
+    assert journal.recorded(CREATE, 1) is not None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.recovery import recover
 from ppec_contract.vm import VmState
@@ -136,6 +137,24 @@ def test_domains_made_by_hand_and_unknown_folders_are_left_alone(settings: Any, 
             assert left["domains"] == left["held"] == ["hand"]
             assert left["memory_mib"] == 1000
             assert unknown.is_dir()
+
+    asyncio.run(scenario())
+
+
+def test_only_folders_of_vms_that_are_gone_are_removed(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        standing, deleted = vm(), vm()
+        async with words.open_agent(settings) as agent:
+            await agent.create(standing, deleted)
+            await agent.delete(deleted.vm_id, operation="op-2")
+            agent.context.folder(deleted.vm_id).make()  # as if the wipe had come back after a power loss
+            # Undefined by hand: the disk is all that is left of it.
+            await agent.hypervisor.destroy(standing.vm_id)
+            await agent.hypervisor.undefine(standing.vm_id)
+        async with words.open_agent(settings) as agent:
+            recovered = await recover(agent.context)
+            assert recovered.folders_removed == (str(deleted.vm_id),)
+            assert (await agent.left_behind())["folders"] == [str(standing.vm_id)]
 
     asyncio.run(scenario())
 

@@ -88,6 +88,9 @@ class Actions:
         except PpecError as error:
             batch.intents.set_exception(error)
             batch.intents.exception()  # retrieved here as well: with only replays nobody else may look
+        finally:
+            if not batch.intents.done():
+                batch.intents.cancel()
         return VmsReply(results=tuple(await asyncio.gather(*waiting)))
 
     def in_flight(self) -> frozenset[Key]:
