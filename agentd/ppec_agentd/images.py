@@ -14,7 +14,10 @@ import hashlib
 import http.client
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -30,6 +33,7 @@ from ppec_contract.vm import ImageSource
 
 log = structlog.get_logger(__name__)
 CHUNK_BYTES = 1024 * 1024
+CONCURRENT_FETCHES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,15 @@ class ImageCache:
         self._directory = directory
         self._tls = tls
         self._timeout_s = timeout_s
-        self._flights: dict[str, asyncio.Task[CachedImage]] = {}
+        self._flights: dict[str, asyncio.Future[CachedImage]] = {}
+        # Threads of its own: downloads that crawl must not hold up the journal's.
+        self._threads = ThreadPoolExecutor(CONCURRENT_FETCHES, thread_name_prefix="image")
+        self._closing = threading.Event()
+
+    def close(self) -> None:
+        """Fetches under way end at their next chunk."""
+        self._closing.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def ensure(self, image: ImageSource) -> CachedImage:
         """The cached image, fetched if need be.
@@ -57,7 +69,7 @@ class ImageCache:
         """
         flight = self._flights.get(image.sha256)
         if flight is None:
-            flight = asyncio.create_task(asyncio.to_thread(self._ensure, image), name=f"image {image.name}")
+            flight = asyncio.get_running_loop().run_in_executor(self._threads, self._ensure, image)
             self._flights[image.sha256] = flight
             flight.add_done_callback(lambda _: self._flights.pop(image.sha256, None))
         # Shielded: one VM that gives up must not take the image from the others.
@@ -91,8 +103,11 @@ class ImageCache:
         partial = path.with_name(f".{path.name}.partial")
         try:
             with partial.open("wb") as file:
-                digest, size = hashlib.sha256(), 0
+                digest, size, end = hashlib.sha256(), 0, time.monotonic() + self._timeout_s
                 for chunk in self._stream(image):
+                    if self._closing.is_set() or time.monotonic() > end:
+                        why = "the agent stops" if self._closing.is_set() else f"not done in {self._timeout_s:g} s"
+                        raise _unfetched(image, why)
                     size += len(chunk)
                     if size > image.size_bytes:
                         raise _mismatch(image, "bytes", f"more than {image.size_bytes}", image.size_bytes)

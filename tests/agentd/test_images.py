@@ -124,6 +124,23 @@ def test_a_damaged_image_is_noticed_and_fetched_again(tmp_path: Path, damage: st
     assert again.path.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("closed", [True, False], ids=["agent-stops", "too-slow"])
+def test_a_fetch_has_an_end(tmp_path: Path, closed: bool) -> None:
+    origin = tmp_path / "origin"
+    origin.write_bytes(CONTENT)
+    image = source(origin.as_uri())
+
+    async def scenario() -> None:
+        cache = ImageCache(tmp_path / "images", TlsSettings(), 30 if closed else 0)
+        if closed:
+            cache._closing.set()
+        with pytest.raises(PpecError, match="the agent stops" if closed else "not done in 0 s"):
+            await cache.ensure(image)
+
+    asyncio.run(scenario())
+    assert files(tmp_path) == []
+
+
 def test_a_lost_stamp_costs_a_look_and_no_fetch(tmp_path: Path) -> None:
     origin = tmp_path / "origin"
     origin.write_bytes(CONTENT)
