@@ -10,10 +10,10 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
 from ppec_contract.agent import PROXY_PORT, Stage
 from ppec_contract.errors import Problem
@@ -22,6 +22,17 @@ from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha25
 from ppec_contract.vm import DiskMib, MemoryMib, VcpuPin, Vcpus, VmState, even_vcpus
 
 T = TypeVar("T")
+
+
+def _text(value: Any) -> Any:
+    """JSON numbers are not addresses, though `ipaddress` would take them."""
+    if isinstance(value, int):
+        raise ValueError("an address is written as text")
+    return value
+
+
+IpAddress = Annotated[IPv4Address | IPv6Address, BeforeValidator(_text)]
+IpNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_text)]
 MAX_BATCH = 1000
 # A VM by name or by id.
 VmRef = Annotated[str, Field(min_length=1, max_length=63)]
@@ -108,13 +119,13 @@ class HostCreate(Model):
     rack: ResourceName
     vrf: ResourceName
     address: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:-]+$")]
-    port: Annotated[int, Field(ge=1, le=65535)] = PROXY_PORT
+    port: Annotated[int, Field(strict=True, ge=1, le=65535)] = PROXY_PORT
 
 
 class HostUpdate(Model):
     """`draining`: takes no new VMs."""
 
-    draining: bool
+    draining: StrictBool
 
 
 class HostLiveness(StrEnum):
@@ -178,15 +189,15 @@ class PrefixCreate(Model):
     """
 
     vrf: ResourceName
-    cidr: IPv4Network | IPv6Network
-    gateway: IPv4Address | IPv6Address | None = None
-    vlan: Annotated[int, Field(ge=1, le=4094)] | None = None
+    cidr: IpNetwork
+    gateway: IpAddress | None = None
+    vlan: Annotated[int, Field(strict=True, ge=1, le=4094)] | None = None
     bridge: BridgeName
     cluster: ResourceName
     rack: ResourceName | None = None
-    first: IPv4Address | IPv6Address | None = None
-    last: IPv4Address | IPv6Address | None = None
-    nameservers: Annotated[tuple[IPv4Address | IPv6Address, ...], Field(max_length=4)] = ()
+    first: IpAddress | None = None
+    last: IpAddress | None = None
+    nameservers: Annotated[tuple[IpAddress, ...], Field(max_length=4)] = ()
 
 
 class PrefixView(PrefixCreate):
@@ -266,7 +277,7 @@ class VmsAction(Model):
     action: VmAction
     vms: Annotated[tuple[VmRef, ...], Field(min_length=1, max_length=MAX_BATCH)]
     timeout_s: Annotated[float, Field(ge=0, le=600)] = 30.0
-    force: bool = False
+    force: StrictBool = False
 
 
 class VmRecord(StrEnum):
