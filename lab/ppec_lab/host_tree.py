@@ -26,6 +26,12 @@ PasswordAuthentication no
 UseDNS no
 """
 
+# What udev does on a real machine. While QEMU's user can't open a KVM device that QEMU found when probed, libvirt holds
+# its cached capabilities for outdated and probes QEMU anew some twenty times in every start of a domain.
+DEVICES = """\
+z /dev/kvm 0660 root kvm -
+"""
+
 RECIPE = TreeRecipe(
     name="host tree",
     packages=(
@@ -38,6 +44,7 @@ RECIPE = TreeRecipe(
         # Empty on purpose: a lab host has no resolver, and an unreachable one costs a migration a minute.
         "/etc/resolv.conf": "",
         "/etc/systemd/journald.conf.d/ppec-lab.conf": JOURNAL,
+        "/etc/tmpfiles.d/ppec-lab.conf": DEVICES,
         "/etc/ssh/sshd_config.d/ppec-lab.conf": SSHD,
     },
     # In a privileged container these would act on the machine outside: its devices, its kernel settings, its consoles.

@@ -84,7 +84,7 @@ def test_guests_of_two_prefixes_answer_by_their_own_addresses(
             return ""
 
     for address, expected in answers.items():
-        reply = wait_until(lambda a=address: get(a), f"{address} answers", timeout_s=90)  # type: ignore[misc]
+        reply = wait_until(lambda a=address: get(a), f"{address} answers", timeout_s=240)  # type: ignore[misc]
         assert reply.startswith(expected)
     subprocess.run(["ping", "-c", "1", "-W", "5", next(iter(answers))], check=True, capture_output=True, timeout=15)
 

@@ -55,7 +55,7 @@ def test_seed_network_and_power(
         daemon.run("ip", "addr", "add", "fd00:77::1/64", "dev", "br-lab", "nodad")
         daemon.run("ip", "link", "set", "br-lab", "up")
         daemon.run("virsh", "-c", daemon.uri, "create", str(xml))
-        wait_until(lambda: "ppec-guest ready" in console.read_text(), "the guest is ready", timeout_s=90)
+        wait_until(lambda: "ppec-guest ready" in console.read_text(), "the guest is ready", timeout_s=240)
         assert "ppec-guest ready web-01 10.77.0.9" in console.read_text()
         assert f"disk vda {1024**3} bytes" in console.read_text()
 
