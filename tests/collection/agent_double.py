@@ -63,10 +63,11 @@ class FakeAgent:
 
     def call(self, method: str, parameters: dict[str, Any], on_reply: Any = None) -> dict[str, Any]:
         """In-process, what AgentClient.call does over a wire."""
+        from ansible_collections.ppec.cloud.plugins.module_utils.messages import encode_object
         from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 
         last: dict[str, Any] = {}
-        for reply in self.replies(method, json.loads(json.dumps(parameters))):
+        for reply in self.replies(method, json.loads(encode_object(parameters))):
             if "error" in reply:
                 raise ProblemError.from_body(reply["parameters"])
             last = reply["parameters"]

@@ -12,6 +12,7 @@ import ssl
 import time
 from urllib.parse import quote, urlencode, urlsplit
 
+from ansible_collections.ppec.cloud.plugins.module_utils.messages import encode_object
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 from ansible_collections.ppec.cloud.plugins.module_utils.proxy_session import peer_identities
 
@@ -92,7 +93,7 @@ class OrchestratorClient:
         sent = {"Authorization": f"Bearer {self._params['token']}", "Accept": "application/json", **(headers or {})}
         data = None
         if body is not None:
-            data = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+            data = encode_object(body)
             sent["Content-Type"] = "application/json"
         connection = self._connection()
         try:

@@ -15,8 +15,8 @@ import socket
 import ssl
 
 from ansible_collections.ppec.cloud.plugins.module_utils.contract_table import MAX_FRAME_BYTES, METHODS, NDJSON
+from ansible_collections.ppec.cloud.plugins.module_utils.messages import decode_object, encode_object, read_reply
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
-from ansible_collections.ppec.cloud.plugins.module_utils.varlink_reply import decode_object, read_reply
 
 # For reaching the host and, again, for the TLS handshake.
 CONNECT_TIMEOUT_S = 10.0
@@ -126,7 +126,7 @@ class ProxySession:
     def call(self, method, parameters, on_reply=None):
         """The last reply's parameters; `on_reply(parameters)` sees every reply as it arrives. Raises ProblemError."""
         streams = METHODS[method][1]
-        body = json.dumps(parameters, separators=(",", ":"), allow_nan=False).encode()
+        body = encode_object(parameters)
         headers = {"Content-Type": "application/json", "Accept": NDJSON if streams else "application/json"}
         try:
             if self._ended_stream is not None and self._ended_stream.read(1):

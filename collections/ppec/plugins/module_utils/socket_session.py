@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import json
 import socket
 
 from ansible_collections.ppec.cloud.plugins.module_utils.contract_table import INTERFACE, MAX_FRAME_BYTES, METHODS
+from ansible_collections.ppec.cloud.plugins.module_utils.messages import decode_object, encode_object, read_reply
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
-from ansible_collections.ppec.cloud.plugins.module_utils.varlink_reply import decode_object, read_reply
 
 _READ_BYTES = 65536
 
@@ -36,7 +35,7 @@ class SocketSession:
         message = {"method": f"{INTERFACE}.{method}", "parameters": parameters}
         if METHODS[method][1]:
             message["more"] = True
-        frame = json.dumps(message, separators=(",", ":"), allow_nan=False).encode() + b"\0"
+        frame = encode_object(message) + b"\0"
         try:
             self._socket.settimeout(self._deadline.left_s())
             self._socket.sendall(frame)

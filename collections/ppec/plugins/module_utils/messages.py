@@ -1,7 +1,7 @@
 # Copyright (c) 2026, PPEC contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One Varlink reply to what it means; the socket and the proxy's stream carry the same messages."""
+"""Parameters to bytes and one Varlink reply to what it means; socket and proxy carry the same messages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ _STANDARD_ERRORS = {
     "org.varlink.service.ExpectedMore": "request.invalid",
     "org.varlink.service.PermissionDenied": "auth.forbidden",
 }
+
+
+def encode_object(value):
+    """The bytes of a JSON object, or ProblemError for what JSON has no word for (infinity)."""
+    try:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError as error:
+        raise ProblemError("request.invalid", f"the options can't be sent: {error}") from error
 
 
 def decode_object(data, subject):
