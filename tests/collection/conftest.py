@@ -216,6 +216,7 @@ def ansible_playbook(tmp_path: Path) -> Callable[..., PlaybookRun]:
                 "LC_ALL": "C.UTF-8",
                 "RECORD_PATH": str(record),
                 "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"),
+                "ANSIBLE_COLLECTIONS_SCAN_SYS_PATH": "False",
                 "ANSIBLE_CALLBACK_PLUGINS": str(plugins / "callback"),
                 "ANSIBLE_CALLBACKS_ENABLED": "record",
                 "ANSIBLE_CONNECTION_PLUGINS": str(plugins / "connection"),

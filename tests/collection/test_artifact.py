@@ -23,6 +23,8 @@ def ansible(tmp_path, *command, collections=ROOT / "collections"):
             "HOME": str(tmp_path),
             "LC_ALL": "C.UTF-8",
             "ANSIBLE_COLLECTIONS_PATH": str(collections),
+            # site-packages may hold a copy that came with an installed ppec.
+            "ANSIBLE_COLLECTIONS_SCAN_SYS_PATH": "False",
         },
         capture_output=True,
         text=True,
