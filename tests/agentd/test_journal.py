@@ -97,11 +97,10 @@ def test_cut_at_every_byte_it_holds_a_prefix_and_stays_writable(tmp_path: Path) 
     path = tmp_path / "journal"
     journal = Journal.open(path)
     answer(journal, CREATE, 1)
-    answer(journal, replace(CREATE, operation_id="op-2"), 2)
     journal.close()
     whole = path.read_bytes()
     line_ends = [position + 1 for position, byte in enumerate(whole) if byte == 10]
-    assert len(line_ends) == 4
+    assert len(line_ends) == 2
     for cut in range(len(whole) + 1):
         path.write_bytes(whole[:cut])
         journal = Journal.open(path)

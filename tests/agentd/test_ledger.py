@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,11 @@ def new_ledger() -> Ledger:
     return Ledger(TOPOLOGY, DISK_MIB, reserved_cores_per_cell=1, reserved_memory_per_cell_mib=100)
 
 
+_numbers = itertools.count(1)
+
+
 def claim(name: str, vcpus: int = 2, memory_mib: int = 100, disk_mib: int = 10, cells: tuple[int, ...] = (0,)) -> Claim:
-    return Claim(uuid.uuid4(), name, vcpus, memory_mib, disk_mib, cells)
+    return Claim(uuid.UUID(int=next(_numbers)), name, vcpus, memory_mib, disk_mib, cells)
 
 
 def domain_of(wanted: Claim, plan: NumaPlan) -> Domain:
@@ -57,7 +61,7 @@ class LedgerMachine(RuleBasedStateMachine):
         cells=st.sampled_from([(0,), (1,), (0, 1), (2,), (3,), (2, 3), (7,)]),
     )
     def reserve(self, vcpus: int, memory_mib: int, disk_mib: int, cells: tuple[int, ...]) -> None:
-        wanted = claim(f"vm-{len(self.held)}-{uuid.uuid4().hex[:6]}", vcpus, memory_mib, disk_mib, cells)
+        wanted = claim(f"vm-{next(_numbers)}", vcpus, memory_mib, disk_mib, cells)
         before = (self.ledger.totals(), self.ledger.cells())
         try:
             plan = self.ledger.reserve(wanted)
