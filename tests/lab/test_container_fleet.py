@@ -19,7 +19,8 @@ from ppec_lab.container_fleet import ContainerFleet, container_fleet, state_root
 from ppec_lab.container_host import ContainerHost
 from ppec_lab.guest_image import guest_image
 
-pytestmark = [pytest.mark.containers, pytest.mark.slow]
+# One worker runs them all: the fleet is started once.
+pytestmark = [pytest.mark.containers, pytest.mark.slow, pytest.mark.xdist_group("lab-fleet")]
 
 
 @pytest.fixture(scope="module")
