@@ -178,7 +178,10 @@ class Engine:
             log.error("operation.worker_failed", exc_info=error)
         finally:
             with self._lock:
-                self._running.pop(context.operation_id, None)
+                mine = self._running.get(context.operation_id)
+                # Not so when the lease ended and this very replica has claimed the operation again since.
+                if mine is not None and mine.thread is threading.current_thread():
+                    del self._running[context.operation_id]
             # A place is free, for one that waited because of the limit.
             with suppress(PpecError):
                 self._ports.database.notify(store.WORK)

@@ -7,7 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_network
@@ -126,13 +126,28 @@ class World:
         self.database = self.open_database()
         self.dispatcher = SimulatedDispatcher(self.fleet)
 
-    def replica(self, name: str = "one", *, dispatcher: Any = None, start: bool = True) -> Operations:
+    def replica(
+        self, name: str = "one", *, dispatcher: Any = None, database: Database | None = None, start: bool = True
+    ) -> Operations:
         """Starts a replica with a database connection of its own."""
-        made = Operations(prepare(self.open_database(), dispatcher or self.dispatcher), self.folder / name)
+        ports = prepare(database or self.open_database(), dispatcher or self.dispatcher)
+        made = Operations(ports, self.folder / name)
         if start:
             made.start()
             self.replicas.append(made)
         return made
+
+    def bury(self, replica: Operations, *, leases_end: bool = True) -> None:
+        """Ends the threads of a replica whose database died under it, frees its state directory, ends its leases."""
+        with suppress(BaseException):
+            replica.stop()
+        dead = replica.engine._replica
+        assert dead is not None
+        dead.close()
+        self.replicas.remove(replica)
+        if leases_end:
+            with self.database.write() as conn:
+                store.give_up(conn, owner_prefix=dead.owner, now=now())
 
     def stop(self) -> None:
         for replica in self.replicas:
@@ -166,6 +181,14 @@ class World:
         finally:
             replica.stop()
             self.replicas.remove(replica)
+
+    def wait_cleaned(self) -> None:
+        """Until no clean-up is open."""
+        with self.database.read() as conn:
+            query = select(tables.operation.c.id).where(tables.operation.c.kind == "vm.cleanup")
+            found = list(conn.execute(query).scalars())
+        for operation_id in found:
+            self.ended(operation_id)
 
     def vm(self, ref: str) -> VmView:
         with self.database.read() as conn:

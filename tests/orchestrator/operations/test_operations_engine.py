@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine: crashes at every write, takeover, fences, cancel, limits. Nothing is lost, doubled or left."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from ppec_contract.api import ItemState, OperationState, Policy, VmAction, VmsAction
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher
+from ppec_orchestrator.store.database import Database
+
+# Leases that no test outlives: `bury` ends those of the dead, as time would.
+QUICK = {"lease_s": 600, "renewal_s": 0.2, "poll_s": 0.05, "cleanup_retry_s": 0.2}
+
+
+class Crash(BaseException):
+    """The process is gone: nothing catches this, and nothing it holds writes any more."""
+
+
+class CrashingDatabase(Database):
+    """Dies at the `at`-th write after `arm(at)`, just before or just after that is committed."""
+
+    def __init__(self, url: str, *, committed: bool) -> None:
+        super().__init__(url)
+        self._left, self._committed = 0, committed
+        self.dead = threading.Event()
+
+    def arm(self, at: int) -> None:
+        self._left = at
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        if self.dead.is_set():
+            raise Crash
+        self._left -= 1
+        last = self._left == 0
+        try:
+            with super().write() as conn:
+                yield conn
+                if last and not self._committed:
+                    raise Crash
+        finally:
+            if last:
+                self.dead.set()
+        if last:
+            raise Crash
+
+
+def doomed_everywhere(action: str, host: str, vm: Any) -> Fault | None:
+    return Fault.of("hypervisor.failed", done=vm.int % 2 == 0) if action == "CreateVms" and host != "h2" else None
+
+
+def broken_h1(action: str, host: str, vm: Any) -> Fault | None:
+    lost = Fault.of("host.unreachable", whole_host=True, done=True)
+    return lost if (action, host) == ("CreateVms", "h1") else None
+
+
+SCENARIOS = {
+    "clean": (None, 4, OperationState.SUCCEEDED),
+    "moved": (broken_h1, 4, OperationState.SUCCEEDED),
+    # Twelve don't fit on h2 alone, so a batch of twelve is undone.
+    "undone": (doomed_everywhere, 12, OperationState.FAILED),
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.slow
+@pytest.mark.parametrize("committed", [False, True])
+@pytest.mark.parametrize(
+    ("scenario", "same_machine"), [("clean", True), ("clean", False), ("moved", False), ("undone", True)]
+)
+def test_crash_at_every_write_of_a_create(
+    world: Any, database_url: str, scenario: str, committed: bool, same_machine: bool
+) -> None:
+    """Each write is once the last of its process; another finishes, and it comes out as if nothing had happened."""
+    faults, size, wanted = SCENARIOS[scenario]
+    world.settings(**QUICK)
+    for at in count(1):
+        database = CrashingDatabase(database_url, committed=committed)
+        dying = world.replica(f"dying-{at}", database=database)
+        database.arm(at)
+        world.fleet.faults = faults or world.fleet.faults
+        accepted = world.replica("accepting", start=False).create(world.batch(size, policy=Policy.SPREAD), world.ask)
+        finished = world.wait_until(
+            lambda a=accepted, d=database: d.dead.is_set() or world.show(a.operation_id).state.ended, "crash or end"
+        )
+        assert finished
+        world.bury(dying)
+        crashed = database.dead.is_set()
+        with world.running(name="heir", dispatcher=None if same_machine else SimulatedDispatcher(world.fleet)) as heir:
+            view = world.ended(accepted.operation_id)
+            assert view.state is wanted, (at, view.problem)
+            world.fleet.faults = lambda action, host, vm: None
+            world.wait_cleaned()
+            world.assert_consistent()
+            made = [vm for action, _, vm in world.fleet.deeds if action == "CreateVms"]
+            if scenario == "clean":
+                assert len(made) == len(set(made)), "nothing was made twice"
+            living = tuple(item.name for item in view.items if item.state is ItemState.SUCCEEDED)
+            if living:
+                gone = heir.act(VmsAction(action=VmAction.DELETE, vms=living), world.ask)
+                assert world.ended(gone.operation_id).state is OperationState.SUCCEEDED
+            world.assert_empty()
+        if not crashed:
+            assert at > 4, "there were writes to die at"
+            return
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("committed", [False, True])
+def test_crash_at_every_write_of_a_delete(world: Any, database_url: str, committed: bool) -> None:
+    world.settings(**QUICK)
+    for at in count(1):
+        with world.running(name="maker") as maker:
+            made = world.ended(maker.create(world.batch(4, policy=Policy.SPREAD), world.ask).operation_id)
+        names = tuple(item.name for item in made.items)
+        database = CrashingDatabase(database_url, committed=committed)
+        dying = world.replica(f"dying-{at}", database=database)
+        database.arm(at)
+        asked = VmsAction(action=VmAction.DELETE, vms=names)
+        gone = world.replica("accepting", start=False).act(asked, world.ask)
+        world.wait_until(
+            lambda g=gone, d=database: d.dead.is_set() or world.show(g.operation_id).state.ended, "crash or end"
+        )
+        world.bury(dying)
+        crashed = database.dead.is_set()
+        with world.running(name="heir"):
+            assert world.ended(gone.operation_id).state is OperationState.SUCCEEDED
+        world.assert_empty()
+        if not crashed:
+            return
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_faults_leak_nothing(world: Any, seed: int) -> None:
+    """Whatever hosts do to a create, once they are well again the record and the hosts agree."""
+    dice = random.Random(seed)
+    codes = ["host.unreachable", "hypervisor.failed", "disk.full", "agent.unavailable", "vm.start_failed"]
+
+    def faults(action: str, host: str, vm: Any) -> Fault | None:
+        if dice.random() > 0.35:
+            return None
+        return Fault.of(dice.choice(codes), whole_host=dice.random() < 0.4, done=dice.random() < 0.5)
+
+    world.settings(**QUICK)
+    replica = world.replica()
+    world.fleet.faults = faults
+    modes = ["all-or-nothing", "best-effort"]
+    accepted = [replica.create(world.batch(3, mode=modes[at % 2]), world.ask) for at in range(3)]
+    for one in accepted:
+        view = world.ended(one.operation_id)
+        assert view.state is not OperationState.CANCELLED
+        if view.state is not OperationState.SUCCEEDED:
+            assert any(item.problem for item in view.items)
+    world.fleet.faults = lambda action, host, vm: None
+    world.wait_cleaned()
+    world.assert_consistent()
+
+
+def test_two_replicas_share_the_work_and_double_nothing(world: Any) -> None:
+    replicas = [
+        world.replica("one", dispatcher=SimulatedDispatcher(world.fleet)),
+        world.replica("two", dispatcher=SimulatedDispatcher(world.fleet)),
+    ]
+    accepted = [replicas[at % 2].create(world.batch(1), world.ask) for at in range(10)]
+    for one in accepted:
+        view = world.ended(one.operation_id)
+        assert view.state is OperationState.SUCCEEDED
+        assert view.counters["runs"] == 1
+    made = [vm for action, _, vm in world.fleet.deeds if action == "CreateVms"]
+    assert len(made) == len(set(made)) == 10
+    world.assert_consistent()
+
+
+def test_sleeper_that_wakes_up_is_fenced(world: Any) -> None:
+    """The first owner stops for longer than its lease; its late run and its late writes change nothing."""
+    world.settings(lease_s=0.4, renewal_s=60, poll_s=0.05)
+    sleeper = SimulatedDispatcher(world.fleet)
+    sleeper.gate.clear()
+    first = world.replica("one", dispatcher=sleeper)
+    accepted = first.create(world.batch(3), world.ask)
+    world.wait_until(lambda: sleeper.started, "the first replica has started its run")
+    world.replica("two", dispatcher=SimulatedDispatcher(world.fleet))
+    view = world.ended(accepted.operation_id)
+    assert view.state is OperationState.SUCCEEDED
+    before = (view, list(world.fleet.deeds))
+    sleeper.gate.set()
+    world.wait_until(lambda: not first.engine.running, "the first replica has let go")
+    assert (world.show(accepted.operation_id), world.fleet.deeds) == before
+    world.assert_consistent()
+
+
+def test_replica_that_stops_hands_over_at_once(world: Any) -> None:
+    world.settings(lease_s=600, renewal_s=60, poll_s=0.05)
+    world.dispatcher.gate.clear()
+    with world.running(name="one") as first:
+        accepted = first.create(world.batch(2), world.ask)
+        world.wait_until(lambda: world.dispatcher.started, "the run has started")
+    world.dispatcher.gate.set()
+    world.replica("two")
+    view = world.ended(accepted.operation_id)
+    assert view.state is OperationState.SUCCEEDED
+    assert view.counters["runs"] == 1, "the run is adopted"
+
+
+def test_process_started_again_does_not_wait_for_its_own_lease(world: Any, database_url: str) -> None:
+    """A lease of ten minutes: the restarted replica knows that its predecessor is dead."""
+    world.settings(lease_s=600, renewal_s=60, poll_s=0.05)
+    world.dispatcher.gate.clear()
+    database = CrashingDatabase(database_url, committed=False)
+    dying = world.replica("one", database=database)
+    accepted = dying.create(world.batch(2), world.ask)
+    world.wait_until(lambda: world.dispatcher.started, "the run has started")
+    database.dead.set()
+    world.bury(dying, leases_end=False)
+    world.dispatcher.gate.set()
+    world.replica("one")
+    assert world.ended(accepted.operation_id).state is OperationState.SUCCEEDED
+
+
+def test_state_directory_belongs_to_one_process(world: Any) -> None:
+    world.replica("one")
+    with pytest.raises(PpecError) as refused:
+        world.replica("one")
+    assert refused.value.code == "resource.in_use"
+
+
+def test_cancel_of_a_running_create_undoes_it(world: Any) -> None:
+    replica = world.replica()
+    world.dispatcher.gate.clear()
+    accepted = replica.create(world.batch(4), world.ask)
+    world.wait_until(lambda: world.dispatcher.started, "the run has started")
+    replica.cancel(accepted.operation_id)
+    world.dispatcher.gate.set()
+    view = world.ended(accepted.operation_id)
+    assert view.state is OperationState.CANCELLED
+    assert view.problem is not None
+    assert view.problem.code == "operation.cancelled"
+    assert {item.state for item in view.items} == {ItemState.UNDONE}
+    world.assert_empty()
+    with pytest.raises(PpecError) as refused:
+        replica.cancel(accepted.operation_id)
+    assert refused.value.code == "operation.finished"
+
+
+def test_cancel_on_another_replica_reaches_the_owner(world: Any) -> None:
+    world.settings(renewal_s=0.1)
+    owner = world.replica("one")
+    world.dispatcher.gate.clear()
+    accepted = owner.create(world.batch(2), world.ask)
+    world.wait_until(lambda: world.dispatcher.started, "the run has started")
+    world.replica("other", start=False).cancel(accepted.operation_id)
+    world.wait_until(lambda: world.show(accepted.operation_id).problem, "the owner has heard of it")
+    world.dispatcher.gate.set()
+    assert world.ended(accepted.operation_id).state is OperationState.CANCELLED
+    world.assert_empty()
+
+
+def test_cancel_of_a_queued_create_starts_no_run(world: Any) -> None:
+    waiting = world.replica("accepting", start=False)
+    accepted = waiting.create(world.batch(4), world.ask)
+    waiting.cancel(accepted.operation_id)
+    world.replica()
+    view = world.ended(accepted.operation_id)
+    assert view.state is OperationState.CANCELLED
+    assert world.dispatcher.started == []
+    world.assert_empty()
+
+
+def test_cancelled_delete_leaves_what_it_did_not_reach(world: Any) -> None:
+    replica = world.replica()
+    made = world.ended(replica.create(world.batch(2), world.ask).operation_id)
+    world.dispatcher.gate.clear()
+    asked = VmsAction(action=VmAction.DELETE, vms=tuple(item.name for item in made.items))
+    gone = replica.act(asked, world.ask)
+    world.wait_until(lambda: len(world.dispatcher.started) == 2, "the run has started")
+    replica.cancel(gone.operation_id)
+    assert world.ended(gone.operation_id).state is OperationState.CANCELLED
+    world.dispatcher.gate.set()
+    assert [world.vm(item.name).record for item in made.items] == ["active", "active"]
+    world.assert_consistent()
+
+
+def test_limit_on_running_changes_at_run_time(world: Any) -> None:
+    world.settings(max_running=1, poll_s=0.05)
+    replica = world.replica()
+    world.dispatcher.gate.clear()
+    accepted = [replica.create(world.batch(1), world.ask) for _ in range(3)]
+    world.wait_until(lambda: replica.engine.running, "one is running")
+    states = [world.show(one.operation_id).state for one in accepted]
+    assert states.count(OperationState.RUNNING) == 1
+    world.settings(max_running=2)
+    world.wait_until(lambda: len(replica.engine.running) == 2, "two are running")
+    world.dispatcher.gate.set()
+    for one in accepted:
+        assert world.ended(one.operation_id).state is OperationState.SUCCEEDED
+
+
+def test_higher_priority_is_claimed_first(world: Any) -> None:
+    waiting = world.replica("accepting", start=False)
+    made = waiting.create(world.batch(1), world.ask)
+    with world.running(name="maker"):
+        name = world.ended(made.operation_id).items[0].name
+    world.settings(max_running=1, **{"priority.vm.stop": 5})
+    first = waiting.create(world.batch(1), world.ask)
+    urgent = waiting.act(VmsAction(action=VmAction.STOP, vms=(name,)), world.ask)
+    world.replica()
+    assert world.ended(urgent.operation_id).started_at < world.ended(first.operation_id).started_at
+
+
+def test_unusable_setting_is_left_at_its_default(world: Any) -> None:
+    world.settings(max_running=-3)
+    accepted = world.replica().create(world.batch(1), world.ask)
+    assert world.ended(accepted.operation_id).state is OperationState.SUCCEEDED
