@@ -70,13 +70,18 @@ class Totals:
 
 @dataclass
 class _TotalsSection:
-    """The first section: sums, and the names in use."""
+    """The first section: sums, and the names in use.
+
+    `undecided` counts callers between the two sections. While there are any, the sums may be too low for a moment, and
+    a refusal waits until they are right: nobody is turned away while there is room.
+    """
 
     cores_free: int
     memory_free_mib: int
     disk_free_mib: int
     names: dict[str, UUID] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    undecided: int = 0
+    lock: threading.Condition = field(default_factory=threading.Condition)
 
 
 @dataclass
@@ -125,21 +130,22 @@ class Ledger:
             plan_pins(self._empty_pool, request)
         cores = self._cores_for(claim)
         with self._totals.lock:
+            self._totals.lock.wait_for(lambda: self._has_room(claim, cores) or not self._totals.undecided)
             self._refuse_duplicate(claim)
-            self._refuse_excess(claim, "cores", cores, self._totals.cores_free)
-            self._refuse_excess(claim, "memory_mib", claim.memory_mib, self._totals.memory_free_mib)
-            self._refuse_excess(claim, "disk_mib", claim.disk_mib, self._totals.disk_free_mib)
+            self._refuse_excess(claim, cores)
             self._move_totals(cores, claim.memory_mib, claim.disk_mib)
             self._totals.names[claim.name] = claim.vm_id
+            self._totals.undecided += 1
         try:
             plan = self._reserve_details(claim, request)
-        except PpecError:
+        except BaseException:
             self._give_back(claim.name, claim.vm_id, cores, claim.memory_mib, claim.disk_mib)
             raise
+        # The estimate was by the widest core: cells of mixed SMT width may have given more.
         granted = self._core_count(frozenset(plan.cpus))
-        if granted != cores:  # cells of mixed SMT width: the estimate was by the widest
-            with self._totals.lock:
-                self._move_totals(granted - cores, 0, 0)
+        with self._totals.lock:
+            self._move_totals(granted - cores, 0, 0)
+            self._decided()
         return plan
 
     def commit(self, vm_id: UUID) -> None:
@@ -152,15 +158,19 @@ class Ledger:
 
     def release(self, vm_id: UUID) -> bool:
         """Gives back all a VM holds; False if it held nothing."""
+        with self._totals.lock:
+            self._totals.undecided += 1
         with self._details.lock:
             held = self._details.holdings.pop(vm_id, None)
-            if held is None:
-                return False
             taken = frozenset().union(*(h.cpus for h in self._details.holdings.values()))
             # CPUs of a foreign domain may be shared with others: only what nobody holds any more becomes free.
             before = self._core_count(self._details.pool.taken)
             self._details.pool = self._empty_pool.take(taken)
             cores = before - self._core_count(self._details.pool.taken)
+        if held is None:
+            with self._totals.lock:
+                self._decided()
+            return False
         self._give_back(held.name, vm_id, cores, held.memory_mib, held.disk_mib)
         return True
 
@@ -257,9 +267,24 @@ class Ledger:
                 details={"vm_id": str(owner or claim.vm_id)},
             )
 
-    def _refuse_excess(self, claim: Claim, resource: str, wanted: int, free: int) -> None:
-        if wanted > free:
-            raise _no_capacity(claim, resource, wanted, max(0, free))
+    def _has_room(self, claim: Claim, cores: int) -> bool:
+        return all(wanted <= free for _, wanted, free in self._wanted_and_free(claim, cores))
+
+    def _refuse_excess(self, claim: Claim, cores: int) -> None:
+        for resource, wanted, free in self._wanted_and_free(claim, cores):
+            if wanted > free:
+                raise _no_capacity(claim, resource, wanted, max(0, free))
+
+    def _wanted_and_free(self, claim: Claim, cores: int) -> tuple[tuple[str, int, int], ...]:
+        return (
+            ("cores", cores, self._totals.cores_free),
+            ("memory_mib", claim.memory_mib, self._totals.memory_free_mib),
+            ("disk_mib", claim.disk_mib, self._totals.disk_free_mib),
+        )
+
+    def _decided(self) -> None:
+        self._totals.undecided -= 1
+        self._totals.lock.notify_all()
 
     def _move_totals(self, cores: int, memory_mib: int, disk_mib: int) -> None:
         self._totals.cores_free -= cores
@@ -271,6 +296,7 @@ class Ledger:
             self._move_totals(-cores, -memory_mib, -disk_mib)
             if self._totals.names.get(name) == vm_id:
                 del self._totals.names[name]
+            self._decided()
 
     def _cores_for(self, claim: Claim) -> int:
         cells = [self._topology.by_cell[c] for c in claim.cells if c in self._topology.by_cell]

@@ -149,10 +149,34 @@ def test_threads_that_race_for_the_last_cores_never_share_one() -> None:
 
     with ThreadPoolExecutor(8) as pool:
         plans = [plan for won in pool.map(race, range(8)) for plan in won]
+    while ledger.totals().cores_free:
+        cell = next(report.cell for report in ledger.cells() if report.cores_free)
+        plans.append(ledger.reserve(claim(f"vm-last-{len(plans)}", cells=(cell,))))
     assert len(plans) == 8  # two usable cores in each of four cells
     cpus = [cpu for plan in plans for cpu in plan.cpus]
     assert len(cpus) == len(set(cpus)) == 16
     assert ledger.totals().cores_free == 0
+
+
+def test_nobody_is_refused_while_there_is_room() -> None:
+    """More threads than slots, each with one try: every slot is given, although losers hold totals for a moment."""
+    for _ in range(30):
+        ledger = new_ledger()
+        barrier = threading.Barrier(16)
+
+        def one_try(number: int, ledger: Ledger = ledger, barrier: threading.Barrier = barrier) -> str:
+            barrier.wait(timeout=10)
+            try:
+                ledger.reserve(claim(f"vm-{number}", cells=(number % 4,)))
+            except PpecError as refusal:
+                return refusal.code
+            return "won"
+
+        with ThreadPoolExecutor(16) as pool:
+            outcomes = list(pool.map(one_try, range(16)))
+        assert outcomes.count("won") == 8
+        assert outcomes.count("host.no_capacity") == 8
+        assert ledger.totals().cores_free == 0
 
 
 def test_a_domain_made_by_hand_is_counted_where_it_is_pinned() -> None:
