@@ -21,8 +21,13 @@ from ppec_orchestrator.pki.ca import FleetCa
 from ppec_orchestrator.release import archive, tree
 from ppec_orchestrator.release.tree import Target
 
-# One worker runs them all: they share a host.
-pytestmark = [pytest.mark.containers, pytest.mark.slow, pytest.mark.xdist_group("roles-host")]
+# One worker runs them all: they share a host. Each is a row of plays over ssh, long on a busy machine.
+pytestmark = [
+    pytest.mark.containers,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("roles-host"),
+]
 
 TOKEN = "t0ken-of-host-one-0123456789"
 KEY, CERTIFICATE = "/etc/ppec/pki/host.key", "/etc/ppec/pki/host.pem"
