@@ -22,7 +22,7 @@ from typing import Any, Literal
 from ppec_contract.errors import PpecError
 from ppec_contract.run import RunResult
 from ppec_orchestrator.dispatch import descendants
-from ppec_orchestrator.dispatch.rundir import RunDirectory
+from ppec_orchestrator.dispatch.rundir import RunDirectory, write_private
 
 JOB_FILE = "job.json"
 _TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of its own in it, mode 0700
@@ -41,7 +41,7 @@ def warm_up() -> None:
 def write_job(run: RunDirectory, playbook: str, forks: int, timeout_s: float) -> None:
     """What the job process needs besides the plan: no tenant data, no secrets."""
     content = {"playbook": playbook, "forks": forks, "timeout_s": timeout_s}
-    (run.path / JOB_FILE).write_text(json.dumps(content))
+    write_private(run.path / JOB_FILE, json.dumps(content).encode())
 
 
 class Job:

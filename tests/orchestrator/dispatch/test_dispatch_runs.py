@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real ansible-runner runs: through the fork server and without, cancelled, killed, adopted."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppec_contract.run import RunEvent, RunResult
+from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
+from ppec_orchestrator.dispatch.installation import Installation
+from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
+
+WAIT_S = 60.0
+PLAYBOOK = Path(__file__).parent / "playbook" / "site.yml"
+NOWHERE = RunCredentials(Path("/nonexistent/ca"), Path("/nonexistent/crt"), Path("/nonexistent/key"))
+
+
+@pytest.fixture
+def folder(short_dir: Path) -> Path:
+    """The playbook is copied: a test may change it, and Ansible leaves its byte code beside it."""
+    shutil.copytree(PLAYBOOK.parent, short_dir / "playbook")
+    (short_dir / "collections" / "ansible_collections" / "ppec" / "cloud" / "plugins").mkdir(parents=True)
+    return short_dir
+
+
+def installation(folder: Path) -> Installation:
+    made = folder / "playbook" / "site.yml"
+    return Installation.prepare(folder / "ansible", collections=folder / "collections", playbook=made)
+
+
+def request(operation_id: str = "op-1", hosts: int = 2, **parameters: Any) -> RunRequest:
+    targets = {f"h{n}": HostTarget("127.0.0.1", 1, {"vm_ids": [], **parameters}) for n in range(1, hosts + 1)}
+    return RunRequest(operation_id, 1, "DeleteVms", targets)
+
+
+@pytest.fixture
+def open_dispatcher(folder: Path) -> Iterator[Callable[..., AnsibleDispatcher]]:
+    opened: list[AnsibleDispatcher] = []
+
+    def open_one(*, fork_server: bool = True) -> AnsibleDispatcher:
+        made = AnsibleDispatcher(folder, NOWHERE, installation=installation(folder), fork_server=fork_server)
+        made.open(wait=True)
+        opened.append(made)
+        return made
+
+    yield open_one
+    for one in opened:
+        one.close()
+
+
+def follow(run: Any) -> tuple[list[RunEvent], RunResult]:
+    events: list[RunEvent] = []
+    deadline = time.monotonic() + WAIT_S
+    while run.result is None:
+        assert time.monotonic() < deadline, "the run did not end"
+        events += run.wait(1.0)
+    return events, run.result
+
+
+def until(condition: Callable[[], Any], what: str) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+    return found
+
+
+def started_with(events: list[RunEvent]) -> set[str]:
+    return {event.problem.detail for event in events if event.problem}
+
+
+@pytest.mark.parametrize(("fork_server", "start"), [(True, "warm=True"), (False, "warm=False")])
+def test_run_tells_its_events_and_counts(
+    open_dispatcher: Callable[..., AnsibleDispatcher], fork_server: bool, start: str
+) -> None:
+    run = open_dispatcher(fork_server=fork_server).start(request(hosts=3))
+    events, result = follow(run)
+    assert result.status == "successful"
+    assert result.counters == {"host_tasks": 3, "proxy_sessions": 3}
+    assert sorted(e.host for e in events if e.accepted) == ["h1", "h2", "h3"]
+    assert started_with(events) == {start}
+
+
+def test_run_leaves_no_secret_and_its_folder_is_private(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PPEC_SECRET", "database-password")
+    before = set(Path("/dev/shm").glob("ppec-run-*"))
+    dispatcher = open_dispatcher()
+    run = dispatcher.start(request())
+    follow(run)
+    until(lambda: not run.directory.is_live(), "the job has ended")
+    assert stat.S_IMODE(run.directory.path.stat().st_mode) == 0o700
+    for path in run.directory.path.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
+        assert b"database-password" not in path.read_bytes()
+    assert set(Path("/dev/shm").glob("ppec-run-*")) <= before, "what ansible-runner wrote is gone"
+    dispatcher.forget("op-1")
+    assert not run.directory.plan_path.exists()
+    assert dispatcher.adopt("op-1") is None
+
+
+def test_cancel_ends_the_run_with_all_its_processes(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
+) -> None:
+    hold = folder / "hold"
+    hold.touch()
+    run = open_dispatcher().start(request(hold=str(hold)))
+    events = [*run.wait(WAIT_S)]
+    assert events
+    run.cancel()
+    _, result = follow(run)
+    assert result.status == "canceled"
+    until(lambda: not processes_of(run.directory.path), "no process of the run is left")
+
+
+def processes_of(path: Path) -> list[int]:
+    """Processes whose command line or environment names the run's directory, jobs and Ansible alike."""
+    needle = str(path).encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes() + (entry / "stat").read_bytes()
+            files = [str(fd.readlink()) for fd in (entry / "fd").iterdir()]
+        except OSError:
+            continue
+        if int(entry.name) != os.getpid() and (needle in words or any(f.startswith(str(path)) for f in files)):
+            found.append(int(entry.name))
+    return found
+
+
+def test_run_whose_job_is_killed_is_lost_and_says_so(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
+) -> None:
+    hold = folder / "hold"
+    hold.touch()
+    run = open_dispatcher().start(request(hold=str(hold)))
+    run.wait(WAIT_S)
+    for pid in until(lambda: processes_of(run.directory.path), "the job runs"):
+        os.kill(pid, signal.SIGKILL)
+    _, result = follow(run)
+    assert result.problem is not None
+    assert result.problem.code == "run.lost"
+    again = open_dispatcher(fork_server=False).adopt("op-1")
+    assert again is not None
+    assert follow(again)[1].problem == result.problem
+
+
+def test_dead_fork_server_is_replaced_and_its_runs_live_on(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
+) -> None:
+    hold = folder / "hold"
+    hold.touch()
+    dispatcher = open_dispatcher()
+    run = dispatcher.start(request(hold=str(hold)))
+    run.wait(WAIT_S)
+    first = dispatcher.fork_server_pid
+    assert first is not None
+    os.kill(first, signal.SIGKILL)
+    until(lambda: dispatcher.fork_server_pid not in (None, first), "a new fork server is there")
+    hold.unlink()
+    assert follow(run)[1].status == "successful"
+    events, result = follow(dispatcher.start(request("op-2")))
+    assert (result.status, started_with(events)) == ("successful", {"warm=True"})
+
+
+def test_changed_collection_is_not_served_from_memory(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
+) -> None:
+    dispatcher = open_dispatcher()
+    first = dispatcher.fork_server_pid
+    plugins = folder / "collections" / "ansible_collections" / "ppec" / "cloud" / "plugins"
+    (plugins / "new.py").write_text("")
+    events, result = follow(dispatcher.start(request()))
+    assert (result.status, started_with(events)) == ("successful", {"warm=False"})
+    until(lambda: dispatcher.fork_server_pid not in (None, first), "a new fork server is there")
+    assert started_with(follow(dispatcher.start(request("op-2")))[0]) == {"warm=True"}
+
+
+ORCHESTRATOR = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_dispatch_runs import NOWHERE, installation, request
+from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher
+folder = Path({folder!r})
+dispatcher = AnsibleDispatcher(folder, NOWHERE, installation=installation(folder), fork_server={fork_server})
+dispatcher.open(wait=True)
+run = dispatcher.start(request(hold={hold!r}))
+run.wait(60)
+print("under way", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("fork_server", [True, False])
+def test_run_outlives_a_killed_orchestrator_and_is_adopted(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path, fork_server: bool
+) -> None:
+    hold = folder / "hold"
+    hold.touch()
+    code = ORCHESTRATOR.format(
+        tests=str(Path(__file__).parent), folder=str(folder), hold=str(hold), fork_server=fork_server
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as orchestrator:
+        assert orchestrator.stdout is not None
+        told = b""
+        while b"under way" not in told:
+            line = orchestrator.stdout.readline()
+            assert line, "the orchestrator ended early"
+            told = line
+        orchestrator.kill()
+        orchestrator.wait(timeout=WAIT_S)
+    successor = open_dispatcher(fork_server=fork_server)
+    run = successor.adopt("op-1")
+    assert run is not None
+    assert run.directory.is_live(), "the job lives on"
+    assert run.number == 1
+    hold.unlink()
+    events, result = follow(run)
+    assert result.status == "successful"
+    assert [e.host for e in events if e.accepted].count("h1") == 1, "read from the first event, done once"
+
+
+def test_tenant_text_is_never_evaluated(open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path) -> None:
+    canary = folder / "evaluated"
+    hostile = f"{{{{ lookup('pipe', 'touch {canary}') }}}}"
+    _, result = follow(open_dispatcher().start(request(note=hostile)))
+    assert result.status == "successful"
+    assert not canary.exists()
