@@ -129,9 +129,10 @@ class World:
     def replica(
         self, name: str = "one", *, dispatcher: Any = None, database: Database | None = None, start: bool = True
     ) -> Operations:
-        """Starts a replica with a database connection of its own."""
-        ports = prepare(database or self.open_database(), dispatcher or self.dispatcher)
-        made = Operations(ports, self.folder / name)
+        """Starts a replica on a database of its own; one that isn't to start only accepts and shows."""
+        if database is None:
+            database = self.open_database() if start else self.database
+        made = Operations(prepare(database, dispatcher or self.dispatcher), self.folder / name)
         if start:
             made.start()
             self.replicas.append(made)
@@ -144,6 +145,7 @@ class World:
         dead = replica.engine._replica
         assert dead is not None
         dead.close()
+        replica.engine._ports.database.close()
         self.replicas.remove(replica)
         if leases_end:
             with self.database.write() as conn:
@@ -180,6 +182,7 @@ class World:
             yield replica
         finally:
             replica.stop()
+            replica.engine._ports.database.close()
             self.replicas.remove(replica)
 
     def wait_cleaned(self) -> None:

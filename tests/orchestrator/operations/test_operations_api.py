@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The endpoints of VMs and operations, on the whole API with simulated hosts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from ppec_orchestrator.api.app import create_app
+from ppec_orchestrator.api.services import make_services, utc_now
+from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.tokens import Role, create_token
+
+BODY = {"flavor": "small", "image": "debian", "name": "web", "count": 2}
+
+
+@pytest.fixture
+def clients(world: Any, tmp_path: Path) -> Iterator[dict[str, TestClient]]:
+    """A client per role."""
+    replica = world.replica()
+    services = dataclasses.replace(
+        make_services(Settings(state_dir=tmp_path / "state"), world.database), operations=replica
+    )
+    with world.database.write() as conn:
+        tokens = {role: create_token(conn, role.value, role, now=utc_now()) for role in Role}
+    app = create_app(services)
+    made = {
+        role.value: TestClient(app, headers={"Authorization": f"Bearer {token}"}, raise_server_exceptions=False)
+        for role, token in tokens.items()
+    }
+    yield made
+    for client in made.values():
+        client.close()
+
+
+@pytest.fixture
+def operator(clients: dict[str, TestClient]) -> TestClient:
+    return clients["operator"]
+
+
+def test_create_is_accepted_with_a_location_and_then_listed(world: Any, operator: TestClient) -> None:
+    answer = operator.post("/v1/vms", json=BODY)
+    assert answer.status_code == 202, answer.text
+    operation_id = answer.json()["operation_id"]
+    assert answer.headers["location"] == f"/v1/operations/{operation_id}"
+    assert world.ended(operation_id).state == "succeeded"
+    listed = operator.get("/v1/vms").json()["items"]
+    assert [vm["name"] for vm in listed] == ["web-1", "web-2"]
+    assert all(vm["addresses"] and vm["host"] and vm["cells"] and vm["record"] == "active" for vm in listed)
+    one = operator.get("/v1/vms/web-1").json()
+    assert one == operator.get(f"/v1/vms/{one['vm_id']}").json() == listed[0]
+
+
+def test_list_is_paged_and_narrowed(world: Any, operator: TestClient) -> None:
+    world.ended(operator.post("/v1/vms", json=BODY | {"count": 5, "policy": "spread"}).json()["operation_id"])
+    names, cursor = [], None
+    while True:
+        page = operator.get("/v1/vms", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        names += [vm["name"] for vm in page["items"]]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            break
+    assert names == [f"web-{n}" for n in range(1, 6)]
+    on_h1 = operator.get("/v1/vms", params={"host": "h1"}).json()["items"]
+    assert {vm["host"] for vm in on_h1} == {"h1"}
+    assert operator.get("/v1/vms", params={"record": "failed"}).json()["items"] == []
+    assert operator.get("/v1/vms", params={"name": "web-3"}).json()["items"][0]["name"] == "web-3"
+    assert operator.get("/v1/vms", params={"cursor": "bm9uc2Vuc2U"}).json()["code"] == "request.invalid"
+
+
+def test_refusal_counts_its_reasons(operator: TestClient) -> None:
+    answer = operator.post("/v1/vms", json=BODY | {"flavor": "half", "count": 9})
+    assert answer.status_code == 409
+    problem = answer.json()
+    assert problem["code"] == "placement.no_capacity"
+    assert sum(problem["details"]["reasons"].values()) == 3
+    assert operator.get("/v1/operations").json()["items"] == []
+
+
+def test_idempotency_key_gives_the_same_answer_once(world: Any, operator: TestClient) -> None:
+    key = {"Idempotency-Key": "abc-1"}
+    first = operator.post("/v1/vms", json=BODY, headers=key)
+    again = operator.post("/v1/vms", json=BODY, headers=key)
+    assert first.json()["operation_id"] == again.json()["operation_id"]
+    assert again.headers["location"] == first.headers["location"]
+    other = operator.post("/v1/vms", json=BODY | {"count": 1}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (409, "request.idempotency_mismatch")
+    world.ended(first.json()["operation_id"])
+    assert len(operator.get("/v1/operations").json()["items"]) == 1
+
+
+def test_actions_and_delete_are_operations(world: Any, operator: TestClient) -> None:
+    world.ended(operator.post("/v1/vms", json=BODY).json()["operation_id"])
+    stop = operator.post("/v1/vms/actions", json={"action": "stop", "vms": ["web-1", "web-2"]})
+    assert (stop.status_code, stop.json()["kind"]) == (202, "vm.stop")
+    assert world.ended(stop.json()["operation_id"]).state == "succeeded"
+    for name in ("web-1", "web-2"):
+        gone = operator.delete(f"/v1/vms/{name}")
+        assert (gone.status_code, gone.json()["kind"]) == (202, "vm.delete")
+        assert world.ended(gone.json()["operation_id"]).state == "succeeded"
+    assert operator.get("/v1/vms/web-1").json()["code"] == "vm.not_found"
+    world.assert_empty()
+    kinds = [one["kind"] for one in operator.get("/v1/operations").json()["items"]]
+    assert kinds == ["vm.delete", "vm.delete", "vm.stop", "vm.create"]
+    assert len(operator.get("/v1/operations", params={"kind": "vm.delete"}).json()["items"]) == 2
+
+
+def test_viewer_may_look_but_not_change(clients: dict[str, TestClient]) -> None:
+    viewer = clients["viewer"]
+    assert viewer.get("/v1/vms").status_code == 200
+    assert viewer.get("/v1/operations").status_code == 200
+    for method, path, body in (
+        ("POST", "/v1/vms", BODY),
+        ("POST", "/v1/vms/actions", {"action": "stop", "vms": ["a"]}),
+        ("DELETE", "/v1/vms/a", None),
+        ("POST", "/v1/operations/op-1/cancel", None),
+    ):
+        assert viewer.request(method, path, json=body).json()["code"] == "auth.forbidden"
+
+
+def events_of(text: str) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for block in text.strip().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n") if not line.startswith(":"))
+        if lines:
+            found.append((lines["event"], json.loads(lines["data"])))
+    return found
+
+
+def test_operation_is_streamed_to_its_end(world: Any, operator: TestClient) -> None:
+    world.dispatcher.gate.clear()
+    operation_id = operator.post("/v1/vms", json=BODY).json()["operation_id"]
+    world.wait_until(lambda: world.dispatcher.started, "the run has started")
+    seen: list[str] = []
+    with operator.stream("GET", f"/v1/operations/{operation_id}/events") as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        text = ""
+        for part in answer.iter_text():
+            text += part
+            seen.append(part)
+            # The run goes on only once the watcher has seen it running.
+            world.dispatcher.gate.set()
+    events = events_of(text)
+    assert events[0][0] == "operation"
+    assert events[0][1]["state"] == "running"
+    assert events[-1][0] == "end"
+    assert events[-1][1]["state"] == "succeeded"
+    assert events[-1][1] == operator.get(f"/v1/operations/{operation_id}").json()
+
+
+def test_ended_and_unknown_operations_can_be_watched_too(world: Any, operator: TestClient) -> None:
+    operation_id = operator.post("/v1/vms", json=BODY).json()["operation_id"]
+    world.ended(operation_id)
+    events = events_of(operator.get(f"/v1/operations/{operation_id}/events").text)
+    assert [name for name, _ in events] == ["operation", "end"]
+    assert operator.get("/v1/operations/op-nowhere/events").json()["code"] == "operation.not_found"
+
+
+def test_cancel_answers_with_the_operation(world: Any, operator: TestClient) -> None:
+    world.dispatcher.gate.clear()
+    operation_id = operator.post("/v1/vms", json=BODY).json()["operation_id"]
+    answer = operator.post(f"/v1/operations/{operation_id}/cancel")
+    assert (answer.status_code, answer.json()["cancel_requested"]) == (202, True)
+    world.dispatcher.gate.set()
+    assert world.ended(operation_id).state == "cancelled"
+    again = operator.post(f"/v1/operations/{operation_id}/cancel")
+    assert (again.status_code, again.json()["code"]) == (409, "operation.finished")
+    assert operator.post("/v1/operations/op-nowhere/cancel").json()["code"] == "operation.not_found"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**BODY, "name": "{{ lookup('pipe', 'id') }}"},
+        {**BODY, "name": "../etc"},
+        {**BODY, "count": 0},
+        {**BODY, "count": 10**9},
+        {**BODY, "surprise": 1},
+        {**BODY, "user_data": "x" * 70_000},
+        {**BODY, "names": ["a", "a"], "count": 1, "name": None},
+    ],
+)
+def test_bad_requests_change_nothing(world: Any, operator: TestClient, body: dict[str, Any]) -> None:
+    answer = operator.post("/v1/vms", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (422, "request.invalid")
+    assert operator.get("/v1/operations").json()["items"] == []
+    world.assert_empty()
