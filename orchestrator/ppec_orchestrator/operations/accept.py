@@ -15,9 +15,10 @@ from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import BatchMode, ItemState, VmAction, VmRecord, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.operations.kinds import KINDS, create, delete, power
+from ppec_orchestrator.operations.kinds import create, delete, power
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
+from ppec_orchestrator.operations.registry import KINDS
 from ppec_orchestrator.operations.wanted import CreateInput, StopInput
 from ppec_orchestrator.placement.request import VmRequest
 from ppec_orchestrator.store import idempotency, vms

@@ -23,9 +23,9 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.operations.context import Context, Ports, Signals
 from ppec_orchestrator.operations.execution import Execution
 from ppec_orchestrator.operations.journal import Journal
-from ppec_orchestrator.operations.kinds import KINDS
 from ppec_orchestrator.operations.limits import Limits
 from ppec_orchestrator.operations.live import Live
+from ppec_orchestrator.operations.registry import KINDS
 from ppec_orchestrator.operations.steps import HandedOverError
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.operations import Claim
