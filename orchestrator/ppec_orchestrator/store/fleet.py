@@ -20,7 +20,7 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
     """The whole fleet as it stands in this transaction. A host silent for `silent_after_s` seconds is not live."""
     cells = _cells(conn)
     per_host = conn.execute(select(allocation.c.host_id, func.count()).group_by(allocation.c.host_id))
-    vms: dict[int, int] = {host_id: count for host_id, count in per_host}
+    vms: dict[int, int] = dict(iter(per_host))
     prefixes = conn.execute(
         select(prefix.c.id, prefix.c.vrf_id, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
     ).all()

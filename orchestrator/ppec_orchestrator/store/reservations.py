@@ -80,7 +80,7 @@ def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tup
 
 
 def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
-    """Gives back what the VMs hold, addresses included; those that hold nothing are passed over. Returns how many held."""
+    """Gives back what the VMs hold, addresses included; returns how many of them held anything."""
     ids = list(vm_ids)
     ipdb.release(conn, ids)
     held = conn.execute(
