@@ -50,6 +50,7 @@ def _fake(settings: Settings, topology: Topology) -> Hypervisor:
             state_file=settings.storage.fake_hypervisor,
             deaf_guests=settings.lab.deaf_guests,
             delays_s=settings.lab.delays_s,
+            fail_every=settings.lab.fail_every,
         )
     )
 

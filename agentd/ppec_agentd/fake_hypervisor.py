@@ -39,10 +39,12 @@ class FaultPlan:
     """Faults to come, by the port's method names ("define", "start", ...).
 
     `delays_s` slows every call of a method. `fail` has the n-th call from now fail; nothing is changed by a call that
-    fails, unless `after` is set: then it takes effect first, as when an answer is lost.
+    fails, unless `after` is set: then it takes effect first, as when an answer is lost. `fail_every` n has every n-th
+    call of a method fail, as long as the fake lives.
     """
 
     delays_s: dict[str, float] = field(default_factory=dict)
+    fail_every: dict[str, int] = field(default_factory=dict)
     _planned: dict[str, list[tuple[int, PpecError, bool]]] = field(default_factory=dict)
     _calls: dict[str, int] = field(default_factory=dict)
 
@@ -58,6 +60,9 @@ class FaultPlan:
         """Count the call, delay it, fail it. The returned function raises what is due after the effect."""
         number = self._calls[method] = self.calls(method) + 1
         await asyncio.sleep(self.delays_s.get(method, 0))
+        every = self.fail_every.get(method)
+        if every and number % every == 0:
+            raise PpecError("hypervisor.failed", f"{method}: a fault planned for every call number {every}")
         due = [(error, after) for nth, error, after in self._planned.get(method, []) if nth == number]
         for error, after in due:
             if not after:
@@ -80,6 +85,7 @@ class FakeOptions:
     state_file: Path | None = None
     deaf_guests: bool = False
     delays_s: dict[str, float] = field(default_factory=dict)
+    fail_every: dict[str, int] = field(default_factory=dict)
 
 
 class FakeHypervisor:
@@ -90,7 +96,7 @@ class FakeHypervisor:
         self._fanout = EventFanout()
         self._domains: dict[UUID, Domain] = {}
         self._connected = False
-        self.faults = FaultPlan(delays_s=dict(options.delays_s))
+        self.faults = FaultPlan(delays_s=dict(options.delays_s), fail_every=dict(options.fail_every))
 
     async def open(self) -> None:
         (await self.faults.begin("open"))()

@@ -96,13 +96,14 @@ class LabSettings(Model):
     """A declared machine in place of the one found: for the fake hypervisor, and for labs whose hosts are small.
 
     `topology` is `topology.declare_topology`'s text, e.g. ``sockets=2,cores=4,threads=2,memory_mib=8192``; `bridges`
-    are the bridges the fake hypervisor has, `delays_s` slows its methods by name (``start = 0.5``), and with
-    `deaf_guests` its guests ignore the power button.
+    are the bridges the fake hypervisor has, `delays_s` slows its methods by name (``start = 0.5``), `fail_every` has
+    every so-manieth call of a method fail (``start = 20``), and with `deaf_guests` its guests ignore the power button.
     """
 
     topology: str | None = None
     bridges: tuple[BridgeName, ...] = ()
     delays_s: dict[str, Annotated[float, Field(ge=0, le=600)]] = Field(default_factory=dict)
+    fail_every: dict[str, Annotated[int, Field(ge=2)]] = Field(default_factory=dict)
     deaf_guests: bool = False
 
     @field_validator("topology")

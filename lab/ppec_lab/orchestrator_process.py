@@ -40,6 +40,7 @@ class OrchestratorProcess:
     addresses: tuple[str, ...] = ("127.0.0.1",)
     database_url: str | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def process(self) -> BackgroundProcess:
@@ -133,6 +134,7 @@ class OrchestratorProcess:
             "port": self.port,
             # Hosts fetch images from the first name.
             "server_names": list(reversed(self.addresses)),
+            **self.settings,
         }
         if self.database_url:
             lines["database_url"] = self.database_url

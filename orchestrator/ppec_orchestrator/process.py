@@ -101,7 +101,7 @@ def _operating(services: Services) -> Iterator[Services]:
     """With the operations engine started: it adopts what runs before anything new is accepted."""
     settings, pair = services.settings, services.ca.orchestrator_pair
     credentials = RunCredentials(pair.ca_path, pair.certificate_path, pair.key_path)
-    dispatcher = AnsibleDispatcher(settings.state_dir, credentials)
+    dispatcher = AnsibleDispatcher(settings.state_dir, credentials, fork_server=settings.fork_server)
     ports = Ports(
         database=services.database,
         dispatcher=dispatcher,

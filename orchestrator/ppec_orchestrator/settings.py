@@ -37,6 +37,8 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
     max_image_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**3
     enrolment_token_lifetime_s: Annotated[float, Field(gt=0)] = 3600.0
+    # Without it every run starts Ansible from cold: slower, and nothing else.
+    fork_server: bool = True
     log_level: str = "info"
 
     @classmethod

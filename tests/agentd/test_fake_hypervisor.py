@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from ppec_agentd.fake_hypervisor import FakeHypervisor, FakeOptions
+from ppec_agentd.fake_hypervisor import FakeHypervisor, FakeOptions, FaultPlan
 from ppec_agentd.hypervisor import DomainDefinition, DomainMetadata
 from ppec_agentd.topology import declare_topology
 from ppec_contract.errors import PpecError
@@ -105,3 +105,16 @@ async def test_every_change_is_in_the_state_file_when_the_call_returns(tmp_path:
     await fake.undefine(web.metadata.vm_id)
     assert states() == []
     assert os.listdir(tmp_path) == ["domains.json"], "no partial file is left"  # noqa: PTH208
+
+
+async def test_a_method_may_fail_every_so_often() -> None:
+    plan = FaultPlan(fail_every={"start": 3})
+    outcomes = []
+    for _ in range(7):
+        try:
+            (await plan.begin("start"))()
+        except PpecError as error:
+            outcomes.append(error.code)
+        else:
+            outcomes.append("ok")
+    assert outcomes == ["ok", "ok", "hypervisor.failed", "ok", "ok", "hypervisor.failed", "ok"]
