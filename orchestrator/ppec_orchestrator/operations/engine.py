@@ -94,6 +94,7 @@ class Engine:
         # A process that had this name before is dead, whatever its leases say.
         with self._ports.database.write() as conn:
             found = store.give_up(conn, owner_prefix=f"{self._replica.name}:", now=self._ports.now())
+            self._limits = Limits.read(conn)
         _log.info("engine.started", owner=self._replica.owner, taken_over=found)
         for target, name in ((self._claims, "claims"), (self._renewals, "leases")):
             thread = threading.Thread(target=target, name=f"ppec-{name}", daemon=True)
@@ -127,8 +128,9 @@ class Engine:
             try:
                 while self._claim_one():
                     pass
-            except PpecError as error:
-                _log.error("engine.claim_failed", code=error.code, detail=error.message)
+            except Exception as error:
+                # Whatever it was, an engine that no longer claims is worse.
+                _log.error("engine.claim_failed", exc_info=error)
                 self._stopping.wait(self._limits.poll_s)
             self._ports.database.wait(store.WORK, self._limits.poll_s)
 
@@ -190,8 +192,8 @@ class Engine:
         while not self._stopping.wait(self._limits.renewal_s):
             try:
                 self._renew()
-            except PpecError as error:
-                _log.error("engine.renewal_failed", code=error.code, detail=error.message)
+            except Exception as error:
+                _log.error("engine.renewal_failed", exc_info=error)
 
     def _renew(self) -> None:
         with self._lock:

@@ -236,7 +236,7 @@ def renew(conn: Connection, operation_ids: Collection[str], *, owner: str, until
     )
     conn.execute(update(operation).where(mine).values(lease_until=until))
     rows = conn.execute(select(operation.c.id, operation.c.cancel_requested).where(mine))
-    return {row.vm_id: row.id for row in rows}
+    return {row.id: row.cancel_requested for row in rows}
 
 
 def give_up(conn: Connection, *, owner_prefix: str, now: datetime) -> int:

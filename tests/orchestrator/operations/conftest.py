@@ -193,6 +193,16 @@ class World:
         for operation_id in found:
             self.ended(operation_id)
 
+    def lease(self, operation_id: str) -> Any:
+        with self.database.read() as conn:
+            query = select(tables.operation.c.lease_until).where(tables.operation.c.id == operation_id)
+            return conn.execute(query).scalar_one()
+
+    def fence(self, operation_id: str) -> Any:
+        with self.database.read() as conn:
+            query = select(tables.operation.c.fence).where(tables.operation.c.id == operation_id)
+            return conn.execute(query).scalar_one()
+
     def vm(self, ref: str) -> VmView:
         with self.database.read() as conn:
             return vm_views.show(conn, ref, datetime(2000, 1, 1, tzinfo=UTC))

@@ -7,6 +7,7 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from itertools import count
 from typing import Any
 
@@ -18,6 +19,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher
 from ppec_orchestrator.store.database import Database
 
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 # Leases that no test outlives: `bury` ends those of the dead, as time would.
 QUICK = {"lease_s": 600, "renewal_s": 0.2, "poll_s": 0.05, "cleanup_retry_s": 0.2}
 
@@ -197,6 +199,22 @@ def test_sleeper_that_wakes_up_is_fenced(world: Any) -> None:
     world.wait_until(lambda: not first.engine.running, "the first replica has let go")
     assert (world.show(accepted.operation_id), world.fleet.deeds) == before
     world.assert_consistent()
+
+
+def test_living_owner_keeps_its_operation(world: Any) -> None:
+    """A run that takes longer than the lease stays where it is: the lease is renewed."""
+    world.settings(lease_s=1.5, renewal_s=0.1, poll_s=0.05)
+    world.dispatcher.gate.clear()
+    owner = world.replica("one")
+    accepted = owner.create(world.batch(1), world.ask)
+    world.wait_until(lambda: world.dispatcher.started, "the run has started")
+    world.replica("two", dispatcher=SimulatedDispatcher(world.fleet))
+    first = world.lease(accepted.operation_id)
+    world.wait_until(lambda: world.lease(accepted.operation_id) > first + timedelta(seconds=2), "it was renewed")
+    world.dispatcher.gate.set()
+    view = world.ended(accepted.operation_id)
+    assert (view.state, view.counters["runs"]) == (OperationState.SUCCEEDED, 1)
+    assert world.fence(accepted.operation_id) == 1
 
 
 def test_replica_that_stops_hands_over_at_once(world: Any) -> None:
