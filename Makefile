@@ -14,6 +14,7 @@ HYPERVISOR ?= libvirt
 GUEST ?= small
 COUNT ?= 6
 PYTEST_ARGS ?=
+BENCH ?=
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -69,7 +70,7 @@ check: setup ## ruff, mypy strict, import-linter, ansible-lint production
 
 .PHONY: bench
 bench: setup ## The figures of the "Creating" table, beside bare libvirt (about 5 minutes)
-	@$(BIN)/python -m bench
+	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: clean
 clean: ## Remove what was built here (the demo's caches under /var/cache/ppec stay)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,17 @@ class LocalCloud:
         self.orchestrator = OrchestratorProcess(directory / "orchestrator", free_port())
         self.hosts: list[LocalHost] = []
 
-    def start(self, hosts: int = 2, **settings: Any) -> None:
-        """`settings` go to each agent, by section."""
+    def start(self, hosts: int = 2, prefix: str = "198.51.100.0/24", **settings: Any) -> None:
+        """`prefix` has the VMs' addresses; `settings` go to each agent, by section."""
         self.orchestrator.start()
         ppec = self.orchestrator.ppec
         ppec("datacentre", "create", "dc", "--region", "lab")
         ppec("cluster", "create", "c1", "--datacentre", "dc")
         ppec("rack", "create", "r1", "--cluster", "c1")
         ppec("ipdb", "vrf", "create", "blue")
-        ppec(
-            "ipdb", "prefix", "create", "198.51.100.0/24", "--vrf", "blue", "--gateway", "198.51.100.1",
-            "--cluster", "c1", "--bridge", "br-ppec",
-        )  # fmt: skip
+        gateway = str(ip_network(prefix)[1])
+        serves = ("--vrf", "blue", "--gateway", gateway, "--cluster", "c1", "--bridge", "br-ppec")
+        ppec("ipdb", "prefix", "create", prefix, *serves)
         ppec("flavor", "create", "small", "--vcpus", "2", "--memory-mib", "256", "--disk-mib", "64")
         empty = self.directory / "empty.raw"
         empty.write_bytes(bytes(1024 * 1024))

@@ -11,7 +11,7 @@ import json
 import shutil
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,9 +166,16 @@ class LocalHost:
         }
 
     def _write(self, name: str, settings: Mapping[str, Any]) -> None:
-        """TOML whose values are written as JSON: its strings, numbers, booleans and lists are TOML's too."""
-        tables = {key: value for key, value in settings.items() if isinstance(value, dict)}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items() if key not in tables]
-        for table, values in tables.items():
-            lines += [f"[{table}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
-        (self.directory / f"{name}.toml").write_text("\n".join(lines) + "\n")
+        (self.directory / f"{name}.toml").write_text("\n".join(_toml(settings)) + "\n")
+
+
+def _toml(settings: Mapping[str, Any], table: tuple[str, ...] = ()) -> Iterator[str]:
+    """TOML whose values are written as JSON: its strings, numbers, booleans and lists are TOML's too."""
+    if table:
+        yield f"[{'.'.join(table)}]"
+    for key, value in settings.items():
+        if not isinstance(value, Mapping):
+            yield f"{key} = {json.dumps(value)}"
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _toml(value, (*table, key))

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creating VMs: the chain beside bare libvirt, its work counts, its latency, and a thousand at once."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.chain import Caller, Chain, chain
+from bench.figures import PAIRS, Figures, paired
+from bench.floor import Floor
+from ppec_lab.local_cloud import LocalCloud
+
+BATCH = 8
+THOUSAND = 1000
+FAKE_HOSTS = 10
+
+
+def run(figures: Figures) -> None:
+    with tempfile.TemporaryDirectory(prefix="ppec-bench-", dir="/tmp") as directory, chain(Path(directory)) as made:
+        _beside_libvirt(figures, made)
+    for fail_every in (0, 20):
+        with tempfile.TemporaryDirectory(prefix="ppec-bench-", dir="/tmp") as directory:
+            _thousand(figures, Path(directory), fail_every)
+
+
+def _beside_libvirt(figures: Figures, made: Chain) -> None:
+    caller = made.restart_orchestrator(fork_server=True)
+    # The first VM fetches the image and is the model of the floor's domains; it is no measurement.
+    caller.create(name="model")
+    floor = Floor(made.uri, made.directory / "floor", "model")
+    try:
+        ratio, chain_s, floor_s = paired(lambda: _one(caller), floor.create)
+        figures.add("create.one.floor", floor_s, "s")
+        figures.add("create.one.warm", chain_s, "s")
+        figures.add("create.one.warm_ratio", ratio, "x", bar="<= 2.5")
+        last: dict[str, Any] = {}
+        ratio, chain_s, floor_s = paired(lambda: _batch(caller, last), lambda: floor.create(BATCH, at_once=2))
+        figures.add("create.eight.floor", floor_s, "s")
+        figures.add("create.eight.warm", chain_s, "s")
+        figures.add("create.eight.warm_ratio", ratio, "x", bar="<= 1.5")
+        for name, figure in last["counters"].items():
+            figures.add(f"create.eight.{name}", figure, "count", bar=_count_bar(name))
+        figures.add("create.request_to_agent.warm", _to_agent(made, caller), "ms", bar="<= 100")
+        cold = made.restart_orchestrator(fork_server=False)
+        ratio, chain_s, _ = paired(lambda: _one(cold), floor.create)
+        figures.add("create.one.cold", chain_s, "s")
+        figures.add("create.one.cold_ratio", ratio, "x", bar="<= 5")
+        figures.add("create.request_to_agent.cold", _to_agent(made, cold), "ms")
+    finally:
+        floor.close()
+
+
+def _one(caller: Caller) -> float:
+    elapsed_s, operation = caller.create()
+    caller.delete(operation)
+    return elapsed_s
+
+
+def _batch(caller: Caller, last: dict[str, Any]) -> float:
+    elapsed_s, operation = caller.create(count=BATCH)
+    last.update(operation)
+    caller.delete(operation)
+    return elapsed_s
+
+
+def _to_agent(made: Chain, caller: Caller) -> float:
+    """Median milliseconds from sending the request to the agent's first answer, as the run's own events tell it."""
+    taken = []
+    for _ in range(PAIRS):
+        caller.warm()
+        sent_ms = time.time() * 1000
+        asked = caller.post("/v1/vms", {"flavor": "bench", "image": "bench"})
+        operation = caller.follow(asked["operation_id"])
+        events = made.orchestrator.state_dir / "runs" / f"{operation['operation_id']}-1" / "events.jsonl"
+        first = json.loads(events.read_text().splitlines()[0])
+        taken.append(float(first["at_unix_ms"]) - sent_ms)
+        caller.delete(operation)
+    return statistics.median(taken)
+
+
+def _count_bar(name: str) -> str:
+    # One host: hosts + 1 host-tasks, 3 + hosts commits.
+    bars = {"runs": "1", "host_tasks": "<= 2", "planning_passes": "1", "commits": "<= 4", "proxy_sessions": "<= 1"}
+    return bars.get(name, "")
+
+
+def _thousand(figures: Figures, directory: Path, fail_every: int) -> None:
+    """A thousand VMs on fake hosts in one request; with `fail_every`, every so-manieth start on a host fails."""
+    cloud = LocalCloud(directory)
+    lab: dict[str, Any] = {"topology": "sockets=2,cores=128,threads=1,memory_mib=262144"}
+    if fail_every:
+        lab["fail_every"] = {"start": fail_every}
+    name = f"create.thousand.{'faults' if fail_every else 'clean'}"
+    try:
+        cloud.start(hosts=FAKE_HOSTS, prefix="198.18.0.0/20", lab=lab)
+        caller = Caller(cloud.orchestrator)
+        started = time.monotonic()
+        asked = caller.post("/v1/vms", {"flavor": "small", "image": "empty", "count": THOUSAND, "mode": "best-effort"})
+        operation = caller.follow(asked["operation_id"])
+        figures.add(f"{name}.seconds", time.monotonic() - started, "s")
+        running = sum(item["state"] == "succeeded" for item in operation["items"])
+        figures.add(f"{name}.running", running, "VMs", bar=f">= {THOUSAND * 0.999 if fail_every else THOUSAND:.0f}")
+        domains = [vm_id for ids in cloud.domains().values() for vm_id in ids]
+        figures.add(f"{name}.leaked", len(domains) - running + len(domains) - len(set(domains)), "domains", bar="0")
+        in_use = len(cloud.addresses_in_use())
+        figures.add(f"{name}.leaked_addresses", in_use - running, "addresses", bar="0")
+        figures.add(f"{name}.runs", operation["counters"]["runs"], "count")
+    finally:
+        cloud.remove()
