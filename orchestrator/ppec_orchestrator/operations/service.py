@@ -33,8 +33,10 @@ class Operations:
         self.engine.start()
 
     def stop(self) -> None:
-        self.engine.stop()
-        self._live.stop(self._database)
+        try:
+            self.engine.stop()
+        finally:
+            self._live.stop(self._database)
 
     def create(self, asked: VmsCreate, ask: Ask) -> OperationView:
         return self.show(self._acceptor.create(asked, ask))

@@ -19,7 +19,8 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher
 from ppec_orchestrator.store.database import Database
 
-pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+# An engine thread that dies unseen fails the test; where a test kills them, it says so.
+NO_DEAD_THREADS = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 # Leases that no test outlives: `bury` ends those of the dead, as time would.
 QUICK = {"lease_s": 600, "renewal_s": 0.2, "poll_s": 0.05, "cleanup_retry_s": 0.2}
 
@@ -142,6 +143,7 @@ def test_crash_at_every_write_of_a_delete(world: Any, database_url: str, committ
             return
 
 
+@NO_DEAD_THREADS
 @pytest.mark.parametrize("seed", range(12))
 def test_random_faults_leak_nothing(world: Any, seed: int) -> None:
     """Whatever hosts do to a create, once they are well again the record and the hosts agree."""
@@ -168,6 +170,7 @@ def test_random_faults_leak_nothing(world: Any, seed: int) -> None:
     world.assert_consistent()
 
 
+@NO_DEAD_THREADS
 def test_two_replicas_share_the_work_and_double_nothing(world: Any) -> None:
     replicas = [
         world.replica("one", dispatcher=SimulatedDispatcher(world.fleet)),
@@ -201,6 +204,7 @@ def test_sleeper_that_wakes_up_is_fenced(world: Any) -> None:
     world.assert_consistent()
 
 
+@NO_DEAD_THREADS
 def test_living_owner_keeps_its_operation(world: Any) -> None:
     """A run that takes longer than the lease stays where it is: the lease is renewed."""
     world.settings(lease_s=1.5, renewal_s=0.1, poll_s=0.05)
@@ -270,6 +274,7 @@ def test_cancel_of_a_running_create_undoes_it(world: Any) -> None:
     assert refused.value.code == "operation.finished"
 
 
+@NO_DEAD_THREADS
 def test_cancel_on_another_replica_reaches_the_owner(world: Any) -> None:
     world.settings(renewal_s=0.1)
     owner = world.replica("one")
@@ -308,6 +313,7 @@ def test_cancelled_delete_leaves_what_it_did_not_reach(world: Any) -> None:
     world.assert_consistent()
 
 
+@NO_DEAD_THREADS
 def test_limit_on_running_changes_at_run_time(world: Any) -> None:
     world.settings(max_running=1, poll_s=0.05)
     replica = world.replica()
