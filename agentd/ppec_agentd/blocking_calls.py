@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -31,30 +32,36 @@ class BlockingCalls:
     def __init__(self, limit: int, lingering_limit: int = 32) -> None:
         self._slots = asyncio.Semaphore(limit)
         self._lingering_limit = lingering_limit
-        self._lingering = 0
+        self._lingering: Counter[Hashable] = Counter()
         self._lock = threading.Lock()
 
     @property
     def lingering(self) -> int:
         """Calls that outlived their deadline and still run."""
-        return self._lingering
+        with self._lock:
+            return self._lingering.total()
 
-    async def run(self, call: Callable[[], T], timeout_s: float) -> T:
-        """The call's result or exception. `timeout_s` includes the wait for a slot.
+    def lingers(self, about: Hashable) -> bool:
+        """Whether such a call is about this subject. Once it is False, what those calls did has been done."""
+        with self._lock:
+            return self._lingering[about] > 0
+
+    async def run(self, call: Callable[[], T], timeout_s: float, about: Hashable = None) -> T:
+        """The call's result or exception. `timeout_s` includes the wait for a slot; `about` is for `lingers`.
 
         Raises CallTimeoutError or CallsExhaustedError.
         """
         try:
             async with asyncio.timeout(timeout_s) as deadline, self._slots:
-                if self._lingering >= self._lingering_limit:
-                    raise CallsExhaustedError(f"{self._lingering} calls hang")
-                return await self._in_thread(call)
+                if self.lingering >= self._lingering_limit:
+                    raise CallsExhaustedError(f"{self.lingering} calls hang")
+                return await self._in_thread(call, about)
         except TimeoutError as error:
             if not deadline.expired():
                 raise
             raise CallTimeoutError(f"no answer within {timeout_s:g} s") from error
 
-    async def _in_thread(self, call: Callable[[], T]) -> T:
+    async def _in_thread(self, call: Callable[[], T], about: Hashable) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         state = {"abandoned": False, "done": False}
@@ -77,7 +84,9 @@ class BlockingCalls:
             with self._lock:
                 state["done"] = True
                 if state["abandoned"]:
-                    self._lingering -= 1
+                    self._lingering[about] -= 1
+                    if not self._lingering[about]:
+                        del self._lingering[about]
                     return
             with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
                 loop.call_soon_threadsafe(deliver, result, error)
@@ -89,5 +98,5 @@ class BlockingCalls:
             with self._lock:
                 if not state["done"]:
                     state["abandoned"] = True
-                    self._lingering += 1
+                    self._lingering[about] += 1
             raise

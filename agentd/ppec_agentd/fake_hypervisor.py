@@ -9,7 +9,9 @@ one does; faults are injected through `FaultPlan`, by settings or at run time.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,23 +36,43 @@ from ppec_contract.vm import VmState
 _OFF = (VmState.STOPPED, VmState.CRASHED)
 
 
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """A call that outlives its deadline: see `FaultPlan.hang`."""
+
+    released: asyncio.Event
+    unseen: bool
+
+
 @dataclass
 class FaultPlan:
     """Faults to come, by the port's method names ("define", "start", ...).
 
     `delays_s` slows every call of a method. `fail` has the n-th call from now fail; nothing is changed by a call that
     fails, unless `after` is set: then it takes effect first, as when an answer is lost. `fail_every` n has every n-th
-    call of a method fail, as long as the fake lives.
+    call of a method fail, as long as the fake lives. `hang` has the n-th call miss its deadline and take effect later.
     """
 
     delays_s: dict[str, float] = field(default_factory=dict)
     fail_every: dict[str, int] = field(default_factory=dict)
     _planned: dict[str, list[tuple[int, PpecError, bool]]] = field(default_factory=dict)
+    _hangs: dict[str, dict[int, Hang]] = field(default_factory=dict)
     _calls: dict[str, int] = field(default_factory=dict)
 
     def fail(self, method: str, error: PpecError, *, nth: int = 1, after: bool = False) -> None:
         """Have the `nth` call of `method` from now on (1 is the next) raise `error`."""
         self._planned.setdefault(method, []).append((self.calls(method) + nth, error, after))
+
+    def hang(self, method: str, *, nth: int = 1, unseen: bool = False) -> asyncio.Event:
+        """Have the `nth` changing call from now on raise ``hypervisor.unavailable`` at once, as one that missed its
+        deadline, and take effect when the returned event is set. `unseen` has it not linger meanwhile, as when the
+        connection was lost over it."""
+        planned = Hang(asyncio.Event(), unseen)
+        self._hangs.setdefault(method, {})[self.calls(method) + nth] = planned
+        return planned.released
+
+    def next_hang(self, method: str) -> Hang | None:
+        return self._hangs.get(method, {}).get(self.calls(method) + 1)
 
     def calls(self, method: str) -> int:
         """How often `method` has been called."""
@@ -96,6 +118,8 @@ class FakeHypervisor:
         self._fanout = EventFanout()
         self._domains: dict[UUID, Domain] = {}
         self._connected = False
+        self._lingering: Counter[UUID] = Counter()
+        self._late: set[asyncio.Task[None]] = set()
         self.faults = FaultPlan(delays_s=dict(options.delays_s), fail_every=dict(options.fail_every))
 
     async def open(self) -> None:
@@ -106,6 +130,8 @@ class FakeHypervisor:
 
     async def close(self) -> None:
         self._connected = False
+        for task in self._late:
+            task.cancel()
 
     async def facts(self) -> HostFacts:
         end = await self._begin("facts")
@@ -129,8 +155,13 @@ class FakeHypervisor:
         (await self._begin("domain"))()
         return self._domains.get(vm_id)
 
+    def lingers(self, vm_id: UUID) -> bool:
+        return self._lingering[vm_id] > 0
+
     async def define(self, definition: DomainDefinition) -> bool:
-        end = await self._begin("define")
+        return await self._change("define", definition.metadata.vm_id, lambda: self._define(definition))
+
+    def _define(self, definition: DomainDefinition) -> bool:
         wanted = definition.metadata
         taken = [d for d in self._domains.values() if d.vm_id == wanted.vm_id or d.name == wanted.name]
         for other in taken:
@@ -142,18 +173,18 @@ class FakeHypervisor:
                 )
         state = taken[0].state if taken else VmState.STOPPED
         self._put(_domain(definition, state), EventKind.DEFINED)
-        end()
         return not taken
 
     async def start(self, vm_id: UUID) -> bool:
-        end = await self._begin("start")
+        return await self._change("start", vm_id, lambda: self._start(vm_id))
+
+    def _start(self, vm_id: UUID) -> bool:
         domain = self._must_find(vm_id)
         if domain.state is VmState.PAUSED:
             raise PpecError("vm.wrong_state", f"can't start vm {vm_id}: it is paused", subject=f"vm {vm_id}")
         changed = domain.state in _OFF
         if changed:
             self._put(replace(domain, state=VmState.RUNNING), EventKind.STARTED)
-        end()
         return changed
 
     async def shutdown(self, vm_id: UUID) -> bool:
@@ -167,20 +198,18 @@ class FakeHypervisor:
         return changed
 
     async def destroy(self, vm_id: UUID) -> bool:
-        end = await self._begin("destroy")
-        changed = self._power_off(vm_id)
-        end()
-        return changed
+        return await self._change("destroy", vm_id, lambda: self._power_off(vm_id))
 
     async def undefine(self, vm_id: UUID) -> bool:
-        end = await self._begin("undefine")
+        return await self._change("undefine", vm_id, lambda: self._undefine(vm_id))
+
+    def _undefine(self, vm_id: UUID) -> bool:
         domain = self._domains.get(vm_id)
         if domain is not None and domain.state not in _OFF:
             raise PpecError("vm.wrong_state", f"can't undefine vm {vm_id}: it runs", subject=f"vm {vm_id}")
         if domain is not None:
             del self._domains[vm_id]
             self._changed(EventKind.UNDEFINED, domain)
-        end()
         return domain is not None
 
     async def wait_state(self, vm_id: UUID, state: VmState, timeout_s: float) -> bool:
@@ -208,10 +237,33 @@ class FakeHypervisor:
         self._connected = True
         self._fanout.send(HypervisorEvent(EventKind.RECONNECTED))
 
+    async def wait_until_none_lingers(self) -> None:
+        """Until calls that hung and were released have taken effect."""
+        await asyncio.gather(*self._late)
+
     async def _begin(self, method: str) -> Callable[[], None]:
         if not self._connected:
             raise PpecError("hypervisor.unavailable", f"{method}: no connection", subject="the fake hypervisor")
         return await self.faults.begin(method)
+
+    async def _change(self, method: str, vm_id: UUID, effect: Callable[[], bool]) -> bool:
+        hang = self.faults.next_hang(method)
+        end = await self._begin(method)
+        if hang is not None:
+            self._lingering[vm_id] += not hang.unseen
+            task = asyncio.create_task(self._take_effect_late(hang, vm_id, effect))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+            raise PpecError("hypervisor.unavailable", f"{method} vm {vm_id}: no answer in time", subject=f"vm {vm_id}")
+        changed = effect()
+        end()
+        return changed
+
+    async def _take_effect_late(self, hang: Hang, vm_id: UUID, effect: Callable[[], bool]) -> None:
+        await hang.released.wait()
+        with contextlib.suppress(PpecError):  # whoever wanted to know has gone
+            effect()
+        self._lingering[vm_id] -= not hang.unseen
 
     def _must_find(self, vm_id: UUID) -> Domain:
         if vm_id not in self._domains:

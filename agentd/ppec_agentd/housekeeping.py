@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent does unasked: follow domains that others change, and finish undos that could not be done before."""
+"""What the agent does unasked: follow domains that others change, and take back what a create left behind."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SETTLE_S = 0.5
 
 
 class Housekeeping:
-    """Runs soon after an event that says domains came or went, and every `EVERY_S` as long as undos are left."""
+    """Runs soon after an event that says domains came or went, and every `EVERY_S`: undos may be left to do."""
 
     def __init__(self, actions: Actions, source: ReportSource) -> None:
         self._actions = actions
@@ -45,6 +45,7 @@ class Housekeeping:
 
     async def once(self) -> None:
         """Raises `hypervisor.unavailable`; the change is then still to be followed."""
+        # First: what settling removes need not be entered before.
         await self._actions.settle()
         if self._changed.is_set():
             self._changed.clear()

@@ -5,7 +5,8 @@ Two adapters stand behind it, `libvirt_hypervisor.LibvirtHypervisor` and `fake_h
 (tests/agentd/test_hypervisor_contract.py) runs on both. Every method may raise
 
 - ``hypervisor.unavailable`` (try again): no connection, or no answer within the call's deadline. What the call would
-  have changed is then unknown: look with `domain` before repeating something that is not idempotent;
+  have changed is then unknown: look with `domain` before repeating something that is not idempotent. A call that missed
+  its deadline may still take effect as long as `lingers` says so; one cut off by a lost connection may do so unseen;
 - ``hypervisor.failed`` (ours to fix): the hypervisor refused for a reason without a code of its own. Its own words are
   in the message, the whole exception in the cause.
 
@@ -175,6 +176,10 @@ class Hypervisor(Protocol):
 
     async def domain(self, vm_id: UUID) -> Domain | None:
         """One domain, or None if there is no such domain."""
+
+    def lingers(self, vm_id: UUID) -> bool:
+        """Whether a call about this VM outlived its deadline and has not ended. Asked *before* a look at the domain,
+        False means that the look shows all that such calls did."""
 
     async def define(self, definition: DomainDefinition) -> bool:
         """Define the domain (stopped). False if a managed domain of this id and name was there: it is redefined.

@@ -79,6 +79,8 @@ class ImageCache:
         path = self._directory / f"{image.sha256}.{image.format}"
         with os_errors(f"image {image.name} can't be kept in {self._directory}", f"image {image.name}"):
             self._directory.mkdir(parents=True, exist_ok=True)
+            # Whatever the umask: QEMU's user passes through to the images, and lists nothing.
+            self._directory.chmod(0o711)
             if not self._is_good(path, image):
                 self._fetch(path, image)
             size = virtual_size_bytes(path, image.format, f"image {image.name}")

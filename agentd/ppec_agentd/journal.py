@@ -15,6 +15,9 @@ What a repeated request gets, by the fence it carries and the fence of the recor
   same fence the failure is repeated, except that delete, start and stop are tried again when the failure was of the
   "try again" class. Create is not: its plan may have moved on to another host, and a request delayed on the network
   would then make the VM twice.
+- A create that failed or was given up after its domain may have been defined is marked *undone* until a later create of
+  its operation succeeds: a domain of that operation that turns up after all (libvirt finished a call late) is taken
+  back. A create whose undo is still *due* stays an intent, whatever its caller was told.
 - A delete closes the VM to creates of its operation that carry the same or a lower fence: one that arrives late, after
   its undo, is refused (`operation.fenced`).
 """
@@ -38,6 +41,7 @@ from ppec_contract.errors import PpecError
 
 Action = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
+Undo = Literal["", "due", "done"]
 KEEP_S = 7 * 24 * 3600.0
 COMPACT_BYTES = 8 * 1024 * 1024
 
@@ -55,6 +59,9 @@ class Entry:
 
     `answer` is the VmResult's JSON, None while in flight, empty when recovery abandoned it: it was undone, nobody was
     told anything, and a repeated request begins anew.
+
+    `undo` of a create: "due" while what it made has still to be taken back (its answer is then None); "done" once that
+    was done and no create of the operation has made the VM since; else empty.
     """
 
     key: Key
@@ -63,6 +70,7 @@ class Entry:
     at_unix_s: float
     ordinal: int
     answer: str | None = None
+    undo: Undo = ""
 
     def result(self) -> VmResult:
         """The recorded answer, marked as replayed."""
@@ -173,6 +181,17 @@ class Journal:
                     last[key.vm_id] = entry if known is None or entry.ordinal > known.ordinal else known
         return frozenset(vm_id for vm_id, entry in last.items() if not _stands(entry))
 
+    def undone(self, key: Key) -> bool:
+        """Whether the create was undone, and a domain its operation made is therefore there by mistake."""
+        with self._lock:
+            entry = self._entries.get(key)
+            return entry is not None and entry.undo == "done"
+
+    def undone_creates(self) -> frozenset[Key]:
+        """Creates that were undone and are not at work again."""
+        with self._lock:
+            return frozenset(k for k, e in self._entries.items() if e.undo == "done" and e.answer is not None)
+
     def refuse_lower(self, operation_id: str, fence: int) -> None:
         highest = self._fences.get(operation_id, 0)
         if fence < highest:
@@ -201,27 +220,50 @@ class Journal:
         with self._lock:
             self.refuse_lower(operation_id, fence)
             now = self._clock()
-            entries = [self._numbered(key, fence, name, now, None) for key, name in keys_and_names]
+            entries = [
+                replace(self._numbered(key, fence, name, now, None), undo=self._undo_before(key))
+                for key, name in keys_and_names
+            ]
             only_fence = not entries and fence > self._fences.get(operation_id, -1)
             self._append(entries, {operation_id: fence} if only_fence else {})
 
-    def append_answer(self, key: Key, fence: int, result: VmResult) -> None:
-        """Records the answer that is about to be sent."""
+    def append_answer(self, key: Key, fence: int, result: VmResult, *, undone: bool = False) -> None:
+        """Records the answer that is about to be sent; `undone` says that a failed create may have made a domain."""
         with self._lock:
-            self._append([self._numbered(key, fence, result.name, self._clock(), result.model_dump_json())])
+            entry = self._numbered(key, fence, result.name, self._clock(), result.model_dump_json())
+            self._append([entry if result.problem is None else self._marked(entry, undone)])
             if self._size > self._compact_at:
                 # The answer is safe whether this works or not; at worst the file grows on.
                 self._compact_at = 2 * self._size
                 with contextlib.suppress(OSError):
                     self._rewrite()
 
-    def append_abandoned(self, key: Key) -> None:
-        """Records that an action in flight was undone, or never begun, and not answered. Never fails: at worst the
-        next recovery finds nothing to undo."""
+    def append_abandoned(self, key: Key, *, undone: bool = False) -> None:
+        """Records that an action in flight was undone (`undone`, of a create), or never begun, and not answered. Never
+        fails: at worst the next recovery finds nothing to undo."""
         with self._lock, contextlib.suppress(PpecError):
             entry = self._entries.get(key)
             if entry is not None and entry.answer is None:
-                self._append([self._numbered(key, entry.fence, entry.name, self._clock(), "")])
+                abandoned = self._numbered(key, entry.fence, entry.name, self._clock(), "")
+                self._append([self._marked(abandoned, undone)])
+
+    def append_undo_due(self, key: Key) -> None:
+        """Records that a create failed and could not be taken back yet: after a restart it must not count as done."""
+        with self._lock:
+            entry = self._entries[key]
+            due = self._numbered(key, entry.fence, entry.name, self._clock(), None)
+            self._append([replace(due, undo="due")])
+
+    def _undo_before(self, key: Key) -> Undo:
+        """What an intent inherits. After an intent without an answer nothing is certain, unless its undo was due."""
+        before = self._entries.get(key)
+        if before is None or (before.answer is None and before.undo == "done"):
+            return ""
+        return before.undo
+
+    def _marked(self, entry: Entry, undone: bool) -> Entry:
+        before = self._entries.get(entry.key)
+        return replace(entry, undo="done") if undone or (before is not None and before.undo == "done") else entry
 
     def _numbered(self, key: Key, fence: int, name: str, at_unix_s: float, answer: str | None) -> Entry:
         self._ordinal += 1
@@ -268,9 +310,8 @@ class Journal:
             self._raise_fence(record["operation"], record["fence"])
             if "action" in record:
                 key = Key(record["operation"], record["action"], record["vm"])
-                self._entries[key] = self._numbered(
-                    key, record["fence"], record["name"], record["at"], record["answer"]
-                )
+                entry = self._numbered(key, record["fence"], record["name"], record["at"], record["answer"])
+                self._entries[key] = replace(entry, undo=record.get("undo", ""))
 
     def _rewrite(self) -> None:
         """Compaction: operations at rest for longer than `KEEP_S` are dropped, then the file is replaced whole."""
@@ -315,6 +356,7 @@ def _record(entry: Entry) -> dict[str, Any]:
         "name": entry.name,
         "at": entry.at_unix_s,
         "answer": entry.answer,
+        **({"undo": entry.undo} if entry.undo else {}),
     }
 
 

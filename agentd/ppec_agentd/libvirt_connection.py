@@ -164,14 +164,17 @@ class LibvirtConnection:
         _log.warning("connected to libvirt at %s again", self._options.uri)
         self._fanout.send(HypervisorEvent(EventKind.RECONNECTED))
 
+    def lingers(self, vm_id: UUID) -> bool:
+        return self._calls.lingers(vm_id)
+
     async def call(self, what: str, vm_id: UUID | None, work: Callable[[Any], T], timeout_s: float | None = None) -> T:
         """Run `work(connection)` in a thread; `what` names it in errors ("start")."""
-        connection = self._connection
+        connection, timeout_s = self._connection, timeout_s or self._options.call_timeout_s
         subject = "libvirt" if vm_id is None else f"vm {vm_id}"
         if connection is None:
             raise _unavailable(f"{what} {subject}: no connection to libvirt at {self._options.uri}")
         try:
-            return await self._calls.run(partial(work, connection), timeout_s or self._options.call_timeout_s)
+            return await self._calls.run(partial(work, connection), timeout_s, about=vm_id)
         except libvirt.libvirtError as error:
             failed = "vm.start_failed" if what == "start" else "hypervisor.failed"
             raise _translated(error, what, subject, connection, failed) from error

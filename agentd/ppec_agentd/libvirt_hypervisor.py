@@ -119,6 +119,9 @@ class LibvirtHypervisor:
             return seen.domain
         return replace(seen.domain, pins=metadata.pins, memory_cells=metadata.cells)
 
+    def lingers(self, vm_id: UUID) -> bool:
+        return self._connection.lingers(vm_id)
+
     # What changes it
 
     async def define(self, definition: DomainDefinition) -> bool:

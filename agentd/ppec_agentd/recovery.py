@@ -3,30 +3,35 @@
 
 By the journal's intents without an answer:
 
+- create that failed and whose undo was still due: undone, whatever the domain does by now.
 - create, and the domain runs: it was done, only the answer is missing. It is recorded.
 - create, otherwise: taken back whole (domain, files, reservation); a repeated request begins anew.
 - delete: finished; deleting can't be undone, and what is half deleted is of no use.
 - start, stop: nothing to finish or undo; the VM is what it is, and a repeated request acts on that.
 
-Then folders are removed of VMs that the journal says are gone (deleted, or never made whole). Any other folder without
-a domain is left and named in the log: somebody may have undefined the domain by hand, and the disk is all there is.
+Then domains are taken back that turned up after their create was undone, as the journal says (the hypervisor finished
+a call late), and folders are removed of VMs that the journal says are gone (deleted, or never made whole). Any other
+folder without a domain is left and named in the log: somebody may have undefined the domain by hand, and the disk is
+all there is.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 import structlog
 
 from ppec_agentd.actions.context import HostContext, Steps
-from ppec_agentd.actions.create import undo_create
+from ppec_agentd.actions.create import came_late, undo_create
 from ppec_agentd.actions.delete import delete
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.journal import Entry
 from ppec_agentd.observed import vm_info
 from ppec_contract.agent import VmResult
+from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState
 
 log = structlog.get_logger(__name__)
@@ -39,6 +44,7 @@ class Recovered:
     adopted: int
     finished: tuple[str, ...]
     undone: tuple[str, ...]
+    late: tuple[str, ...]
     folders_removed: tuple[str, ...]
 
 
@@ -54,9 +60,10 @@ async def recover(host: HostContext) -> Recovered:
     for entry in host.journal.in_flight():
         done = await _settle(host, entry, domains.get(UUID(entry.key.vm_id)))
         (finished if done else undone).append(entry.key.vm_id)
+    late = await _undo_late_domains(host)
     removed = await _remove_orphan_folders(host)
-    recovered = Recovered(adopted, tuple(finished), tuple(undone), removed)
-    log.info("recovered", adopted=adopted, finished=finished, undone=undone, folders_removed=removed)
+    recovered = Recovered(adopted, tuple(finished), tuple(undone), late, removed)
+    log.info("recovered", adopted=adopted, finished=finished, undone=undone, late=late, folders_removed=removed)
     return recovered
 
 
@@ -64,7 +71,7 @@ async def _settle(host: HostContext, entry: Entry, domain: Domain | None) -> boo
     """Whether the interrupted action counts as done."""
     key, vm_id = entry.key, UUID(entry.key.vm_id)
     if key.action == "CreateVms":
-        if domain is not None and _made_and_running(domain, key.operation_id):
+        if domain is not None and entry.undo != "due" and _made_and_running(domain, key.operation_id):
             result = VmResult(vm_id=vm_id, name=domain.name, changed=True, vm=vm_info(domain))
             await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
             return True
@@ -74,8 +81,22 @@ async def _settle(host: HostContext, entry: Entry, domain: Domain | None) -> boo
         result = VmResult(vm_id=vm_id, name=outcome.name or entry.name, changed=outcome.changed)
         await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
         return True
-    await asyncio.to_thread(host.journal.append_abandoned, key)
+    await asyncio.to_thread(partial(host.journal.append_abandoned, key, undone=key.action == "CreateVms"))
     return False
+
+
+async def _undo_late_domains(host: HostContext) -> tuple[str, ...]:
+    undone = []
+    for domain in await host.hypervisor.domains():
+        if domain.metadata is None or not came_late(host.journal, domain):
+            continue
+        try:
+            await undo_create(host, domain.vm_id, domain.metadata.operation_id)
+            undone.append(str(domain.vm_id))
+        except PpecError as error:
+            # One domain that won't go must not keep the agent from serving: housekeeping comes back to it.
+            log.warning("late_domain_left", vm_id=str(domain.vm_id), code=error.code, why=error.message)
+    return tuple(undone)
 
 
 def _made_and_running(domain: Domain, operation_id: str) -> bool:

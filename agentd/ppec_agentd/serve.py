@@ -24,7 +24,7 @@ from ppec_agentd.orchestrator_link import OrchestratorLink
 from ppec_agentd.recovery import recover
 from ppec_agentd.report import ReportSource
 from ppec_agentd.reporter import OrchestratorSink, Reporter
-from ppec_agentd.server import Server
+from ppec_agentd.server import Server, allowed_peers
 from ppec_agentd.service import Service
 from ppec_agentd.settings import DEFAULT_PATH, Settings, load
 from ppec_agentd.systemd import notify, take_listening_socket
@@ -46,6 +46,8 @@ class Daemon:
     async def run(self) -> None:
         """Returns when told to stop. What a hypervisor that is away leaves undone is waited for, not failed on."""
         settings = self._settings
+        # Before anything is touched: these may name a group that is not there.
+        allowed_peers(settings.socket)
         handed_over = take_listening_socket()
         journal = await asyncio.to_thread(prepare_state, settings.storage)
         hypervisor = make_hypervisor(settings)
@@ -144,7 +146,12 @@ def main(arguments: list[str] | None = None) -> int:
     set_up_logs(settings.log)
     try:
         asyncio.run(_run(settings))
-    except (PpecError, OSError, LookupError) as error:
+    except PpecError as error:
+        # What the operator has to mend is said in words; the rest is ours to find.
+        trace = error if error.code != "request.invalid" else None
+        log.error("could_not_run", code=error.code, why=error.message, hint=error.hint, exc_info=trace)
+        return 1
+    except (OSError, LookupError) as error:
         log.exception("could_not_run", why=str(error))
         return 1
     return 0

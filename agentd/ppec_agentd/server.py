@@ -35,8 +35,8 @@ def _gid_of(group: str) -> int:
     except KeyError as error:
         raise PpecError(
             "request.invalid",
-            f"the socket's group {group!r} does not exist",
-            hint="Make the group, or set another one in [socket].",
+            f"setting socket.group: there is no group {group!r} on this host",
+            hint="Make the group, or set another one; an empty one leaves the socket to root and the agent's user.",
             subject="socket.group",
         ) from error
 

@@ -63,6 +63,23 @@ async def test_hung_calls_give_their_slots_back_and_are_counted() -> None:
     await until_none_lingers(calls)
 
 
+async def test_a_hung_call_is_known_by_what_it_is_about() -> None:
+    calls, release = BlockingCalls(2), threading.Event()
+    done: list[str] = []
+
+    def work() -> None:
+        release.wait(SOON_S)
+        done.append("late")
+
+    with pytest.raises(CallTimeoutError):
+        await calls.run(work, GIVE_UP_S, about="web")
+    assert await calls.run(lambda: 7, SOON_S, about="other") == 7
+    assert (calls.lingers("web"), calls.lingers("other")) == (True, False)
+    release.set()
+    await asyncio.to_thread(wait_until, lambda: not calls.lingers("web"), "the hung call ends", timeout_s=SOON_S)
+    assert done == ["late"]
+
+
 async def test_too_many_hung_calls_stop_new_ones_until_they_end() -> None:
     calls, release = BlockingCalls(1, lingering_limit=1), threading.Event()
     with pytest.raises(CallTimeoutError):

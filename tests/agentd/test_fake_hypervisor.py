@@ -65,6 +65,22 @@ async def test_a_lost_answer_has_taken_effect() -> None:
     assert await fake.start(web.metadata.vm_id) is False
 
 
+async def test_a_call_that_hangs_takes_effect_late() -> None:
+    fake, web = await opened(), guest()
+    vm_id = web.metadata.vm_id
+    released = fake.faults.hang("define")
+    with pytest.raises(PpecError) as missed:
+        await fake.define(web)
+    assert missed.value.code == "hypervisor.unavailable"
+    assert fake.lingers(vm_id)
+    assert await fake.domain(vm_id) is None
+    released.set()
+    await fake.wait_until_none_lingers()
+    assert not fake.lingers(vm_id)
+    assert await fake.domain(vm_id) is not None
+    assert await fake.start(vm_id) is True
+
+
 async def test_a_delayed_call_lets_others_pass() -> None:
     fake = await opened(delays_s={"define": 3600})
     slow = asyncio.create_task(fake.define(guest()))

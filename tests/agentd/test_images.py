@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import stat
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,18 @@ def test_a_damaged_image_is_noticed_and_fetched_again(tmp_path: Path, damage: st
         image.path.write_bytes(damaged)
     (again,) = ensure(cache_of(tmp_path), source(origin.as_uri()))
     assert again.path.read_bytes() == CONTENT
+
+
+def test_the_folder_lets_qemus_user_through_whatever_the_umask(tmp_path: Path) -> None:
+    origin = tmp_path / "origin"
+    origin.write_bytes(CONTENT)
+    before = os.umask(0o027)
+    try:
+        (image,) = ensure(cache_of(tmp_path), source(origin.as_uri()))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(image.path.parent.stat().st_mode) == 0o711
+    assert stat.S_IMODE(image.path.stat().st_mode) == 0o644
 
 
 @pytest.mark.parametrize("closed", [True, False], ids=["agent-stops", "too-slow"])

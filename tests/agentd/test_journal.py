@@ -93,6 +93,67 @@ def test_a_create_undone_by_a_delete_may_be_repeated_with_a_higher_fence(tmp_pat
     assert journal.recorded(CREATE, 6) is None
 
 
+def test_an_undone_create_is_remembered_until_one_succeeds(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+
+    def undone() -> tuple[bool, bool]:
+        """For a create under way, and for one at rest; the same after a restart."""
+        again = Journal.open(path)
+        assert again.undone_creates() == journal.undone_creates()
+        assert again.undone(CREATE) == journal.undone(CREATE)
+        again.close()
+        return journal.undone(CREATE), CREATE in journal.undone_creates()
+
+    def fail(fence: int, *, undone: bool) -> None:
+        intend(journal, CREATE, fence)
+        journal.append_answer(CREATE, fence, result("hypervisor.unavailable"), undone=undone)
+
+    # The copy that is opened replaces the file: go on with the one that is there.
+    fail(1, undone=False)
+    assert undone() == (False, False)
+    journal = Journal.open(path)
+    fail(2, undone=True)
+    assert undone() == (True, True)
+    journal = Journal.open(path)
+    intend(journal, CREATE, 3)
+    assert undone() == (True, False)
+    journal = Journal.open(path)
+    journal.append_answer(CREATE, 3, result("host.no_capacity"))
+    assert undone() == (True, True)
+    journal = Journal.open(path)
+    answer(journal, CREATE, 4)
+    assert undone() == (False, False)
+
+
+def test_after_an_intent_without_an_answer_nothing_counts_as_undone(tmp_path: Path) -> None:
+    """It may have been a success that the full disk kept out of the journal."""
+    journal = Journal.open(tmp_path / "journal")
+    intend(journal, CREATE, 1)
+    journal.append_abandoned(CREATE, undone=True)
+    intend(journal, CREATE, 2)
+    assert journal.undone(CREATE)
+    intend(journal, CREATE, 3)
+    assert not journal.undone(CREATE)
+    journal.append_abandoned(CREATE)
+    assert journal.undone_creates() == frozenset()
+
+
+def test_an_undo_that_is_due_stays_an_intent(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    journal = Journal.open(path)
+    intend(journal, CREATE, 1)
+    journal.append_undo_due(CREATE)
+    journal.close()
+    journal = Journal.open(path)
+    assert [(entry.key, entry.undo) for entry in journal.in_flight()] == [(CREATE, "due")]
+    intend(journal, CREATE, 2)
+    assert [entry.undo for entry in journal.in_flight()] == ["due"]
+    journal.append_abandoned(CREATE, undone=True)
+    assert journal.in_flight() == ()
+    assert journal.undone_creates() == {CREATE}
+
+
 def test_cut_at_every_byte_it_holds_a_prefix_and_stays_writable(tmp_path: Path) -> None:
     path = tmp_path / "journal"
     journal = Journal.open(path)

@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+import ppec_agentd
 from ppec_agentd.housekeeping import Housekeeping
 from ppec_agentd.hypervisor import Domain, EventKind, HypervisorEvent
 from ppec_agentd.report import ReportSource
@@ -81,6 +83,37 @@ def test_the_command_checks_a_file_and_leaves(tmp_path: Path) -> None:
     assert "host: Input should be a valid string" in said
     assert "Traceback" not in said
     assert run(tmp_path / "absent")[0] == 2
+
+
+def test_a_group_that_is_not_there_is_said_in_words(agent_process: Callable[..., Any]) -> None:
+    agent = agent_process(socket={"group": "no-such-group"})
+    with pytest.raises(RuntimeError) as ended:
+        agent.start()
+    said = str(ended.value)
+    assert "Traceback" not in said
+    assert "KeyError" not in said
+    (line,) = [line for line in agent.log_lines() if line["event"] == "could_not_run"]
+    assert line["code"] == "request.invalid"
+    assert "socket.group" in line["why"]
+    assert "no-such-group" in line["why"]
+    assert not agent.settings.storage.state_dir.exists(), "nothing was touched"
+
+
+@pytest.mark.parametrize(("installed", "version"), [("0.1.0+1a2b3c4d", "0.1.0+1a2b3c4d"), (None, "0.1.0")])
+def test_its_version_is_the_releases(tmp_path: Path, installed: str | None, version: str) -> None:
+    """From the release's metadata; a bare source tree has the constant."""
+    source = str(Path(ppec_agentd.__file__).parent.parent)
+    if installed is not None:
+        metadata = tmp_path / "ppec-1.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text(f"Metadata-Version: 2.1\nName: ppec\nVersion: {installed}\n")
+    # -I -S: no environment, no site-packages; only the two folders named here.
+    code = (
+        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {source!r}]; import ppec_agentd as a; print(a.AGENT_VERSION)"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", code]
+    done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == version
 
 
 def test_the_ledger_follows_what_others_do_to_domains(settings: Any, words: Any, vm: Any) -> None:

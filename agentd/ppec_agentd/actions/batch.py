@@ -10,18 +10,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import UUID
 from weakref import WeakValueDictionary
 
 import structlog
 
 from ppec_agentd.actions.context import Emit, HostContext, Outcome, Steps
-from ppec_agentd.actions.create import LEFT_BEHIND, create, undo_create
+from ppec_agentd.actions.create import LEFT_BEHIND, came_late, create, undo_create
 from ppec_agentd.actions.delete import delete
 from ppec_agentd.actions.start import start
 from ppec_agentd.actions.stop import stop
 from ppec_agentd.journal import Action, Key
-from ppec_contract.agent import CreateVms, DeleteVms, StartVms, StopVms, VmResult, VmsReply, WriteCall
+from ppec_contract.agent import CreateVms, DeleteVms, Stage, StartVms, StopVms, VmResult, VmsReply, WriteCall
 from ppec_contract.errors import PpecError
 
 log = structlog.get_logger(__name__)
@@ -97,13 +98,20 @@ class Actions:
         return frozenset(self._flights)
 
     async def settle(self) -> None:
-        """Undoes what could not be undone before; to be called when the hypervisor is back, and now and then."""
+        """Undoes what could not be undone before, and domains that turned up after their create had been undone.
+
+        To be called when domains came or the hypervisor is back, and now and then. Raises `hypervisor.unavailable`.
+        """
         for vm_id in list(self._unsettled):
             async with self._lock_of(vm_id):
                 try:
                     await self._settle(vm_id)
                 except PpecError as error:
                     log.warning("still_left_behind", vm_id=str(vm_id), code=error.code, why=error.message)
+        if self._host.journal.undone_creates():
+            for domain in await self._host.hypervisor.domains():
+                if came_late(self._host.journal, domain):
+                    await self._undo_late(domain.vm_id)
 
     async def drain(self, timeout_s: float) -> int:
         """Waits for the work under way; returns how many VMs were left (recovery finishes or undoes those)."""
@@ -140,15 +148,20 @@ class Actions:
             async with self._lock_of(item.vm_id):
                 # Meanwhile a newer owner, or a delete, may have gone first.
                 self._host.journal.recorded(key, flight.fence)
-                await self._settle(item.vm_id)
+                if await self._settle(item.vm_id) == key:
+                    # Its own intent went with the undo of the try before.
+                    intent = [(key, item.name)]
+                    await asyncio.to_thread(self._host.journal.append_intents, key.operation_id, flight.fence, intent)
                 result = await self._act(item, steps)
                 if result.problem is not None and LEFT_BEHIND in result.problem.details:
-                    self._unsettled[item.vm_id] = key
+                    await self._leave_behind(key)
                 else:
                     await self._keep(key, flight.fence, result)
                 return result
         except PpecError as refusal:
-            await asyncio.to_thread(self._host.journal.append_abandoned, key)
+            # The undo of the try before is still due if that is what kept this one from beginning.
+            if self._unsettled.get(item.vm_id) != key:
+                await asyncio.to_thread(self._host.journal.append_abandoned, key)
             return _failed(item.vm_id, item.name, refusal)
         finally:
             self._flights.pop(key, None)
@@ -157,12 +170,38 @@ class Actions:
     def _lock_of(self, vm_id: UUID) -> asyncio.Lock:
         return self._vm_locks.setdefault(vm_id, asyncio.Lock())
 
-    async def _settle(self, vm_id: UUID) -> None:
+    async def _leave_behind(self, key: Key) -> None:
+        self._unsettled[UUID(key.vm_id)] = key
+        try:
+            await asyncio.to_thread(self._host.journal.append_undo_due, key)
+        except PpecError as error:
+            log.error("undo_not_recorded", vm_id=key.vm_id, operation=key.operation_id, why=error.message)
+
+    async def _settle(self, vm_id: UUID) -> Key | None:
+        """Finishes the VM's undo, if one is due, and returns whose it was."""
         key = self._unsettled.get(vm_id)
         if key is not None:
             await undo_create(self._host, vm_id, key.operation_id)
             del self._unsettled[vm_id]
-            await asyncio.to_thread(self._host.journal.append_abandoned, key)
+            await asyncio.to_thread(partial(self._host.journal.append_abandoned, key, undone=True))
+            self._on_change()
+        return key
+
+    async def _undo_late(self, vm_id: UUID) -> None:
+        async with self._lock_of(vm_id):
+            domain = await self._host.hypervisor.domain(vm_id)
+            # Looked at again: while this waited for its turn a create may have begun anew and made the VM.
+            if domain is None or domain.metadata is None:
+                return
+            operation_id = domain.metadata.operation_id
+            if Key(operation_id, "CreateVms", str(vm_id)) not in self._host.journal.undone_creates():
+                return
+            try:
+                await undo_create(self._host, vm_id, operation_id)
+                log.warning("late_domain_undone", vm=domain.name, vm_id=str(vm_id), operation=operation_id)
+            except PpecError as error:
+                log.warning("late_domain_left", vm=domain.name, vm_id=str(vm_id), code=error.code, why=error.message)
+        self._on_change()
 
     async def _act(self, item: Item, steps: Steps) -> VmResult:
         try:
@@ -185,8 +224,10 @@ class Actions:
         )
 
     async def _keep(self, key: Key, fence: int, result: VmResult) -> None:
+        # From there on the hypervisor may have heard of the domain, even if it has shown none yet.
+        undone = result.problem is not None and Stage.DEFINE in result.stage_ms
         try:
-            await asyncio.to_thread(self._host.journal.append_answer, key, fence, result)
+            await asyncio.to_thread(partial(self._host.journal.append_answer, key, fence, result, undone=undone))
         except PpecError as error:
             # It is done all the same; a repeated call finds the domain, and recovery does.
             log.error("answer_not_recorded", vm_id=key.vm_id, operation=key.operation_id, why=error.message)

@@ -7,10 +7,11 @@ import asyncio
 from uuid import UUID
 
 from ppec_agentd.actions.context import HostContext, Outcome, Steps
-from ppec_agentd.actions.delete import erase_domain
+from ppec_agentd.actions.delete import erase_domain, refuse_lingering
 from ppec_agentd.disks import VmFolder
 from ppec_agentd.files import os_errors, write_whole
 from ppec_agentd.hypervisor import BridgeNic, Disk, Domain, DomainDefinition, DomainMetadata
+from ppec_agentd.journal import Journal, Key
 from ppec_agentd.ledger import Claim
 from ppec_agentd.numa import NumaPlan
 from ppec_agentd.observed import vm_info
@@ -27,10 +28,15 @@ LEFT_BEHIND = "left_behind"
 async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps) -> Outcome:
     """Makes the VM and starts it.
 
-    Raises what went wrong after everything done so far was undone; `details["left_behind"]` names the undos
-    that failed: `undo_create` does them later.
+    What came late of an earlier try that was undone is taken back first. Raises `hypervisor.unavailable` while an
+    earlier call about the VM has not ended, and what went wrong after everything done so far was undone;
+    `details["left_behind"]` names the undos that failed: `undo_create` does them later.
     """
+    refuse_lingering(host, vm.vm_id)
     present = await host.hypervisor.domain(vm.vm_id)
+    if present is not None and came_late(host.journal, present):
+        await undo_create(host, vm.vm_id, operation_id)
+        present = await host.hypervisor.domain(vm.vm_id)
     if present is not None:
         return _present(present, vm, operation_id)
     with steps.stage(Stage.ADMITTED):
@@ -81,12 +87,18 @@ def _left_behind(vm: VmSpec, failed: tuple[str, ...]) -> PpecError:
 
 
 async def undo_create(host: HostContext, vm_id: UUID, operation_id: str) -> None:
-    """Takes back whatever an interrupted create left, from any point; idempotent."""
+    """Takes back whatever an interrupted create left, from any point; idempotent. Raises what `erase_domain` does."""
     await erase_domain(host, vm_id, operation_id)
     present = await host.hypervisor.domain(vm_id)
     if present is None:
         await asyncio.to_thread(host.folder(vm_id).remove)
         await _release(host, vm_id)
+
+
+def came_late(journal: Journal, domain: Domain) -> bool:
+    """Whether the domain was made by a create that has been undone: the hypervisor finished a call late."""
+    ours = domain.metadata
+    return ours is not None and journal.undone(Key(ours.operation_id, "CreateVms", str(domain.vm_id)))
 
 
 async def _release(host: HostContext, vm_id: UUID) -> None:

@@ -10,7 +10,9 @@ import asyncio
 from uuid import UUID
 
 from ppec_agentd.actions.context import HostContext, Outcome, Steps, refuse_foreign
+from ppec_agentd.hypervisor import Domain
 from ppec_contract.agent import Stage
+from ppec_contract.errors import PpecError
 
 
 async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
@@ -30,9 +32,31 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
 
 
 async def erase_domain(host: HostContext, vm_id: UUID, operation_id: str) -> bool:
-    """Removes the domain if this operation made it, running or not. False if there is nothing of the operation's."""
-    domain = await host.hypervisor.domain(vm_id)
-    if domain is None or domain.metadata is None or domain.metadata.operation_id != operation_id:
+    """Removes the domain if this operation made it, running or not. False if there is nothing of the operation's.
+
+    Returns only when the domain is seen to be gone: raises `hypervisor.unavailable` while a call that may yet make it
+    or start it has not ended, `hypervisor.failed` if it is still there.
+    """
+    refuse_lingering(host, vm_id)
+    if not _made_by(await host.hypervisor.domain(vm_id), operation_id):
         return False
     await host.hypervisor.destroy(vm_id)
-    return await host.hypervisor.undefine(vm_id)
+    undefined = await host.hypervisor.undefine(vm_id)
+    if _made_by(await host.hypervisor.domain(vm_id), operation_id):
+        raise PpecError("hypervisor.failed", f"vm {vm_id} is still there after it was undefined", subject=f"vm {vm_id}")
+    return undefined
+
+
+def refuse_lingering(host: HostContext, vm_id: UUID) -> None:
+    """Raises `hypervisor.unavailable` while a call about the VM that missed its deadline may still take effect."""
+    if host.hypervisor.lingers(vm_id):
+        raise PpecError(
+            "hypervisor.unavailable",
+            f"vm {vm_id}: the hypervisor is still at work on an earlier call about it",
+            hint="Try again when that has ended; libvirt's log on the host may say why it takes so long.",
+            subject=f"vm {vm_id}",
+        )
+
+
+def _made_by(domain: Domain | None, operation_id: str) -> bool:
+    return domain is not None and domain.metadata is not None and domain.metadata.operation_id == operation_id
