@@ -23,7 +23,8 @@ def set_up_logs(settings: LogSettings) -> None:
     as_json = settings.format == "json"
     # Plain tracebacks in JSON; no frames' variables ever: they may hold tenant data.
     tail: list[Any] = [structlog.processors.format_exc_info] if as_json else []
-    tail.append(structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer(colors=False))
+    console = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
+    tail.append(structlog.processors.JSONRenderer() if as_json else console)
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail]
     )

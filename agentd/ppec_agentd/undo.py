@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
+from ppec_contract.errors import PpecError
+
 log = structlog.get_logger(__name__)
 Undo = Callable[[], Awaitable[object]]
 
@@ -29,8 +31,10 @@ class UndoStack:
             name, undo = self._undos[-1]
             try:
                 await undo()
-            except Exception:
-                log.exception("undo_failed", step=name)
+            except Exception as error:
+                # To be tried again is what happens when the hypervisor is away, and no fault of ours to trace.
+                again = isinstance(error, PpecError) and error.retryable
+                log.error("undo_failed", step=name, why=str(error), exc_info=None if again else error)
                 return tuple(name for name, _ in reversed(self._undos))
             self._undos.pop()
         return ()

@@ -99,6 +99,21 @@ def test_a_group_that_is_not_there_is_said_in_words(agent_process: Callable[...,
     assert not agent.settings.storage.state_dir.exists(), "nothing was touched"
 
 
+def test_a_traceback_shows_no_variables() -> None:
+    code = (
+        "import structlog, ppec_agentd.log_setup as log_setup, ppec_agentd.settings as settings\n"
+        "log_setup.set_up_logs(settings.LogSettings(format={!r}))\n"
+        "def fail(secret): raise ValueError('as planned')\n"
+        "try: fail('-'.join(['hunter', '2']))\n"
+        "except ValueError: structlog.get_logger().exception('failed')\n"
+    )
+    for form in ("console", "json"):
+        argv = [sys.executable, "-c", code.format(form)]
+        said = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=60).stderr
+        assert "as planned" in said
+        assert "hunter-2" not in said
+
+
 @pytest.mark.parametrize(("installed", "version"), [("0.1.0+1a2b3c4d", "0.1.0+1a2b3c4d"), (None, "0.1.0")])
 def test_its_version_is_the_releases(tmp_path: Path, installed: str | None, version: str) -> None:
     """From the release's metadata; a bare source tree has the constant."""
