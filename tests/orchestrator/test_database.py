@@ -46,6 +46,15 @@ def test_a_block_that_raises_keeps_nothing(database: Database) -> None:
     assert database.commits == 0
 
 
+def test_what_fails_is_told_without_the_values(database: Database) -> None:
+    """They may be user data, and the exception goes to the log."""
+    hidden = VRF | {"description": "a tenant's secret"}
+    with pytest.raises(IntegrityError) as failed, database.write() as connection:
+        connection.execute(insert(tables.vrf).values(hidden))
+        connection.execute(insert(tables.vrf).values(hidden))
+    assert "a tenant's secret" not in str(failed.value)
+
+
 def test_a_reader_sees_one_state_throughout(database: Database) -> None:
     with database.read() as reader:
         before = reader.execute(select(func.count()).select_from(tables.vrf)).scalar_one()

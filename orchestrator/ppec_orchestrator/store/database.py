@@ -3,6 +3,7 @@
 
 SQLite takes one writer at a time and upgrades no reader: a write transaction therefore starts with BEGIN IMMEDIATE on
 a pool of one connection, which makes a fair queue within the process; other processes wait on the busy timeout.
+Statements that fail are logged without their values: those may be user data or the hash of a token.
 PostgreSQL writes at READ COMMITTED; whoever relies on a row's old value says so in the statement (compare-and-swap) or
 locks it, and repeats on `TransactionLostError`.
 """
@@ -57,6 +58,7 @@ def _sqlite_engine(url: URL, pool_size: int) -> Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_S,
+        hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
     )
     event.listen(engine, "connect", _sqlite_connect)
@@ -70,6 +72,7 @@ def _postgres_engine(url: URL, pool_size: int) -> Engine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_S,
+        hide_parameters=True,
         pool_pre_ping=True,
         connect_args={"connect_timeout": 5, "client_encoding": "utf8", "application_name": "ppec-orchestrator"},
     )
