@@ -23,6 +23,9 @@ from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.operations import ItemChange
 
+# A host may be away for months: without a bound the power outgrows what a float holds, and the clean-up fails.
+_MOST_DOUBLINGS = 16
+
 
 def _left(context: Context) -> list[Leftover]:
     return [Leftover(i.vm_id, i.name, i.host) for i in context.items() if i.host and i.state is not ItemState.SUCCEEDED]
@@ -36,7 +39,8 @@ def clean(context: Context) -> StepEnd:
     if failed:
         tried = context.journal.counters.get("retries", 0)
         context.journal.count(retries=1)
-        delay_s = min(context.limits.cleanup_retry_s * 2**tried, context.limits.cleanup_retry_longest_s)
+        doubled = 2 ** min(tried, _MOST_DOUBLINGS)
+        delay_s = min(context.limits.cleanup_retry_s * doubled, context.limits.cleanup_retry_longest_s)
         why = failed[0].problem.detail if failed[0].problem else ""
         raise PostponedError(delay_s, f"{len(failed)} VMs left on {failed[0].host}: {why}")
 
