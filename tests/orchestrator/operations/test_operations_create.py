@@ -4,13 +4,20 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 import pytest
+from sqlalchemy import select
 
 from ppec_contract.api import BatchMode, ItemState, OperationState, OperationView, Policy, VmAction, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault
+from ppec_orchestrator.operations.leftovers import CLEANUP, CLEANUP_STEPS
+from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.operations import NewItem, NewOperation
+from ppec_orchestrator.store.tables import address
 
 
 def create(world: Any, replica: Any, count: int = 4, **more: Any) -> OperationView:
@@ -134,15 +141,31 @@ def test_host_that_stays_away_is_cleaned_when_it_is_back(world: Any) -> None:
     stranded = list(world.fleet.vms["h1"])
     assert len(stranded) == 1, "its copy is still there"
     moved = next(item for item in view.items if item.vm_id == stranded[0])
-    old = world.fleet.vms["h1"][moved.vm_id].macs
-    new = world.fleet.vms[moved.host][moved.vm_id].macs
-    assert old != new, "the copy that may run keeps its address, so the new one has another, and another MAC"
+    assert world.fleet.vms["h1"][moved.vm_id].macs == world.fleet.vms[moved.host][moved.vm_id].macs
+    with world.database.read() as conn:
+        held = conn.execute(select(address.c.vm_id).where(address.c.vm_id.is_not(None))).scalars().all()
+    assert len(held) == len(set(held)) == 4, "the copy that may run keeps its address, so the moved VM has another"
     back.set()
     world.wait_until(lambda: not world.fleet.vms["h1"], "the copy is removed")
     listed = replica.page(world.slice(), world.operations_of_kind("vm.cleanup")).items
     assert len(listed) == 1
     assert world.ended(listed[0].operation_id).state is OperationState.SUCCEEDED
     world.assert_consistent()
+
+
+def test_clean_up_of_a_host_that_is_away_for_weeks_is_tried_on(world: Any) -> None:
+    world.fleet.faults = lambda action, host, vm: Fault.of("host.unreachable", whole_host=True)
+    world.settings(cleanup_retry_s=0.01, cleanup_retry_longest_s=0.02)
+    tried = 5000
+    new = NewOperation(
+        "op-clean", CLEANUP, "tester", datetime.now(UTC), {}, CLEANUP_STEPS, [NewItem(uuid4(), "vm", "h1")],
+        done=1, counters={"retries": tried},
+    )  # fmt: skip
+    with world.database.write() as conn:
+        store.enqueue(conn, new)
+    world.replica()
+    world.wait_until(lambda: world.show("op-clean").counters["retries"] > tried + 1, "it is tried again and again")
+    assert not world.show("op-clean").state.ended
 
 
 def test_all_or_nothing_that_fails_for_good_leaves_nothing(world: Any) -> None:
