@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ppec_contract.api import Policy
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import Plan, PlanRequest, Reason, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import Plan, PlanRequest, Reason, Refusal, Shape, VmRequest, Where
 
 PREFIX = 1
 
@@ -233,3 +233,18 @@ def test_planning_leaves_the_snapshot_as_it_was(policy: Policy) -> None:
     after = (snapshot.cores_free, snapshot.memory_free_mib, snapshot.disk_free_mib)
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
     assert dict(snapshot.free_addresses) == addresses
+
+
+@pytest.mark.parametrize(
+    ("counted", "sentence"),
+    [
+        ({Reason.CORES: 1}, "1 host: 1 without enough free cores"),
+        ({Reason.SILENT: 1, Reason.MEMORY: 2}, "3 hosts: 2 without enough free memory, 1 silent"),
+    ],
+)
+def test_refusal_reads_as_a_sentence(counted: dict[Reason, int], sentence: str) -> None:
+    assert Refusal(uuid4(), "vm", counted).sentence() == sentence
+
+
+def test_every_reason_has_words() -> None:
+    assert all(reason.words for reason in Reason)

@@ -117,7 +117,9 @@ def _hint(refused: Sequence[Refusal], wanted: int) -> str:
     if 0 < len(refused) < wanted:
         return f"The other {wanted - len(refused)} fit: ask for fewer, or for best effort."
     top = Counter(refused[0].reasons).most_common(1)
-    return f"Most hosts fail on {top[0][0].value}: relieve that, or widen the search." if top else "Add hosts first."
+    if not top:
+        return "Add hosts first."
+    return f"The most frequent reason is {top[0][0].value}: relieve that, or widen the search."
 
 
 def refusal_problem(one: Refusal, shape: Shape, fleet: Fleet) -> Problem:

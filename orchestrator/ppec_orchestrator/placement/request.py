@@ -67,6 +67,26 @@ class Reason(StrEnum):
     DISK = "disk"
     ADDRESSES = "addresses"
 
+    @property
+    def words(self) -> str:
+        """What is said of a host that this reason turns away: `3 hosts: 2 …, 1 …`."""
+        return _WORDS[self]
+
+
+_WORDS: Mapping[Reason, str] = {
+    Reason.OUTSIDE_SCOPE: "outside the places asked for",
+    Reason.ARCHITECTURE: "of another architecture",
+    Reason.FAILED_BEFORE: "where it failed before",
+    Reason.SILENT: "silent",
+    Reason.DRAINING: "draining",
+    Reason.VM_LARGER_THAN_CELL: "with NUMA cells smaller than the VM",
+    Reason.CORES: "without enough free cores",
+    Reason.MEMORY: "without enough free memory",
+    Reason.NUMA_FIT: "without a NUMA cell that has both cores and memory free",
+    Reason.DISK: "without enough free disk",
+    Reason.ADDRESSES: "without a free address",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -91,10 +111,11 @@ class Refusal:
     reasons: Mapping[Reason, int]
 
     def sentence(self) -> str:
-        """`12 hosts: 8 cores, 3 draining, 1 memory`"""
+        """`12 hosts: 8 without enough free cores, 3 draining, 1 silent`"""
         counted = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
         total = sum(self.reasons.values())
-        return f"{total} hosts: " + ", ".join(f"{count} {reason}" for reason, count in counted)
+        hosts = "1 host" if total == 1 else f"{total} hosts"
+        return f"{hosts}: " + ", ".join(f"{count} {reason.words}" for reason, count in counted)
 
 
 @dataclass(frozen=True, slots=True)
