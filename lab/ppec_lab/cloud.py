@@ -46,12 +46,14 @@ class Cloud:
     def register(self) -> None:
         """Tells the orchestrator what there is: places, VRFs with a prefix each, flavors and hosts. Repeatable."""
         ppec = self.orchestrator.ppec
+        # Again each time: a reboot of this machine takes them from the fleet's bridge.
+        gateways = [self.fleet.network.add_gateways(number) for number in range(1, len(VRFS) + 1)]
         known = {host["name"] for host in ppec("host", "list")}
         if not ppec("datacentre", "list"):
             ppec("datacentre", "create", DATACENTRE, "--region", "lab")
             ppec("cluster", "create", CLUSTER, "--datacentre", DATACENTRE)
             for number, vrf in enumerate(VRFS, start=1):
-                self._register_vrf(vrf, number)
+                self._register_vrf(vrf, number, gateways[number - 1])
             for name, (vcpus, memory_mib, disk_mib) in FLAVORS.items():
                 size = ("--vcpus", str(vcpus), "--memory-mib", str(memory_mib), "--disk-mib", str(disk_mib))
                 ppec("flavor", "create", name, *size)
@@ -96,16 +98,13 @@ class Cloud:
         wanted = {host.name for host in self.fleet.hosts}
         return wanted - {h["name"] for h in self.orchestrator.ppec("host", "list") if h["liveness"] == "up"}
 
-    def _register_vrf(self, vrf: str, number: int) -> None:
+    def _register_vrf(self, vrf: str, number: int, gateways: tuple[str, str]) -> None:
         ppec = self.orchestrator.ppec
-        gateway, gateway6 = self.fleet.network.add_gateways(number)
         ppec("ipdb", "vrf", "create", vrf)
         serves = ("--cluster", CLUSTER, "--bridge", self.fleet.hosts[0].bridge())
-        for prefix, its_gateway in (
-            (self.fleet.network.prefix(number), gateway),
-            (self.fleet.network.prefix6(number), gateway6),
-        ):
-            ppec("ipdb", "prefix", "create", str(prefix), "--vrf", vrf, "--gateway", its_gateway, *serves)
+        prefixes = (self.fleet.network.prefix(number), self.fleet.network.prefix6(number))
+        for prefix, gateway in zip(prefixes, gateways, strict=True):
+            ppec("ipdb", "prefix", "create", str(prefix), "--vrf", vrf, "--gateway", gateway, *serves)
 
     def _write_inventory(self, release: Path) -> Path:
         enrolled = {h["name"] for h in self.orchestrator.ppec("host", "list") if h["liveness"] != "registered"}

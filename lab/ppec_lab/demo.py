@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,9 @@ def up_libvirt(guest: str, count: int) -> int:
     vms, started = _create(cloud.orchestrator, count, flavor, guest, user_data)
     answers = guest_answer.wait_for_answers(_ipv4(vms), timeout_s=ANSWER_TIMEOUT_S[guest])
     elapsed_s = time.monotonic() - started
-    _print_table(vms, {name: f"{answer.after_s + elapsed_s - _last(answers):.1f}" for name, answer in answers.items()})
+    waited_s = max(answer.after_s for answer in answers.values())
+    answered = {name: f"{elapsed_s - waited_s + answer.after_s:.1f}" for name, answer in answers.items()}
+    _print_table(cloud.orchestrator, vms, answered)
     _print_next(cloud.orchestrator)
     print(f"demo: {len(answers)} of {len(vms)} VMs answered in {elapsed_s:.1f} s")
     return 0 if len(answers) == len(vms) else 1
@@ -91,7 +93,7 @@ def up_fake(count: int) -> int:
     _wait_local_up(orchestrator)
     vms, started = _create(orchestrator, count, "small", "empty", "")
     elapsed_s = time.monotonic() - started
-    _print_table(vms, {})
+    _print_table(orchestrator, vms, {})
     _print_next(orchestrator)
     print(f"demo: {len(vms)} of {count} VMs running in {elapsed_s:.1f} s (fake hypervisor: no guest boots)")
     return 0 if len(vms) == count else 1
@@ -112,9 +114,11 @@ def down() -> int:
 
 def _fleet() -> ContainerFleet:
     try:
-        return ContainerFleet.load(FLEET)
+        fleet = ContainerFleet.load(FLEET)
     except FileNotFoundError:
         return ContainerFleet.start(HOSTS, FLEET)
+    fleet.resume()
+    return fleet
 
 
 def _port(directory: Path) -> int:
@@ -150,21 +154,24 @@ def _ipv4(vms: Sequence[dict[str, Any]]) -> dict[str, str]:
     return {vm["name"]: next(a["address"] for a in vm["addresses"] if ":" not in a["address"]) for vm in vms}
 
 
-def _last(answers: dict[str, guest_answer.Answer]) -> float:
-    return max((answer.after_s for answer in answers.values()), default=0.0)
-
-
-def _print_table(vms: Sequence[dict[str, Any]], answered: dict[str, str]) -> None:
-    rows = [("VM", "HOST", "CELL", "PINS", "VRF", "ADDRESS", "ANSWERED AFTER (s)")]
+def _print_table(orchestrator: OrchestratorProcess, vms: Sequence[dict[str, Any]], answered: Mapping[str, str]) -> None:
+    operation = orchestrator.ppec("operation", "show", vms[0]["operation_id"])
+    stages = {item["vm_id"]: _stages(item["stage_ms"]) for item in operation["items"]}
+    rows = [("VM", "HOST", "CELL", "PINS", "VRF", "ADDRESS", "STAGES (ms)", "ANSWERED AFTER (s)")]
     for vm in sorted(vms, key=lambda v: str(v["name"])):
         pins = " ".join(f"{pin['vcpu']}:{pin['pcpu']}" for pin in vm["pins"])
         cells = ",".join(map(str, vm["cells"]))
         address = " ".join(a["address"] for a in vm["addresses"])
-        rows.append((vm["name"], vm["host"], cells, pins, vm["vrf"], address, answered.get(vm["name"], "-")))
+        after = answered.get(vm["name"], "-")
+        rows.append((vm["name"], vm["host"], cells, pins, vm["vrf"], address, stages[vm["vm_id"]], after))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print()
     for row in rows:
         print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _stages(stage_ms: Mapping[str, int]) -> str:
+    return " ".join(f"{stage}:{ms}" for stage, ms in stage_ms.items())
 
 
 def _print_next(orchestrator: OrchestratorProcess) -> None:
