@@ -72,6 +72,14 @@ check: setup ## ruff, mypy strict, import-linter, ansible-lint production
 bench: setup ## The figures of the "Creating" table, beside bare libvirt (about 5 minutes)
 	@$(BIN)/python -m bench $(BENCH)
 
+.PHONY: molecule
+molecule: setup ## The roles on two systemd hosts: converge, idempotence, verify (about 3 minutes)
+	@$(BIN)/molecule test
+
+.PHONY: sanity
+sanity: setup ## ansible-test sanity on the collection (about 2 minutes)
+	@tests/collection/ansible_test_sanity.sh
+
 .PHONY: clean
 clean: ## Remove what was built here (the demo's caches under /var/cache/ppec stay)
 	@rm -rf build $(VENV)
