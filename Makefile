@@ -47,7 +47,8 @@ ifeq ($(HYPERVISOR),fake)
 	@$(MAKE) --no-print-directory $(VENV)/.run-stamp
 else
 	@PYTHONPATH=lab $(PYTHON) -m ppec_lab.requirements --before-install
-	PYTHONPATH=lab $(PYTHON) -m ppec_lab.packages --install
+	PYTHONPATH=lab $(PYTHON) -m ppec_lab.packages --install --group python --group demo
+	PYTHONPATH=lab $(PYTHON) -m ppec_lab.requirements
 	$(MAKE) --no-print-directory $(VENV)/.run-stamp
 endif
 	$(BIN)/python -m ppec_lab.demo up --hypervisor $(HYPERVISOR) --guest $(GUEST) --count $(COUNT)
