@@ -49,8 +49,9 @@ def test_a_block_that_raises_keeps_nothing(database: Database) -> None:
 def test_what_fails_is_told_without_the_values(database: Database) -> None:
     """They may be user data, and the exception goes to the log."""
     hidden = VRF | {"description": "a tenant's secret"}
-    with pytest.raises(IntegrityError) as failed, database.write() as connection:
+    with database.write() as connection:
         connection.execute(insert(tables.vrf).values(hidden))
+    with pytest.raises(IntegrityError) as failed, database.write() as connection:
         connection.execute(insert(tables.vrf).values(hidden))
     assert "a tenant's secret" not in str(failed.value)
 

@@ -24,10 +24,13 @@ _UNDO_TRIES = 5
 _UNDO_PAUSE_S = 20.0
 _DETAIL_CHARS = 500
 _BEGUN = ("done", "failed", "running")
+# Nothing about the work itself: somebody else has it, or what it came to can't be written down now. Whoever claims it
+# when the lease has ended goes on where it stands; hosts' work is not undone because the database was away.
+_LETS_GO = frozenset({"operation.fenced", "store.unavailable"})
 
 
 class Execution:
-    """Runs in a thread of its own; raises `operation.fenced` or HandedOverError when others are to go on."""
+    """Runs in a thread of its own; raises a code of `_LETS_GO` or HandedOverError when others are to go on."""
 
     def __init__(self, kind: Kind, context: Context) -> None:
         self._kind = kind
@@ -62,7 +65,7 @@ class Execution:
             except (PostponedError, HandedOverError):
                 raise
             except PpecError as error:
-                if error.code == "operation.fenced":
+                if error.code in _LETS_GO:
                     raise
                 self._turn_round(ordinal, error.problem())
                 return
@@ -105,9 +108,7 @@ class Execution:
     def _backward(self, problem: Problem) -> None:
         context = replace(self._context, reason=problem)
         with self._context.ports.database.read() as conn:
-            begun = [
-                row.ordinal for row in store.steps_of(conn, self._id) if row.state in ("done", "failed", "running")
-            ]
+            begun = [row.ordinal for row in store.steps_of(conn, self._id) if row.state in _BEGUN]
         undos: list[tuple[int, Do]] = []
         for ordinal in sorted(begun, reverse=True):
             undo = self._kind.steps[ordinal].undo
@@ -126,7 +127,7 @@ class Execution:
         except (PostponedError, HandedOverError):
             raise
         except Exception as error:
-            if isinstance(error, PpecError) and error.code == "operation.fenced":
+            if isinstance(error, PpecError) and error.code in _LETS_GO:
                 raise
             problem = self._unexpected(f"undo of {self._kind.steps[ordinal].name}", error)
             tried = self._journal.counters.get("undo_retries", 0)

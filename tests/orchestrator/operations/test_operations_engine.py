@@ -221,6 +221,34 @@ def test_living_owner_keeps_its_operation(world: Any) -> None:
     assert world.fence(accepted.operation_id) == 1
 
 
+class AbsentDatabase(Database):
+    """Gone for the next `away` writes that an operation's own thread makes."""
+
+    away = 0
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        if self.away and threading.current_thread().name.startswith("ppec-op"):
+            self.away -= 1
+            raise PpecError("store.unavailable", "away")
+        with super().write() as conn:
+            yield conn
+
+
+def test_database_that_is_away_for_a_while_undoes_nothing(world: Any, database_url: str) -> None:
+    world.settings(lease_s=0.5, renewal_s=0.1, poll_s=0.05)
+    database = AbsentDatabase(database_url)
+    # As often as a check-point is tried: the next write after it goes through.
+    database.away = 5
+    with world.running(database=database) as replica:
+        view = world.ended(replica.create(world.batch(4), world.ask).operation_id)
+    assert database.away == 0
+    assert view.state is OperationState.SUCCEEDED
+    assert world.fence(view.operation_id) == 2
+    assert len(world.fleet.deeds) == 4, "nothing was made twice"
+    world.assert_consistent()
+
+
 def test_replica_that_stops_hands_over_at_once(world: Any) -> None:
     world.settings(lease_s=600, renewal_s=60, poll_s=0.05)
     world.dispatcher.gate.clear()
