@@ -184,6 +184,7 @@ class Engine:
                 # Not so when the lease ended and this very replica has claimed the operation again since.
                 if mine is not None and mine.thread is threading.current_thread():
                     del self._running[context.operation_id]
+                    self._live.forget(context.operation_id)
             # A place is free, for one that waited because of the limit.
             with suppress(PpecError):
                 self._ports.database.notify(store.WORK)
