@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from ppec_contract.run import HostCall, RunPlan
 from ppec_orchestrator.dispatch.adoption import FollowedRun, adopt
 from ppec_orchestrator.dispatch.fork_client import ForkClient, start_job_process
 from ppec_orchestrator.dispatch.installation import Installation
-from ppec_orchestrator.dispatch.job import write_job
+from ppec_orchestrator.dispatch.job import remove_abandoned, write_job
 from ppec_orchestrator.dispatch.port import RunRequest
 from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory, inventory, write_private
 
 _log = structlog.get_logger(__name__)
 _KEEP_RUNS_S = 24 * 3600.0
+_PRUNE_EVERY_S = 3600.0
 _MAX_FORKS = 50
 # The run's own limit lies above the hosts', so that it only ends what hangs.
 _GRACE_S = 60.0
@@ -49,11 +51,12 @@ class AnsibleDispatcher:
         self._credentials = credentials
         self._installation = installation or Installation.prepare(folder / "ansible")
         self._forks = ForkClient(self._installation) if fork_server else None
+        self._prune_at = 0.0
 
     def open(self, *, wait: bool = False) -> None:
         """Starts the fork server; with `wait`, until it answers."""
-        removed = self._runs.prune(_KEEP_RUNS_S)
-        _log.info("dispatch.open", old_runs_removed=removed, fork_server=self._forks is not None)
+        self._prune()
+        _log.info("dispatch.open", fork_server=self._forks is not None)
         if self._forks is not None:
             self._forks.start(wait=wait)
 
@@ -87,6 +90,14 @@ class AnsibleDispatcher:
 
     def forget(self, operation_id: str) -> None:
         self._runs.scrub(operation_id)
+        if time.monotonic() >= self._prune_at:
+            self._prune()
+
+    def _prune(self) -> None:
+        self._prune_at = time.monotonic() + _PRUNE_EVERY_S
+        removed = self._runs.prune(_KEEP_RUNS_S) + remove_abandoned(_KEEP_RUNS_S)
+        if removed:
+            _log.info("dispatch.pruned", removed=removed)
 
     def _write(self, directory: RunDirectory, request: RunRequest) -> RunPlan:
         plan = RunPlan(

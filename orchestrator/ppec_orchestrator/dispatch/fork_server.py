@@ -214,8 +214,10 @@ def main() -> None:
     gc.collect()
     gc.freeze()
     server = ForkServer(path)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    try:
+        os.write(1, b"ready\n")
+    except BrokenPipeError:
+        return  # Whoever started us is gone already.
     server.serve()
 
 

@@ -53,8 +53,10 @@ class Installation:
         """Writes the drop-in and ansible.cfg. Safe to repeat."""
         root = collections or find_collections()
         made = cls(folder, root, playbook or root / COLLECTION / PLAYBOOK)
-        made.binaries.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (folder / "tmp").mkdir(exist_ok=True, mode=0o700)
+        # Each by itself: the mode given with `parents` is not the parents'.
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for private in (folder, made.binaries, folder / "tmp"):
+            private.mkdir(exist_ok=True, mode=0o700)
         write_private(made.configuration, _CONFIGURATION.format(collections=root).encode())
         script = f"#!{sys.executable} -ISE\n".encode() + Path(dropin.__file__).read_bytes()
         write_private(made.binaries / "ansible-playbook", script)

@@ -22,10 +22,11 @@ from typing import Any, Literal
 from ppec_contract.errors import PpecError
 from ppec_contract.run import RunResult
 from ppec_orchestrator.dispatch import descendants
-from ppec_orchestrator.dispatch.rundir import RunDirectory, write_private
+from ppec_orchestrator.dispatch.rundir import RunDirectory, old_entries, write_private
 
 JOB_FILE = "job.json"
-_TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of its own in it, mode 0700
+TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of its own in it, mode 0700
+TMP_PREFIX = "ppec-run-"
 _KEPT_LOG_BYTES = 256 * 1024
 # Tasks that reach a host; the rest of Ansible's events are its own bookkeeping.
 _HOST_TASK_EVENTS = ("runner_on_ok", "runner_on_failed", "runner_on_unreachable")
@@ -56,8 +57,8 @@ class Job:
         self._written = False
 
     def execute(self) -> None:
-        base = _TMPFS if os.access(_TMPFS, os.W_OK) else None
-        private = Path(tempfile.mkdtemp(prefix="ppec-run-", dir=base))
+        base = TMPFS if os.access(TMPFS, os.W_OK) else None
+        private = Path(tempfile.mkdtemp(prefix=TMP_PREFIX, dir=base))
         try:
             self._ansible(private)
         finally:
@@ -132,9 +133,24 @@ def _keep_log(private: Path, target: Path) -> None:
         return
 
 
+def remove_abandoned(older_than_s: float) -> int:
+    """Removes the folders of jobs that were killed so long ago: nobody else does. Returns how many."""
+    if not TMPFS.is_dir():
+        return 0
+    found = [path for path in old_entries(TMPFS, older_than_s) if path.name.startswith(TMP_PREFIX)]
+    for path in found:
+        shutil.rmtree(path, ignore_errors=True)
+    return len(found)
+
+
 def run_job(path: Path, lock: int) -> int:
-    """The whole life of a job process. `lock` is held by being open. Returns the exit code."""
+    """The whole life of a job process. `lock` is held by being open. Returns the exit code.
+
+    A run has one job: when the fork server was so slow that it was taken for dead, the second one to come ends here.
+    """
     run = RunDirectory(path)
+    if not run.begin():
+        return 0
     log = os.open(path / "job.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDWR)
     for fd, target in ((null, 0), (log, 1), (log, 2)):

@@ -5,6 +5,8 @@
     lock                    held (flock) by the job process as long as it lives
     plan.json               what to do; holds tenant data, so it goes when the operation has ended
     inventory.ini           the run's hosts and no others
+    job.json                what the job process needs besides
+    started                 present: a job process has begun
     events.jsonl            one RunEvent per line, appended by the action plugin
     cancel                  present: the run is to end
     result.json             how it ended, written by rename
@@ -19,6 +21,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -41,6 +44,7 @@ class RunDirectory:
         self.cancel_path = path / "cancel"
         self.result_path = path / "result.json"
         self.lock_path = path / "lock"
+        self._started_path = path / "started"
 
     @property
     def number(self) -> int:
@@ -66,6 +70,14 @@ class RunDirectory:
         finally:
             os.close(fd)
         return False
+
+    def begin(self) -> bool:
+        """Whether the caller is the run's first job process."""
+        try:
+            os.close(os.open(self._started_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            return False
+        return True
 
     def plan(self) -> RunPlan | None:
         """None when it is missing or was cut short by a crash: such a run never started."""
@@ -149,19 +161,27 @@ class RunDirectories:
 
     def prune(self, older_than_s: float) -> int:
         """Removes runs nobody has touched for so long and nobody holds. Returns how many."""
-        limit = time.time() - older_than_s
-        removed = 0
-        for path in self.root.iterdir():
-            run = RunDirectory(path)
-            if _NAME.fullmatch(path.name) and path.stat().st_mtime < limit and not run.is_live():
-                shutil.rmtree(path, ignore_errors=True)
-                removed += 1
-        return removed
+        old = [p for p in old_entries(self.root, older_than_s) if _NAME.fullmatch(p.name)]
+        gone = [path for path in old if not RunDirectory(path).is_live()]
+        for path in gone:
+            shutil.rmtree(path, ignore_errors=True)
+        return len(gone)
 
 
 def _belongs(name: str, operation_id: str) -> bool:
     match = _NAME.fullmatch(name)
     return match is not None and match["operation"] == operation_id
+
+
+def old_entries(folder: Path, older_than_s: float) -> list[Path]:
+    """What lies in the folder, is ours, and was not touched for so long."""
+    limit, found = time.time() - older_than_s, []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            if status.st_mtime < limit and status.st_uid == os.geteuid():
+                found.append(path)
+    return found
 
 
 def write_private(path: Path, content: bytes) -> None:

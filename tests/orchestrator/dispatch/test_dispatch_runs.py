@@ -19,7 +19,9 @@ import pytest
 from ppec_contract.run import RunEvent, RunResult
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
 from ppec_orchestrator.dispatch.installation import Installation
+from ppec_orchestrator.dispatch.job import run_job
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
+from ppec_orchestrator.dispatch.rundir import RunDirectories
 
 WAIT_S = 60.0
 PLAYBOOK = Path(__file__).parent / "playbook" / "site.yml"
@@ -102,6 +104,7 @@ def test_run_leaves_no_secret_and_its_folder_is_private(
     follow(run)
     until(lambda: not run.directory.is_live(), "the job has ended")
     assert stat.S_IMODE(run.directory.path.stat().st_mode) == 0o700
+    assert stat.S_IMODE((folder / "ansible").stat().st_mode) == 0o700
     for path in run.directory.path.iterdir():
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
         assert b"database-password" not in path.read_bytes()
@@ -173,6 +176,48 @@ def test_dead_fork_server_is_replaced_and_its_runs_live_on(
     assert follow(run)[1].status == "successful"
     events, result = follow(dispatcher.start(request("op-2")))
     assert (result.status, started_with(events)) == ("successful", {"warm=True"})
+
+
+def test_fork_server_ends_quietly_when_its_parent_is_gone(folder: Path) -> None:
+    made = installation(folder)
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-m", "ppec_orchestrator.dispatch.fork_server", "--socket", str(made.socket)],
+        env=made.environment(),
+        stdin=subprocess.PIPE,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        timeout=WAIT_S,
+        check=False,
+    )
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
+def test_run_has_one_job_process(folder: Path) -> None:
+    """A fork server that was taken for dead may fork its job after another one was started."""
+    run = RunDirectories(folder / "runs").create("op-1")
+    lock = run.take_lock()
+    assert run.begin()
+    assert run_job(run.path, lock) == 0
+    assert sorted(path.name for path in run.path.iterdir()) == ["lock", "started"]
+    os.close(lock)
+
+
+def test_old_runs_go_while_the_orchestrator_runs(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatcher = open_dispatcher(fork_server=False)
+    runs = RunDirectories(folder / "runs")
+    old, held, fresh = (runs.create(name) for name in ("op-old", "op-held", "op-fresh"))
+    lock = held.take_lock()
+    for one in (old, held):
+        os.utime(one.path, (0, 0))
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 3700)
+    dispatcher.forget("op-else")
+    assert [one.path.exists() for one in (old, held, fresh)] == [False, True, True]
+    os.close(lock)
 
 
 def test_changed_collection_is_not_served_from_memory(
