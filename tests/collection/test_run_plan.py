@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.ppec.cloud.plugins.plugin_utils.event_log import EventLog
 from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import PlanError, carry_out, predict, read_part
 
+from ppec_contract.frames import MAX_FRAME_BYTES
 from ppec_contract.run import RunEvent, RunPlan
 
 
@@ -51,6 +52,44 @@ def test_each_thing_is_told_once_and_the_call_made_once(make_fleet, spec):
         ("CreateVms", plan["operation_id"], 1)
     ]
     assert agent.connections == 1
+
+
+def test_a_host_with_many_vms_is_called_again_over_the_same_session(make_fleet, spec):
+    fleet = make_fleet("h1")
+    plan = fleet.plan({"h1": {"vms": [spec(f"vm-{number}") for number in range(600)]}})
+    result = carry_out(part_of(fleet, plan))
+    assert (result["succeeded"], result["proxy_sessions"]) == (600, 1)
+    agent = fleet.hosts["h1"].agent
+    assert [len(sent["vms"]) for _, sent in agent.requests] == [256, 256, 88]
+    assert {sent["operation_id"] for _, sent in agent.requests} == {plan["operation_id"]}
+    told = events_of(plan)
+    assert (kinds(told).count("accepted"), kinds(told).count("result")) == (1, 600)
+    gone = fleet.plan({"h1": {"vm_ids": sorted(agent.vms)}}, action="DeleteVms")
+    assert carry_out(part_of(fleet, gone))["succeeded"] == 600
+    assert agent.vms == {}
+
+
+def test_no_call_is_longer_than_a_frame(make_fleet, spec):
+    fleet = make_fleet("h1")
+    # A control character is one byte of user data and six of JSON.
+    text = "#cloud-config\n" + "\x01" * 65000
+    plan = fleet.plan({"h1": {"vms": [spec(f"vm-{number}", user_data=text) for number in range(25)]}})
+    result = carry_out(part_of(fleet, plan))
+    assert (result["succeeded"], result["proxy_sessions"]) == (25, 1)
+    sent = fleet.hosts["h1"].agent.requests
+    assert [len(parameters["vms"]) for _, parameters in sent] == [10, 10, 5]
+    assert max(len(json.dumps(parameters)) for _, parameters in sent) < MAX_FRAME_BYTES
+    assert all(vm["user_data"] == text for _, parameters in sent for vm in parameters["vms"])
+
+
+def test_a_host_lost_between_two_calls_keeps_what_was_told(make_fleet, spec):
+    fleet = make_fleet("h1")
+    fleet.hosts["h1"].agent.failing["vm-3"] = "vm.start_failed"
+    vms = [spec(f"vm-{number}") for number in range(256)] + [spec("odd", vcpus=3)]
+    result = carry_out(part_of(fleet, fleet.plan({"h1": {"vms": vms}})))
+    assert result["failed"]
+    told = events_of(fleet.plan({"h1": {}}))
+    assert (kinds(told).count("result"), kinds(told)[-1]) == (256, "problem")
 
 
 def test_parameters_may_name_the_operation_themselves(make_fleet, spec):

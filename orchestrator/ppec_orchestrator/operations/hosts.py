@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 from uuid import UUID
 
@@ -78,6 +79,10 @@ class _Progress:
     def complete(self) -> bool:
         return not any(self.left.values())
 
+    @property
+    def open_hosts(self) -> list[str]:
+        return [host for host, ids in self.left.items() if ids]
+
     def add(self, event: RunEvent) -> None:
         """A VM's first outcome counts: an adopted run tells its events again from the beginning."""
         if event.result is not None:
@@ -109,62 +114,31 @@ def carry(context: Context, call: Call) -> list[Outcome]:
     """
     progress = _Progress(call)
     outcomes: list[Outcome] = []
-    for chunk in _chunks(progress):
-        outcomes += _carry_chunk(context, call, progress, chunk)
-    return outcomes
-
-
-def _chunks(progress: _Progress) -> list[dict[str, list[UUID]]]:
-    """A call takes so many VMs at most; a host with more gets them in several runs."""
-    chunks: list[dict[str, list[UUID]]] = []
-    for host, ids in progress.left.items():
-        ordered = sorted(ids)
-        for at, start in enumerate(range(0, len(ordered), MAX_VMS_PER_CALL)):
-            if len(chunks) <= at:
-                chunks.append({})
-            chunks[at][host] = ordered[start : start + MAX_VMS_PER_CALL]
-    return chunks
-
-
-def _carry_chunk(
-    context: Context, call: Call, progress: _Progress, hosts: Mapping[str, Sequence[UUID]]
-) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    run = _adopted(context, call, hosts)
-    part = _Progress(_narrowed(call, hosts))
+    run = _adopted(context, call)
     for lost in range(context.limits.lost_runs + 1):
         context.check()
-        run = run or _started(context, call, {host: sorted(part.left[host]) for host in hosts if part.left[host]})
-        if run is None:
-            part.give_up(_unknown_hosts(hosts))
-            outcomes += _recorded(context, part)
+        run = run or _started(context, call, {host: sorted(ids) for host, ids in progress.left.items() if ids})
+        if run is not None:
+            outcomes += _follow(context, run, progress)
+        if progress.complete:
             break
-        outcomes += _follow(context, run, part)
-        if part.complete:
-            break
-        problem = _ending(run, lost < context.limits.lost_runs)
+        problem = _ending(run, lost < context.limits.lost_runs) if run else _unknown_hosts(progress.open_hosts)
         if problem is not None:
-            part.give_up(problem)
-            outcomes += _recorded(context, part)
+            progress.give_up(problem)
+            outcomes += _recorded(context, progress)
             break
         _log.warning("run.repeated", operation=context.operation_id, lost=lost + 1)
         run = None
-    for outcome in outcomes:
-        progress.left[outcome.host].discard(outcome.vm_id)
     return outcomes
 
 
-def _narrowed(call: Call, hosts: Mapping[str, Sequence[UUID]]) -> Call:
-    targets = {vm_id: host for host, ids in hosts.items() for vm_id in ids}
-    return Call(call.action, targets, call.names, call.parameters, call.record)
-
-
-def _adopted(context: Context, call: Call, hosts: Mapping[str, Sequence[UUID]]) -> Run | None:
+def _adopted(context: Context, call: Call) -> Run | None:
     """The operation's latest run, if it is about these VMs on these hosts."""
     run = context.ports.dispatcher.adopt(context.operation_id)
     if run is None or run.action != call.action:
         return None
-    if not all(str(vm_id) in run.vm_ids.get(host, ()) for host, ids in hosts.items() for vm_id in ids):
+    known = run.vm_ids
+    if not all(str(vm_id) in known.get(host, ()) for vm_id, host in call.targets.items()):
         return None
     # The process that started it may have died before it could write that down.
     context.journal.count_up_to(runs=run.number)
@@ -179,6 +153,8 @@ def _started(context: Context, call: Call, hosts: Mapping[str, Sequence[UUID]]) 
         parameters = call.parameters(conn, hosts)
     if not endpoints:
         return None
+    # A host with more VMs than a call takes is called several times, one after the other.
+    most_calls = max(ceil(len(ids) / MAX_VMS_PER_CALL) for ids in hosts.values())
     request = RunRequest(
         operation_id=context.operation_id,
         fence=context.claimed.fence,
@@ -188,7 +164,7 @@ def _started(context: Context, call: Call, hosts: Mapping[str, Sequence[UUID]]) 
             for host in hosts
             if host in endpoints
         },
-        timeout_s=context.limits.host_timeout_s,
+        timeout_s=context.limits.host_timeout_s * most_calls,
     )
     context.journal.count(runs=1)
     return context.ports.dispatcher.start(request)
@@ -199,7 +175,7 @@ def _unknown_hosts(hosts: Iterable[str]) -> Problem:
     return PpecError("host.not_found", f"host {names} is not registered any more", subject=f"host {names}").problem()
 
 
-def _follow(context: Context, run: Run, part: _Progress) -> list[Outcome]:
+def _follow(context: Context, run: Run, progress: _Progress) -> list[Outcome]:
     """Until the run has ended; commits hosts as they finish."""
     outcomes: list[Outcome] = []
     asked = False
@@ -207,20 +183,20 @@ def _follow(context: Context, run: Run, part: _Progress) -> list[Outcome]:
         events = run.wait(_LOOK_S)
         ended = run.result
         for event in events:
-            part.add(event)
+            progress.add(event)
             if event.progress is not None:
                 context.live.entered(context.operation_id, event.progress.vm_id, event.progress.stage)
         if events:
             context.live.announce(context.operation_id)
         if ended is not None:
             context.journal.count(**ended.counters)
-        outcomes += _recorded(context, part)
+        outcomes += _recorded(context, progress)
         if ended is not None:
             break
         if not asked and _stop_wanted(context):
             run.cancel()
             asked = True
-    if asked and not part.complete:
+    if asked and not progress.complete:
         raise cancelled(context.operation_id)
     return outcomes
 
@@ -233,9 +209,9 @@ def _stop_wanted(context: Context) -> bool:
     return False
 
 
-def _recorded(context: Context, part: _Progress) -> list[Outcome]:
-    finished = part.finished_hosts()
-    record = part.call.record
+def _recorded(context: Context, progress: _Progress) -> list[Outcome]:
+    finished = progress.finished_hosts()
+    record = progress.call.record
     if finished and record is not None:
         context.journal.commit(lambda conn: record(conn, finished))
     return finished

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import threading
 from datetime import UTC, datetime
+from ipaddress import ip_address, ip_network
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from ppec_contract.agent import MAX_VMS_PER_CALL
 from ppec_contract.api import BatchMode, ItemState, OperationState, OperationView, Policy, VmAction, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault
+from ppec_orchestrator.ipdb.ranges import usable_range
 from ppec_orchestrator.operations.leftovers import CLEANUP, CLEANUP_STEPS
+from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.operations import NewItem, NewOperation
-from ppec_orchestrator.store.tables import address
+from ppec_orchestrator.store.tables import address, host, host_cell, prefix
 
 
 def create(world: Any, replica: Any, count: int = 4, **more: Any) -> OperationView:
@@ -115,6 +119,25 @@ def test_vm_that_fails_on_one_host_is_made_on_another(world: Any, code: str, who
     assert "h1" not in {item.host for item in view.items}
     assert max(item.attempt for item in view.items) == 2
     assert view.counters["planning_passes"] == 2
+    world.assert_consistent()
+
+
+def test_more_vms_than_a_call_takes_are_still_one_run(world: Any) -> None:
+    """The action plugin cuts a host's part into calls; nothing else knows of them."""
+    with world.database.write() as conn:
+        conn.execute(update(prefix).values(cidr="10.7.0.0/22", last="10.7.3.254"))
+        usable = usable_range(
+            ip_network("10.7.1.0/24"), gateway=None, first=ip_address("10.7.1.0"), last=ip_address("10.7.1.254")
+        )
+        ipdb.insert_ipv4_rows(conn, 1, usable)
+        conn.execute(update(host).values(disk_mib=10**7))
+        conn.execute(update(host_cell).values(cores=1000, memory_mib=10**7))
+    view = create(world, world.replica(), MAX_VMS_PER_CALL + 44, host="h1")
+    assert view.state is OperationState.SUCCEEDED
+    assert view.counters["runs"] == 1
+    (started,) = world.dispatcher.started
+    assert len(started.hosts["h1"].parameters["vms"]) == MAX_VMS_PER_CALL + 44
+    assert started.timeout_s == 1200.0, "twice the time for two calls"
     world.assert_consistent()
 
 

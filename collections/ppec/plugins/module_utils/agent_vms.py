@@ -10,13 +10,17 @@ from __future__ import annotations
 
 import uuid
 
-from ansible_collections.ppec.cloud.plugins.module_utils.contract_table import MAX_VMS_PER_CALL
+from ansible_collections.ppec.cloud.plugins.module_utils.contract_table import MAX_FRAME_BYTES, MAX_VMS_PER_CALL
+from ansible_collections.ppec.cloud.plugins.module_utils.messages import encode_object
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 from ansible_collections.ppec.cloud.plugins.module_utils.vm_comparison import differences, predicted, shown
 
 # What `state: present` needs of a VM; the contract's VmSpec has the same list.
 REQUIRED_TO_CREATE = ("vm_id", "name", "vcpus", "memory_mib", "cells", "root_disk")
 METHOD_OF_STATE = {"present": "CreateVms", "absent": "DeleteVms", "started": "StartVms", "stopped": "StopVms"}
+
+# Of a frame, what is left when the call around the VMs has had its share.
+_VMS_BYTES = MAX_FRAME_BYTES - 64 * 1024
 
 
 def execute(params, client, check_mode):
@@ -86,14 +90,24 @@ def _require_valid(wanted, state):
 
 def _list(client, wanted):
     found = {}
-    for part in _parts(wanted):
+    for part in parts(wanted):
         reply = client.call("ListVms", {"vm_ids": [vm["vm_id"] for vm in part]})
         found.update((vm["vm_id"], vm) for vm in reply["vms"])
     return found
 
 
-def _parts(vms):
-    return [vms[start : start + MAX_VMS_PER_CALL] for start in range(0, len(vms), MAX_VMS_PER_CALL)]
+def parts(vms):
+    """The VMs (specs or ids) cut into what one call takes: by their number, and by the length of the message."""
+    part, size = [], 0
+    for vm in vms:
+        length = len(encode_object(vm)) + 1
+        if part and (len(part) == MAX_VMS_PER_CALL or size + length > _VMS_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(vm)
+        size += length
+    if part:
+        yield part
 
 
 def _settled(vm, found, state):
@@ -131,7 +145,7 @@ def _existing(vm, found):
 def _act(params, to_do, client):
     call = dict(params, operation_id=params.get("operation_id") or new_operation_id())
     acted = {}
-    for part in _parts(to_do):
+    for part in parts(to_do):
         reply = client.call(METHOD_OF_STATE[params["state"]], write_parameters(call, part))
         acted.update((result["vm_id"], _completed(result)) for result in reply["results"])
     for vm in to_do:

@@ -46,6 +46,11 @@ class HostPart:
             **{name: plan[name] for name in ("ca_path", "certificate_path", "key_path")},
         }
 
+    def calls(self):
+        """The parameters of each call: a host with more VMs than one takes is called again, over the same session."""
+        name = "vms" if "vms" in self.parameters else "vm_ids"
+        return [{**self.parameters, name: part} for part in agent_vms.parts(self.parameters[name])] or [self.parameters]
+
     @property
     def vm_ids(self):
         if "vms" in self.parameters:
@@ -94,7 +99,8 @@ def carry_out(part):
                 raise ProblemError("host.not_found", f"the plan has no part for host {part.host}")
             client = client_from_params(part.connection)
             try:
-                client.call(part.action, part.parameters, progress.on_reply)
+                for parameters in part.calls():
+                    client.call(part.action, parameters, progress.on_reply)
             except OFF_CONTRACT as error:
                 raise off_contract(error) from error
             finally:
