@@ -17,8 +17,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppec_contract.errors import PpecError
+from ppec_contract.peer_protocol import PROBLEM_TYPE
 from ppec_proxy.callers import require_caller
-from ppec_proxy.http_protocol import PROBLEM_TYPE
 from ppec_proxy.request_body import ClientGoneError
 
 log = structlog.get_logger("ppec.proxy.access")

@@ -17,11 +17,11 @@ import structlog
 import uvicorn
 
 from ppec_contract.errors import PpecError, exit_code
+from ppec_contract.peer_protocol import PeerCertificateProtocol
 from ppec_proxy import logs, settings
 from ppec_proxy.agent_pool import AgentPool
 from ppec_proxy.edge import Edge
 from ppec_proxy.gateway import Gateway
-from ppec_proxy.http_protocol import ProxyProtocol
 from ppec_proxy.ring_fence import RingFence, RingFencedSocket
 from ppec_proxy.sd_notify import notify
 from ppec_proxy.settings import Settings
@@ -115,7 +115,7 @@ class Proxy:
     def _uvicorn_config(self, agent: AgentPool) -> uvicorn.Config:
         return uvicorn.Config(
             Edge(Gateway(self._settings, agent)),
-            http=ProxyProtocol,
+            http=PeerCertificateProtocol,
             ws="none",
             # The ring-fenced listener needs a loop that calls the socket's own accept; uvloop does not.
             loop="asyncio",

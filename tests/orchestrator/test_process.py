@@ -184,3 +184,18 @@ def test_a_port_in_use_is_said(orchestrator: Process) -> None:
         ended = orchestrator.run("serve")
     assert ended.returncode == 2
     assert f"can't listen on 127.0.0.1 port {orchestrator.port}" in ended.stderr
+
+
+def test_endless_head_is_cut_off(orchestrator: Process) -> None:
+    """Anybody may connect, so nobody may fill the memory before having said who they are."""
+    with orchestrator.serving():
+        context = ssl.create_default_context(cafile=str(orchestrator.state / "pki" / "ca.crt"))
+        head = b"GET /v1/health HTTP/1.1\r\n" + b"".join(b"x-%d: %s\r\n" % (n, b"y" * 1000) for n in range(67))
+        with (
+            socket.create_connection(("localhost", orchestrator.port), timeout=30) as plain,
+            context.wrap_socket(plain, server_hostname="localhost") as connection,
+        ):
+            connection.sendall(head)
+            answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"request.malformed" in answer
