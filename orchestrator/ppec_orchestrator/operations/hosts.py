@@ -45,13 +45,17 @@ Record = Callable[[Connection, Sequence[Outcome]], None]
 
 @dataclass(frozen=True)
 class Call:
-    """One agent method for some VMs, each on its host. `parameters` makes a host's parameters of its VMs' ids."""
+    """One agent method for some VMs, each on its host. `parameters` makes a host's parameters of its VMs' ids.
+
+    `patience_s` is how long the method may wait for guests by itself, over the time a host has for its work.
+    """
 
     action: PlanAction
     targets: Mapping[UUID, str]
     names: Mapping[UUID, str]
     parameters: Callable[[Connection, Mapping[str, Sequence[UUID]]], Mapping[str, Mapping[str, Any]]]
     record: Record | None = None
+    patience_s: float = 0.0
 
 
 def by_ids(**more: Any) -> Callable[[Connection, Mapping[str, Sequence[UUID]]], Mapping[str, Mapping[str, Any]]]:
@@ -86,7 +90,8 @@ class _Progress:
     def add(self, event: RunEvent) -> None:
         """A VM's first outcome counts: an adopted run tells its events again from the beginning."""
         if event.result is not None:
-            self._settle(event.host, event.result.vm_id, event.result, event.result.problem)
+            problem = event.result.problem or _about_another(event.host, event.result)
+            self._settle(event.host, event.result.vm_id, event.result, problem)
         elif event.problem is not None:
             for vm_id in tuple(self.left.get(event.host, ())):
                 self._settle(event.host, vm_id, None, event.problem)
@@ -105,6 +110,18 @@ class _Progress:
         """The outcomes of hosts that are complete and were not handed out yet."""
         done = [host for host in self.gathered if not self.left[host]]
         return [outcome for host in done for outcome in self.gathered.pop(host)]
+
+
+def _about_another(host: str, result: VmResult) -> Problem | None:
+    """A host may say nothing of a VM but the one it was asked for: what it says goes into the record."""
+    if result.vm is None or result.vm.vm_id == result.vm_id:
+        return None
+    return PpecError(
+        "internal.error",
+        f"host {host} was asked for VM {result.vm_id} and answered about VM {result.vm.vm_id}",
+        hint=f"Don't trust host {host} before that is explained.",
+        subject=f"host {host}",
+    ).problem()
 
 
 def carry(context: Context, call: Call) -> list[Outcome]:
@@ -164,7 +181,7 @@ def _started(context: Context, call: Call, hosts: Mapping[str, Sequence[UUID]]) 
             for host in hosts
             if host in endpoints
         },
-        timeout_s=context.limits.host_timeout_s * most_calls,
+        timeout_s=(context.limits.host_timeout_s + call.patience_s) * most_calls,
     )
     context.journal.count(runs=1)
     return context.ports.dispatcher.start(request)

@@ -79,7 +79,7 @@ class Live:
         with database.listen(CHANGED) as listener:
             while not self._stop.is_set():
                 payloads = listener.wait(_LOOK_S)
-                if payloads is None:
+                if not payloads:
                     # Somebody's notice may have been lost on the way; a look now and then costs little.
                     with self._lock:
                         payloads = tuple(self._watchers)

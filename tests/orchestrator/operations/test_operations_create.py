@@ -15,7 +15,10 @@ from sqlalchemy import select, update
 from ppec_contract.agent import MAX_VMS_PER_CALL
 from ppec_contract.api import BatchMode, ItemState, OperationState, OperationView, Policy, VmAction, VmsAction
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.dispatch.simulated import Fault
+from ppec_contract.run import RunEvent
+from ppec_contract.vm import VmInfo, VmState
+from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
+from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher, SimulatedFleet
 from ppec_orchestrator.ipdb.ranges import usable_range
 from ppec_orchestrator.operations.leftovers import CLEANUP, CLEANUP_STEPS
 from ppec_orchestrator.store import ipdb
@@ -139,6 +142,41 @@ def test_more_vms_than_a_call_takes_are_still_one_run(world: Any) -> None:
     assert len(started.hosts["h1"].parameters["vms"]) == MAX_VMS_PER_CALL + 44
     assert started.timeout_s == 1200.0, "twice the time for two calls"
     world.assert_consistent()
+
+
+class LyingFleet(SimulatedFleet):
+    """One whose h1 passes what it has off as another VM."""
+
+    victim = uuid4()
+
+    def call(self, request: RunRequest, host: str, target: HostTarget) -> list[RunEvent]:
+        return [
+            event.model_copy(update={"result": event.result.model_copy(update={"vm": self._lie(event.result.vm)})})
+            if host == "h1" and event.result and event.result.vm
+            else event
+            for event in super().call(request, host, target)
+        ]
+
+    def _lie(self, vm: VmInfo) -> VmInfo:
+        return vm.model_copy(update={"vm_id": self.victim, "state": VmState.CRASHED})
+
+
+def test_host_says_nothing_of_vms_it_was_not_asked_for(world: Any) -> None:
+    fleet = LyingFleet()
+    replica = world.replica(dispatcher=SimulatedDispatcher(fleet))
+    victim = create(world, replica, 1, host="h2").items[0]
+    fleet.victim = victim.vm_id
+    view = create(world, replica, 3, policy=Policy.SPREAD)
+    assert world.vm(victim.name).observed is not VmState.CRASHED
+    assert "h1" not in {item.host for item in view.items}
+    assert fleet.vms["h1"] == {}, "what a host lies about is removed there"
+
+
+def test_stop_waits_for_guests_over_the_time_hosts_have(world: Any) -> None:
+    replica = world.replica()
+    names = tuple(item.name for item in create(world, replica, 2).items)
+    world.ended(replica.act(VmsAction(action=VmAction.STOP, vms=names, timeout_s=600), world.ask).operation_id)
+    assert [request.timeout_s for request in world.dispatcher.started] == [600.0, 1200.0]
 
 
 def test_reply_lost_after_the_deed_leaves_no_second_copy(world: Any) -> None:

@@ -29,7 +29,7 @@ STOP_NAME = "vm.stop"
 _WHY_NO_UNDO = "a guest is not switched for the sake of another one"
 
 
-def _on_hosts(context: Context, action: PlanAction, more: dict[str, Any]) -> StepEnd:
+def _on_hosts(context: Context, action: PlanAction, more: dict[str, Any], patience_s: float = 0.0) -> StepEnd:
     items = [item for item in context.items() if item.state is ItemState.RUNNING]
     targets = {item.vm_id: item.host for item in items if item.host is not None}
 
@@ -39,7 +39,7 @@ def _on_hosts(context: Context, action: PlanAction, more: dict[str, Any]) -> Ste
         store.change_items(conn, context.operation_id, [_change(outcome) for outcome in outcomes])
 
     if targets:
-        carry(context, Call(action, targets, {i.vm_id: i.name for i in items}, by_ids(**more), record))
+        carry(context, Call(action, targets, {i.vm_id: i.name for i in items}, by_ids(**more), record, patience_s))
     return StepEnd()
 
 
@@ -58,7 +58,7 @@ def start_on_hosts(context: Context) -> StepEnd:
 
 def stop_on_hosts(context: Context) -> StepEnd:
     asked = StopInput.model_validate(context.claimed.input)
-    return _on_hosts(context, "StopVms", asked.model_dump())
+    return _on_hosts(context, "StopVms", asked.model_dump(), patience_s=asked.timeout_s)
 
 
 def undo_accept(context: Context) -> StepEnd:
