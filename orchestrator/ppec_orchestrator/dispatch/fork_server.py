@@ -135,7 +135,9 @@ def _keep_playbook(request: Request, connection: socket.socket) -> int:
     for fd in request.descriptors:
         os.close(fd)
     connection.setblocking(True)
-    connection.send(b"taken")
+    # Its failure shows at the next look at the connection, which is what ends the playbook.
+    with contextlib.suppress(OSError):
+        connection.send(b"taken")
     code = _wait(child, connection)
     # Killed playbook or not: no worker of it may go on talking to a host.
     descendants.end_all()
