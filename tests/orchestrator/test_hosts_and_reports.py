@@ -53,6 +53,13 @@ def vm_info(vm_id: UUID, **values: Any) -> dict[str, Any]:
     return {"vm_id": str(vm_id), **known, "pins": [{"vcpu": 0, "pcpu": 1}], **values}
 
 
+@pytest.mark.parametrize("name", ["all", "ungrouped", "ppec_run"])
+def test_host_can_not_have_the_name_of_an_inventory_group(ipv4_site: TestClient, name: str) -> None:
+    refused = ipv4_site.post("/v1/hosts", json=HOST | {"name": name})
+    assert (refused.status_code, refused.json()["code"]) == (422, "request.invalid")
+    assert ipv4_site.get("/v1/hosts").json()["items"] == []
+
+
 class HostAgent:
     """Speaks for a host as its agent would."""
 

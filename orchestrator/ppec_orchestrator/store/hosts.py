@@ -24,6 +24,9 @@ from ppec_orchestrator.store.tables import allocation, cluster, datacentre, host
 # Of a host's row: name, enrolled_at and last_seen_at in, liveness and the true last_seen_at out.
 Judge = Callable[[str, datetime | None, datetime | None], tuple[HostLiveness, datetime | None]]
 
+# In a run's inventory a host of this name would be taken for the group, and the run's other hosts be left out.
+_GROUPS = frozenset({"all", "ungrouped", "ppec_run"})
+
 
 @dataclass(frozen=True, slots=True)
 class HostFilter:
@@ -35,7 +38,14 @@ class HostFilter:
 
 
 def create_host(conn: Connection, wanted: HostCreate, judge: Judge) -> HostView:
-    """Raises `host.exists`, `rack.not_found`, `vrf.not_found`."""
+    """Raises `request.invalid` for a reserved name, `host.exists`, `rack.not_found`, `vrf.not_found`."""
+    if wanted.name in _GROUPS:
+        raise PpecError(
+            "request.invalid",
+            f"name: {wanted.name!r} is reserved: it names a group of hosts in Ansible's inventories",
+            hint="Choose another name.",
+            subject=f"host {wanted.name}",
+        )
     row = {
         "name": wanted.name,
         "rack_id": id_of(conn, rack, wanted.rack),
