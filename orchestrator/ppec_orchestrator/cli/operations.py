@@ -79,7 +79,7 @@ app = typer.Typer(help="What has been asked for, and how it goes.", no_args_is_h
 def list_operations(
     context: typer.Context,
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only of this kind, e.g. create.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only of this kind, e.g. vm.create.")] = None,
     limit: Limit = _SHOWN,
 ) -> None:
     """List operations, the newest first."""
