@@ -123,13 +123,15 @@ class Acceptor:
             # Two requests for one VM follow one another, and the second sees the first one's operation.
             conn.execute(select(vm.c.id).where(vm.c.id.in_(ids)).order_by(vm.c.id).with_for_update())
             _check_states(chosen, asked.action, store.under_way(conn, ids))
+            operation_id = new_id()
             if asked.action is VmAction.DELETE:
-                vms.set_record(conn, ids, VmRecord.DELETING)
+                # Who waits for a VM to be gone finds here what to wait for.
+                vms.set_record(conn, ids, VmRecord.DELETING, operation_id)
             more: dict[str, Any] = {}
             if asked.action is VmAction.STOP:
                 more = StopInput(timeout_s=asked.timeout_s, force=asked.force).model_dump()
             items = [NewItem(one.vm_id, one.name, one.host) for one in chosen]
-            return self._enqueue(conn, ask, _New(new_id(), _KINDS[asked.action], more, items))
+            return self._enqueue(conn, ask, _New(operation_id, _KINDS[asked.action], more, items))
 
         return self._once_per_key(ask, lambda: self._write(writes))
 

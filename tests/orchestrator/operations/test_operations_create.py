@@ -144,6 +144,16 @@ def test_more_vms_than_a_call_takes_are_still_one_run(world: Any) -> None:
     world.assert_consistent()
 
 
+def test_vm_being_deleted_names_the_operation_that_deletes_it(world: Any) -> None:
+    replica = world.replica()
+    name = create(world, replica, 1).items[0].name
+    world.dispatcher.gate.clear()
+    gone = replica.act(VmsAction(action=VmAction.DELETE, vms=(name,)), world.ask)
+    assert world.vm(name).operation_id == gone.operation_id
+    world.dispatcher.gate.set()
+    world.ended(gone.operation_id)
+
+
 class LyingFleet(SimulatedFleet):
     """One whose h1 passes what it has off as another VM."""
 

@@ -126,7 +126,7 @@ operation:
   description: The operation that made the change, ended when O(wait=true); null when there was nothing to do.
   returned: success
   type: dict
-  sample: {operation_id: op-1, kind: create, state: succeeded}
+  sample: {operation_id: op-1, kind: vm.create, state: succeeded}
 problem:
   description: What went wrong, as problem+json; C(code) is stable.
   returned: on failure
