@@ -7,6 +7,7 @@ together share it. The run found under way after a restart is followed in place 
 
 from __future__ import annotations
 
+import errno
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,7 +135,13 @@ def carry(context: Context, call: Call) -> list[Outcome]:
     run = _adopted(context, call)
     for lost in range(context.limits.lost_runs + 1):
         context.check()
-        run = run or _started(context, call, {host: sorted(ids) for host, ids in progress.left.items() if ids})
+        try:
+            run = run or _started(context, call, {host: sorted(ids) for host, ids in progress.left.items() if ids})
+        except OSError as error:
+            # An outcome like others: what may be on the hosts is remembered, and its addresses are not given away.
+            progress.give_up(_not_started(context, error))
+            outcomes += _recorded(context, progress)
+            break
         if run is not None:
             outcomes += _follow(context, run, progress)
         if progress.complete:
@@ -185,6 +192,16 @@ def _started(context: Context, call: Call, hosts: Mapping[str, Sequence[UUID]]) 
     )
     context.journal.count(runs=1)
     return context.ports.dispatcher.start(request)
+
+
+def _not_started(context: Context, error: OSError) -> Problem:
+    _log.error("run.not_started", operation=context.operation_id, error=str(error))
+    return PpecError(
+        "disk.full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "run.failed",
+        f"the orchestrator could not start an Ansible run: {error.strerror or error}",
+        hint="Look at the file system of the orchestrator's state directory, and at its log.",
+        subject=f"operation {context.operation_id}",
+    ).problem()
 
 
 def _unknown_hosts(hosts: Iterable[str]) -> Problem:

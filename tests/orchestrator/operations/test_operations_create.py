@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from datetime import UTC, datetime
 from ipaddress import ip_address, ip_network
@@ -18,7 +19,7 @@ from ppec_contract.errors import PpecError
 from ppec_contract.run import RunEvent
 from ppec_contract.vm import VmInfo, VmState
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
-from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher, SimulatedFleet
+from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher, SimulatedFleet, SimulatedRun
 from ppec_orchestrator.ipdb.ranges import usable_range
 from ppec_orchestrator.operations.leftovers import CLEANUP, CLEANUP_STEPS
 from ppec_orchestrator.store import ipdb
@@ -152,6 +153,31 @@ def test_vm_being_deleted_names_the_operation_that_deletes_it(world: Any) -> Non
     assert world.vm(name).operation_id == gone.operation_id
     world.dispatcher.gate.set()
     world.ended(gone.operation_id)
+
+
+class FullDisk(SimulatedDispatcher):
+    """One whose state directory has no room for a run's files."""
+
+    full = True
+
+    def start(self, request: RunRequest) -> SimulatedRun:
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().start(request)
+
+
+def test_runs_that_can_not_be_started_are_said_and_nothing_is_given_away(world: Any) -> None:
+    world.settings(cleanup_retry_s=0.1, cleanup_retry_longest_s=0.2)
+    dispatcher = FullDisk(world.fleet)
+    view = create(world, world.replica(dispatcher=dispatcher), 2)
+    assert (view.state, view.problem.code) == (OperationState.FAILED, "disk.full")
+    assert "No space left" in view.problem.detail
+    with world.database.read() as conn:
+        held = conn.execute(select(address.c.vm_id).where(address.c.vm_id.is_not(None))).all()
+    assert held, "who knows what is on the hosts"
+    dispatcher.full = False
+    world.wait_cleaned()
+    world.assert_empty()
 
 
 class LyingFleet(SimulatedFleet):
