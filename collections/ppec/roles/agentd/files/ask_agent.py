@@ -1,6 +1,6 @@
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Asks the agent behind the socket sys.argv[1] for its version, once; ends with 1 when it doesn't answer as it should."""
+"""Asks the agent behind the socket sys.argv[1] for its version, once; ends with 1 unless it answers as it should."""
 
 import json
 import socket
