@@ -59,7 +59,12 @@ demo-down: ## Remove everything the demo made
 
 .PHONY: test
 test: setup ## All tests: units, properties, both databases, real libvirt, an end-to-end run on container hosts
-	@$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
+	@# A file's tests stay in one process, which so starts its fixtures (hosts, databases) once.
+	$(BIN)/pytest -n 2 --dist loadfile -m "not long" $(PYTEST_ARGS)
+
+.PHONY: test-long
+test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, the Debian image by itself (about 5 minutes)
+	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 .PHONY: check
 check: setup ## ruff, mypy strict, import-linter, ansible-lint production

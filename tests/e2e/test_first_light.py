@@ -27,7 +27,6 @@ pytestmark = [
     pytest.mark.libvirt,
     pytest.mark.slow,
     pytest.mark.timeout(1200),
-    pytest.mark.xdist_group("containers"),
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from ppec_lab.conditions import wait_until
 from ppec_lab.local_cloud import LocalCloud
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("local-cloud")]
+pytestmark = pytest.mark.slow
 SLOW_STARTS = {"lab": {"delays_s": {"start": 0.7}}}
 
 

@@ -20,7 +20,7 @@ from ppec_lab.container_host import ContainerHost
 from ppec_lab.guest_image import guest_image
 
 # One worker runs them all: the fleet is started once.
-pytestmark = [pytest.mark.containers, pytest.mark.slow, pytest.mark.xdist_group("lab-fleet")]
+pytestmark = [pytest.mark.containers, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

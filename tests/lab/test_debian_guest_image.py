@@ -14,7 +14,7 @@ from ppec_lab.conditions import wait_until
 from ppec_lab.debian_guest_image import debian_guest_image
 from ppec_lab.private_libvirtd import private_libvirtd
 
-pytestmark = [pytest.mark.libvirt, pytest.mark.slow]
+pytestmark = [pytest.mark.libvirt, pytest.mark.slow, pytest.mark.long]
 
 MAC = "52:54:00:00:79:09"
 USER_DATA = b"""#cloud-config

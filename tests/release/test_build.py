@@ -85,7 +85,7 @@ def test_unpacked_tree_imports_its_dependencies_on_the_hosts_python(release: bui
         tar.extractall(tmp_path)
     program = (
         "import sys, importlib.metadata; sys.path.insert(0, sys.argv[1]);"
-        "import pydantic, msgspec, psutil, uvicorn, httptools, starlette, ppec_contract.agent;"
+        "import pydantic, structlog, uvicorn, httptools, starlette, ppec_contract.agent;"
         "print(pydantic.__file__, importlib.metadata.version('ppec'))"
     )
     command = ["/usr/bin/python3", "-IB", "-c", program, str(tmp_path / "lib")]

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.containers,
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.xdist_group("roles-host"),
+    pytest.mark.long,
 ]
 
 TOKEN = "t0ken-of-host-one-0123456789"
