@@ -98,11 +98,19 @@ class BackgroundProcess:
 
 
 def _start_time(pid: int) -> str | None:
-    """Clock ticks after boot at which the process started; None when there is no such process, or only its corpse."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+    """Clock ticks after boot at which the process started; None when it is gone.
+
+    A killed process is a zombie as soon as its first thread is dead, while others may still hold its sockets open. Our
+    own child is gone when it can be reaped, and no sooner; of somebody else's, being a zombie has to do.
+    """
+    ours = True
+    try:
+        if os.waitpid(pid, os.WNOHANG)[0] == pid:
+            return None
+    except ChildProcessError:
+        ours = False
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] == "Z" else fields[19]
+    return None if fields[0] == "Z" and not ours else fields[19]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -37,18 +38,32 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
             whole.orchestrator.stop()
 
 
-@pytest.fixture
-def local_cloud() -> Iterator[Callable[..., LocalCloud]]:
-    """Starts a LocalCloud; removed at the end, its logs kept in the report when the test failed."""
+@contextlib.contextmanager
+def _made_local_cloud() -> Iterator[LocalCloud]:
     directory = Path(tempfile.mkdtemp(prefix="ppec-e2e-", dir="/tmp"))
     made = LocalCloud(directory)
-
-    def start(**options: Any) -> LocalCloud:
-        made.start(**options)
-        return made
-
     try:
-        yield start
+        yield made
     finally:
         made.remove()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def local_cloud() -> Iterator[Callable[..., LocalCloud]]:
+    """Starts a LocalCloud of the test's own, whose processes it may kill."""
+    with _made_local_cloud() as made:
+
+        def start(**options: Any) -> LocalCloud:
+            made.start(**options)
+            return made
+
+        yield start
+
+
+@pytest.fixture(scope="module")
+def shared_local_cloud() -> Iterator[LocalCloud]:
+    """Two hosts of two cells with 4 cores each, so 8 VMs of 2 vCPUs fit; a file's tests share it and clean up."""
+    with _made_local_cloud() as made:
+        made.start(lab={"topology": "sockets=2,cores=4,threads=1,memory_mib=8192"})
+        yield made

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,33 @@ from ppec_lab.local_cloud import LocalCloud
 
 pytestmark = pytest.mark.slow
 
-# Two cells of 4 cores: 4 VMs of 2 vCPUs a host.
-SMALL_HOSTS = {"lab": {"topology": "sockets=2,cores=4,threads=1,memory_mib=8192"}}
-
 
 @pytest.fixture
-def cloud(local_cloud: Callable[..., LocalCloud]) -> LocalCloud:
-    return local_cloud(hosts=2, **SMALL_HOSTS)
+def cloud(shared_local_cloud: LocalCloud) -> Iterator[LocalCloud]:
+    """Empty before the test, and emptied after it."""
+    assert_nothing_left(shared_local_cloud)
+    yield shared_local_cloud
+    delete_all(shared_local_cloud)
+    assert_nothing_left(shared_local_cloud)
 
 
 def delete_all(cloud: LocalCloud) -> None:
-    names = [vm["name"] for vm in cloud.vms() if vm["record"] == "active"]
+    names = [vm["vm_id"] for vm in cloud.vms()]
+    if not names:
+        return
     operation = cloud.orchestrator.request("POST", "/v1/vms/actions", {"action": "delete", "vms": names})
     assert cloud.ended(operation["operation_id"])["state"] == "succeeded"
 
 
 def assert_nothing_left(cloud: LocalCloud) -> None:
-    assert [vm for vm in cloud.vms() if vm["record"] != "failed"] == []
+    assert cloud.vms() == []
     assert cloud.addresses_in_use() == set()
     assert all(ids == [] for ids in cloud.domains().values())
     for host in cloud.hosts:
         assert list(host.vm_folders()) == []
 
 
-def test_a_batch_costs_one_run_one_plan_and_few_commits_and_leaves_nothing_when_deleted(cloud: LocalCloud) -> None:
+def test_a_batch_costs_one_run_one_plan_and_few_commits(cloud: LocalCloud) -> None:
     ended = cloud.ended(cloud.create(count=6, policy="spread")["operation_id"])
     assert ended["state"] == "succeeded", ended
     hosts = {item["host"] for item in ended["items"]}
@@ -47,8 +50,6 @@ def test_a_batch_costs_one_run_one_plan_and_few_commits_and_leaves_nothing_when_
     assert counters["host_tasks"] <= len(hosts) + 1
     assert counters["commits"] <= 3 + len(hosts)
     assert counters["proxy_sessions"] <= len(hosts)
-    delete_all(cloud)
-    assert_nothing_left(cloud)
 
 
 def test_a_batch_that_does_not_fit_whole_is_refused_whole_or_made_in_part(cloud: LocalCloud) -> None:
