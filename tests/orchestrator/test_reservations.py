@@ -218,3 +218,10 @@ def test_of_many_clients_racing_for_the_last_room_exactly_as_many_win_as_there_i
     assert won == room
     with replicas[0].read() as conn:
         assert held(conn) == expected(room)
+
+
+def test_reserving_nothing_changes_nothing(database: Database) -> None:
+    with database.write() as conn:
+        make_fleet(conn)
+        assert reserve(conn, ()) == {}
+        assert held(conn) == NOTHING

@@ -53,6 +53,8 @@ def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tup
     Returns each VM's addresses. Raises LostRaceError when any host can't take its share any more, and whatever
     `ipdb.grant` raises; after either, the caller's transaction must be rolled back.
     """
+    if not placements:
+        return {}
     shares = _shares(placements)
     # By id: two transactions that take hosts in the same order can't wait for each other.
     lost = [share.host for share in sorted(shares, key=lambda s: s.host_id) if not _take(conn, share)]

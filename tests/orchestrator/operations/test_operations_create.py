@@ -297,6 +297,39 @@ def test_best_effort_gives_up_only_what_fails_for_good(world: Any) -> None:
     world.assert_consistent()
 
 
+def test_hosts_that_fail_one_vm_each_still_take_each_others(world: Any) -> None:
+    fault = Fault.of("hypervisor.failed")
+    seen: set[Any] = set()
+    failed_on: set[str] = set()
+
+    def first_vm_of_each_host(action: Any, host: str, vm: Any) -> Fault | None:
+        if action != "CreateVms" or vm in seen:
+            return None
+        seen.add(vm)
+        if host in failed_on:
+            return None
+        failed_on.add(host)
+        return fault
+
+    world.fleet.faults = first_vm_of_each_host
+    view = create(world, world.replica(), 9, policy=Policy.SPREAD)
+    assert len(failed_on) == 3
+    assert view.state is OperationState.SUCCEEDED
+    assert sorted(item.attempt for item in view.items) == [1] * 6 + [2] * 3
+    world.assert_consistent()
+
+
+def test_best_effort_ends_well_when_no_other_host_is_left(world: Any) -> None:
+    fault = Fault.of("hypervisor.failed")
+    world.fleet.faults = lambda action, host, vm: fault if action == "CreateVms" else None
+    view = create(world, world.replica(), 3, policy=Policy.SPREAD, mode=BatchMode.BEST_EFFORT)
+    assert view.state is OperationState.FAILED
+    assert states(view) == [ItemState.FAILED] * 3
+    assert view.problem is not None
+    assert view.problem.code == "hypervisor.failed"
+    world.assert_consistent()
+
+
 def test_fault_of_the_request_is_not_tried_elsewhere(world: Any) -> None:
     fault = Fault.of("request.invalid")
     world.fleet.faults = lambda action, host, vm: fault if action == "CreateVms" else None

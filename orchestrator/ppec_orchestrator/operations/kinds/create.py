@@ -120,7 +120,9 @@ class _Round:
         journal.count(planning_passes=passes)
 
     def _plan_request(self) -> PlanRequest:
-        broken = {i.host for i in self.items if i.host and i.problem and whole_host(i.problem)}
+        # A host that made others of the batch is not broken, whatever it says of one.
+        sound = {i.host for i in self.items if i.state is ItemState.SUCCEEDED}
+        broken = {i.host for i in self.items if i.host and i.problem and whole_host(i.problem)} - sound
         requests = [
             VmRequest(item.vm_id, item.name, item.excluded_hosts | broken | {item.host or ""})
             for item in self.moving.values()
