@@ -17,6 +17,8 @@ PYTEST_ARGS ?=
 BENCH ?=
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# A site's own certificate authorities count: package registries are often reached through a mirror.
+export UV_SYSTEM_CERTS ?= true
 
 .PHONY: help
 help: ## List the targets
