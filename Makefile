@@ -16,7 +16,8 @@ COUNT ?= 6
 PYTEST_ARGS ?=
 BENCH ?=
 
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+# uv also builds releases; the bootstrapped one serves where the machine has none.
+export PATH := $(CURDIR)/$(BIN):$(PATH):$(CURDIR)/build/bootstrap/bin
 # A site's own certificate authorities count: package registries are often reached through a mirror.
 export UV_SYSTEM_CERTS ?= true
 
