@@ -186,6 +186,8 @@ class PrefixCreate(Model):
     """Addresses of one VRF that serve the hosts of a cluster, or of one rack of it, through a bridge.
 
     The gateway, the network and (IPv4) broadcast address are never given out, nor anything outside `first`..`last`.
+
+    `vlan` is the VLAN that the bridge carries, for people and inventories to read: PPEC tags nothing itself.
     """
 
     vrf: ResourceName

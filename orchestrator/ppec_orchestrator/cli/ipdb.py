@@ -65,7 +65,7 @@ def create_prefix(  # noqa: PLR0913, PLR0917 - one parameter per option
     cluster: Annotated[str, typer.Option(help="The cluster it serves.")],
     rack: Annotated[str | None, typer.Option(help="Only this rack of it.")] = None,
     gateway: Annotated[str | None, typer.Option(help="The guests' default gateway.")] = None,
-    vlan: Annotated[int | None, typer.Option(help="VLAN id.")] = None,
+    vlan: Annotated[int | None, typer.Option(help="VLAN that the bridge carries, for the record.")] = None,
     first: Annotated[str | None, typer.Option(help="First address to give out.")] = None,
     last: Annotated[str | None, typer.Option(help="Last address to give out.")] = None,
     nameserver: Annotated[list[str] | None, typer.Option(help="A name server for the guests; may repeat.")] = None,
