@@ -63,7 +63,7 @@ demo-down: ## Remove everything the demo made
 .PHONY: test
 test: setup ## All tests: units, properties, both databases, real libvirt, an end-to-end run on container hosts
 	@# A file's tests stay in one process, which so starts its fixtures (hosts, databases) once.
-	$(BIN)/pytest -n 2 --dist loadfile -m "not long" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
 
 .PHONY: test-long
 test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, the Debian image by itself (about 5 minutes)

@@ -19,6 +19,11 @@ def short_dir() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that wait for machines come first: at the end they would leave the other process without work."""
+    items.sort(key=lambda item: item.get_closest_marker("containers") is None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate-golden", action="store_true", help="rewrite golden files with what tests find")
 
