@@ -66,7 +66,7 @@ test: setup ## All tests: units, properties, both databases, real libvirt, an en
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
 
 .PHONY: test-long
-test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, the Debian image by itself (about 5 minutes)
+test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, the Debian image by itself (about 6 minutes)
 	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 .PHONY: check
@@ -82,7 +82,7 @@ bench: setup ## The figures of the "Creating" table, beside bare libvirt (about 
 	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: molecule
-molecule: setup ## The roles on two systemd hosts: converge, idempotence, verify (about 3 minutes)
+molecule: setup ## The roles on two systemd hosts: converge, idempotence, verify (about 6 minutes)
 	@$(BIN)/molecule test
 
 .PHONY: sanity
