@@ -4,7 +4,9 @@
 uvicorn verifies client certificates but doesn't hand them to the application: here the certificate is read once per
 connection and put into every request's `scope["state"]["peer_certificate"]` (None without one). uvicorn's httptools
 protocol puts no limit on the size of a request's head, which it keeps in memory, and answers what it can't parse with
-plain text: here a head is bounded, and the answer is a problem.
+plain text: here a head is bounded, and the answer is a problem. And asyncio switches Nagle's algorithm off only on
+sockets whose protocol number is given, which those of `accept` lack: here it is off, or the second write of every
+answer would wait 40 ms for the client's delayed acknowledgement of the first.
 
 Nothing but the two listeners may import this file.
 """
@@ -12,6 +14,7 @@ Nothing but the two listeners may import this file.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -30,6 +33,9 @@ class PeerCertificateProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         tls = transport.get_extra_info("ssl_object")
         certificate = cast("dict[str, Any] | None", tls.getpeercert() if tls is not None else None)
         # uvicorn copies app_state into each request's scope; a copy per connection keeps peers apart.

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from ppec_orchestrator.dispatch.fork_server import Request
-from ppec_orchestrator.dispatch.installation import Installation
+from ppec_orchestrator.dispatch.installation import Imported, Installation
 
 _log = structlog.get_logger(__name__)
 _SERVER_MODULE = "ppec_orchestrator.dispatch.fork_server"
@@ -28,7 +28,7 @@ class ForkClient:
     def __init__(self, installation: Installation) -> None:
         self._installation = installation
         self._process: subprocess.Popen[bytes] | None = None
-        self._stamp = ""
+        self._imported: Imported | None = None
         self._stopping = threading.Event()
         self._wanted = threading.Event()
         self._guard: threading.Thread | None = None
@@ -63,7 +63,7 @@ class ForkClient:
         """The process id of a job forked for the run, or None: then the caller starts one the slow way."""
         if self.pid is None:
             return None
-        if self._stamp != self._installation.stamp():
+        if self._imported is None or not self._imported.is_current(environment):
             _log.info("fork_server.outdated", reason="the collection, ansible.cfg or the environment changed")
             self._end()
             return None
@@ -95,16 +95,10 @@ class ForkClient:
             self._stopping.wait(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
 
     def _launch(self) -> subprocess.Popen[bytes] | None:
-        stamp = self._installation.stamp()
+        imported = self._installation.imported()
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                _SERVER_MODULE,
-                "--socket",
-                str(self._installation.socket),
-            ],
-            env=self._installation.environment(),
+            server_command(self._installation),
+            env=imported.environment,
             cwd=self._installation.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -120,7 +114,7 @@ class ForkClient:
         if self._stopping.is_set():
             process.kill()
         with self._ready:
-            self._process, self._stamp = process, stamp
+            self._process, self._imported = process, imported
             self._ready.notify_all()
         _log.info("fork_server.ready", pid=process.pid)
         return process
@@ -131,6 +125,12 @@ class ForkClient:
         self._installation.socket.unlink(missing_ok=True)
         if process is not None:
             process.terminate()
+
+
+def server_command(installation: Installation) -> list[str]:
+    """The fork server's command line."""
+    where = ["--socket", str(installation.socket), "--playbook", str(installation.playbook)]
+    return [sys.executable, "-m", _SERVER_MODULE, *where]
 
 
 def start_job_process(directory: Path, lock: int, environment: Mapping[str, str]) -> int:

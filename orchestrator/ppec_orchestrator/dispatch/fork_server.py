@@ -8,8 +8,11 @@ with descriptors (SCM_RIGHTS):
   answers its exit code. When the drop-in is killed the keeper kills the playbook with all its workers.
 - `job` (from the orchestrator): a job process is forked, in a session of its own; the answer is its process id.
 
-It ends when its standard input does, that is with the orchestrator that started it. What was forked lives on: a
-keeper answers by itself, a job needs nobody.
+Forking takes a few milliseconds, so it is done beforehand: of each kind one *spare* waits for its request. It ends when
+the server does.
+
+The server ends when its standard input does, that is with the orchestrator that started it. What was given work lives
+on: a keeper answers by itself, a job needs nobody.
 """
 
 from __future__ import annotations
@@ -64,6 +67,7 @@ class ForkServer:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._spares: dict[str, _Spare] = {}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         part = path.with_name(f".{path.name}.{os.getpid()}")
         part.unlink(missing_ok=True)
@@ -81,6 +85,7 @@ class ForkServer:
         poll.register(self._listener, select.POLLIN)
         poll.register(0, select.POLLIN)
         while True:
+            self._refill()
             ready = dict(poll.poll())
             if 0 in ready and not os.read(0, 64):
                 return
@@ -98,23 +103,52 @@ class ForkServer:
             body, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST_BYTES, 3)
             if not body:
                 return
-            request = Request.decode(body, descriptors)
-            work = {"playbook": _keep_playbook, "job": _run_job}[request.kind]
-            pid = os.fork()
-            if pid == 0:
-                self._in_fork(lambda: work(request, connection))
-            if request.kind == "job":
+            kind = Request.decode(body, ()).kind
+            if kind not in _WORK:
+                raise ValueError(kind)
+            pid = self._hand_over(kind, body, [connection.fileno(), *descriptors])
+            if kind == "job":
                 connection.send(str(pid).encode())
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             sys.stderr.write(f"fork server: request refused: {type(error).__name__}\n")
         finally:
             for fd in descriptors:
                 os.close(fd)
 
+    def _hand_over(self, kind: str, body: bytes, descriptors: Sequence[int]) -> int:
+        """Gives the request to the kind's spare; its process id."""
+        spare = self._spares.pop(kind, None)
+        if spare is not None:
+            with spare.channel, contextlib.suppress(OSError):
+                _send(spare.channel, body, descriptors)
+                return spare.pid
+        # There is none, or it was killed while it waited.
+        spare = self._fork(kind)
+        with spare.channel:
+            _send(spare.channel, body, descriptors)
+        return spare.pid
+
+    def _refill(self) -> None:
+        for kind in _WORK:
+            if kind not in self._spares:
+                self._spares[kind] = self._fork(kind)
+
+    def _fork(self, kind: str) -> _Spare:
+        ours, theirs = _channel()
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            self._in_fork(lambda: _WORK[kind](theirs))
+        theirs.close()
+        return _Spare(pid, ours)
+
     def _in_fork(self, work: Callable[[], int]) -> None:
         code = _FAILED
         try:
             self._listener.close()
+            # Or a spare would not see the server's end as long as this fork lives.
+            for spare in self._spares.values():
+                spare.channel.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             code = work()
@@ -124,14 +158,51 @@ class ForkServer:
             os._exit(code)
 
 
-def _keep_playbook(request: Request, connection: socket.socket) -> int:
+@dataclass(frozen=True, slots=True)
+class _Spare:
+    """A fork that waits on `channel` for its request."""
+
+    pid: int
+    channel: socket.socket
+
+
+def _channel() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def _send(channel: socket.socket, body: bytes, descriptors: Sequence[int]) -> None:
+    channel.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, len(body) + 65536)
+    socket.send_fds(channel, [body], descriptors)
+
+
+def _receive(channel: socket.socket) -> tuple[Request, socket.socket] | None:
+    """The request and the connection it came on; None when the server has ended and there will be none."""
+    with channel:
+        body, descriptors, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, 4)
+    if not body:
+        return None
+    return Request.decode(body, descriptors[1:]), socket.socket(fileno=descriptors[0])
+
+
+def _keep_playbook(channel: socket.socket) -> int:
     """In the keeper: the playbook as a child, its exit code as the answer, its end when nobody waits for it."""
     os.setsid()
     descendants.adopt_orphans()
+    ours, theirs = _channel()
     child = os.fork()
     if child == 0:
-        connection.close()
-        return _exit_with(lambda: _playbook(request))
+        ours.close()
+        channel.close()
+        return _exit_with(lambda: _playbook(theirs))
+    theirs.close()
+    received = _receive(channel)
+    if received is None:
+        ours.close()
+        os.waitpid(child, 0)
+        return 0
+    request, connection = received
+    with ours:
+        _send(ours, request.encode(), [connection.fileno(), *request.descriptors])
     for fd in request.descriptors:
         os.close(fd)
     connection.setblocking(True)
@@ -158,14 +229,24 @@ def _wait(child: int, connection: socket.socket) -> int:
     return os.waitstatus_to_exitcode(status) & 0xFF
 
 
-def _playbook(request: Request) -> int:
+def _playbook(channel: socket.socket) -> int:
+    received = _receive(channel)
+    if received is None:
+        return 0
+    request, connection = received
+    # Only the keeper answers on it, and only the keeper's end may end it.
+    connection.close()
     os.setsid()
     _place(request.descriptors)
     os.umask(request.umask)
     return playbook_child.become_playbook(request.argv, request.environment, request.directory)
 
 
-def _run_job(request: Request, connection: socket.socket) -> int:
+def _run_job(channel: socket.socket) -> int:
+    received = _receive(channel)
+    if received is None:
+        return 0
+    request, connection = received
     connection.close()
     os.setsid()
     lock = request.descriptors[0]
@@ -206,11 +287,17 @@ def _reap(number: int, frame: object) -> None:
             pass
 
 
+# What a fork does, given the channel on which its request will come; its exit code.
+_WORK: Mapping[str, Callable[[socket.socket], int]] = {"playbook": _keep_playbook, "job": _run_job}
+
+
 def main() -> None:
-    arguments = argparse.ArgumentParser(prog="ppec-fork-server")
-    arguments.add_argument("--socket", type=Path, required=True)
-    path = arguments.parse_args().socket
-    playbook_child.warm_up()
+    parser = argparse.ArgumentParser(prog="ppec-fork-server")
+    parser.add_argument("--socket", type=Path, required=True)
+    parser.add_argument("--playbook", type=Path, required=True, help="what most forks will run")
+    arguments = parser.parse_args()
+    path = arguments.socket
+    playbook_child.warm_up(job.callback_folder(), arguments.playbook)
     job.warm_up()
     # Keeps the collector from touching, and so copying, what the forks share.
     gc.collect()

@@ -6,7 +6,6 @@ A run sees an environment made here, never the orchestrator's own: that one may 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Mapping
@@ -89,29 +88,48 @@ class Installation:
         made[dropin.PYTHON_VARIABLE] = sys.executable
         return made
 
-    def stamp(self) -> str:
-        """Changes whenever a fork server that is running has something old imported."""
-        seen = hashlib.sha256()
-        for name, value in sorted(self.environment().items()):
-            seen.update(f"{name}={value}\0".encode(errors="surrogateescape"))
-        own = Path(__file__).parent
-        for root in (self.collections / COLLECTION, own):
-            for path, size, changed_ns in _files(root):
-                seen.update(f"{path}\0{size}\0{changed_ns}\0".encode())
-        seen.update(self.configuration.read_bytes())
-        return seen.hexdigest()
+    def imported(self) -> Imported:
+        """What a fork server that is started now will have imported."""
+        folders = []
+        for root in (self.collections / COLLECTION, Path(__file__).parent):
+            folders.append(str(root))
+            for part in (root / "plugins", root / "meta"):
+                folders += [str(p) for p in (part, *part.rglob("*")) if p.is_dir() and p.name != "__pycache__"]
+        watched = {folder: _watched(folder) for folder in folders}
+        paths = [str(self.configuration), *(f"{folder}/{name}" for folder in folders for name in watched[folder])]
+        return Imported(self.environment(), watched, {path: _seen(path) for path in paths})
 
 
-def _files(root: Path) -> list[tuple[str, int, int]]:
-    found = []
-    for folder in ("plugins", "meta", "."):
-        base = root / folder
-        pattern = "**/*" if folder != "." else "*"
-        for path in base.glob(pattern):
-            if path.suffix in _WATCHED_SUFFIXES:
-                stat = path.stat()
-                found.append((str(path), stat.st_size, stat.st_mtime_ns))
-    return sorted(found)
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What is behind a fork server, as it was when it started: environment, names per folder, sizes and times."""
+
+    environment: Mapping[str, str]
+    folders: Mapping[str, frozenset[str]]
+    files: Mapping[str, tuple[int, int] | None]
+
+    def is_current(self, environment: Mapping[str, str]) -> bool:
+        """Whether nothing has changed since. It is asked before every run, so it opens no file."""
+        return (
+            environment == self.environment
+            and all(_seen(path) == seen for path, seen in self.files.items())
+            and all(_watched(folder) == names for folder, names in self.folders.items())
+        )
+
+
+def _seen(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)  # noqa: PTH116 - twice as fast as a Path's, over a hundred files
+    except FileNotFoundError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def _watched(folder: str) -> frozenset[str]:
+    try:
+        return frozenset(name for name in os.listdir(folder) if name.endswith(_WATCHED_SUFFIXES))  # noqa: PTH208
+    except FileNotFoundError:
+        return frozenset()
 
 
 def ansible_is_installed() -> bool:

@@ -39,6 +39,13 @@ def warm_up() -> None:
     import ansible_runner.display_callback  # noqa: F401
 
 
+def callback_folder() -> Path:
+    """Where the plugin is by which ansible-runner hears of events, as it names it itself."""
+    from ansible_runner.utils import get_callback_dir
+
+    return Path(get_callback_dir())
+
+
 def write_job(run: RunDirectory, playbook: str, forks: int, timeout_s: float) -> None:
     """What the job process needs besides the plan: no tenant data, no secrets."""
     content = {"playbook": playbook, "forks": forks, "timeout_s": timeout_s}
@@ -58,7 +65,7 @@ class Job:
 
     def execute(self) -> None:
         base = TMPFS if os.access(TMPFS, os.W_OK) else None
-        private = Path(tempfile.mkdtemp(prefix=TMP_PREFIX, dir=base))
+        private = Path(tempfile.mkdtemp(prefix=f"{TMP_PREFIX}{self._run.path.name}-", dir=base))
         try:
             self._ansible(private)
         finally:

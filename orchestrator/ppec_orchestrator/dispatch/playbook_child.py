@@ -8,17 +8,22 @@ enough (another ansible.cfg, other collections, a log file) the fork becomes the
 
 from __future__ import annotations
 
+import ast
 import atexit
 import importlib
 import io
 import os
+import ssl
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import NoReturn
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 from ppec_orchestrator.dispatch.dropin import PYTHON_VARIABLE
+from ppec_orchestrator.dispatch.rundir import inventory
 
 _COLLECTION = "ppec.cloud"
 # Every playbook loads all plugins of these kinds, or the documentation of all of them, to know their options.
@@ -85,8 +90,11 @@ _FOUNDATIONS = {"HOME", "ANSIBLE_HOME", "PYTHONPATH"}
 _FIXED = ("COLLECTIONS_PATHS", "COLLECTIONS_SCAN_SYS_PATH", "DEFAULT_LOG_PATH", "PLUGIN_FILTERS_CFG", "DEFAULT_DEBUG")
 
 
-def warm_up() -> None:
-    """Imports Ansible, its plugins and the collection's action plugins. Takes a third of a second, once."""
+def warm_up(callbacks: Path, playbook: Path) -> None:
+    """Imports Ansible, its plugins and the collection's action plugins. Takes half a second, once.
+
+    `callbacks` is the folder of ansible-runner's own callback plugin; `playbook` is what most forks will run.
+    """
     from ansible.cli import playbook as _playbook  # noqa: F401 - must be the first of Ansible's modules
     from ansible.plugins import loader
 
@@ -98,6 +106,8 @@ def warm_up() -> None:
     for name in _ACTIONS:
         loader.action_loader.get(name, class_only=True)
     _warm_collection(loader.action_loader)
+    _warm_callback(loader.callback_loader, callbacks)
+    _rehearse(playbook)
 
 
 def _warm_collection(action_loader: object) -> None:
@@ -108,6 +118,50 @@ def _warm_collection(action_loader: object) -> None:
     for folder in package.__path__:
         for entry in sorted(Path(folder).glob("[!_]*.py")):
             action_loader.get(f"{_COLLECTION}.{entry.stem}", class_only=True)  # type: ignore[attr-defined]
+
+
+def _warm_callback(callback_loader: Any, folder: Path) -> None:
+    """Has the callback's options known, which is to parse its documentation.
+
+    It is not imported: that changes Ansible's output and makes a lock, which would then be one for all forks.
+    """
+    callback_loader.config = [str(folder)]
+    callback_loader._clear_caches()
+    for path in folder.glob("[!_]*.py"):
+        documented = SimpleNamespace(DOCUMENTATION=_assigned(path, "DOCUMENTATION"))
+        callback_loader._load_config_defs(path.stem, documented, str(path))
+
+
+def _assigned(path: Path, name: str) -> str:
+    """The string that a module's source assigns to `name`; empty without one."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and name in {t.id for t in node.targets if isinstance(t, ast.Name)}:
+            return str(ast.literal_eval(node.value))
+    return ""
+
+
+def _rehearse(playbook: Path) -> None:
+    """Does once, for nothing, what every run begins with: reads an inventory and the playbook, fills in a template.
+
+    What stays is in caches: regular expressions, types, Jinja's lexer, OpenSSL's algorithms.
+    """
+    from ansible.inventory.manager import InventoryManager
+    from ansible.parsing.dataloader import DataLoader
+    from ansible.playbook import Playbook
+    from ansible.template import Templar, trust_as_template
+    from ansible.vars.manager import VariableManager
+
+    with tempfile.NamedTemporaryFile("wb", suffix=".ini") as file:
+        file.write(inventory(["rehearsal"], sys.executable))
+        file.flush()
+        loader = DataLoader()
+        hosts = InventoryManager(loader=loader, sources=[file.name])
+        variables = VariableManager(loader=loader, inventory=hosts)
+        for play in Playbook.load(str(playbook), variable_manager=variables, loader=loader).get_plays():
+            for host in hosts.get_hosts(play.hosts):
+                variables.get_vars(play=play, host=host)
+        Templar(loader=loader, variables={"said": ""}).template(trust_as_template("{{ said }}"))
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 def become_playbook(argv: Sequence[str], environment: Mapping[str, str], directory: str) -> int:

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from ppec_contract.run import RunEvent, RunResult
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
+from ppec_orchestrator.dispatch.fork_client import server_command
 from ppec_orchestrator.dispatch.installation import Installation
 from ppec_orchestrator.dispatch.job import run_job
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
@@ -98,20 +100,20 @@ def test_run_leaves_no_secret_and_its_folder_is_private(
     open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PPEC_SECRET", "database-password")
-    before = set(Path("/dev/shm").glob("ppec-run-*"))
+    operation_id = f"op-{uuid4().hex}"
     dispatcher = open_dispatcher()
-    run = dispatcher.start(request())
+    run = dispatcher.start(request(operation_id))
     follow(run)
     until(lambda: not run.directory.is_live(), "the job has ended")
     assert stat.S_IMODE(run.directory.path.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "ansible").stat().st_mode) == 0o700
-    for path in run.directory.path.iterdir():
+    for path in run.directory.path.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
-        assert b"database-password" not in path.read_bytes()
-    assert set(Path("/dev/shm").glob("ppec-run-*")) <= before, "what ansible-runner wrote is gone"
-    dispatcher.forget("op-1")
+        assert path.is_dir() or b"database-password" not in path.read_bytes()
+    assert not list(Path("/dev/shm").glob(f"ppec-run-{operation_id}-*")), "what ansible-runner wrote is gone"
+    dispatcher.forget(operation_id)
     assert not run.directory.plan_path.exists()
-    assert dispatcher.adopt("op-1") is None
+    assert dispatcher.adopt(operation_id) is None
 
 
 def test_cancel_ends_the_run_with_all_its_processes(
@@ -178,12 +180,36 @@ def test_dead_fork_server_is_replaced_and_its_runs_live_on(
     assert (result.status, started_with(events)) == ("successful", {"warm=True"})
 
 
+def spares_of(dispatcher: AnsibleDispatcher) -> list[int]:
+    """What the fork server has forked beforehand: a job, and a playbook with its keeper."""
+    pid = dispatcher.fork_server_pid
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_killed_spare_forks_are_made_again(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
+    dispatcher = open_dispatcher()
+    until(lambda: len(spares_of(dispatcher)) == 2, "both spares wait")
+    for pid in spares_of(dispatcher):
+        os.kill(pid, signal.SIGKILL)
+    events, result = follow(dispatcher.start(request()))
+    assert (result.status, started_with(events)) == ("successful", {"warm=True"})
+
+
+def test_spare_forks_end_with_the_fork_server(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
+    dispatcher = open_dispatcher()
+    until(lambda: len(spares_of(dispatcher)) == 2, "both spares wait")
+    spares = spares_of(dispatcher)
+    assert dispatcher.fork_server_pid is not None
+    os.kill(dispatcher.fork_server_pid, signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in spares), "the spares are gone")
+
+
 def test_fork_server_ends_quietly_when_its_parent_is_gone(folder: Path) -> None:
     made = installation(folder)
     reader, writer = os.pipe()
     os.close(reader)
     ended = subprocess.run(
-        [sys.executable, "-m", "ppec_orchestrator.dispatch.fork_server", "--socket", str(made.socket)],
+        server_command(made),
         env=made.environment(),
         stdin=subprocess.PIPE,
         stdout=writer,
