@@ -63,14 +63,14 @@ class _New:
 
 
 class Acceptor:
-    """Answers with the id of the operation, new or made by the same request before."""
+    """Answers with the operation as it was enqueued, or the id of the one that the same request made before."""
 
     def __init__(self, database: Database, planning: Planning, now: Callable[[], datetime]) -> None:
         self._database = database
         self._planning = planning
         self._now = now
 
-    def create(self, asked: VmsCreate, ask: Ask) -> str:
+    def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
         """Raises the planner's refusal, `vm.exists`, and `….not_found` of whatever the request names."""
         with self._database.read() as conn:
             known = idempotency.earlier(conn, ask.key) if ask.key else None
@@ -79,14 +79,16 @@ class Acceptor:
             meant = _meaning(conn, asked)
         requests = [VmRequest(uuid.uuid4(), name) for name in _names(asked)]
 
-        def writes(conn: Connection, planned: Planned) -> str:
+        def writes(conn: Connection, planned: Planned) -> NewOperation | str:
             return self._enqueue_create(conn, meant, asked.user_data, ask, planned)
 
         return self._once_per_key(
             ask, lambda: self._planning.carry_through(meant.input.plan_request(requests), self._write, writes)
         )
 
-    def _enqueue_create(self, conn: Connection, meant: _Meant, user_data: str, ask: Ask, planned: Planned) -> str:
+    def _enqueue_create(
+        self, conn: Connection, meant: _Meant, user_data: str, ask: Ask, planned: Planned
+    ) -> NewOperation:
         plan, wanted = planned.plan, meant.input.request
         total = len(plan.placed) + len(plan.refused)
         if plan.refused and (wanted.mode is BatchMode.ALL_OR_NOTHING or not plan.placed):
@@ -111,10 +113,10 @@ class Acceptor:
         kept = meant.input.model_dump(mode="json")
         return self._enqueue(conn, ask, _New(operation_id, create.NAME, kept, items, planned.passes))
 
-    def act(self, asked: VmsAction, ask: Ask) -> str:
+    def act(self, asked: VmsAction, ask: Ask) -> NewOperation | str:
         """Raises `vm.not_found`, and `vm.wrong_state` for VMs the action can't be taken on now."""
 
-        def writes(conn: Connection) -> str:
+        def writes(conn: Connection) -> NewOperation | str:
             known = idempotency.earlier(conn, ask.key) if ask.key else None
             if known is not None:
                 return known
@@ -135,34 +137,31 @@ class Acceptor:
 
         return self._once_per_key(ask, lambda: self._write(writes))
 
-    def _enqueue(self, conn: Connection, ask: Ask, new: _New) -> str:
-        now = self._now()
-        store.enqueue(
-            conn,
-            NewOperation(
-                operation_id=new.operation_id,
-                kind=new.kind,
-                created_by=ask.caller,
-                created_at=now,
-                input=new.kept,
-                steps=KINDS[new.kind].step_names,
-                items=new.items,
-                # The first step of each of these is this very transaction.
-                done=1,
-                priority=priority(conn, new.kind),
-                counters={"commits": 1} | ({"planning_passes": new.passes} if new.passes else {}),
-            ),
+    def _enqueue(self, conn: Connection, ask: Ask, new: _New) -> NewOperation:
+        enqueued = NewOperation(
+            operation_id=new.operation_id,
+            kind=new.kind,
+            created_by=ask.caller,
+            created_at=self._now(),
+            input=new.kept,
+            steps=KINDS[new.kind].step_names,
+            items=new.items,
+            # The first step of each of these is this very transaction.
+            done=1,
+            priority=priority(conn, new.kind),
+            counters={"commits": 1} | ({"planning_passes": new.passes} if new.passes else {}),
         )
+        store.enqueue(conn, enqueued)
         if ask.key is not None:
-            idempotency.remember(conn, ask.key, new.operation_id, now)
+            idempotency.remember(conn, ask.key, new.operation_id, enqueued.created_at)
         self._database.notify(store.WORK, within=conn)
-        return new.operation_id
+        return enqueued
 
     def _write(self, writes: Callable[[Connection], T]) -> T:
         with self._database.write() as conn:
             return writes(conn)
 
-    def _once_per_key(self, ask: Ask, accept: Callable[[], str]) -> str:
+    def _once_per_key(self, ask: Ask, accept: Callable[[], NewOperation | str]) -> NewOperation | str:
         """Whatever refuses a request may be its twin's doing, accepted just before: then that is the answer."""
         try:
             return accept()

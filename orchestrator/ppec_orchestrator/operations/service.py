@@ -15,6 +15,7 @@ from ppec_orchestrator.operations.live import Live, Wake
 from ppec_orchestrator.store import operation_views
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.operation_views import OperationFilter
+from ppec_orchestrator.store.operations import NewOperation
 from ppec_orchestrator.store.paging import Slice
 
 
@@ -39,10 +40,14 @@ class Operations:
             self._live.stop(self._database)
 
     def create(self, asked: VmsCreate, ask: Ask) -> OperationView:
-        return self.show(self._acceptor.create(asked, ask))
+        return self._accepted(self._acceptor.create(asked, ask))
 
     def act(self, asked: VmsAction, ask: Ask) -> OperationView:
-        return self.show(self._acceptor.act(asked, ask))
+        return self._accepted(self._acceptor.act(asked, ask))
+
+    def _accepted(self, answer: NewOperation | str) -> OperationView:
+        """What was enqueued is shown as it was: reading it back would only hold up the engine, which has begun."""
+        return self.show(answer) if isinstance(answer, str) else operation_views.enqueued(answer)
 
     def show(self, operation_id: str) -> OperationView:
         """With the stages its VMs are in right now, if it runs in this process. Raises `operation.not_found`."""

@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Row, and_, or_, select
 from ppec_contract.agent import Stage
 from ppec_contract.api import ItemState, OperationItem, OperationState, OperationStep, OperationView, Page
 from ppec_contract.errors import PpecError, Problem
+from ppec_orchestrator.store.operations import NewOperation
 from ppec_orchestrator.store.paging import Slice, encode_cursor
 from ppec_orchestrator.store.tables import operation, operation_item, step
 
@@ -113,6 +114,29 @@ def _step(row: Row[Any]) -> OperationStep:
         ended_at=row.ended_at,
         detail=row.detail,
     )
+
+
+def enqueued(new: NewOperation) -> OperationView:
+    """An operation as `show` shows it when the transaction that enqueues it has just committed."""
+    return OperationView(
+        operation_id=new.operation_id,
+        kind=new.kind,
+        state=OperationState.QUEUED,
+        created_by=new.created_by,
+        created_at=new.created_at,
+        items=tuple(
+            OperationItem(vm_id=item.vm_id, name=item.name, state=item.state, host=item.host, problem=item.problem)
+            for item in new.items
+        ),
+        steps=tuple(_enqueued_step(new, ordinal, name) for ordinal, name in enumerate(new.steps)),
+        counters=dict(new.counters),
+    )
+
+
+def _enqueued_step(new: NewOperation, ordinal: int, name: str) -> OperationStep:
+    if ordinal >= new.done:
+        return OperationStep(ordinal=ordinal, name=name, state="pending")
+    return OperationStep(ordinal=ordinal, name=name, state="done", started_at=new.created_at, ended_at=new.created_at)
 
 
 def with_stages(view: OperationView, stages: Mapping[UUID, Stage]) -> OperationView:

@@ -473,3 +473,16 @@ def test_failed_vm_is_history_that_can_be_deleted(world: Any) -> None:
     with pytest.raises(PpecError) as gone:
         world.vm(name)
     assert gone.value.code == "vm.not_found"
+
+
+def test_what_a_request_is_answered_is_what_the_record_shows(world: Any) -> None:
+    """The answer is not read back, so it has to be made right: for a batch with refusals, and for an action."""
+    waiting = world.replica("acceptor", start=False)
+    accepted = waiting.create(world.batch(20, flavor="half", mode=BatchMode.BEST_EFFORT), world.ask)
+    assert set(states(accepted)) == {ItemState.PENDING, ItemState.REFUSED}
+    assert accepted == world.show(accepted.operation_id)
+    with world.running():
+        world.ended(accepted.operation_id)
+    names = tuple(item.name for item in accepted.items if item.state is ItemState.PENDING)
+    stopping = waiting.act(VmsAction(action=VmAction.STOP, vms=names), world.ask)
+    assert stopping == world.show(stopping.operation_id)
