@@ -109,7 +109,7 @@ def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> Non
     from ppec_orchestrator.api.services import make_services
     from ppec_orchestrator.pki.keys import write_private
     from ppec_orchestrator.process import opened_database
-    from ppec_orchestrator.store.enrolment import record_certificate
+    from ppec_orchestrator.store.certificates import record_certificate
 
     now = datetime.now(UTC)
     with opened_database(settings) as database:

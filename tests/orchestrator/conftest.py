@@ -21,8 +21,10 @@ from starlette.types import Receive, Scope, Send
 
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.services import Services, make_services
+from ppec_orchestrator.pki.ca import LIFETIME, Issued
 from ppec_orchestrator.roles import Role
 from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.certificates import record_certificate
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.tokens import create_token
 
@@ -191,15 +193,26 @@ def client(client_as: Callable[[Role], TestClient]) -> TestClient:
 
 
 @pytest.fixture
-def host_client(app: FastAPI) -> Callable[[str], TestClient]:
-    """A client with the client certificate of the host named (or of any `ppec://` URI), and no token."""
+def host_client(app: FastAPI, services: Services) -> Callable[..., TestClient]:
+    """A client with the client certificate of the host named (or of any `ppec://` URI), and no token.
 
-    def make(name: str) -> TestClient:
+    The certificate is recorded as issued just now, unless the `serial` of another one is given.
+    """
+
+    def make(name: str, serial: str = "") -> TestClient:
         uri = name if "://" in name else f"ppec://host/{name}"
+        if not serial:
+            now, serial = services.now(), f"{uuid.uuid4().int:x}"
+            issued = Issued(pem="", serial=serial, uri=uri, not_before=now, not_after=now + LIFETIME)
+            with services.database.write() as conn:
+                record_certificate(conn, issued, now=now)
+        # As OpenSSL spells it: upper case, an even number of digits.
+        spelt = f"0{serial}"[len(serial) % 2 == 0 :].upper()
+        peer = {"subjectAltName": (("URI", uri),), "serialNumber": spelt}
 
         async def with_certificate(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
-                scope = {**scope, "state": {"peer_certificate": {"subjectAltName": (("URI", uri),)}}}
+                scope = {**scope, "state": {"peer_certificate": peer}}
             await app(scope, receive, send)
 
         return TestClient(with_certificate)

@@ -16,8 +16,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ppec_contract.errors import PpecError
 from ppec_contract.identity import Identity
-from ppec_orchestrator.api.services import Here
+from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.roles import Role
+from ppec_orchestrator.store.certificates import serial_of
 
 _MAX_TOKEN = 128
 
@@ -74,15 +75,30 @@ Operator = Annotated[Caller, Depends(require(Role.OPERATOR))]
 Admin = Annotated[Caller, Depends(require(Role.ADMIN))]
 
 
-def peer_identity(request: Request) -> Identity | None:
-    """The verified client certificate's identity; None without a certificate."""
+def peer_identity(request: Request, services: Services) -> Identity | None:
+    """The verified client certificate's identity; None without a certificate.
+
+    A host's counts only while it is recorded as issued to that host: deleting the host withdraws it.
+    """
     certificate = request.scope.get("state", {}).get("peer_certificate")
-    return Identity.from_peer_certificate(certificate) if certificate else None
+    if not certificate:
+        return None
+    identity = Identity.from_peer_certificate(certificate)
+    if identity.role == "host" and not services.certificates.holds(
+        identity, serial_of(certificate), now=services.now()
+    ):
+        raise PpecError(
+            "auth.required",
+            f"the certificate of {identity.uri} is withdrawn or superseded, or was never issued here",
+            hint="Enrol the host again with a new token.",
+            subject="certificate",
+        )
+    return identity
 
 
-def the_host_itself(request: Request, host: str) -> str:
+def the_host_itself(request: Request, services: Here, host: str) -> str:
     """Lets only the host named in the path in, by its certificate; returns its name."""
-    identity = peer_identity(request)
+    identity = peer_identity(request, services)
     if identity is None:
         raise PpecError(
             "auth.required",
@@ -105,7 +121,7 @@ HostItself = Annotated[str, Depends(the_host_itself)]
 
 def host_or_viewer(request: Request, services: Here, credentials: Credentials) -> str:
     """For what hosts fetch and people may look at: any host's certificate, or a viewer's token. Returns the name."""
-    identity = peer_identity(request)
+    identity = peer_identity(request, services)
     if identity is not None and identity.role == "host":
         return identity.uri
     return require(Role.VIEWER)(bearer_caller(services, credentials)).name

@@ -8,7 +8,8 @@ from fastapi import APIRouter
 from ppec_contract.host import EnrolReply, EnrolRequest
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.services import Here
-from ppec_orchestrator.store.enrolment import record_certificate, use_enrolment_token
+from ppec_orchestrator.store.certificates import record_certificate
+from ppec_orchestrator.store.enrolment import use_enrolment_token
 
 router = APIRouter(prefix="/v1/enrol", tags=["hosts"], route_class=StrictJsonRoute)
 

@@ -71,10 +71,11 @@ def update_host(services: Here, caller: Operator, name: Name, body: HostUpdate) 
 
 @router.delete("/{name}", status_code=204)
 def delete_host(services: Here, caller: Admin, name: Name) -> Response:
-    """Forget a host that holds no VMs."""
+    """Forget a host that holds no VMs. Its certificates stop working here."""
     with services.database.write() as conn:
         hosts.delete_host(conn, name)
     services.liveness.forget(name)
+    services.certificates.forget()
     return Response(status_code=204)
 
 

@@ -47,7 +47,11 @@ def internal_error(error: Exception, where: str) -> PpecError:
 
 
 def _ppec_error(request: Request, error: Exception) -> Response:
-    return problem_response(cast("PpecError", error))
+    response = problem_response(cast("PpecError", error))
+    if response.status_code == 401 and request.scope.get("state", {}).get("peer_certificate"):
+        # A certificate is shown once per connection: on the next one the caller may show a newer.
+        response.headers["Connection"] = "close"
+    return response
 
 
 def _validation_error(request: Request, error: Exception) -> Response:

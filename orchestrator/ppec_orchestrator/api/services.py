@@ -16,8 +16,8 @@ from ppec_orchestrator.liveness import LivenessBook
 from ppec_orchestrator.pki.ca import FleetCa
 from ppec_orchestrator.report_intake import ReportIntake
 from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.certificates import CertificateBook, record_certificate
 from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.enrolment import record_certificate
 from ppec_orchestrator.store.hosts import flush_last_seen
 from ppec_orchestrator.store.tokens import TokenBook
 
@@ -44,6 +44,7 @@ class Services:
     images: ImageStore
     liveness: LivenessBook
     tokens: TokenBook
+    certificates: CertificateBook
     reports: ReportIntake
     operations: OperationsEngine | None = None
     now: Callable[[], datetime] = field(default=utc_now)
@@ -64,6 +65,7 @@ def make_services(settings: Settings, database: Database, *, now: Callable[[], d
         images=ImageStore(settings.images_dir, max_bytes=settings.max_image_bytes),
         liveness=liveness,
         tokens=TokenBook(database),
+        certificates=CertificateBook(database),
         reports=ReportIntake(database, liveness, settings),
         now=now,
     )

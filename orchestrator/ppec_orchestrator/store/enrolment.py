@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-time enrolment tokens (kept as sha256 only) and the record of every certificate issued."""
+"""One-time enrolment tokens, kept as sha256 only."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from datetime import datetime, timedelta
 from sqlalchemy import Connection, delete, insert, select, update
 
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.pki.ca import Issued
 from ppec_orchestrator.store.catalogue import not_found
-from ppec_orchestrator.store.tables import certificate, enrolment_token, host
+from ppec_orchestrator.store.tables import enrolment_token, host
 from ppec_orchestrator.store.tokens import new_secret, token_hash
 
 
@@ -63,9 +62,3 @@ def use_enrolment_token(conn: Connection, host_name: str, token: str, *, now: da
         )
     conn.execute(update(host).where(host.c.id == row.id).values(enrolled_at=now))
     return Enrollee(row.id, row.name, row.address)
-
-
-def record_certificate(conn: Connection, issued: Issued, *, now: datetime) -> None:
-    conn.execute(
-        insert(certificate).values(serial=issued.serial, uri=issued.uri, issued_at=now, not_after=issued.not_after)
-    )

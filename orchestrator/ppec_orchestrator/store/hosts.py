@@ -15,7 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from ppec_contract.api import HostCreate, HostLiveness, HostUpdate, HostView, Page
 from ppec_contract.errors import PpecError
 from ppec_contract.host import CellReport
+from ppec_contract.identity import Identity
 from ppec_orchestrator.store.catalogue import id_of, insert_named, not_found
+from ppec_orchestrator.store.certificates import withdraw_certificates
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import is_reference_violation
 from ppec_orchestrator.store.paging import Slice, page_of
@@ -81,7 +83,7 @@ def update_host(conn: Connection, name: str, wanted: HostUpdate, judge: Judge) -
 
 
 def delete_host(conn: Connection, name: str) -> None:
-    """Raises `host.in_use` while VMs are allocated on it."""
+    """And its certificates. Raises `host.in_use` while VMs are allocated on it."""
     try:
         gone = conn.execute(delete(host).where(host.c.name == name)).rowcount
     except IntegrityError as error:
@@ -95,6 +97,7 @@ def delete_host(conn: Connection, name: str) -> None:
         ) from error
     if gone != 1:
         raise not_found("host", "host", name)
+    withdraw_certificates(conn, Identity("host", name))
 
 
 def flush_last_seen(database: Database, seen: Mapping[int, datetime]) -> None:
