@@ -2,7 +2,8 @@
 """What an Ansible run is given and what it gives back: files in the run's own directory.
 
 The run gets the *path* of a plan file, never tenant text as variables: text passed as variables is rendered as a
-template. The action plugin reads the plan itself, calls each host and appends one JSON line per event.
+template. Each host's call is a file of its own beside the plan, so that what the worker of one host reads does not grow
+with the VMs of the others. The action plugin reads that file, makes the call and appends one JSON line per event.
 """
 
 from __future__ import annotations
@@ -18,26 +19,33 @@ from ppec_contract.model import HostName, Model, OperationId
 PlanAction = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms"]
 
 
-class HostCall(Model):
-    """One host's part: where its proxy is, whom to expect there, and the parameters of the agent method."""
+class RunTerms(Model):
+    """What all calls of a run share. `events_path` is where the events go; certificates are paths the run can read."""
 
+    operation_id: OperationId
+    fence: int
+    action: PlanAction
+    events_path: str
+    ca_path: str
+    certificate_path: str
+    key_path: str
+    timeout_s: float = 300.0
+
+
+class HostCall(Model):
+    """`calls/<host>.json`, all that a host's worker reads: where the proxy is, and the agent method's parameters."""
+
+    run: RunTerms
     address: str
     port: int
     parameters: dict[str, Any]
 
 
 class RunPlan(Model):
-    """`plan.json`. `events_path` is where the events go; certificates are paths readable by the run."""
+    """`plan.json`, all that whoever follows the run reads: the ids of each host's VMs, and nothing of a tenant's."""
 
-    operation_id: OperationId
-    fence: int
-    action: PlanAction
-    hosts: dict[HostName, HostCall]
-    events_path: str
-    ca_path: str
-    certificate_path: str
-    key_path: str
-    timeout_s: float = 300.0
+    run: RunTerms
+    hosts: dict[HostName, frozenset[str]]
 
 
 class RunEvent(Model):

@@ -23,6 +23,8 @@ sys.path[:0] = [str(ROOT / "collections"), str(Path(__file__).parent)]
 from agent_double import FakeAgent, proxy_of, socket_of  # noqa: E402
 from fleet_certificates import FleetCa  # noqa: E402
 
+from ppec_contract.run import HostCall, RunPlan  # noqa: E402
+
 BIN = Path(sys.executable).parent
 APPLY_PLAN = ROOT / "collections/ansible_collections/ppec/cloud/playbooks/apply_plan.yml"
 
@@ -60,7 +62,7 @@ class Fleet:
         }
 
     def plan(self, parameters: dict[str, dict[str, Any]], action: str = "CreateVms", **other: Any) -> dict[str, Any]:
-        """A run plan with each host's parameters; `events_path` is in the fleet's folder."""
+        """A run with each host's parameters, for `write_plan`; `events_path` is in the fleet's folder."""
         return {
             "operation_id": f"op-{uuid.uuid4().hex[:8]}",
             "fence": 1,
@@ -76,6 +78,17 @@ class Fleet:
             "timeout_s": 20.0,
             **other,
         }
+
+    def write_plan(self, plan: dict[str, Any]) -> Path:
+        """The path of the plan, written into files as the orchestrator does."""
+        terms = {name: value for name, value in plan.items() if name != "hosts"}
+        calls = {host: HostCall(run=terms, **call) for host, call in plan["hosts"].items()}
+        path = self.folder / "plan.json"
+        (self.folder / "calls").mkdir(exist_ok=True)
+        for host, call in calls.items():
+            (self.folder / "calls" / f"{host}.json").write_text(call.model_dump_json())
+        path.write_text(RunPlan(run=terms, hosts=dict.fromkeys(calls, frozenset())).model_dump_json())
+        return path
 
 
 @pytest.fixture(scope="session")

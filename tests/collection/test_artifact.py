@@ -72,8 +72,7 @@ def test_what_is_built_is_found_where_it_is_installed(installed, tmp_path):
 
 def test_the_installed_collection_applies_a_plan(installed, make_fleet, spec, ansible_playbook):
     fleet = make_fleet("h1")
-    path = fleet.folder / "plan.json"
-    path.write_text(json.dumps(fleet.plan({"h1": {"vms": [spec("a")]}})))
+    path = fleet.write_plan(fleet.plan({"h1": {"vms": [spec("a")]}}))
     run = ansible_playbook(
         "ppec.cloud.apply_plan",
         {"h1": {}},

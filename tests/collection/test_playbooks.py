@@ -60,12 +60,6 @@ def hostile_plan(fleet, spec, canary):
     return fleet.plan({"h1": {"vms": vms}}), vms
 
 
-def write_plan(fleet, plan):
-    path = fleet.folder / "plan.json"
-    path.write_text(json.dumps(plan))
-    return path
-
-
 def events_of(plan):
     from pathlib import Path
 
@@ -76,7 +70,7 @@ def events_of(plan):
 def test_a_plan_reaches_each_host_in_one_task_and_one_session(make_fleet, spec, ansible_playbook, playbook):
     fleet = make_fleet("h1", "h2", "h3")
     plan = fleet.plan({host: {"vms": [spec(f"{host}-{n}") for n in range(3)]} for host in fleet.hosts})
-    run = ansible_playbook(playbook, {h: {} for h in fleet.hosts}, "-e", f"ppec_plan_file={write_plan(fleet, plan)}")
+    run = ansible_playbook(playbook, {h: {} for h in fleet.hosts}, "-e", f"ppec_plan_file={fleet.write_plan(plan)}")
     assert run.returncode == 0, run.output
     assert sorted(host for host, _, _ in run.tasks) == ["h1", "h2", "h3"]
     for host in fleet.hosts.values():
@@ -96,7 +90,7 @@ def test_a_failed_host_fails_alone(make_fleet, spec, ansible_playbook):
     fleet.hosts["h1"].agent.failing["a"] = "vm.start_failed"
     plan = fleet.plan({"h1": {"vms": [spec("a"), spec("b")]}, "h2": {"vms": [spec("c")]}})
     plan["hosts"]["h2"]["port"] = fleet.hosts["h1"].port
-    run = ansible_playbook(APPLY_PLAN, {"h1": {}, "h2": {}}, "-e", f"ppec_plan_file={write_plan(fleet, plan)}")
+    run = ansible_playbook(APPLY_PLAN, {"h1": {}, "h2": {}}, "-e", f"ppec_plan_file={fleet.write_plan(plan)}")
     assert run.returncode == 2
     assert not run.result("h1").get("failed")
     assert run.result("h1")["failed_names"] == ["a"]
@@ -108,7 +102,7 @@ def test_hostile_text_goes_through_a_plan_byte_for_byte_and_is_never_evaluated(m
     fleet = make_fleet("h1")
     canary = fleet.folder / "canary"
     plan, vms = hostile_plan(fleet, spec, canary)
-    run = ansible_playbook(APPLY_PLAN, {"h1": {}}, "-vvvv", "--diff", "-e", f"ppec_plan_file={write_plan(fleet, plan)}")
+    run = ansible_playbook(APPLY_PLAN, {"h1": {}}, "-vvvv", "--diff", "-e", f"ppec_plan_file={fleet.write_plan(plan)}")
     assert run.returncode == 0, run.output
     assert not canary.exists()
     agent = fleet.hosts["h1"].agent
@@ -136,7 +130,7 @@ def test_a_template_as_a_name_is_refused_by_the_host_and_never_evaluated(make_fl
     names = dict(zip(names, hostile_texts(canary), strict=True))
     plan = fleet.plan({host: {"vms": [{**spec("a"), "name": text}]} for host, text in names.items()})
     hosts = {host: {} for host in names}
-    run = ansible_playbook(APPLY_PLAN, hosts, "-vvvv", "-e", f"ppec_plan_file={write_plan(fleet, plan)}")
+    run = ansible_playbook(APPLY_PLAN, hosts, "-vvvv", "-e", f"ppec_plan_file={fleet.write_plan(plan)}")
     assert not canary.exists()
     assert "touch" not in run.output
     for host, text in names.items():
@@ -254,6 +248,6 @@ def test_the_host_s_name_is_the_inventory_s_unless_said_otherwise(make_fleet, an
 def test_check_mode_of_a_plan_changes_nothing(make_fleet, spec, ansible_playbook):
     fleet = make_fleet("h1")
     plan = fleet.plan({"h1": {"vms": [spec("a")]}}, operation_id=f"op-{uuid.uuid4().hex[:6]}")
-    run = ansible_playbook(APPLY_PLAN, {"h1": {}}, "--check", "-e", f"ppec_plan_file={write_plan(fleet, plan)}")
+    run = ansible_playbook(APPLY_PLAN, {"h1": {}}, "--check", "-e", f"ppec_plan_file={fleet.write_plan(plan)}")
     assert run.result()["changed"]
     assert fleet.hosts["h1"].agent.changes == []

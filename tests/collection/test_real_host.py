@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import APPLY_PLAN, BIN, Fleet, Host
-from test_playbooks import events_of, hostile_plan, hostile_texts, task, variables, write_plan
+from test_playbooks import events_of, hostile_plan, hostile_texts, task, variables
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def real_spec(spec, tmp_path):
 
 def apply(fleet, ansible_playbook, plan, *arguments):
     Path(plan["events_path"]).unlink(missing_ok=True)
-    return ansible_playbook(APPLY_PLAN, {"h1": {}}, *arguments, "-e", f"ppec_plan_file={write_plan(fleet, plan)}")
+    return ansible_playbook(APPLY_PLAN, {"h1": {}}, *arguments, "-e", f"ppec_plan_file={fleet.write_plan(plan)}")
 
 
 def test_a_plan_is_done_once_however_often_it_runs(real_host, real_spec, ansible_playbook):

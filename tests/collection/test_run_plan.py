@@ -9,17 +9,37 @@ from pathlib import Path
 
 import pytest
 from ansible_collections.ppec.cloud.plugins.plugin_utils.event_log import EventLog
-from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import PlanError, carry_out, predict, read_part
+from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import (
+    PlanError,
+    call_path,
+    carry_out,
+    predict,
+    read_part,
+)
 
 from ppec_contract.frames import MAX_FRAME_BYTES
-from ppec_contract.run import RunEvent, RunPlan
+from ppec_contract.run import RunEvent
+
+# The first ones would be files that are there.
+NO_HOST_NAMES = [
+    "../plan",
+    "x/../h1",
+    "./h1",
+    "",
+    ".",
+    "..",
+    "/etc/passwd",
+    ".h1",
+    "h1/",
+    "h1\n",
+    "h1\0",
+    "H1",
+    "n" * 64,
+]
 
 
 def part_of(fleet, plan, host="h1"):
-    RunPlan.model_validate(plan)
-    path = fleet.folder / "plan.json"
-    path.write_text(json.dumps(plan))
-    return read_part(path, host)
+    return read_part(fleet.write_plan(plan), host)
 
 
 def events_of(plan):
@@ -180,14 +200,44 @@ def test_check_mode_asks_and_changes_nothing(make_fleet, spec):
     assert not predict(part_of(fleet, plan))["changed"]
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"action": "Format", "events_path": "/x", "hosts": {}}', '{"action": 1}']
-)
-def test_a_plan_file_that_is_none(tmp_path, text):
-    path = tmp_path / "plan.json"
+NOT_A_CALL = ["", "{", "[]", "{}", '{"run": 1}', '{"run": {"action": "Format", "events_path": "/x"}}']
+
+
+@pytest.mark.parametrize("text", NOT_A_CALL)
+@pytest.mark.parametrize("name", ["plan.json", "calls/h1.json"])
+def test_a_plan_file_that_is_none(tmp_path, name, text):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
     path.write_text(text)
     with pytest.raises(PlanError):
-        read_part(path, "h1")
+        read_part(tmp_path / "plan.json", "h1")
+
+
+def test_nothing_but_the_file_of_the_own_host_is_read(make_fleet, spec):
+    """So what a worker reads and parses does not grow with the VMs of other hosts."""
+    fleet = make_fleet("h1", "h2", "h3")
+    plan = fleet.plan({host: {"vms": [spec(f"{host}-vm")]} for host in fleet.hosts})
+    path = fleet.write_plan(plan)
+    for other in (path, call_path(path, "h2"), call_path(path, "h3")):
+        other.write_bytes(b"\xff not JSON")
+    assert carry_out(read_part(path, "h1"))["succeeded"] == 1
+    assert [vm.name for vm in fleet.hosts["h1"].agent.vms.values()] == ["h1-vm"]
+    assert {event.host for event in events_of(plan)} == {"h1"}
+    with pytest.raises(PlanError, match=r"calls/h2\.json"):
+        read_part(path, "h2")
+
+
+@pytest.mark.parametrize("host", NO_HOST_NAMES)
+def test_a_host_name_leads_nowhere_but_into_the_plan_s_folder(make_fleet, spec, host):
+    fleet = make_fleet("h1")
+    path = fleet.write_plan(fleet.plan({"h1": {"vms": [spec("a")]}}))
+    with pytest.raises(PlanError, match="not a host name"):
+        read_part(path, host)
+
+
+@pytest.mark.parametrize("host", ["plan", "run", "a..b", "h1.json", "n" * 63])
+def test_every_host_name_has_a_file_of_its_own(host):
+    assert call_path("/run/plan.json", host) == Path(f"/run/calls/{host}.json")
 
 
 def test_lines_of_many_writers_stay_whole(tmp_path):

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 
 from ppec_contract.errors import PpecError
 from ppec_contract.run import PlanAction, RunEvent, RunPlan, RunResult
-from ppec_orchestrator.dispatch.port import vm_ids_in
 from ppec_orchestrator.dispatch.rundir import EventTail, RunDirectory
 
 # A finished VM shows within this time; looking costs a few microseconds.
@@ -40,11 +39,11 @@ class FollowedRun:
 
     @property
     def action(self) -> PlanAction:
-        return self._plan.action
+        return self._plan.run.action
 
     @property
     def vm_ids(self) -> Mapping[str, frozenset[str]]:
-        return {host: vm_ids_in(call.parameters) for host, call in self._plan.hosts.items()}
+        return self._plan.hosts
 
     @property
     def result(self) -> RunResult | None:

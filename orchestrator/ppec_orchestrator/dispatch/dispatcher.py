@@ -11,12 +11,12 @@ from pathlib import Path
 
 import structlog
 
-from ppec_contract.run import HostCall, RunPlan
+from ppec_contract.run import HostCall, RunPlan, RunTerms
 from ppec_orchestrator.dispatch.adoption import FollowedRun, adopt
 from ppec_orchestrator.dispatch.fork_client import ForkClient, start_job_process
 from ppec_orchestrator.dispatch.installation import Installation
 from ppec_orchestrator.dispatch.job import remove_abandoned, write_job
-from ppec_orchestrator.dispatch.port import RunRequest
+from ppec_orchestrator.dispatch.port import RunRequest, vm_ids_in
 from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory, inventory, write_private
 
 _log = structlog.get_logger(__name__)
@@ -100,23 +100,26 @@ class AnsibleDispatcher:
             _log.info("dispatch.pruned", removed=removed)
 
     def _write(self, directory: RunDirectory, request: RunRequest) -> RunPlan:
-        plan = RunPlan(
+        terms = RunTerms(
             operation_id=request.operation_id,
             fence=request.fence,
             action=request.action,
-            hosts={
-                name: HostCall(address=target.address, port=target.port, parameters=dict(target.parameters))
-                for name, target in request.hosts.items()
-            },
             events_path=str(directory.events_path),
             ca_path=str(self._credentials.ca_path),
             certificate_path=str(self._credentials.certificate_path),
             key_path=str(self._credentials.key_path),
             timeout_s=request.timeout_s,
         )
+        targets = request.hosts.items()
+        plan = RunPlan(run=terms, hosts={host: vm_ids_in(target.parameters) for host, target in targets})
         write_private(directory.inventory_path, inventory(plan.hosts, sys.executable))
         forks = min(len(plan.hosts), _MAX_FORKS)
         write_job(directory, str(self._installation.playbook), forks, request.timeout_s + _GRACE_S)
-        # The plan comes last: a run without one never started.
-        write_private(directory.plan_path, plan.model_dump_json().encode())
+        directory.write_calls(
+            {
+                host: HostCall(run=terms, address=target.address, port=target.port, parameters=dict(target.parameters))
+                for host, target in targets
+            }
+        )
+        directory.write_plan(plan)
         return plan

@@ -3,7 +3,8 @@
 
 <runs>/<operation>-<n>/     0700
     lock                    held (flock) by the job process as long as it lives
-    plan.json               what to do; holds tenant data, so it goes when the operation has ended
+    calls/<host>.json       what to do there; holds tenant data, so it goes when the operation has ended
+    plan.json               which hosts and VMs it is about, written last: without it the run never started
     inventory.ini           the run's hosts and no others
     job.json                what the job process needs besides
     started                 present: a job process has begun
@@ -20,17 +21,19 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from ppec_contract.run import RunEvent, RunPlan, RunResult
+from ppec_contract.model import HostName
+from ppec_contract.run import HostCall, RunEvent, RunPlan, RunResult
 
 _log = structlog.get_logger(__name__)
 _NAME = re.compile(r"(?P<operation>[a-z0-9][a-z0-9-]{0,63})-(?P<number>[0-9]{1,6})")
+_HOST_NAME: TypeAdapter[str] = TypeAdapter(HostName)
 
 
 class RunDirectory:
@@ -39,6 +42,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.plan_path = path / "plan.json"
+        self.calls_path = path / "calls"
         self.inventory_path = path / "inventory.ini"
         self.events_path = path / "events.jsonl"
         self.cancel_path = path / "cancel"
@@ -78,6 +82,19 @@ class RunDirectory:
         except FileExistsError:
             return False
         return True
+
+    def call_path(self, host: str) -> Path:
+        """Where that host's call is. Raises ValidationError for what is no host name: it could lead elsewhere."""
+        return self.calls_path / f"{_HOST_NAME.validate_python(host)}.json"
+
+    def write_calls(self, calls: Mapping[str, HostCall]) -> None:
+        self.calls_path.mkdir(mode=0o700)
+        for host, call in calls.items():
+            write_private(self.call_path(host), call.model_dump_json().encode())
+
+    def write_plan(self, plan: RunPlan) -> None:
+        """Comes last of all: a run without a plan never started."""
+        write_private(self.plan_path, plan.model_dump_json().encode())
 
     def plan(self) -> RunPlan | None:
         """None when it is missing or was cut short by a crash: such a run never started."""
@@ -157,6 +174,8 @@ class RunDirectories:
     def scrub(self, operation_id: str) -> None:
         """Removes what may hold tenant data; events, result and logs stay for people until `prune`."""
         for run in self.of(operation_id):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(run.calls_path)
             run.plan_path.unlink(missing_ok=True)
 
     def prune(self, older_than_s: float) -> int:

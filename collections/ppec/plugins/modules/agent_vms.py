@@ -33,8 +33,9 @@ options:
     default: present
   plan_file:
     description:
-      - Path of a run plan (JSON) on the controller, as the orchestrator writes it.
-      - The part of C(inventory_hostname) is sent as it is, never passing through templates.
+      - Path of a run plan (JSON) on the controller, as the orchestrator writes it. Each host's call is in a file of its
+        own, C(calls/<host>.json) beside it, and no other host's is read.
+      - The call of C(inventory_hostname) is sent as it is, never passing through templates.
       - Excludes O(vms).
     type: path
   vms:

@@ -1,15 +1,17 @@
 # Copyright (c) 2026, PPEC contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One host's part of an orchestrator's run: the call its plan file holds, and the events of how it went.
+"""One host's part of an orchestrator's run: the call in its file beside the plan, and the events of how it went.
 
-The plan is read here and sent as it is. Nothing of it becomes a variable or a task argument, because tenants' text in
-those would be rendered as a template; for the same reason the task's result holds counts and names only.
+The call is read here and sent as it is. Nothing of it becomes a variable or a task argument, because tenants' text in
+those would be rendered as a template; for the same reason the task's result holds counts and names only. The files of
+other hosts are not looked at: a run may hold many megabytes of user data, and every worker would parse them all.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from ansible_collections.ppec.cloud.plugins.module_utils import agent_vms
@@ -18,32 +20,34 @@ from ansible_collections.ppec.cloud.plugins.module_utils.agent_client import cli
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 from ansible_collections.ppec.cloud.plugins.plugin_utils.event_log import EventLog
 
+# The contract's pattern of a host's name: one part of a path, that never is hidden, `.` or `..`.
+_HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _STATE_OF_METHOD = {method: state for state, method in agent_vms.METHOD_OF_STATE.items()}
 
 
 class PlanError(Exception):
-    """The plan file can't be used; there is nowhere to send events to."""
+    """The plan can't be used; there is nowhere to send events to."""
 
 
 class HostPart:
-    """What a plan says of one host."""
+    """What a plan says of one host: `terms` are those of the whole run, `call` is None when it has no part in it."""
 
-    def __init__(self, plan, host):
+    def __init__(self, host, terms, call):
         self.host = host
-        self.action = plan["action"]
-        self.events_path = plan["events_path"]
-        self.call = plan["hosts"].get(host)
+        self.action = terms["action"]
+        self.events_path = terms["events_path"]
+        self.call = call
         if self.action not in _STATE_OF_METHOD:
             raise PlanError(f"the plan's action {str(self.action)[:64]!r} is not one that changes VMs")
         if self.call is None:
             return
-        self.parameters = {"operation_id": plan["operation_id"], "fence": plan["fence"], **self.call["parameters"]}
+        self.parameters = {"operation_id": terms["operation_id"], "fence": terms["fence"], **call["parameters"]}
         self.connection = {
             "host_name": host,
-            "proxy_address": self.call["address"],
-            "proxy_port": self.call["port"],
-            "deadline_s": plan.get("timeout_s", 300.0),
-            **{name: plan[name] for name in ("ca_path", "certificate_path", "key_path")},
+            "proxy_address": call["address"],
+            "proxy_port": call["port"],
+            "deadline_s": terms.get("timeout_s", 300.0),
+            **{name: terms[name] for name in ("ca_path", "certificate_path", "key_path")},
         }
 
     def calls(self):
@@ -59,13 +63,28 @@ class HostPart:
 
 
 def read_part(path, host):
-    """`host`'s part of the plan at `path`. Raises PlanError."""
+    """`host`'s part of the plan at `path`, from the host's own file beside it. Raises PlanError."""
+    source = call_path(path, host)
     try:
-        return HostPart(json.loads(Path(path).read_bytes()), host)
+        try:
+            call = json.loads(source.read_bytes())
+            terms = call["run"]
+        except FileNotFoundError:
+            # Of a host without a part, only the plan itself can say where to tell so.
+            source, call = Path(path), None
+            terms = json.loads(source.read_bytes())["run"]
+        return HostPart(host, terms, call)
     except (OSError, ValueError) as error:
-        raise PlanError(f"the plan file {path} can't be read: {error}") from error
+        raise PlanError(f"the plan file {source} can't be read: {error}") from error
     except (KeyError, TypeError, AttributeError) as error:
-        raise PlanError(f"the plan file {path} is not a run plan: {error!r}") from error
+        raise PlanError(f"the plan file {source} is not a run plan: {error!r}") from error
+
+
+def call_path(path, host):
+    """The file of `host`'s call, of the plan at `path`. Raises PlanError for what is no host name."""
+    if not _HOST_NAME.fullmatch(host):
+        raise PlanError(f"{host[:64]!r} is not a host name that a plan can have")
+    return Path(path).parent / "calls" / f"{host}.json"
 
 
 class _Progress:

@@ -1,7 +1,7 @@
 # Copyright (c) 2026, PPEC contributors
 # GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Appends an event, waits while the file `hold` of the plan's parameters exists, and appends another."""
+"""Appends an event, waits while the file `hold` of the call's parameters exists, and appends another."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class ActionModule(ActionBase):
     def run(self, tmp=None, task_vars=None):
         result = super().run(tmp, task_vars)
         host = task_vars["inventory_hostname"]
-        plan = json.loads(Path(task_vars["ppec_plan_file"]).read_text())
-        parameters = plan["hosts"][host]["parameters"]
+        call = json.loads((Path(task_vars["ppec_plan_file"]).parent / "calls" / f"{host}.json").read_text())
+        parameters = call["parameters"]
         for more in ({"accepted": True}, {"problem": self.problem()}):
             line = json.dumps({"host": host, "at_unix_ms": int(time.time() * 1000), **more})
-            with Path(plan["events_path"]).open("a") as events:
+            with Path(call["run"]["events_path"]).open("a") as events:
                 events.write(line + "\n")
             while parameters.get("hold") and Path(parameters["hold"]).exists():
                 time.sleep(0.01)
