@@ -13,7 +13,7 @@ import structlog
 from ppec_agentd.actions.context import HostContext
 from ppec_agentd.disks import MIB, DiskMaker, FakeDisks, QemuImg
 from ppec_agentd.hypervisor import Hypervisor
-from ppec_agentd.images import ImageCache
+from ppec_agentd.images import FetchLimits, ImageCache
 from ppec_agentd.journal import Journal
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.settings import Settings, StorageSettings
@@ -71,7 +71,11 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
         facts=facts,
         ledger=ledger,
         journal=journal,
-        images=ImageCache(settings.storage.images, settings.tls, settings.limits.image_timeout_s),
+        images=ImageCache(
+            settings.storage.images,
+            settings.tls,
+            FetchLimits(settings.limits.image_timeout_s, settings.limits.image_away_s),
+        ),
         disks=disks,
         vms_dir=settings.storage.vms,
         starts=asyncio.Semaphore(settings.limits.concurrent_starts),

@@ -4,6 +4,8 @@
 An image is fetched aside, hashed while it streams, looked into (`image_format`), fsynced and renamed into place with a
 *stamp*: the size, time and inode it had when its hash was right. A later use compares the stamp; a file that no longer
 fits it is hashed again, and fetched again if it is wrong. The path stays the same then, so disks built on it heal.
+
+A fetch survives its source being away for a while (`image_source`): it is tried again, from the first byte.
 """
 
 from __future__ import annotations
@@ -11,29 +13,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import http.client
 import json
 import os
+import random
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from typing import BinaryIO
 
 import structlog
 
 from ppec_agentd.files import os_errors, sync_directory, write_whole
 from ppec_agentd.image_format import virtual_size_bytes
-from ppec_agentd.orchestrator_link import OrchestratorLink
+from ppec_agentd.image_source import SourceAwayError, image_chunks, unfetched
 from ppec_agentd.settings import TlsSettings
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource
 
 log = structlog.get_logger(__name__)
-CHUNK_BYTES = 1024 * 1024
 CONCURRENT_FETCHES = 4
+CONCURRENT_LOOKS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +46,40 @@ class CachedImage:
     virtual_size_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class FetchLimits:
+    """`timeout_s`: one fetch, all its tries and pauses. `away_s`: no further try so long after the first that failed.
+
+    Pauses double from the first to the longest; each is shortened at random by up to a half, lest all hosts of a fleet
+    come back in the same moment.
+    """
+
+    timeout_s: float = 1800.0
+    away_s: float = 120.0
+    first_pause_s: float = 0.25
+    longest_pause_s: float = 5.0
+
+
 class ImageCache:
     """`ensure` fetches at most once per image at a time, however many VMs wait for it."""
 
-    def __init__(self, directory: Path, tls: TlsSettings, timeout_s: float) -> None:
+    def __init__(self, directory: Path, tls: TlsSettings, limits: FetchLimits) -> None:
         self._directory = directory
         self._tls = tls
-        self._timeout_s = timeout_s
-        self._flights: dict[str, asyncio.Future[CachedImage]] = {}
-        # Threads of its own: downloads that crawl must not hold up the journal's.
-        self._threads = ThreadPoolExecutor(CONCURRENT_FETCHES, thread_name_prefix="image")
+        self._limits = limits
+        self._flights: dict[str, asyncio.Task[CachedImage]] = {}
+        # Threads of its own: downloads that crawl must not hold up the journal's. A fetch keeps its thread while it
+        # waits for a source that is away: the others that would need it come from the same orchestrator and could but
+        # wait with it. Images that are here already need no source, so they are looked at on threads of their own.
+        self._fetches = ThreadPoolExecutor(CONCURRENT_FETCHES, thread_name_prefix="image")
+        self._looks = ThreadPoolExecutor(CONCURRENT_LOOKS, thread_name_prefix="image-look")
         self._closing = threading.Event()
 
     def close(self) -> None:
-        """Fetches under way end at their next chunk."""
+        """Fetches under way end at their next chunk, those that wait for their next try at once."""
         self._closing.set()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._fetches, self._looks):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def ensure(self, image: ImageSource) -> CachedImage:
         """The cached image, fetched if need be.
@@ -69,22 +88,41 @@ class ImageCache:
         """
         flight = self._flights.get(image.sha256)
         if flight is None:
-            flight = asyncio.get_running_loop().run_in_executor(self._threads, self._ensure, image)
+            flight = asyncio.create_task(self._ensure(image), name=f"image {image.name}")
             self._flights[image.sha256] = flight
             flight.add_done_callback(lambda _: self._flights.pop(image.sha256, None))
         # Shielded: one VM that gives up must not take the image from the others.
         return await asyncio.shield(flight)
 
-    def _ensure(self, image: ImageSource) -> CachedImage:
-        path = self._directory / f"{image.sha256}.{image.format}"
-        with os_errors(f"image {image.name} can't be kept in {self._directory}", f"image {image.name}"):
+    async def _ensure(self, image: ImageSource) -> CachedImage:
+        loop = asyncio.get_running_loop()
+        cached = await loop.run_in_executor(self._looks, self._look, image)
+        if cached is not None:
+            return cached
+        return await loop.run_in_executor(self._fetches, self._fetched, image)
+
+    def _look(self, image: ImageSource) -> CachedImage | None:
+        path = self._path_of(image)
+        with self._kept(image):
             self._directory.mkdir(parents=True, exist_ok=True)
             # Whatever the umask: QEMU's user passes through to the images, and lists nothing.
             self._directory.chmod(0o711)
-            if not self._is_good(path, image):
-                self._fetch(path, image)
-            size = virtual_size_bytes(path, image.format, f"image {image.name}")
-        return CachedImage(path, image.format, size)
+            return self._cached(path, image) if self._is_good(path, image) else None
+
+    def _fetched(self, image: ImageSource) -> CachedImage:
+        path = self._path_of(image)
+        with self._kept(image):
+            self._fetch(path, image)
+            return self._cached(path, image)
+
+    def _path_of(self, image: ImageSource) -> Path:
+        return self._directory / f"{image.sha256}.{image.format}"
+
+    def _kept(self, image: ImageSource) -> contextlib.AbstractContextManager[None]:
+        return os_errors(f"image {image.name} can't be kept in {self._directory}", f"image {image.name}")
+
+    def _cached(self, path: Path, image: ImageSource) -> CachedImage:
+        return CachedImage(path, image.format, virtual_size_bytes(path, image.format, f"image {image.name}"))
 
     def _is_good(self, path: Path, image: ImageSource) -> bool:
         try:
@@ -102,23 +140,36 @@ class ImageCache:
         return False
 
     def _fetch(self, path: Path, image: ImageSource) -> None:
+        """Tries until it is there, or the limits are reached. Each try begins anew: the hash is of one try's bytes."""
+        limits, pause_s, tries = self._limits, self._limits.first_pause_s, 1
+        end_s = last_try_s = time.monotonic() + limits.timeout_s
+        while True:
+            try:
+                self._try(path, image, end_s)
+            except SourceAwayError as away:
+                now_s = time.monotonic()
+                if tries == 1:
+                    last_try_s = min(end_s, now_s + limits.away_s)
+                if now_s >= last_try_s:
+                    late = f"not done in {limits.timeout_s:g} s: " if now_s >= end_s else ""
+                    raise unfetched(image, f"{late}{away}; tries: {tries}") from away
+                log.warning("image_source_away", image=image.name, why=str(away), tries=tries)
+                # The last try is at the very end. No need for secrecy: nobody gains by foreseeing a pause.
+                jittered_s = pause_s * random.uniform(0.5, 1.0)  # noqa: S311
+                if self._closing.wait(min(jittered_s, last_try_s - now_s)):
+                    raise unfetched(image, "the agent stops") from away
+                pause_s, tries = min(pause_s * 2, limits.longest_pause_s), tries + 1
+            else:
+                log.info(
+                    "image_cached", image=image.name, sha256=image.sha256, size_bytes=image.size_bytes, tries=tries
+                )
+                return
+
+    def _try(self, path: Path, image: ImageSource, end_s: float) -> None:
         partial = path.with_name(f".{path.name}.partial")
         try:
             with partial.open("wb") as file:
-                digest, size, end = hashlib.sha256(), 0, time.monotonic() + self._timeout_s
-                for chunk in self._stream(image):
-                    if self._closing.is_set() or time.monotonic() > end:
-                        why = "the agent stops" if self._closing.is_set() else f"not done in {self._timeout_s:g} s"
-                        raise _unfetched(image, why)
-                    size += len(chunk)
-                    if size > image.size_bytes:
-                        raise _mismatch(image, "bytes", f"more than {image.size_bytes}", image.size_bytes)
-                    digest.update(chunk)
-                    file.write(chunk)
-                if size != image.size_bytes:
-                    raise _mismatch(image, "bytes", size, image.size_bytes)
-                if digest.hexdigest() != image.sha256:
-                    raise _mismatch(image, "sha256", digest.hexdigest(), image.sha256)
+                self._receive(file, image, end_s)
                 file.flush()
                 virtual_size_bytes(partial, image.format, f"image {image.name}")
                 # QEMU runs as another user and only reads it.
@@ -129,36 +180,23 @@ class ImageCache:
             write_whole(_stamp_path(path), json.dumps(_stamp(path.stat())).encode())
         finally:
             partial.unlink(missing_ok=True)
-        log.info("image_cached", image=image.name, sha256=image.sha256, size_bytes=size)
 
-    def _stream(self, image: ImageSource) -> Iterator[bytes]:
-        parts = urlsplit(image.url)
-        if parts.scheme == "file":
-            yield from _read_file(Path(unquote(parts.path)), image)
-            return
-        link = OrchestratorLink(image.url, self._tls, min(self._timeout_s, 60.0))
-        target = parts.path + (f"?{parts.query}" if parts.query else "")
-        try:
-            answer = link.request("GET", target or "/")
-            if answer.status != 200:
-                raise _unfetched(image, f"the server answered {answer.status}")
-            while chunk := answer.read(CHUNK_BYTES):
-                yield chunk
-        except (OSError, http.client.HTTPException) as error:
-            raise _unfetched(image, str(error)) from error
-        except PpecError as error:
-            raise error if error.code.startswith("image.") else _unfetched(image, error.message) from error
-        finally:
-            link.close()
-
-
-def _read_file(path: Path, image: ImageSource) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                yield chunk
-    except OSError as error:
-        raise _unfetched(image, f"{path}: {error.strerror}") from error
+    def _receive(self, file: BinaryIO, image: ImageSource, end_s: float) -> None:
+        digest, size = hashlib.sha256(), 0
+        with contextlib.closing(image_chunks(image, self._tls, end_s)) as chunks:
+            for chunk in chunks:
+                if self._closing.is_set() or time.monotonic() > end_s:
+                    late = f"not done in {self._limits.timeout_s:g} s"
+                    raise unfetched(image, "the agent stops" if self._closing.is_set() else late)
+                size += len(chunk)
+                if size > image.size_bytes:
+                    raise _mismatch(image, "bytes", f"more than {image.size_bytes}", image.size_bytes)
+                digest.update(chunk)
+                file.write(chunk)
+        if size != image.size_bytes:
+            raise _mismatch(image, "bytes", size, image.size_bytes)
+        if digest.hexdigest() != image.sha256:
+            raise _mismatch(image, "sha256", digest.hexdigest(), image.sha256)
 
 
 def _sha256_of(path: Path) -> str:
@@ -180,10 +218,4 @@ def _mismatch(image: ImageSource, what: str, found: object, wanted: object) -> P
         f"image {image.name}: {what} wanted {wanted}, found {found}",
         hint="The image at its source was changed or cut short; import it again.",
         subject=f"image {image.name}",
-    )
-
-
-def _unfetched(image: ImageSource, why: str) -> PpecError:
-    return PpecError(
-        "image.fetch_failed", f"image {image.name} could not be fetched: {why}", subject=f"image {image.name}"
     )

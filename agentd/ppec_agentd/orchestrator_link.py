@@ -7,8 +7,10 @@ fleet holds a certificate of the same CA, and none of them may play orchestrator
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
+import socket
 import ssl
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +21,22 @@ from ppec_contract.frames import decode_json_object
 from ppec_contract.identity import Identity
 
 MAX_ANSWER_BYTES = 1024 * 1024
+_NO_WAY_THERE = frozenset({errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENETDOWN})
+
+
+def is_away(error: Exception) -> bool:
+    """Whether `request`, or a read of its response, failed because the other end is not there or has just gone.
+
+    That passes, say with its restart. A certificate that one side refuses does not, nor does a file that can't be read.
+    """
+    if isinstance(error, ssl.SSLError):
+        # Killed in mid-handshake. The other kinds are refusals, ours or theirs.
+        return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+    if isinstance(error, socket.gaierror):
+        return error.errno == socket.EAI_AGAIN
+    if isinstance(error, ConnectionError | TimeoutError | http.client.IncompleteRead):
+        return True
+    return isinstance(error, OSError) and error.errno in _NO_WAY_THERE
 
 
 class OrchestratorLink:
@@ -35,11 +53,17 @@ class OrchestratorLink:
         self._tls = tls
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPSConnection | None = None
+        self._socket: ssl.SSLSocket | None = None
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
-            self._connection = None
+            self._connection = self._socket = None
+
+    def limit_waits(self, timeout_s: float) -> None:
+        """From now on no single wait for the other end takes longer. For who reads a long response piece by piece."""
+        if self._socket is not None:
+            self._socket.settimeout(timeout_s)
 
     def send_json(self, method: str, path: str, body: bytes) -> dict[str, Any]:
         """Sends a JSON body, returns the JSON answer ({} for none). Raises the answer's own problem."""
@@ -83,7 +107,8 @@ class OrchestratorLink:
                 f"{self._subject} is {found.uri}, wanted {self._tls.server_identity}",
                 subject=self._subject,
             )
-        self._connection = connection
+        # Kept apart: http.client forgets it as soon as the last response on it has begun, and reads on from it.
+        self._connection, self._socket = connection, connection.sock
         return connection
 
     def _unreachable(self, error: Exception) -> PpecError:

@@ -115,13 +115,19 @@ class LabSettings(Model):
 
 
 class LimitSettings(Model):
-    """`concurrent_starts`: domains started at once. More than two gains nothing: libvirt serialises most of a start."""
+    """`concurrent_starts`: domains started at once. More than two gains nothing: libvirt serialises most of a start.
+
+    `image_timeout_s` bounds one fetch with all its tries. `image_away_s` is how long the fetch goes on trying after its
+    source was first found away: longer than any restart of the orchestrator, and far below what the orchestrator gives
+    a host for a run (600 s), so that a source this host can't reach is said in time for the VM to go elsewhere.
+    """
 
     concurrent_starts: Annotated[int, Field(ge=1, le=64)] = 2
     concurrent_preparations: Annotated[int, Field(ge=1, le=64)] = 4
     hypervisor_timeout_s: Seconds = 120.0
     command_timeout_s: Seconds = 120.0
     image_timeout_s: Seconds = 1800.0
+    image_away_s: Seconds = 120.0
 
 
 class TlsSettings(Model):

@@ -21,7 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -337,7 +337,10 @@ class FleetCa:
 
 
 class Orchestrator:
-    """An HTTPS server that keeps what it is sent and serves `files`. `answers` are what requests get, by method."""
+    """An HTTPS server that keeps what it is sent and serves `files`. `answers` are what requests get, by method.
+
+    `troubles` befall GETs, one each: a status to answer, or "cut" to hang up in mid-body, "silent" to say nothing more.
+    """
 
     def __init__(self, folder: Path, identity: str = "ppec://orchestrator/main") -> None:
         folder.mkdir(exist_ok=True)
@@ -345,6 +348,7 @@ class Orchestrator:
         self.requests: list[tuple[str, str, dict[str, Any]]] = []
         self.peers: list[str] = []
         self.files: dict[str, bytes] = {}
+        self.troubles: list[int | Literal["cut", "silent"]] = []
         self.answers: dict[str, tuple[int, Any]] = {
             "PUT": (204, None),
             "POST": (200, {"send_report": False, "heartbeat_interval_s": 0.5, "report_interval_s": 60.0}),
@@ -357,7 +361,14 @@ class Orchestrator:
             def do_GET(self) -> None:
                 self._note({})
                 content = outer.files.get(self.path)
-                self._answer(404 if content is None else 200, content or b"")
+                trouble = outer.troubles.pop(0) if outer.troubles else 404 if content is None else 200
+                if isinstance(trouble, int):
+                    self._answer(trouble, content or b"" if trouble == 200 else b"")
+                    return
+                self._answer(200, content or b"", sent=len(content or b"") // 2)
+                if trouble == "silent":
+                    outer.closed.wait(60)
+                self.close_connection = True
 
             def do_PUT(self) -> None:
                 self._note(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -372,29 +383,40 @@ class Orchestrator:
                 outer.peers += [value for kind, value in certificate["subjectAltName"] if kind == "URI"]
                 outer.requests.append((self.command, self.path, body))
 
-            def _answer(self, status: int, content: bytes) -> None:
+            def _answer(self, status: int, content: bytes, sent: int | None = None) -> None:
                 self.send_response(status)
                 if status != 204:
                     self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                self.wfile.write(content[:sent])
 
             def log_message(self, *_: Any) -> None:
                 pass
 
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(*self.ca.issue(identity))
-        context.load_verify_locations(self.ca.path)
-        context.verify_mode = ssl.CERT_REQUIRED
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
+        self._handler = Handler
+        self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(*self.ca.issue(identity))
+        self._context.load_verify_locations(self.ca.path)
+        self._context.verify_mode = ssl.CERT_REQUIRED
+        self.closed = threading.Event()
+        self._port = 0
+        self.open()
+        self.url = f"https://127.0.0.1:{self._port}"
         certificate, key = self.ca.issue("ppec://host/h1")
         self.tls = {"ca_path": str(self.ca.path), "certificate_path": str(certificate), "key_path": str(key)}
+
+    def open(self) -> None:
+        """Listens; after `close`, on the same port again."""
+        self.closed.clear()
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), self._handler)
+        self._port = self._server.server_address[1]
+        self._server.daemon_threads = True
+        self._server.socket = self._context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
+        """Connections are refused from now on."""
+        self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 

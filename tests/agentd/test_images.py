@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ppec_agentd.disks import FakeDisks, QemuImg, VmFolder
-from ppec_agentd.images import CachedImage, ImageCache
+from ppec_agentd.images import CachedImage, FetchLimits, ImageCache
 from ppec_agentd.settings import TlsSettings
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource
@@ -35,7 +35,7 @@ def source(url: str, content: bytes = CONTENT, **changes: Any) -> ImageSource:
 
 
 def cache_of(folder: Path, tls: dict[str, str] | None = None) -> ImageCache:
-    return ImageCache(folder / "images", TlsSettings.model_validate(tls or {}), 30)
+    return ImageCache(folder / "images", TlsSettings.model_validate(tls or {}), FetchLimits(30))
 
 
 def ensure(cache: ImageCache, image: ImageSource, times: int = 1) -> list[CachedImage]:
@@ -144,7 +144,7 @@ def test_a_fetch_has_an_end(tmp_path: Path, closed: bool) -> None:
     image = source(origin.as_uri())
 
     async def scenario() -> None:
-        cache = ImageCache(tmp_path / "images", TlsSettings(), 30 if closed else 0)
+        cache = ImageCache(tmp_path / "images", TlsSettings(), FetchLimits(30 if closed else 0))
         if closed:
             cache._closing.set()
         with pytest.raises(PpecError, match="the agent stops" if closed else "not done in 0 s"):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,15 @@ def assert_whole(cloud: LocalCloud, operation: dict[str, Any], count: int) -> No
     assert cloud.addresses_in_use() == addresses
 
 
+def assert_adopted(cloud: LocalCloud, operation: dict[str, Any]) -> None:
+    """The killed orchestrator's run was taken over, and nothing of it begun again."""
+    log = cloud.orchestrator.process.tail(60)
+    adopted = [line for line in log.splitlines() if "run.adopted" in line and operation["operation_id"] in line]
+    assert adopted, f"the run was to be adopted:\n{log}"
+    counters = operation["counters"]
+    assert (counters["runs"], counters["planning_passes"]) == (1, 1), f"and nothing of it begun again:\n{log}"
+
+
 def test_an_orchestrator_killed_in_mid_batch_adopts_the_run_and_finishes(
     local_cloud: Callable[..., LocalCloud],
 ) -> None:
@@ -43,10 +53,31 @@ def test_an_orchestrator_killed_in_mid_batch_adopts_the_run_and_finishes(
     cloud.orchestrator.start()
     ended = cloud.ended(operation["operation_id"])
     assert_whole(cloud, ended, 8)
-    log = cloud.orchestrator.process.tail(60)
-    adopted = [line for line in log.splitlines() if "run.adopted" in line and operation["operation_id"] in line]
-    assert adopted, f"the run was to be adopted:\n{log}"
-    assert ended["counters"]["runs"] == 1, f"and nothing of it begun again:\n{log}"
+    assert_adopted(cloud, ended)
+
+
+def test_a_host_without_its_image_waits_for_the_orchestrator_to_come_back(
+    local_cloud: Callable[..., LocalCloud],
+) -> None:
+    cloud = local_cloud()
+    early, late = cloud.hosts
+    # Its call lies in the socket's queue until it is let on.
+    late.agentd.send(signal.SIGSTOP)
+    operation = cloud.create(count=8, name="web", policy="spread")
+    wait_until(lambda: len(early.fake_domains()) == 4, "one host is done", timeout_s=60)
+    cloud.orchestrator.process.kill()
+    late.agentd.send(signal.SIGCONT)
+    wait_until(
+        lambda: "image_source_away" in late.agentd.log.read_text(),
+        "the other host finds the orchestrator away",
+        timeout_s=60,
+    )
+    assert late.fake_domains() == []
+    cloud.orchestrator.start()
+    ended = cloud.ended(operation["operation_id"])
+    assert_whole(cloud, ended, 8)
+    assert_adopted(cloud, ended)
+    assert len(late.fake_domains()) == 4
 
 
 def test_an_agent_killed_in_mid_create_comes_back_and_the_batch_is_whole(
