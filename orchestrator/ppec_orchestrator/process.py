@@ -23,6 +23,7 @@ from ppec_contract.errors import PpecError
 from ppec_contract.peer_protocol import PeerCertificateProtocol
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.services import Services, make_services, utc_now
+from ppec_orchestrator.audit import audit
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
 from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.planning import Planning
@@ -81,6 +82,7 @@ def ensure_admin_token(settings: Settings, database: Database) -> None:
         token = create_token(conn, "admin", Role.ADMIN, now=utc_now())
         # Before the commit: a token nobody has been told of would lock everybody out.
         write_private(settings.admin_token_path, f"{token}\n".encode("ascii"))
+    audit("orchestrator", "create_token", f"admin {Role.ADMIN}", "done")
     _log.info("orchestrator.admin_token_written", path=str(settings.admin_token_path))
 
 

@@ -7,6 +7,7 @@ Each command imports what it needs itself: the whole server takes a second or tw
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -86,6 +87,13 @@ def _migrate(settings: Settings, arguments: argparse.Namespace) -> None:
         pass
 
 
+def _audit(action: str, subject: str) -> None:
+    """Of what is done by command: the caller is whoever may read the state directory."""
+    from ppec_orchestrator.audit import audit
+
+    audit(f"local user {os.getuid()}", action, subject, "done")
+
+
 def _create_token(settings: Settings, arguments: argparse.Namespace) -> None:
     from ppec_orchestrator.process import opened_database
     from ppec_orchestrator.store.tokens import create_token
@@ -94,6 +102,7 @@ def _create_token(settings: Settings, arguments: argparse.Namespace) -> None:
     expires_at = now + timedelta(days=arguments.days) if arguments.days is not None else None
     with opened_database(settings) as database, database.write() as conn:
         token = create_token(conn, arguments.name, arguments.role, now=now, expires_at=expires_at)
+    _audit("create_token", f"{arguments.name} {arguments.role}")
     print(token)  # noqa: T201
 
 
@@ -103,6 +112,7 @@ def _revoke_token(settings: Settings, arguments: argparse.Namespace) -> None:
 
     with opened_database(settings) as database, database.write() as conn:
         remove_token(conn, arguments.name)
+    _audit("revoke_token", arguments.name)
 
 
 def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> None:
@@ -117,6 +127,7 @@ def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> Non
         issued, key = services.ca.issue_operator(arguments.operator, now=now)
         with database.write() as conn:
             record_certificate(conn, issued, now=now)
+    _audit("issue_certificate", issued.uri)
     folder: Path = arguments.directory
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -139,6 +140,9 @@ def test_a_host_joins_over_tls_and_the_record_survives_a_kill(orchestrator: Proc
 def test_tokens_made_and_revoked_and_a_certificate_of_another_fleet(orchestrator: Process, tmp_path: Path) -> None:
     made = orchestrator.run("token", "create", "ci", "--role", "viewer")
     assert made.returncode == 0, made.stderr
+    told = json.loads(made.stderr)
+    assert (told["event"], told["action"], told["subject"]) == ("audit", "create_token", "ci viewer")
+    assert made.stdout.strip() not in made.stderr
     (tmp_path / "other").mkdir()
     stranger = Process(tmp_path / "other")
     issued = stranger.run("certificate", "issue", "--operator", "eve", "--directory", str(tmp_path / "eve"))
@@ -186,16 +190,30 @@ def test_a_port_in_use_is_said(orchestrator: Process) -> None:
     assert f"can't listen on 127.0.0.1 port {orchestrator.port}" in ended.stderr
 
 
-def test_endless_head_is_cut_off(orchestrator: Process) -> None:
+def _answer(orchestrator: Process, sent: bytes) -> bytes:
+    """All that comes back, until the server closes the connection."""
+    context = ssl.create_default_context(cafile=str(orchestrator.state / "pki" / "ca.crt"))
+    answer = b""
+    with (
+        socket.create_connection(("localhost", orchestrator.port), timeout=30) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        connection.sendall(sent)
+        while chunk := connection.recv(4096):
+            answer += chunk
+    return answer
+
+
+def test_strangers_are_cut_off(orchestrator: Process) -> None:
     """Anybody may connect, so nobody may fill the memory before having said who they are."""
+    endless_head = b"GET /v1/health HTTP/1.1\r\n" + b"".join(b"x-%d: %s\r\n" % (n, b"y" * 1000) for n in range(67))
+    head = b"POST /v1/vms HTTP/1.1\r\nhost: o\r\ncontent-type: application/json\r\ncontent-length: 8000000\r\n\r\n"
     with orchestrator.serving():
-        context = ssl.create_default_context(cafile=str(orchestrator.state / "pki" / "ca.crt"))
-        head = b"GET /v1/health HTTP/1.1\r\n" + b"".join(b"x-%d: %s\r\n" % (n, b"y" * 1000) for n in range(67))
-        with (
-            socket.create_connection(("localhost", orchestrator.port), timeout=30) as plain,
-            context.wrap_socket(plain, server_hostname="localhost") as connection,
-        ):
-            connection.sendall(head)
-            answer = connection.recv(4096)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert b"request.malformed" in answer
+        too_long = _answer(orchestrator, endless_head)
+        body_never_sent = _answer(orchestrator, head)
+        body_begun = _answer(orchestrator, head + b'{"name": "' + b"a" * 100_000)
+    assert too_long.startswith(b"HTTP/1.1 400 ")
+    assert b"request.malformed" in too_long
+    for answer in (body_never_sent, body_begun):
+        assert answer.startswith(b"HTTP/1.1 401 ")
+        assert b"auth.required" in answer

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -21,6 +21,25 @@ from ppec_orchestrator.roles import Role
 from ppec_orchestrator.store.certificates import serial_of
 
 _MAX_TOKEN = 128
+# Where a request says who makes it, once that is known; the audit lines are signed with it.
+_CALLER = "ppec.caller"
+_GUARDS: set[Callable[..., Any]] = set()
+G = TypeVar("G", bound=Callable[..., Any])
+
+
+def guard(dependency: G) -> G:
+    """Marks a dependency that lets callers in or refuses them: it is asked before the body is read."""
+    _GUARDS.add(dependency)
+    return dependency
+
+
+def is_guard(dependency: Callable[..., Any] | None) -> bool:
+    return dependency in _GUARDS
+
+
+def caller_of(request: Request) -> str:
+    """Who makes this request, as far as it is known; empty before that."""
+    return str(request.scope.get(_CALLER, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,30 +63,36 @@ _SCHEME = HTTPBearer(auto_error=False, scheme_name="token", description="An API 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_SCHEME)]
 
 
-def bearer_caller(services: Here, credentials: Credentials) -> Caller:
+def bearer_caller(request: Request, services: Here, credentials: Credentials) -> Caller:
     token = credentials.credentials if credentials is not None else ""
     if not 0 < len(token) <= _MAX_TOKEN:
         raise _required("no bearer token was given")
     found = services.tokens.find(token, now=services.now())
     if found is None:
         raise _required("the bearer token is unknown or has expired")
+    request.scope[_CALLER] = found.name
     return Caller(found.name, found.role)
 
 
-def require(role: Role) -> Callable[..., Caller]:
+def require(role: Role) -> Callable[..., Any]:
     """A dependency that lets callers of at least this role in."""
 
-    def check(caller: Annotated[Caller, Depends(bearer_caller)]) -> Caller:
-        if not caller.role.includes(role):
-            raise PpecError(
-                "auth.forbidden",
-                f"{caller.name} is {caller.role}, wanted {role}",
-                hint="Use a token of the wanted role.",
-                subject=f"caller {caller.name}",
-            )
-        return caller
+    # Nothing in it waits, so it needs no thread of the pool.
+    async def check(caller: Annotated[Caller, Depends(bearer_caller)]) -> Caller:
+        return _at_least(role, caller)
 
-    return check
+    return guard(check)
+
+
+def _at_least(role: Role, caller: Caller) -> Caller:
+    if not caller.role.includes(role):
+        raise PpecError(
+            "auth.forbidden",
+            f"{caller.name} is {caller.role}, wanted {role}",
+            hint="Use a token of the wanted role.",
+            subject=f"caller {caller.name}",
+        )
+    return caller
 
 
 Viewer = Annotated[Caller, Depends(require(Role.VIEWER))]
@@ -93,9 +118,11 @@ def peer_identity(request: Request, services: Services) -> Identity | None:
             hint="Enrol the host again with a new token.",
             subject="certificate",
         )
+    request.scope[_CALLER] = identity.uri
     return identity
 
 
+@guard
 def the_host_itself(request: Request, services: Here, host: str) -> str:
     """Lets only the host named in the path in, by its certificate; returns its name."""
     identity = peer_identity(request, services)
@@ -119,12 +146,13 @@ def the_host_itself(request: Request, services: Here, host: str) -> str:
 HostItself = Annotated[str, Depends(the_host_itself)]
 
 
+@guard
 def host_or_viewer(request: Request, services: Here, credentials: Credentials) -> str:
     """For what hosts fetch and people may look at: any host's certificate, or a viewer's token. Returns the name."""
     identity = peer_identity(request, services)
     if identity is not None and identity.role == "host":
         return identity.uri
-    return require(Role.VIEWER)(bearer_caller(services, credentials)).name
+    return _at_least(Role.VIEWER, bearer_caller(request, services, credentials)).name
 
 
 HostOrViewer = Annotated[str, Depends(host_or_viewer)]

@@ -1,34 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Request bodies: how large they may be, and what counts as JSON."""
+"""Request bodies: whose are read at all, how large they may be, and what counts as JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import solve_dependencies
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppec_contract.errors import PpecError
 from ppec_contract.frames import decode_json_object
+from ppec_orchestrator.api.audited import BODY, CHANGING, AuditedRoute, Handler
+from ppec_orchestrator.api.auth import is_guard
 from ppec_orchestrator.api.problems import problem_response
+
+# Of a body that is taken from strangers: a signing request and a token, the request escaped as JSON likes it.
+MAX_STRANGERS_BYTES = 32 * 1024
 
 
 class _StrictRequest(Request):
     async def json(self) -> Any:
-        return decode_json_object(await self.body())
+        body = decode_json_object(await self.body())
+        self.scope[BODY] = body
+        return body
 
 
-class StrictJsonRoute(APIRoute):
-    """A route whose body is one strict JSON object: no duplicate keys, NaN, endless nesting or numbers over 64 bits."""
+class StrictJsonRoute(AuditedRoute):
+    """A route whose body is one strict JSON object: no duplicate keys, NaN, endless nesting or numbers over 64 bits.
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+    Who may not call is refused before any of the body is read: FastAPI would read and parse it first. The dependencies
+    asked are the endpoint's own; they are asked again with the others, which costs a look into a cache. A route
+    without any takes a short body only.
+    """
+
+    def handler(self) -> Handler:
+        handle = super().handler()
+        if not CHANGING & set(self.methods or ()):
+            return handle
+        guards = [one for one in self.dependant.dependencies if is_guard(one.call)]
 
         async def strictly(request: Request) -> Response:
-            return await handle(_StrictRequest(request.scope, request.receive))
+            receive = request.receive if guards else at_most(request.receive, MAX_STRANGERS_BYTES)
+            await solve_dependencies(
+                request=request,
+                dependant=Dependant(dependencies=guards),
+                dependency_overrides_provider=self.dependency_overrides_provider,
+                async_exit_stack=request.scope["fastapi_inner_astack"],
+                embed_body_fields=False,
+            )
+            return await handle(_StrictRequest(request.scope, receive))
 
         return strictly
 
@@ -39,6 +62,21 @@ def too_large(limit_bytes: int) -> PpecError:
         f"the body is larger than {limit_bytes} bytes",
         hint="Split the request, or raise the limit in the orchestrator's settings.",
     )
+
+
+def at_most(receive: Receive, limit_bytes: int) -> Receive:
+    """Raises `request.too_large` once more than this has come."""
+    received = 0
+
+    async def counted() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > limit_bytes:
+            raise too_large(limit_bytes)
+        return message
+
+    return counted
 
 
 class BodyLimit:
@@ -59,17 +97,7 @@ class BodyLimit:
         if not declared.isdigit() or len(declared) > 18 or int(declared) > self._limit_bytes:
             await problem_response(too_large(self._limit_bytes))(scope, receive, send)
             return
-        received = 0
-
-        async def counted() -> Message:
-            nonlocal received
-            message = await receive()
-            received += len(message.get("body", b""))
-            if received > self._limit_bytes:
-                raise too_large(self._limit_bytes)
-            return message
-
-        await self._app(scope, counted, send)
+        await self._app(scope, at_most(receive, self._limit_bytes), send)
 
 
 def _is_upload(scope: Scope) -> bool:

@@ -71,7 +71,8 @@ def make_services(settings: Settings, database: Database, *, now: Callable[[], d
     )
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
+    """Asynchronous, because otherwise each request would change threads for it."""
     return cast("Services", request.app.state.services)
 
 
