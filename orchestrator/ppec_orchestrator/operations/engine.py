@@ -26,9 +26,10 @@ from ppec_orchestrator.operations.journal import Journal
 from ppec_orchestrator.operations.limits import Limits
 from ppec_orchestrator.operations.live import Live
 from ppec_orchestrator.operations.registry import KINDS
+from ppec_orchestrator.operations.retention import Retention
 from ppec_orchestrator.operations.steps import HandedOverError
 from ppec_orchestrator.store import operations as store
-from ppec_orchestrator.store.operations import Claim
+from ppec_orchestrator.store.operations import Claim, Claimant
 
 _log = structlog.get_logger(__name__)
 _STOP_S = 15.0
@@ -82,6 +83,8 @@ class Engine:
         self._running: dict[str, _Running] = {}
         self._threads: list[threading.Thread] = []
         self._limits = Limits()
+        self._strange: frozenset[str] = frozenset()
+        self._retention = Retention(ports.database, ports.now, self._stopping)
 
     @property
     def running(self) -> tuple[str, ...]:
@@ -96,7 +99,8 @@ class Engine:
             found = store.give_up(conn, owner_prefix=f"{self._replica.name}:", now=self._ports.now())
             self._limits = Limits.read(conn)
         _log.info("engine.started", owner=self._replica.owner, taken_over=found)
-        for target, name in ((self._claims, "claims"), (self._renewals, "leases")):
+        work = ((self._claims, "claims"), (self._renewals, "leases"), (self._retention.run, "retention"))
+        for target, name in work:
             thread = threading.Thread(target=target, name=f"ppec-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -140,12 +144,15 @@ class Engine:
         database, now = self._ports.database, self._ports.now()
         with database.read() as conn:
             self._limits = Limits.read(conn)
-            if not store.claimable(conn, now):
-                return False
+            strange = store.unknown_kinds(conn, KINDS)
+            found = store.claimable(conn, now, KINDS)
+        self._leave(strange)
+        if not found:
+            return False
         with database.write() as conn:
             claimed = store.claim(
                 conn,
-                owner=self._replica.owner,
+                Claimant(self._replica.owner, KINDS),
                 now=now,
                 lease_s=self._limits.lease_s,
                 max_running=self._limits.max_running,
@@ -156,6 +163,12 @@ class Engine:
             return False
         self._launch(claimed)
         return True
+
+    def _leave(self, strange: frozenset[str]) -> None:
+        """Operations of a newer replica's wait for one that knows their kinds; that is said once per kind."""
+        for kind in sorted(strange - self._strange):
+            _log.warning("engine.kind_unknown", kind=kind)
+        self._strange |= strange
 
     def _launch(self, claimed: Claim) -> None:
         signals = Signals(self._stopping)

@@ -14,6 +14,7 @@ from ppec_orchestrator.store import operations as store
 
 _log = structlog.get_logger(__name__)
 PREFIX = "operations."
+_DAY_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,8 @@ class Limits:
     """`operations.<name>` in the database. Seconds where the name ends in `_s`.
 
     `max_running` counts over all replicas. A lease must outlast some renewals: a replica that misses them all is
-    taken for dead. `attempts` is how many hosts a VM's create is tried on.
+    taken for dead. `attempts` is how many hosts a VM's create is tried on. `keep_…` count from an operation's end, a
+    key's first use and a certificate's expiry.
     """
 
     max_running: int = 32
@@ -33,6 +35,11 @@ class Limits:
     host_timeout_s: float = 600.0
     cleanup_retry_s: float = 30.0
     cleanup_retry_longest_s: float = 600.0
+    undo_retry_s: float = 20.0
+    sweep_every_s: float = 3600.0
+    keep_operations_s: float = 90 * _DAY_S
+    keep_idempotency_keys_s: float = 7 * _DAY_S
+    keep_certificates_s: float = 30 * _DAY_S
 
     @classmethod
     def read(cls, conn: Connection) -> Limits:

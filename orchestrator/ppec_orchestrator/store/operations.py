@@ -144,22 +144,36 @@ def _new_item(new: NewOperation, position: int, item: NewItem) -> dict[str, Any]
 # --- claiming --------------------------------------------------------------------------------------------------------
 
 
-def claimable(conn: Connection, now: datetime) -> bool:
+def claimable(conn: Connection, now: datetime, kinds: Collection[str]) -> bool:
     """Whether a claim may find something; asked in a read transaction so that looking commits nothing."""
-    return conn.execute(select(operation.c.id).where(_due(now)).limit(1)).first() is not None
+    return conn.execute(select(operation.c.id).where(_due(now, kinds)).limit(1)).first() is not None
 
 
-def _due(now: datetime) -> Any:
+def unknown_kinds(conn: Connection, kinds: Collection[str]) -> frozenset[str]:
+    """The kinds of open operations that are none of these: a newer replica's, and left to it."""
+    open_ones = select(operation.c.kind).where(operation.c.state.in_(_OPEN), operation.c.kind.not_in(list(kinds)))
+    return frozenset(conn.execute(open_ones.distinct()).scalars())
+
+
+def _due(now: datetime, kinds: Collection[str]) -> Any:
     queued = and_(
         operation.c.state == OperationState.QUEUED.value,
         or_(operation.c.lease_until.is_(None), operation.c.lease_until <= now, operation.c.cancel_requested.is_(True)),
     )
     abandoned = and_(operation.c.state == OperationState.RUNNING.value, operation.c.lease_until < now)
-    return or_(queued, abandoned)
+    return and_(operation.c.kind.in_(list(kinds)), or_(queued, abandoned))
 
 
-def claim(conn: Connection, *, owner: str, now: datetime, lease_s: float, max_running: int) -> Claim | None:
-    """The next due operation, now owned by `owner`; its first open step and its pending items are running.
+@dataclass(frozen=True, slots=True)
+class Claimant:
+    """Who claims, and the kinds of operation it knows how to carry out."""
+
+    owner: str
+    kinds: Collection[str]
+
+
+def claim(conn: Connection, claimant: Claimant, *, now: datetime, lease_s: float, max_running: int) -> Claim | None:
+    """The next due operation of a kind known, now owned; its first open step and its pending items are running.
 
     None when nothing is due or `max_running` operations have a living owner. Cancelled ones come first, then by
     priority and age.
@@ -175,7 +189,7 @@ def claim(conn: Connection, *, owner: str, now: datetime, lease_s: float, max_ru
         return None
     row = conn.execute(
         select(operation)
-        .where(_due(now))
+        .where(_due(now, claimant.kinds))
         .order_by(operation.c.cancel_requested.desc(), operation.c.priority.desc(), operation.c.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -187,7 +201,7 @@ def claim(conn: Connection, *, owner: str, now: datetime, lease_s: float, max_ru
         .where(operation.c.id == row.id)
         .values(
             state=OperationState.RUNNING.value,
-            owner=owner,
+            owner=claimant.owner,
             fence=operation.c.fence + 1,
             lease_until=now + timedelta(seconds=lease_s),
             started_at=row.started_at or now,
@@ -199,7 +213,7 @@ def claim(conn: Connection, *, owner: str, now: datetime, lease_s: float, max_ru
     return Claim(
         operation_id=row.id,
         kind=row.kind,
-        owner=owner,
+        owner=claimant.owner,
         fence=row.fence + 1,
         created_by=row.created_by,
         input=row.input,

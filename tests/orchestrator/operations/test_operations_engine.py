@@ -7,17 +7,19 @@ import random
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import Connection, update
+from structlog.testing import capture_logs
 
 from ppec_contract.api import ItemState, OperationState, Policy, VmAction, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.tables import operation
 
 # An engine thread that dies unseen fails the test; where a test kills them, it says so.
 NO_DEAD_THREADS = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
@@ -373,3 +375,27 @@ def test_unusable_setting_is_left_at_its_default(world: Any) -> None:
     world.settings(max_running=-3)
     accepted = world.replica().create(world.batch(1), world.ask)
     assert world.ended(accepted.operation_id).state is OperationState.SUCCEEDED
+
+
+def test_operation_of_a_kind_that_is_not_known_waits_for_a_newer_replica(world: Any) -> None:
+    world.settings(poll_s=0.02)
+    accepting = world.replica("accepting", start=False)
+    newer = [accepting.create(world.batch(1), world.ask).operation_id for _ in range(2)]
+    with world.database.write() as conn:
+        conn.execute(update(operation).values(kind="vm.newer"))
+        # One is queued; the other's owner has died.
+        conn.execute(
+            update(operation)
+            .where(operation.c.id == newer[1])
+            .values(state="running", owner="other", fence=7, lease_until=datetime.now(UTC) - timedelta(seconds=60))
+        )
+    with capture_logs() as logs:
+        replica = world.replica()
+        known = replica.create(world.batch(1), world.ask)
+        assert world.ended(known.operation_id).state is OperationState.SUCCEEDED
+        again = replica.create(world.batch(1), world.ask)
+        assert world.ended(again.operation_id).state is OperationState.SUCCEEDED
+    assert [world.show(one).state for one in newer] == [OperationState.QUEUED, OperationState.RUNNING]
+    assert [world.fence(one) for one in newer] == [0, 7], "nobody claimed them"
+    said = [line["kind"] for line in logs if line["event"] == "engine.kind_unknown"]
+    assert said == ["vm.newer"], "it is said once"

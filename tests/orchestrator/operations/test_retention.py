@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the database need not keep goes after its time, and nothing that is still referred to."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import func, insert, select, update
+
+from ppec_contract.api import ItemState, OperationState, VmAction, VmsAction
+from ppec_orchestrator.operations.limits import Limits
+from ppec_orchestrator.operations.retention import Removed, Retention
+from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store import retention, tables
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.operations import NewItem, NewOperation
+
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
+KEPT = 90 * DAY
+
+
+@pytest.fixture
+def sweeper(database: Database) -> Retention:
+    return Retention(database, lambda: NOW, threading.Event())
+
+
+def an_operation(database: Database, name: str, ended: timedelta | None, **more: Any) -> str:
+    """One with a step and items that ended this long ago, or is queued since 200 days."""
+    at = NOW - (ended or 200 * DAY)
+    values = {"kind": "vm.create", "input": {}, "items": 1} | more
+    items = [NewItem(uuid.uuid4(), f"v{n}", "h1", ItemState.SUCCEEDED) for n in range(values["items"])]
+    new = NewOperation(name, values["kind"], "me", at, values["input"], ("reserve",), items)
+    with database.write() as conn:
+        store.enqueue(conn, new)
+        if ended is not None:
+            store.end(conn, name, OperationState.SUCCEEDED, at)
+    return name
+
+
+def a_vm(database: Database, operation_id: str) -> None:
+    image = {"name": "i", "format": "raw", "architecture": "x86_64", "sha256": "0" * 64}
+    row = {"name": "v1", "record": "active", "flavor": "f", "vcpus": 2, "memory_mib": 512, "disk_mib": 9}
+    with database.write() as conn:
+        conn.execute(insert(tables.image).values(id=1, size_bytes=512, virtual_size_mib=1, **image))
+        conn.execute(
+            insert(tables.vm).values(
+                id=uuid.uuid4(), image_id=1, tags={}, created_at=NOW, operation_id=operation_id, **row
+            )
+        )
+
+
+def a_key(database: Database, operation_id: str, age: timedelta) -> None:
+    row = {"caller": "me", "key": operation_id, "request_sha256": "0" * 64, "operation_id": operation_id}
+    with database.write() as conn:
+        conn.execute(insert(tables.idempotency_key).values(created_at=NOW - age, **row))
+
+
+def left(database: Database, column: Any) -> list[Any]:
+    with database.read() as conn:
+        return sorted(set(conn.execute(select(column)).scalars()))
+
+
+def test_old_operations_go_with_their_steps_and_items(database: Database, sweeper: Retention) -> None:
+    an_operation(database, "old", KEPT + timedelta(seconds=1))
+    an_operation(database, "young", KEPT)
+    an_operation(database, "open", None)
+    assert sweeper.sweep(Limits()) == Removed(operations=1, idempotency_keys=0, certificates=0)
+    for column in (tables.operation.c.id, tables.step.c.operation_id, tables.operation_item.c.operation_id):
+        assert left(database, column) == ["open", "young"]
+    assert sweeper.sweep(Limits()) == Removed(0, 0, 0)
+
+
+def test_one_that_was_accepted_long_ago_and_ended_just_now_stays(database: Database, sweeper: Retention) -> None:
+    an_operation(database, "long", 200 * DAY)
+    with database.write() as conn:
+        conn.execute(update(tables.operation).values(ended_at=NOW - DAY))
+    assert sweeper.sweep(Limits()).operations == 0
+
+
+def test_what_is_referred_to_stays(database: Database, sweeper: Retention) -> None:
+    old = 200 * DAY
+    for name in ("of-vm", "of-cleanup", "of-closed-cleanup", "of-key", "of-nobody"):
+        an_operation(database, name, old)
+    a_vm(database, "of-vm")
+    a_key(database, "of-key", old)
+    an_operation(database, "cleanup", None, kind="vm.cleanup", input={"host": "h1", "after": "of-cleanup"})
+    an_operation(database, "closed", old, kind="vm.cleanup", input={"host": "h1", "after": "of-closed-cleanup"})
+    longer = Limits(keep_idempotency_keys_s=(old + DAY).total_seconds())
+    assert sweeper.sweep(longer).operations == 3
+    assert left(database, tables.operation.c.id) == ["cleanup", "of-cleanup", "of-key", "of-vm"]
+    assert sweeper.sweep(Limits()) == Removed(operations=1, idempotency_keys=1, certificates=0)
+    assert left(database, tables.operation.c.id) == ["cleanup", "of-cleanup", "of-vm"]
+
+
+def test_keys_and_certificates_go_after_their_time(database: Database, sweeper: Retention) -> None:
+    for name, age in (("o1", 7 * DAY), ("o2", 7 * DAY + timedelta(seconds=1))):
+        a_key(database, name, age)
+    with database.write() as conn:
+        for serial, over in (("1", -DAY), ("2", 30 * DAY), ("3", 31 * DAY)):
+            row = {"serial": serial, "uri": "ppec://host/h1", "issued_at": NOW - 400 * DAY, "not_after": NOW - over}
+            conn.execute(insert(tables.certificate).values(row))
+    assert sweeper.sweep(Limits()) == Removed(operations=0, idempotency_keys=1, certificates=1)
+    assert left(database, tables.idempotency_key.c.key) == ["o1"]
+    assert left(database, tables.certificate.c.serial) == ["1", "2"]
+
+
+def test_writes_are_short_however_much_there_is(database: Database, sweeper: Retention) -> None:
+    """Large operations go one by one, small ones together, and no write has more rows than a batch."""
+    sizes = [retention.BATCH_ROWS + 5, *[retention.BATCH_ROWS // 2 - 1] * 4, *[1] * 20]
+    for number, size in enumerate(sizes):
+        an_operation(database, f"o{number:03}", (200 - number) * DAY, items=size)
+    a_vm(database, "o003")
+    rows = [{"caller": "c", "key": str(n), "request_sha256": "", "operation_id": "x"} for n in range(1100)]
+    with database.write() as conn:
+        conn.execute(insert(tables.idempotency_key), [row | {"created_at": NOW - 8 * DAY} for row in rows])
+    before = database.commits
+    assert sweeper.sweep(Limits()) == Removed(operations=24, idempotency_keys=1100, certificates=0)
+    # Keys 500 + 500 + 100, certificates one look; operations: the large one, two and one of the middling, the rest.
+    assert database.commits - before == 3 + 1 + 3
+    assert left(database, tables.operation.c.id) == ["o003"]
+
+
+def test_a_sweep_that_is_told_to_stop_removes_nothing_more(database: Database) -> None:
+    an_operation(database, "old", 200 * DAY)
+    stopping = threading.Event()
+    stopping.set()
+    assert Retention(database, lambda: NOW, stopping).sweep(Limits()) == Removed(0, 0, 0)
+
+
+def test_the_engine_sweeps_by_its_settings(world: Any) -> None:
+    """Living VMs keep the operation they came from; a delete leaves nothing that anything refers to."""
+    with world.running(name="maker") as replica:
+        made = world.ended(replica.create(world.batch(2), world.ask).operation_id)
+        asked = VmsAction(action=VmAction.DELETE, vms=(made.items[0].name,))
+        gone = world.ended(replica.act(asked, world.ask).operation_id)
+    world.settings(keep_operations_s=0.001, sweep_every_s=0.05)
+    world.replica("sweeper")
+
+    def ids() -> list[str]:
+        return left(world.database, tables.operation.c.id)
+
+    assert len({made.operation_id, gone.operation_id}) == 2
+    world.wait_until(lambda: ids() == [made.operation_id], "the delete is forgotten, the living VM's create is not")
+    with world.database.read() as conn:
+        assert conn.execute(select(func.count()).select_from(tables.operation_item)).scalar_one() == 2
