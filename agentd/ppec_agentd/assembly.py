@@ -13,6 +13,7 @@ import structlog
 from ppec_agentd.actions.context import HostContext
 from ppec_agentd.disks import MIB, DiskMaker, FakeDisks, QemuImg
 from ppec_agentd.hypervisor import Hypervisor
+from ppec_agentd.image_eviction import ImageEviction
 from ppec_agentd.images import FetchLimits, ImageCache
 from ppec_agentd.journal import Journal
 from ppec_agentd.ledger import Ledger
@@ -81,6 +82,12 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
         starts=asyncio.Semaphore(settings.limits.concurrent_starts),
         preparations=asyncio.Semaphore(settings.limits.concurrent_preparations),
     )
+
+
+def make_eviction(settings: Settings, context: HostContext) -> ImageEviction:
+    """The end of images that this host's VMs need no more."""
+    storage = settings.storage
+    return ImageEviction(context.images, context.hypervisor, context.vms_dir, storage.image_keep_s)
 
 
 def prepare_state(storage: StorageSettings) -> Journal:

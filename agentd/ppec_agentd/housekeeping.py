@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agent does unasked: follow domains that others change, and take back what a create left behind."""
+"""What the agent does unasked: follow domains that others change, take back what a create left behind, and chores."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -14,17 +15,22 @@ from ppec_agentd.report import ReportSource
 from ppec_contract.errors import PpecError
 
 log = structlog.get_logger(__name__)
+Chore = Callable[[], Awaitable[None]]
 EVERY_S = 30.0
 # Events come in bursts; the ledger follows when a burst is over.
 SETTLE_S = 0.5
 
 
 class Housekeeping:
-    """Runs soon after an event that says domains came or went, and every `EVERY_S`: undos may be left to do."""
+    """Runs soon after an event that says domains came or went, and every `EVERY_S`: undos may be left to do.
 
-    def __init__(self, actions: Actions, source: ReportSource) -> None:
+    Each `chores` is called then, too; whether it is due is for itself to know.
+    """
+
+    def __init__(self, actions: Actions, source: ReportSource, chores: tuple[Chore, ...] = ()) -> None:
         self._actions = actions
         self._source = source
+        self._chores = chores
         self._changed = asyncio.Event()
 
     def heard(self, event: HypervisorEvent) -> None:
@@ -54,3 +60,5 @@ class Housekeeping:
             except PpecError:
                 self._changed.set()
                 raise
+        for chore in self._chores:
+            await chore()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import BinaryIO
 
 from ppec_contract.errors import PpecError
 
@@ -18,6 +19,8 @@ _MAGIC = b"QFI\xfb"
 _HEADER = struct.Struct(">4sIQIIQI")
 _INCOMPATIBLE_FEATURES = struct.Struct(">Q")
 _EXTERNAL_DATA_FILE = 1 << 2
+# QEMU's own limit.
+_LONGEST_NAME = 1023
 
 
 def virtual_size_bytes(path: Path, image_format: str, subject: str) -> int:
@@ -28,6 +31,27 @@ def virtual_size_bytes(path: Path, image_format: str, subject: str) -> int:
     if is_qcow2 != (image_format == "qcow2"):
         raise _invalid(subject, f"it is said to be {image_format} and {'is' if is_qcow2 else 'is not'} a qcow2 file")
     return _qcow2_size(head, subject) if is_qcow2 else path.stat().st_size
+
+
+def backing_file_name(file: BinaryIO) -> bytes | None:
+    """What a qcow2 file says it is built on, as it is written there; empty for nothing, None for no qcow2 file.
+
+    Raises OSError for a header that is cut short.
+    """
+    file.seek(0)
+    head = file.read(_HEADER.size)
+    if not head.startswith(_MAGIC):
+        return None
+    if len(head) < _HEADER.size:
+        raise OSError(f"{file.name}: the qcow2 header is cut short")
+    _, _, offset, length, *_ = _HEADER.unpack(head)
+    if not offset:
+        return b""
+    file.seek(offset)
+    name = file.read(min(length, _LONGEST_NAME))
+    if len(name) < min(length, _LONGEST_NAME):
+        raise OSError(f"{file.name}: the qcow2 header is cut short")
+    return name
 
 
 def _qcow2_size(head: bytes, subject: str) -> int:

@@ -13,11 +13,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import os
 import random
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import BinaryIO
 
 import structlog
 
-from ppec_agentd.files import os_errors, sync_directory, write_whole
+from ppec_agentd.files import os_errors, sync_directory
+from ppec_agentd.image_files import KeptImage, kept_images, mark_used, remove_image, sha256_of, stamp, stamped
 from ppec_agentd.image_format import virtual_size_bytes
 from ppec_agentd.image_source import SourceAwayError, image_chunks, unfetched
 from ppec_agentd.settings import TlsSettings
@@ -68,6 +70,10 @@ class ImageCache:
         self._tls = tls
         self._limits = limits
         self._flights: dict[str, asyncio.Task[CachedImage]] = {}
+        self._evictions: dict[str, asyncio.Task[None]] = {}
+        self._holds: Counter[str] = Counter()
+        # How often each was asked for, held or let go of.
+        self._uses: Counter[str] = Counter()
         # Threads of its own: downloads that crawl must not hold up the journal's. A fetch keeps its thread while it
         # waits for a source that is away: the others that would need it come from the same orchestrator and could but
         # wait with it. Images that are here already need no source, so they are looked at on threads of their own.
@@ -86,6 +92,9 @@ class ImageCache:
 
         Raises `image.fetch_failed`, `image.checksum_mismatch`, `image.invalid`, `disk.full`.
         """
+        self._uses[image.sha256] += 1
+        while (eviction := self._evictions.get(image.sha256)) is not None:
+            await asyncio.wait([eviction])
         flight = self._flights.get(image.sha256)
         if flight is None:
             flight = asyncio.create_task(self._ensure(image), name=f"image {image.name}")
@@ -93,6 +102,52 @@ class ImageCache:
             flight.add_done_callback(lambda _: self._flights.pop(image.sha256, None))
         # Shielded: one VM that gives up must not take the image from the others.
         return await asyncio.shield(flight)
+
+    # --- eviction: `image_eviction` decides -------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def held(self, sha256: str) -> Iterator[None]:
+        """The image is not evicted meanwhile: for who builds on it, from `ensure` until the disk shows what it uses."""
+        self._holds[sha256] += 1
+        self._uses[sha256] += 1
+        try:
+            yield
+        finally:
+            self._holds[sha256] -= 1
+            self._uses[sha256] += 1
+
+    def uses(self) -> Mapping[str, int]:
+        """How often each image was used, to be compared: see `evict`."""
+        return self._uses.copy()
+
+    def kept(self) -> list[KeptImage]:
+        """Every image's file here. Blocking."""
+        return kept_images(self._directory)
+
+    def mark_used(self, images: Iterable[KeptImage]) -> None:
+        """Their last use is now. Blocking."""
+        for image in images:
+            mark_used(image.path)
+
+    async def evict(self, image: KeptImage, uses_before: Mapping[str, int]) -> bool:
+        """Removes the image, unless it is held, under way, or was used since `uses_before` was asked for.
+
+        `uses_before` must be from before the disks were looked at: whoever used the image since may have made one that
+        the look missed. Who wants the image while it goes waits and fetches it anew. Raises `internal.error`.
+        """
+        sha256 = image.sha256
+        busy = self._holds[sha256] or sha256 in self._flights or sha256 in self._evictions
+        if busy or self._uses[sha256] != uses_before.get(sha256, 0):
+            return False
+        # Nothing awaited since: from here on `ensure` sees the eviction.
+        eviction = asyncio.create_task(asyncio.to_thread(remove_image, image), name=f"evict {sha256}")
+        self._evictions[sha256] = eviction
+        eviction.add_done_callback(lambda _: self._evictions.pop(sha256, None))
+        await asyncio.shield(eviction)
+        log.info("image_evicted", sha256=sha256, size_bytes=image.size_bytes, last_used_s=round(image.last_used_s))
+        return True
+
+    # --- one image --------------------------------------------------------------------------------------------------
 
     async def _ensure(self, image: ImageSource) -> CachedImage:
         loop = asyncio.get_running_loop()
@@ -130,11 +185,10 @@ class ImageCache:
         except FileNotFoundError:
             return False
         if found.st_size == image.size_bytes:
-            with contextlib.suppress(OSError, ValueError):
-                if json.loads(_stamp_path(path).read_text()) == _stamp(found):
-                    return True
-            if _sha256_of(path) == image.sha256:
-                write_whole(_stamp_path(path), json.dumps(_stamp(found)).encode())
+            if stamped(path, found):
+                return True
+            if sha256_of(path) == image.sha256:
+                stamp(path, found)
                 return True
         log.error("image_damaged", image=image.name, path=str(path), size_bytes=found.st_size)
         return False
@@ -177,7 +231,7 @@ class ImageCache:
                 os.fsync(file.fileno())
             partial.replace(path)
             sync_directory(path.parent)
-            write_whole(_stamp_path(path), json.dumps(_stamp(path.stat())).encode())
+            stamp(path, path.stat())
         finally:
             partial.unlink(missing_ok=True)
 
@@ -197,19 +251,6 @@ class ImageCache:
             raise _mismatch(image, "bytes", size, image.size_bytes)
         if digest.hexdigest() != image.sha256:
             raise _mismatch(image, "sha256", digest.hexdigest(), image.sha256)
-
-
-def _sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _stamp_path(path: Path) -> Path:
-    return path.with_name(path.name + ".verified")
-
-
-def _stamp(found: os.stat_result) -> dict[str, int]:
-    return {"size_bytes": found.st_size, "mtime_ns": found.st_mtime_ns, "inode": found.st_ino}
 
 
 def _mismatch(image: ImageSource, what: str, found: object, wanted: object) -> PpecError:

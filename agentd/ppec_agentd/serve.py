@@ -16,7 +16,7 @@ import structlog
 
 from ppec_agentd import AGENT_VERSION
 from ppec_agentd.actions.batch import Actions
-from ppec_agentd.assembly import make_context, make_hypervisor, prepare_state
+from ppec_agentd.assembly import make_context, make_eviction, make_hypervisor, prepare_state
 from ppec_agentd.housekeeping import Housekeeping
 from ppec_agentd.hypervisor import HypervisorEvent
 from ppec_agentd.log_setup import set_up_logs
@@ -60,7 +60,7 @@ class Daemon:
             source = ReportSource(settings.host, context)
             reporter = self._reporter(source)
             actions = Actions(context, reporter.touch if reporter else lambda: None)
-            housekeeping = Housekeeping(actions, source)
+            housekeeping = Housekeeping(actions, source, (make_eviction(settings, context).once_due,))
             unsubscribe = hypervisor.on_event(lambda event: _heard(event, housekeeping, reporter))
             server = Server(settings.socket, Service(actions, source))
             await server.open(handed_over)

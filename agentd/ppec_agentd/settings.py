@@ -53,11 +53,13 @@ class SocketSettings(Model):
 class StorageSettings(Model):
     """`state_dir` holds the journal and one folder per VM; images are kept in `image_dir` (default: state_dir/images).
 
-    `disk_mib` is what VMs may use; without it, what the file system had free plus what the VMs already hold.
+    `disk_mib` is what VMs may use; without it, what the file system had free plus what the VMs already hold. An image
+    that no VM of the host needs is removed `image_keep_s` after it was last used: the folder is this agent's alone.
     """
 
     state_dir: Path = Path("/var/lib/ppec")
     image_dir: Path | None = None
+    image_keep_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
     disk_mib: Annotated[int, Field(ge=0)] | None = None
 
     @property

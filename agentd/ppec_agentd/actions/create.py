@@ -117,11 +117,13 @@ async def _prepare(host: HostContext, vm: VmSpec, steps: Steps, undo: UndoStack)
 
 
 async def _disk(host: HostContext, vm: VmSpec, steps: Steps, folder: VmFolder) -> None:
-    with steps.stage(Stage.IMAGE):
-        image = await host.images.ensure(vm.root_disk.image)
-    async with host.preparations:
-        with steps.stage(Stage.DISK):
-            await host.disks.make_overlay(folder.root_disk, image, vm.root_disk.size_mib)
+    # Until the disk is there nothing but this says that the image is needed.
+    with host.images.held(vm.root_disk.image.sha256):
+        with steps.stage(Stage.IMAGE):
+            image = await host.images.ensure(vm.root_disk.image)
+        async with host.preparations:
+            with steps.stage(Stage.DISK):
+                await host.disks.make_overlay(folder.root_disk, image, vm.root_disk.size_mib)
 
 
 async def _seed(host: HostContext, vm: VmSpec, steps: Steps, folder: VmFolder) -> None:

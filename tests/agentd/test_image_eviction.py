@@ -1,0 +1,313 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images leave the cache when no VM needs them for long, and never while one may."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppec_agentd.actions.context import HostContext
+from ppec_agentd.assembly import make_eviction, prepare_state
+from ppec_agentd.disks import FakeDisks, QemuImg
+from ppec_agentd.housekeeping import Housekeeping
+from ppec_agentd.hypervisor import Domain
+from ppec_agentd.image_eviction import ImageEviction, evictable, images_in_use, names_in
+from ppec_agentd.image_files import KeptImage
+from ppec_agentd.images import CachedImage
+from ppec_agentd.report import ReportSource
+from ppec_agentd.settings import Settings
+from ppec_contract.errors import PpecError
+from ppec_contract.vm import VmState
+from ppec_lab.conditions import wait_until
+
+DAY_S = 86400.0
+KEEP_S = 7 * DAY_S
+A, B = "a" * 64, "b" * 64
+
+
+# --- the decision -----------------------------------------------------------------------------------------------
+
+
+def kept(sha256: str, last_used_s: float) -> KeptImage:
+    return KeptImage(Path(f"/images/{sha256}.raw"), sha256, 1, last_used_s)
+
+
+@pytest.mark.parametrize(
+    ("age_s", "in_use", "goes"),
+    [
+        (KEEP_S + 1, frozenset(), True),
+        (KEEP_S + 1, frozenset({B}), True),
+        (KEEP_S + 1, frozenset({A}), False),
+        (KEEP_S, frozenset(), False),
+        (0.0, frozenset(), False),
+        (-DAY_S, frozenset(), False),
+    ],
+    ids=["old", "old, another used", "old and used", "not yet", "new", "clock set back"],
+)
+def test_an_image_goes_when_nobody_uses_it_and_nobody_did_for_long(
+    age_s: float, in_use: frozenset[str], goes: bool
+) -> None:
+    assert [image.sha256 for image in evictable([kept(A, 1e9 - age_s)], in_use, 1e9, KEEP_S)] == [A] * goes
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"/var/lib/ppec/images/{A}.raw", {A}),
+        (f'json:{{"file": {{"filename": "../images/{A}.qcow2"}}}}', {A}),
+        (f"file:{A}", {A}),
+        ("/srv/disk.raw", set()),
+        ("c" * 65, set()),
+    ],
+)
+def test_an_image_is_recognised_however_it_is_named(text: str, found: set[str]) -> None:
+    assert names_in(text) == found
+
+
+# --- what is in use ---------------------------------------------------------------------------------------------
+
+
+def domain(*disk_paths: str) -> Domain:
+    return Domain(uuid.uuid4(), "by-hand", VmState.STOPPED, 1, 64, disk_paths=disk_paths)
+
+
+@pytest.mark.parametrize("maker", [FakeDisks(), QemuImg(60)], ids=["fake", "qemu-img"])
+def test_a_disk_in_a_vms_folder_uses_its_image_without_any_domain(tmp_path: Path, maker: FakeDisks | QemuImg) -> None:
+    image = tmp_path / f"{A}.raw"
+    image.write_bytes(bytes(1024 * 1024))
+    folder = tmp_path / "vms" / str(uuid.uuid4())
+    folder.mkdir(parents=True)
+    assert images_in_use([], tmp_path / "vms") == frozenset()
+    (folder / "console.log").write_text(f"/images/{B}.raw, says the guest")
+    asyncio.run(maker.make_overlay(folder / "root.qcow2", CachedImage(image, "raw", 1024 * 1024), 1))
+    assert images_in_use([], tmp_path / "vms") == {A}
+
+
+def test_disks_of_domains_made_by_hand_count(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "mine.qcow2"
+    image = tmp_path / f"{A}.raw"
+    image.write_bytes(bytes(1024 * 1024))
+    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image), str(elsewhere)]
+    subprocess.run(command, check=True, timeout=60)
+    by_hand = domain(str(elsewhere), f"/images/{B}.raw", "/dev/null", str(tmp_path / "absent"))
+    assert images_in_use([by_hand], tmp_path / "vms") == {A, B}
+
+
+def test_a_disk_that_cannot_be_understood_is_an_error(tmp_path: Path) -> None:
+    folder = tmp_path / "vms" / "vm"
+    folder.mkdir(parents=True)
+    (folder / "root.qcow2").write_bytes(b"QFI\xfb cut")
+    with pytest.raises(OSError, match="cut short"):
+        images_in_use([], tmp_path / "vms")
+
+
+# --- the eviction -----------------------------------------------------------------------------------------------
+
+
+def age(context: HostContext, by_s: float = KEEP_S + DAY_S) -> None:
+    """Sets back every image's last use."""
+    for image in context.images.kept():
+        stamp = image.path.with_name(image.path.name + ".verified")
+        os.utime(stamp, (time.time() - by_s, time.time() - by_s))
+
+
+def eviction_of(agent: Any) -> ImageEviction:
+    return make_eviction(agent.settings, agent.context)
+
+
+def cached(agent: Any) -> list[str]:
+    return [image.sha256 for image in agent.context.images.kept()]
+
+
+def run(scenario: Any) -> Any:
+    return asyncio.run(scenario)
+
+
+def test_an_images_life(settings: Settings, words: Any, vm: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            eviction = eviction_of(agent)
+            spec = vm()
+            await agent.create(spec)
+            age(agent.context)
+            assert await eviction.once() == (), "a VM uses it"
+            await agent.delete(spec.vm_id, operation="op-2")
+            assert await eviction.once() == (), "its time began when it was last seen in use"
+            age(agent.context)
+            assert await eviction.once() == (words.image_sha256,)
+            assert list(settings.storage.images.iterdir()) == [], "the stamp is gone as well"
+            (again,) = await agent.create(vm(), operation="op-3")
+            assert again.problem is None
+            assert cached(agent) == [words.image_sha256], "it was fetched again"
+
+    run(scenario())
+
+
+def test_a_use_is_remembered_over_a_restart(settings: Settings, words: Any, vm: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        image = vm().root_disk.image
+        async with words.open_agent(settings) as agent:
+            await agent.context.images.ensure(image)
+            age(agent.context)
+            await agent.context.images.ensure(image)
+        async with words.open_agent(settings) as agent:
+            assert await eviction_of(agent).once() == ()
+            age(agent.context)
+        async with words.open_agent(settings) as agent:
+            assert await eviction_of(agent).once() == (words.image_sha256,)
+
+    run(scenario())
+
+
+def test_what_a_create_holds_stays_until_its_disk_is_made(
+    settings: Settings, words: Any, vm: Callable[..., Any]
+) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            images, eviction = agent.context.images, eviction_of(agent)
+            # All preparations are taken, so the create gets its image and waits before its disk.
+            for _ in range(settings.limits.concurrent_preparations):
+                await agent.context.preparations.acquire()
+            spec = vm()
+            creating = asyncio.create_task(agent.create(spec))
+            asked = "the create has asked for its image"
+            await asyncio.to_thread(wait_until, lambda: images.uses().get(words.image_sha256) == 2, asked, timeout_s=60)
+            # Joins it, or comes after it: the create has its image when this has.
+            await images.ensure(spec.root_disk.image)
+            age(agent.context)
+            assert await eviction.once() == ()
+            for _ in range(settings.limits.concurrent_preparations):
+                agent.context.preparations.release()
+            (made,) = await creating
+            assert made.problem is None
+            assert await eviction.once() == ()
+            assert cached(agent) == [words.image_sha256]
+
+    run(scenario())
+
+
+def test_a_use_between_the_look_and_the_eviction_keeps_the_image(
+    settings: Settings, words: Any, vm: Callable[..., Any]
+) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            images = agent.context.images
+            await images.ensure(vm().root_disk.image)
+            (one,) = images.kept()
+            before = images.uses()
+            with images.held(one.sha256):
+                assert not await images.evict(one, images.uses()), "held"
+            assert not await images.evict(one, before), "its disk may be younger than the look"
+            flight = asyncio.create_task(images.ensure(vm().root_disk.image))
+            await asyncio.sleep(0)
+            assert not await images.evict(one, images.uses()), "under way"
+            await flight
+            assert await images.evict(one, images.uses())
+
+    run(scenario())
+
+
+def test_who_wants_an_image_that_is_just_being_evicted_gets_a_fresh_one(
+    settings: Settings, words: Any, vm: Callable[..., Any]
+) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            images = agent.context.images
+            for _ in range(20):
+                await images.ensure(vm().root_disk.image)
+                (one,) = images.kept()
+                evicting = asyncio.create_task(images.evict(one, images.uses()))
+                await asyncio.sleep(0)
+                found = await images.ensure(vm().root_disk.image)
+                assert await evicting
+                assert found.path.read_bytes() == words.image
+                assert cached(agent) == [words.image_sha256]
+
+    run(scenario())
+
+
+def test_a_hypervisor_or_a_disk_that_cannot_be_asked_keeps_all(
+    settings: Settings, words: Any, vm: Callable[..., Any]
+) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            await agent.context.images.ensure(vm().root_disk.image)
+            age(agent.context)
+            folder = settings.storage.vms / str(uuid.uuid4())
+            folder.mkdir()
+            (folder / "root.qcow2").write_bytes(b"QFI\xfb")
+            assert await eviction_of(agent).once() == ()
+            (folder / "root.qcow2").unlink()
+            eviction = eviction_of(agent)
+            await agent.hypervisor.close()
+            with pytest.raises(PpecError) as refused:
+                await eviction.once_due()
+            assert refused.value.code == "hypervisor.unavailable"
+            await agent.hypervisor.open()
+            await eviction.once_due()
+            assert cached(agent) == []
+
+    run(scenario())
+
+
+def test_files_that_are_no_images_stay(settings: Settings, words: Any, vm: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            await agent.context.images.ensure(vm().root_disk.image)
+            for name in ("README", f"{A}.iso", f"{A}.raw.bak", f".{A}.raw.partial"):
+                path = settings.storage.images / name
+                path.touch()
+                os.utime(path, (0, 0))
+            age(agent.context)
+            assert await eviction_of(agent).once() == (words.image_sha256,)
+            assert len(list(settings.storage.images.iterdir())) == 4
+
+    run(scenario())
+
+
+def test_housekeeping_evicts_once_in_its_interval(settings: Settings, words: Any, vm: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            source = ReportSource("h1", agent.context)
+            housekeeping = Housekeeping(agent.actions, source, (eviction_of(agent).once_due,))
+            for left in ([], [words.image_sha256]):
+                await agent.context.images.ensure(vm().root_disk.image)
+                age(agent.context)
+                await housekeeping.once()
+                assert cached(agent) == left
+
+    run(scenario())
+
+
+def test_what_a_crash_left_half_fetched_goes_at_the_start(settings: Settings) -> None:
+    settings.storage.images.mkdir(parents=True)
+    for name in (f".{A}.raw.partial", f".{A}.raw.verified.partial", f"{B}.raw"):
+        (settings.storage.images / name).touch()
+    prepare_state(settings.storage).close()
+    assert [path.name for path in settings.storage.images.iterdir()] == [f"{B}.raw"]
+
+
+def test_an_image_without_its_stamp_is_as_old_as_its_file(
+    settings: Settings, words: Any, vm: Callable[..., Any]
+) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            found = await agent.context.images.ensure(vm().root_disk.image)
+            found.path.with_name(found.path.name + ".verified").unlink()
+            assert await eviction_of(agent).once() == ()
+            os.utime(found.path, (0, 0))
+            assert await eviction_of(agent).once() == (words.image_sha256,)
+
+    run(scenario())
+
+
+def test_the_default_is_a_week(settings: Settings) -> None:
+    assert settings.storage.image_keep_s == KEEP_S
