@@ -195,3 +195,26 @@ def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:
     assert [_count(database) for database in databases] == [0, 0]
     for database in databases:
         database.close()
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+def test_statement_left_in_mid_way_keeps_no_snapshot(open_database: Callable[[], Database], kind: str) -> None:
+    """Its exception is still held when the connection is used again: that must see what others wrote since."""
+    here, elsewhere = open_database(), open_database()
+    with here.write() as conn:
+        conn.execute(insert(tables.vrf), [{"name": f"v{n}", "description": ""} for n in range(3)])
+
+    def breaks() -> None:
+        with getattr(here, kind)() as conn:
+            for row in conn.execute(select(tables.vrf)):
+                assert row.id / 0
+
+    with pytest.raises(ZeroDivisionError) as held:
+        breaks()
+    with elsewhere.write() as conn:
+        conn.execute(insert(tables.vrf).values(name="later", description=""))
+    with getattr(here, kind)() as conn:
+        assert "later" in conn.execute(select(tables.vrf.c.name)).scalars().all()
+    with here.write() as conn:
+        conn.execute(insert(tables.vrf).values(name="last", description=""))
+    assert held.value is not None

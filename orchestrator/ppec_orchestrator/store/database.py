@@ -34,6 +34,7 @@ _READERS = 16
 _WRITERS_POSTGRES = 8
 _NOTICES = "ppec_notices"
 _WRITE = "ppec_write"
+_CURSORS = "ppec_cursors"
 # Any number: it only has to be the same in every replica, and no other user of the database may use it.
 _MIGRATION_LOCK = 0x70706563
 
@@ -52,6 +53,19 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
 
 
+def _sqlite_remember(
+    connection: Connection, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+) -> None:
+    connection.info.setdefault(_CURSORS, []).append(cursor)
+
+
+def _sqlite_checkin(connection: Any, record: Any) -> None:
+    """A SELECT that an exception left in mid-way holds its snapshot past the end of its transaction for as long as the
+    traceback keeps it: whoever is given the connection next would read the past, or be refused to write."""
+    for cursor in record.info.pop(_CURSORS, ()):
+        cursor.close()
+
+
 def _sqlite_engine(url: URL, pool_size: int) -> Engine:
     engine = create_engine(
         url,
@@ -63,6 +77,8 @@ def _sqlite_engine(url: URL, pool_size: int) -> Engine:
     )
     event.listen(engine, "connect", _sqlite_connect)
     event.listen(engine, "begin", _sqlite_begin)
+    event.listen(engine, "after_cursor_execute", _sqlite_remember)
+    event.listen(engine, "checkin", _sqlite_checkin)
     return engine
 
 
