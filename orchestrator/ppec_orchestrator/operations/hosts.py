@@ -22,6 +22,7 @@ from ppec_contract.agent import MAX_VMS_PER_CALL, VmResult
 from ppec_contract.errors import PpecError, Problem
 from ppec_contract.run import PlanAction, RunEvent
 from ppec_orchestrator.dispatch.port import HostTarget, Run, RunRequest
+from ppec_orchestrator.operations.bounds import bounded
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.store import vms
 
@@ -91,11 +92,12 @@ class _Progress:
     def add(self, event: RunEvent) -> None:
         """A VM's first outcome counts: an adopted run tells its events again from the beginning."""
         if event.result is not None:
-            problem = event.result.problem or _about_another(event.host, event.result)
+            told = event.result.problem
+            problem = bounded(told) if told is not None else _about_another(event.host, event.result)
             self._settle(event.host, event.result.vm_id, event.result, problem)
         elif event.problem is not None:
             for vm_id in tuple(self.left.get(event.host, ())):
-                self._settle(event.host, vm_id, None, event.problem)
+                self._settle(event.host, vm_id, None, bounded(event.problem))
 
     def give_up(self, problem: Problem) -> None:
         for host, ids in self.left.items():
