@@ -18,10 +18,10 @@ from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.steps import Do, HandedOverError, Kind, NoUndo, PostponedError, StepEnd
 from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store import vms
 
 _log = structlog.get_logger(__name__)
 _UNDO_TRIES = 5
-_UNDO_PAUSE_S = 20.0
 _DETAIL_CHARS = 500
 _BEGUN = ("done", "failed", "running")
 # Nothing about the work itself: somebody else has it, or what it came to can't be written down now. Whoever claims it
@@ -115,26 +115,58 @@ class Execution:
             if not isinstance(undo, NoUndo):
                 undos.append((ordinal, undo))
         for ordinal, undo in undos:
-            end = self._undone(context, ordinal, undo)
-            self._journal.commit(lambda conn, n=ordinal, e=end: self._write_undone(conn, n, e))  # type: ignore[misc]
+            try:
+                self._undo(context, ordinal, undo)
+            except (PostponedError, HandedOverError):
+                raise
+            except Exception as error:
+                if isinstance(error, PpecError) and error.code in _LETS_GO:
+                    raise
+                why = self._unexpected(f"undo of {self._kind.steps[ordinal].name}", error)
+                self._put_off_undo(why, error)
+                self._give_up(ordinal, problem, why)
+                return
         state = OperationState.CANCELLED if problem.code == "operation.cancelled" else OperationState.FAILED
         self._journal.commit(lambda conn: store.end(conn, self._id, state, context.ports.now(), problem))
         self._ended(state, problem)
 
-    def _undone(self, context: Context, ordinal: int, undo: Do) -> StepEnd:
-        try:
-            return undo(context)
-        except (PostponedError, HandedOverError):
-            raise
-        except Exception as error:
-            if isinstance(error, PpecError) and error.code in _LETS_GO:
-                raise
-            problem = self._unexpected(f"undo of {self._kind.steps[ordinal].name}", error)
-            tried = self._journal.counters.get("undo_retries", 0)
-            if tried < _UNDO_TRIES:
-                self._journal.count(undo_retries=1)
-                raise PostponedError(_UNDO_PAUSE_S, problem.detail) from error
-            return StepEnd(detail=f"given up: {problem.detail}")
+    def _undo(self, context: Context, ordinal: int, undo: Do) -> None:
+        end = undo(context)
+        self._journal.commit(lambda conn: self._write_undone(conn, ordinal, end))
+
+    def _put_off_undo(self, why: Problem, error: Exception) -> None:
+        """A fault of ours may be gone with the next version, or with what it came from; some faults never go."""
+        tried = self._journal.counters.get("undo_retries", 0)
+        if tried >= _UNDO_TRIES and not self._kind.undo_for_ever:
+            return
+        self._journal.count(undo_retries=1)
+        delay_s = self._context.limits.undo_retry_s * 2 ** min(tried, _UNDO_TRIES)
+        raise PostponedError(delay_s, why.detail) from error
+
+    def _give_up(self, ordinal: int, problem: Problem, why: Problem) -> None:
+        """Ends it half undone. Earlier steps stay done: what may be on hosts keeps its room and its addresses, as VMs
+        that an operator sees and can delete. Plain updates, for whatever failed may be what the record holds."""
+        name = self._kind.steps[ordinal].name
+        told = problem.model_copy(
+            update={
+                "detail": f"{problem.detail}; undoing {name!r} was given up: its VMs may still be on their hosts",
+                "hint": "Delete the VMs that `ppec vm list` still shows; the orchestrator's log has the fault.",
+                "details": {**problem.details, "given_up": name},
+            }
+        )
+
+        def writes(conn: Connection) -> None:
+            now = self._context.ports.now()
+            store.set_step(
+                conn, self._id, ordinal, "failed", now, detail=f"undo given up: {why.detail}"[:_DETAIL_CHARS]
+            )
+            store.fail_open_items(conn, self._id, told)
+            vms.leave_to_operator(conn, self._id)
+            store.end(conn, self._id, OperationState.FAILED, now, told)
+
+        self._journal.commit(writes)
+        self._log.error("operation.undo_given_up", step=name)
+        self._ended(OperationState.FAILED, told)
 
     def _write_undone(self, conn: Connection, ordinal: int, end: StepEnd) -> None:
         end.writes(conn)

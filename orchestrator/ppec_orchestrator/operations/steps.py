@@ -67,11 +67,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One kind of operation. `verdict` looks at the items once every step is done."""
+    """One kind of operation. `verdict` looks at the items once every step is done.
+
+    An undo that fails by our own fault is given up after some tries and its VMs are left to the operator, unless
+    `undo_for_ever`: then there are no VMs that would remember what is left.
+    """
 
     name: str
     steps: tuple[Step, ...]
     verdict: Callable[[Sequence[Item]], Verdict]
+    undo_for_ever: bool = False
 
     @property
     def step_names(self) -> tuple[str, ...]:

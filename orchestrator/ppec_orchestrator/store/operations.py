@@ -378,6 +378,18 @@ def change_items(conn: Connection, operation_id: str, changes: Sequence[ItemChan
     )
 
 
+def fail_open_items(conn: Connection, operation_id: str, problem: Problem) -> None:
+    """Whatever the items hold: nothing of them is read."""
+    conn.execute(
+        update(operation_item)
+        .where(
+            operation_item.c.operation_id == operation_id,
+            operation_item.c.state.in_((ItemState.PENDING.value, ItemState.RUNNING.value)),
+        )
+        .values(state=ItemState.FAILED.value, problem=problem.model_dump(mode="json"))
+    )
+
+
 def move_item(conn: Connection, operation_id: str, item: Item, host: str, excluded: Iterable[str]) -> None:
     """The next attempt of a VM, on another host."""
     conn.execute(

@@ -116,6 +116,18 @@ def set_record(conn: Connection, vm_ids: Collection[UUID], record: VmRecord, ope
         conn.execute(update(vm).where(vm.c.id.in_(list(vm_ids))).values(**values))
 
 
+def leave_to_operator(conn: Connection, operation_id: str) -> None:
+    """The VMs that this operation was making or deleting, when it can do no more for them: those that hold something
+    on a host count as there, so that they can be deleted; the others have failed."""
+    mine = (
+        vm.c.operation_id == operation_id,
+        vm.c.record.in_((VmRecord.CREATING.value, VmRecord.DELETING.value)),
+    )
+    held = vm.c.id.in_(select(allocation.c.vm_id))
+    conn.execute(update(vm).where(*mine, held).values(record=VmRecord.ACTIVE.value))
+    conn.execute(update(vm).where(*mine).values(record=VmRecord.FAILED.value))
+
+
 def record_observed(conn: Connection, seen: Sequence[VmInfo], now: datetime, record: VmRecord | None = None) -> None:
     """What hosts answered about VMs just now, and `record` for all of them if given."""
     if not seen:

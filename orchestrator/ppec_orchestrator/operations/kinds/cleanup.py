@@ -71,4 +71,5 @@ KIND = Kind(
         Step(CLEANUP_STEPS[1], clean, NoUndo("what is gone was never to be there")),
     ),
     by_items,
+    undo_for_ever=True,
 )
