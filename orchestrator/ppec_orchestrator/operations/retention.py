@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 import structlog
-from sqlalchemy import Connection
 
 from ppec_orchestrator.operations.limits import Limits
 from ppec_orchestrator.store import retention as store
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.retention import OldRows
 
 _log = structlog.get_logger(__name__)
 # Between two batches, so that those who wait to write come first.
@@ -58,21 +58,21 @@ class Retention:
         now = self._now()
         keys_before = now - timedelta(seconds=limits.keep_idempotency_keys_s)
         certificates_before = now - timedelta(seconds=limits.keep_certificates_s)
-        keys = self._in_batches(lambda conn: store.remove_keys(conn, keys_before))
-        certificates = self._in_batches(lambda conn: store.remove_certificates(conn, certificates_before))
+        keys = self._in_batches(store.old_keys(keys_before))
+        certificates = self._in_batches(store.old_certificates(certificates_before))
         operations = self._operations(now - timedelta(seconds=limits.keep_operations_s))
         removed = Removed(operations, keys, certificates)
         _log.info("retention.swept", **asdict(removed))
         return removed
 
-    def _in_batches(self, remove: Callable[[Connection], int]) -> int:
+    def _in_batches(self, old: OldRows) -> int:
         total = 0
         while not self._stopping.is_set():
+            with self._database.read() as conn:
+                if not old.exist(conn):
+                    break
             with self._database.write() as conn:
-                gone = remove(conn)
-            total += gone
-            if gone < store.BATCH_ROWS:
-                break
+                total += old.remove(conn)
             self._stopping.wait(_PAUSE_S)
         return total
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Table, and_, delete, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, literal, or_, select, tuple_
 
 from ppec_contract.api import OperationState
 from ppec_orchestrator.store.tables import certificate, idempotency_key, operation, operation_item, vm
@@ -86,17 +85,29 @@ def remove_operations(conn: Connection, operation_ids: Sequence[str]) -> int:
     return conn.execute(gone).rowcount
 
 
-def remove_keys(conn: Connection, before: datetime) -> int:
-    """A batch of the idempotency keys made before this time."""
-    return _remove_batch(conn, idempotency_key, idempotency_key.c.created_at < before)
+@dataclass(frozen=True, slots=True)
+class OldRows:
+    """The rows of a table that nothing refers to and that are old by this condition."""
+
+    table: Table
+    condition: ColumnElement[bool]
+
+    def exist(self, conn: Connection) -> bool:
+        """Asked in a read transaction, so that looking commits nothing."""
+        return conn.execute(select(literal(1)).where(self.condition).limit(1)).first() is not None
+
+    def remove(self, conn: Connection) -> int:
+        """A batch of them."""
+        columns = self.table.primary_key.columns
+        chosen = select(*columns).where(self.condition).limit(BATCH_ROWS)
+        return conn.execute(delete(self.table).where(tuple_(*columns).in_(chosen))).rowcount
 
 
-def remove_certificates(conn: Connection, before: datetime) -> int:
-    """A batch of the certificates that were over before this time."""
-    return _remove_batch(conn, certificate, certificate.c.not_after < before)
+def old_keys(before: datetime) -> OldRows:
+    """Idempotency keys made before this time."""
+    return OldRows(idempotency_key, idempotency_key.c.created_at < before)
 
 
-def _remove_batch(conn: Connection, table: Table, old: Any) -> int:
-    key = tuple_(*table.primary_key.columns)
-    chosen = select(*table.primary_key.columns).where(old).limit(BATCH_ROWS)
-    return conn.execute(delete(table).where(key.in_(chosen))).rowcount
+def old_certificates(before: datetime) -> OldRows:
+    """Certificates that were over before this time."""
+    return OldRows(certificate, certificate.c.not_after < before)

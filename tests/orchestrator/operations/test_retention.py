@@ -120,9 +120,11 @@ def test_writes_are_short_however_much_there_is(database: Database, sweeper: Ret
         conn.execute(insert(tables.idempotency_key), [row | {"created_at": NOW - 8 * DAY} for row in rows])
     before = database.commits
     assert sweeper.sweep(Limits()) == Removed(operations=24, idempotency_keys=1100, certificates=0)
-    # Keys 500 + 500 + 100, certificates one look; operations: the large one, two and one of the middling, the rest.
-    assert database.commits - before == 3 + 1 + 3
+    # Keys 500 + 500 + 100; operations: the large one, two of the middling, the third with the small ones.
+    assert database.commits - before == 3 + 3
     assert left(database, tables.operation.c.id) == ["o003"]
+    assert sweeper.sweep(Limits()) == Removed(0, 0, 0)
+    assert database.commits - before == 6, "a sweep with nothing to do writes nothing"
 
 
 def test_a_sweep_that_is_told_to_stop_removes_nothing_more(database: Database) -> None:
