@@ -9,8 +9,10 @@ next check-point.
 from __future__ import annotations
 
 import fcntl
+import math
 import os
 import threading
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
@@ -128,8 +130,13 @@ class Engine:
     # --- threads -----------------------------------------------------------------------------------------------------
 
     def _claims(self) -> None:
+        looked = -math.inf
         while not self._stopping.is_set():
             try:
+                # Not before every claim: what it reads changes seldom, and somebody waits for the claim.
+                if time.monotonic() - looked >= self._limits.poll_s:
+                    self._look()
+                    looked = time.monotonic()
                 while self._claim_one():
                     pass
             except Exception as error:
@@ -143,12 +150,8 @@ class Engine:
             return False
         database, now = self._ports.database, self._ports.now()
         with database.read() as conn:
-            self._limits = Limits.read(conn)
-            strange = store.unknown_kinds(conn, KINDS)
-            found = store.claimable(conn, now, KINDS)
-        self._leave(strange)
-        if not found:
-            return False
+            if not store.claimable(conn, now, KINDS):
+                return False
         with database.write() as conn:
             claimed = store.claim(
                 conn,
@@ -164,8 +167,11 @@ class Engine:
         self._launch(claimed)
         return True
 
-    def _leave(self, strange: frozenset[str]) -> None:
-        """Operations of a newer replica's wait for one that knows their kinds; that is said once per kind."""
+    def _look(self) -> None:
+        """Takes over changed limits, and says once of each kind that only a newer replica's operations can have."""
+        with self._ports.database.read() as conn:
+            self._limits = Limits.read(conn)
+            strange = store.unknown_kinds(conn, KINDS)
         for kind in sorted(strange - self._strange):
             _log.warning("engine.kind_unknown", kind=kind)
         self._strange |= strange
