@@ -66,7 +66,7 @@ test: setup ## All tests: units, properties, both databases, real libvirt, an en
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
 
 .PHONY: test-long
-test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, the Debian image by itself (about 6 minutes)
+test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, the Debian image by itself (about 4 minutes)
 	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 .PHONY: check
@@ -78,7 +78,7 @@ check: setup ## ruff, mypy strict, import-linter, ansible-lint production
 	$(BIN)/ansible-lint --offline
 
 .PHONY: bench
-bench: setup ## The figures of the "Creating" table, beside bare libvirt (about 5 minutes)
+bench: setup ## The figures of the "Creating" table, beside bare libvirt (about 4 minutes)
 	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: molecule

@@ -45,12 +45,16 @@ def _beside_libvirt(figures: Figures, made: Chain) -> None:
         figures.add("create.eight.warm_ratio", ratio, "x", bar="<= 1.5")
         for name, figure in last["counters"].items():
             figures.add(f"create.eight.{name}", figure, "count", bar=_count_bar(name))
-        figures.add("create.request_to_agent.warm", _to_agent(made, caller), "ms", bar="<= 100")
+        warm_ms = _to_agent(made, caller)
+        figures.add("create.request_to_agent.warm", warm_ms, "ms", bar="<= 100")
         cold = made.restart_orchestrator(fork_server=False)
         ratio, chain_s, _ = paired(lambda: _one(cold), floor.create)
         figures.add("create.one.cold", chain_s, "s")
         figures.add("create.one.cold_ratio", ratio, "x", bar="<= 5")
-        figures.add("create.request_to_agent.cold", _to_agent(made, cold), "ms")
+        cold_ms = _to_agent(made, cold)
+        figures.add("create.request_to_agent.cold", cold_ms, "ms")
+        # The bar was set where cold takes 420 ms; this is what it asks of a machine of any speed.
+        figures.add("create.request_to_agent.warm_to_cold", warm_ms / cold_ms, "x", bar="<= 0.24")
     finally:
         floor.close()
 
