@@ -80,7 +80,7 @@ def _to_agent(made: Chain, caller: Caller) -> float:
         sent_ms = time.time() * 1000
         asked = caller.post("/v1/vms", {"flavor": "bench", "image": "bench"})
         operation = caller.follow(asked["operation_id"])
-        events = made.orchestrator.state_dir / "runs" / f"{operation['operation_id']}-1" / "events.jsonl"
+        events = made.orchestrator.state_dir / "runs" / operation["operation_id"] / "1" / "events.jsonl"
         first = json.loads(events.read_text().splitlines()[0])
         taken.append(float(first["at_unix_ms"]) - sent_ms)
         caller.delete(operation)

@@ -85,9 +85,9 @@ class FollowedRun:
 def _lost(directory: RunDirectory) -> RunResult:
     problem = PpecError(
         "run.lost",
-        f"the process of run {directory.path.name} is gone and left no result",
+        f"the process of run {directory.name} is gone and left no result",
         hint=f"What it said last is in {directory.path}.",
-        subject=f"run {directory.path.name}",
+        subject=f"run {directory.name}",
     ).problem()
     return RunResult(status="failed", return_code=-1, problem=problem)
 

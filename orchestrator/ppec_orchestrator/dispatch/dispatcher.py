@@ -82,7 +82,7 @@ class AnsibleDispatcher:
         finally:
             # From here on only the job holds the lock.
             os.close(lock)
-        _log.info("run.started", run=directory.path.name, hosts=len(plan.hosts), forked=forked, pid=pid)
+        _log.info("run.started", run=directory.name, hosts=len(plan.hosts), forked=forked, pid=pid)
         return FollowedRun(directory, plan)
 
     def adopt(self, operation_id: str) -> FollowedRun | None:

@@ -65,7 +65,7 @@ class Job:
 
     def execute(self) -> None:
         base = TMPFS if os.access(TMPFS, os.W_OK) else None
-        private = Path(tempfile.mkdtemp(prefix=f"{TMP_PREFIX}{self._run.path.name}-", dir=base))
+        private = Path(tempfile.mkdtemp(prefix=f"{TMP_PREFIX}{self._run.name}-", dir=base))
         try:
             self._ansible(private)
         finally:
@@ -120,9 +120,9 @@ class Job:
         if status != "successful":
             problem = PpecError(
                 "operation.cancelled" if status == "canceled" else "run.failed",
-                f"the Ansible run {self._run.path.name} ended {status} with code {return_code}",
+                f"the Ansible run {self._run.name} ended {status} with code {return_code}",
                 hint=f"Its output is in {self._run.path / 'ansible.log'}.",
-                subject=f"run {self._run.path.name}",
+                subject=f"run {self._run.name}",
             ).problem()
         counters = {"host_tasks": self._tasks.total(), "proxy_sessions": self._proxy_sessions}
         self._run.write_result(RunResult(status=status, return_code=return_code, problem=problem, counters=counters))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run is one directory, and nothing about the run is anywhere else.
 
-<runs>/<operation>-<n>/     0700
+<runs>/<operation>/<n>/     0700; a folder per operation, so that one is found without looking through the others
     lock                    held (flock) by the job process as long as it lives
     calls/<host>.json       what to do there; holds tenant data, so it goes when the operation has ended
     plan.json               which hosts and VMs it is about, written last: without it the run never started
@@ -32,7 +32,8 @@ from ppec_contract.model import HostName
 from ppec_contract.run import HostCall, RunEvent, RunPlan, RunResult
 
 _log = structlog.get_logger(__name__)
-_NAME = re.compile(r"(?P<operation>[a-z0-9][a-z0-9-]{0,63})-(?P<number>[0-9]{1,6})")
+_OPERATION = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
+_NUMBER = re.compile(r"[1-9][0-9]{0,5}")
 _HOST_NAME: TypeAdapter[str] = TypeAdapter(HostName)
 
 
@@ -52,8 +53,13 @@ class RunDirectory:
 
     @property
     def number(self) -> int:
-        match = _NAME.fullmatch(self.path.name)
-        return int(match["number"]) if match else 0
+        """The first run of an operation is 1."""
+        return int(self.path.name)
+
+    @property
+    def name(self) -> str:
+        """How people and logs call it: `<operation>-<n>`."""
+        return f"{self.path.parent.name}-{self.path.name}"
 
     def take_lock(self) -> int:
         """The descriptor that holds the live-lock. A flock belongs to the open file: passing it on passes the lock."""
@@ -161,13 +167,13 @@ class RunDirectories:
 
     def of(self, operation_id: str) -> list[RunDirectory]:
         """The operation's runs, oldest first."""
-        found = (RunDirectory(p) for p in self.root.glob(f"{operation_id}-*"))
-        return sorted((d for d in found if _belongs(d.path.name, operation_id)), key=lambda d: d.number)
+        return _runs_in(self._folder(operation_id))
 
     def create(self, operation_id: str) -> RunDirectory:
-        runs = self.of(operation_id)
-        number = runs[-1].number + 1 if runs else 1
-        path = self.root / f"{operation_id}-{number}"
+        folder = self._folder(operation_id)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        runs = _runs_in(folder)
+        path = folder / str(runs[-1].number + 1 if runs else 1)
         path.mkdir(mode=0o700)
         return RunDirectory(path)
 
@@ -180,16 +186,33 @@ class RunDirectories:
 
     def prune(self, older_than_s: float) -> int:
         """Removes runs nobody has touched for so long and nobody holds. Returns how many."""
-        old = [p for p in old_entries(self.root, older_than_s) if _NAME.fullmatch(p.name)]
-        gone = [path for path in old if not RunDirectory(path).is_live()]
-        for path in gone:
-            shutil.rmtree(path, ignore_errors=True)
-        return len(gone)
+        removed = 0
+        # A folder changes when a run is added, so it is at least as old as its youngest run.
+        for folder in old_entries(self.root, older_than_s):
+            if not _OPERATION.fullmatch(folder.name):
+                continue
+            old = set(old_entries(folder, older_than_s))
+            gone = [run for run in _runs_in(folder) if run.path in old and not run.is_live()]
+            for run in gone:
+                shutil.rmtree(run.path, ignore_errors=True)
+            removed += len(gone)
+            # Refused as long as there is anything in it.
+            with suppress(OSError):
+                folder.rmdir()
+        return removed
+
+    def _folder(self, operation_id: str) -> Path:
+        if not _OPERATION.fullmatch(operation_id):
+            raise ValueError(f"{operation_id[:80]!r} is no operation's id")
+        return self.root / operation_id
 
 
-def _belongs(name: str, operation_id: str) -> bool:
-    match = _NAME.fullmatch(name)
-    return match is not None and match["operation"] == operation_id
+def _runs_in(folder: Path) -> list[RunDirectory]:
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [RunDirectory(folder / name) for name in sorted(filter(_NUMBER.fullmatch, names), key=int)]
 
 
 def old_entries(folder: Path, older_than_s: float) -> list[Path]:

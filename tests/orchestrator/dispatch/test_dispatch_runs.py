@@ -240,9 +240,11 @@ def test_old_runs_go_while_the_orchestrator_runs(
     lock = held.take_lock()
     for one in (old, held):
         os.utime(one.path, (0, 0))
+        os.utime(one.path.parent, (0, 0))
     monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + 3700)
     dispatcher.forget("op-else")
     assert [one.path.exists() for one in (old, held, fresh)] == [False, True, True]
+    assert not old.path.parent.exists()
     os.close(lock)
 
 
