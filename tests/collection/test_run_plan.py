@@ -171,6 +171,16 @@ def test_a_host_the_plan_does_not_know_says_so(make_fleet, spec):
     assert [(e.host, e.problem.code) for e in events_of(plan)] == [("h2", "host.not_found")]
 
 
+def test_a_call_that_is_missing_is_not_taken_for_a_host_without_one(make_fleet, spec):
+    fleet = make_fleet("h1")
+    plan = fleet.plan({"h1": {"vms": [spec("a")]}})
+    path = fleet.write_plan(plan)
+    call_path(path, "h1").unlink()
+    with pytest.raises(PlanError, match=r"h1\.json is missing"):
+        read_part(path, "h1")
+    assert events_of(plan) == []
+
+
 def test_results_that_are_missing_are_a_problem(make_fleet, spec):
     fleet = make_fleet("h1")
     fleet.hosts["h1"].agent.faults = ['script:{"parameters": {"results": []}}\n']

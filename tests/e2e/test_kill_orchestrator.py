@@ -35,7 +35,7 @@ def assert_whole(cloud: LocalCloud, operation: dict[str, Any], count: int) -> No
 
 def assert_adopted(cloud: LocalCloud, operation: dict[str, Any]) -> None:
     """The killed orchestrator's run was taken over, and nothing of it begun again."""
-    log = cloud.orchestrator.process.tail(60)
+    log = cloud.orchestrator.process.tail(10_000)
     adopted = [line for line in log.splitlines() if "run.adopted" in line and operation["operation_id"] in line]
     assert adopted, f"the run was to be adopted:\n{log}"
     counters = operation["counters"]

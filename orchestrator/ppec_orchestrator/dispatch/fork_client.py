@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,7 +20,8 @@ _log = structlog.get_logger(__name__)
 _SERVER_MODULE = "ppec_orchestrator.dispatch.fork_server"
 _START_TIMEOUT_S = 30.0
 _ANSWER_TIMEOUT_S = 5.0
-_RETRY_S = (0.0, 1.0, 5.0, 30.0)
+_RETRY_S = (0.0, 0.0, 1.0, 5.0, 30.0)
+_STABLE_S = 5.0
 
 
 class ForkClient:
@@ -81,17 +83,19 @@ class ForkClient:
     def _keep(self) -> None:
         failures = 0
         while not self._stopping.is_set():
+            started = time.monotonic()
             try:
                 process = self._launch()
             except OSError as error:
                 _log.error("fork_server.failed", error=str(error))
                 process = None
             if process is not None:
-                failures = 0
                 process.wait()
                 if process.stdin is not None:
                     process.stdin.close()
-            failures += process is None
+            # One that dies as soon as it stands is no better than one that doesn't come up.
+            lived = process is not None and time.monotonic() - started >= _STABLE_S
+            failures = 0 if lived else failures + 1
             self._stopping.wait(_RETRY_S[min(failures, len(_RETRY_S) - 1)])
 
     def _launch(self) -> subprocess.Popen[bytes] | None:

@@ -123,21 +123,31 @@ class ForkServer:
                 _send(spare.channel, body, descriptors)
                 return spare.pid
         # There is none, or it was killed while it waited.
-        spare = self._fork(kind)
+        spare = self._fork(kind, not_for_it=descriptors)
         with spare.channel:
             _send(spare.channel, body, descriptors)
         return spare.pid
 
     def _refill(self) -> None:
-        for kind in _WORK:
-            if kind not in self._spares:
-                self._spares[kind] = self._fork(kind)
+        # Where nothing can be forked now, the next request tries again.
+        with contextlib.suppress(OSError):
+            for kind in _WORK:
+                if kind not in self._spares:
+                    self._spares[kind] = self._fork(kind)
 
-    def _fork(self, kind: str) -> _Spare:
+    def _fork(self, kind: str, *, not_for_it: Sequence[int] = ()) -> _Spare:
+        """A fork that waits for its request. What it is not to have open comes to it with the request, or never."""
         ours, theirs = _channel()
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         if pid == 0:
             ours.close()
+            for fd in not_for_it:
+                os.close(fd)
             self._in_fork(lambda: _WORK[kind](theirs))
         theirs.close()
         return _Spare(pid, ours)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ import pytest
 from ppec_contract.run import RunEvent, RunResult
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
 from ppec_orchestrator.dispatch.fork_client import server_command
+from ppec_orchestrator.dispatch.fork_server import ForkServer
 from ppec_orchestrator.dispatch.installation import Installation
 from ppec_orchestrator.dispatch.job import run_job
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
@@ -191,8 +193,20 @@ def test_killed_spare_forks_are_made_again(open_dispatcher: Callable[..., Ansibl
     until(lambda: len(spares_of(dispatcher)) == 2, "both spares wait")
     for pid in spares_of(dispatcher):
         os.kill(pid, signal.SIGKILL)
+    # Dead, and reaped by the server: a request sent to one that is dying would be lost with it.
+    until(lambda: not spares_of(dispatcher), "the spares are gone")
     events, result = follow(dispatcher.start(request()))
     assert (result.status, started_with(events)) == ("successful", {"warm=True"})
+
+
+def test_fork_server_outlives_a_fork_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room() -> int:
+        raise BlockingIOError(errno.EAGAIN, "no room for another process")
+
+    server = ForkServer(folder / "fork.sock")
+    monkeypatch.setattr(os, "fork", no_room)
+    server._refill()
+    assert not server._spares, "it goes on without, and tries again"
 
 
 def test_spare_forks_end_with_the_fork_server(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:

@@ -71,8 +71,11 @@ def read_part(path, host):
             terms = call["run"]
         except FileNotFoundError:
             # Of a host without a part, only the plan itself can say where to tell so.
-            source, call = Path(path), None
-            terms = json.loads(source.read_bytes())["run"]
+            missing, source, call = source, Path(path), None
+            plan = json.loads(source.read_bytes())
+            terms = plan["run"]
+            if host in plan["hosts"]:
+                raise PlanError(f"the plan names host {host}, and its file {missing} is missing") from None
         return HostPart(host, terms, call)
     except (OSError, ValueError) as error:
         raise PlanError(f"the plan file {source} can't be read: {error}") from error
