@@ -113,6 +113,24 @@ def test_older_certificate_does_not_supersede_the_newer(enrol: Callable[[], Test
     assert (beat(new).status_code, beat(old).status_code) == (200, 200)
 
 
+@pytest.mark.parametrize("steps_s", [(300, -300), (-86400, 0), (0, 0), (7200, -7200), (-3600, -3600)])
+def test_order_of_certificates_does_not_follow_the_clock(
+    enrol: Callable[[], TestClient], clock: Any, services: Services, steps_s: tuple[int, int]
+) -> None:
+    """The clock is set, or another replica's is taken, between one certificate and the next."""
+    agents = [enrol()]
+    for step_s in steps_s:
+        clock.forward(step_s)
+        agents.append(enrol())
+    for agent in agents:
+        assert beat(agent).status_code == 200
+    clock.forward(OVERLAP.total_seconds() + CACHE_S)
+    assert [beat(agent).status_code for agent in agents] == [401] * len(steps_s) + [200]
+    with services.database.read() as conn:
+        times = conn.execute(select(tables.certificate.c.issued_at)).scalars().all()
+    assert len(set(times)) == len(agents)
+
+
 def test_certificate_ends_with_its_date(enrol: Callable[[], TestClient], clock: Any) -> None:
     agent = enrol()
     clock.forward(LIFETIME.total_seconds())

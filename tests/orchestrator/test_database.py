@@ -4,22 +4,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, insert, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import is_reference_violation, is_unique_violation
+from ppec_orchestrator.store.migrations.upgrade import alembic_config
 
 VRF = {"name": "red", "description": ""}
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 
 def _count(database: Database) -> int:
@@ -180,6 +185,34 @@ def test_the_database_file_is_private(tmp_path: Path) -> None:
 def test_the_migrations_make_the_schema_of_tables(database: Database) -> None:
     with database.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """Without a schema."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/empty.db"
+    else:
+        url = request.getfixturevalue("postgres_url")
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+    made = Database(url)
+    yield made
+    made.close()
+
+
+def test_schema_of_every_version_is_brought_to_this_one(empty_database: Database) -> None:
+    """With what it holds: here the first schema's certificates, by the index of the second."""
+    held = {"serial": "1", "uri": "ppec://host/h1", "issued_at": NOW, "not_after": NOW}
+    with empty_database.write() as connection:
+        command.upgrade(alembic_config(connection), "0001")
+        connection.execute(insert(tables.certificate).values(held))
+        assert inspect(connection).get_indexes("certificate") == []
+    empty_database.migrate()
+    with empty_database.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+        assert dict(connection.execute(select(tables.certificate)).one()._mapping) == held
+        assert [index["column_names"] for index in inspect(connection).get_indexes("certificate")] == [["uri"]]
 
 
 def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from ppec_contract.identity import Identity
 from ppec_orchestrator.pki.ca import Issued
@@ -26,6 +26,7 @@ OVERLAP = timedelta(hours=1)
 # these cost no look at the database.
 CACHE_S = 60.0
 _MAX_CACHED = 65536
+_TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,16 @@ class _Known:
 
 
 def record_certificate(conn: Connection, issued: Issued, *, now: datetime) -> None:
+    """`issued_at` follows the order of recording whatever the clocks say: they differ between replicas and are set
+    back, and an older certificate must never supersede a newer one. A host's enrolments take turns on its row."""
+    newest = conn.execute(
+        select(func.max(certificate.c.issued_at)).where(certificate.c.uri == issued.uri)
+    ).scalar_one_or_none()
+    issued_at = now if newest is None else max(now, newest + _TICK)
     conn.execute(
-        insert(certificate).values(serial=issued.serial, uri=issued.uri, issued_at=now, not_after=issued.not_after)
+        insert(certificate).values(
+            serial=issued.serial, uri=issued.uri, issued_at=issued_at, not_after=issued.not_after
+        )
     )
 
 

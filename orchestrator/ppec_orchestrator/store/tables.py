@@ -175,7 +175,8 @@ certificate = Table(
     "certificate",
     metadata,
     Column("serial", String(40), primary_key=True),
-    Column("uri", String(128), nullable=False),
+    # Every host's, once a minute, by who it is.
+    Column("uri", String(128), nullable=False, index=True),
     Column("issued_at", UtcTime, nullable=False),
     Column("not_after", UtcTime, nullable=False),
 )
