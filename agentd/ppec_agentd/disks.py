@@ -21,6 +21,8 @@ from ppec_agentd.images import CachedImage
 from ppec_contract.errors import PpecError
 
 MIB = 1024 * 1024
+# Of every disk in a VM's folder, and of nothing else there.
+DISK_SUFFIX = ".qcow2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class VmFolder:
 
     @property
     def root_disk(self) -> Path:
-        return self.path / "root.qcow2"
+        return self.path / f"root{DISK_SUFFIX}"
 
     @property
     def seed(self) -> Path:

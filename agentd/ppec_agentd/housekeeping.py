@@ -24,7 +24,8 @@ SETTLE_S = 0.5
 class Housekeeping:
     """Runs soon after an event that says domains came or went, and every `EVERY_S`: undos may be left to do.
 
-    Each `chores` is called then, too; whether it is due is for itself to know.
+    Each of `chores` is called then, too; whether it is due is for itself to know. Settling and following are chores
+    like the others: what one of them raises is logged, and ends neither the round nor the rounds to come.
     """
 
     def __init__(self, actions: Actions, source: ReportSource, chores: tuple[Chore, ...] = ()) -> None:
@@ -32,6 +33,7 @@ class Housekeeping:
         self._source = source
         self._chores = chores
         self._changed = asyncio.Event()
+        self._unfollowed = False
 
     def heard(self, event: HypervisorEvent) -> None:
         if event.kind in (EventKind.DEFINED, EventKind.STARTED, EventKind.UNDEFINED, EventKind.RECONNECTED):
@@ -44,21 +46,34 @@ class Housekeeping:
                 async with asyncio.timeout(EVERY_S):
                     await self._changed.wait()
             await asyncio.sleep(SETTLE_S)
-            try:
-                await self.once()
-            except PpecError as error:
-                log.warning("housekeeping_failed", code=error.code, why=error.message)
+            await self.once()
 
     async def once(self) -> None:
-        """Raises `hypervisor.unavailable`; the change is then still to be followed."""
-        # First: what settling removes need not be entered before.
-        await self._actions.settle()
-        if self._changed.is_set():
-            self._changed.clear()
-            try:
-                await self._source.follow()
-            except PpecError:
-                self._changed.set()
-                raise
-        for chore in self._chores:
-            await chore()
+        """One round. A chore that fails is logged, and left to the next round."""
+        # Settling first: what it removes need not be entered before.
+        for chore in (self._actions.settle, self._follow, *self._chores):
+            await _tried(chore)
+
+    async def _follow(self) -> None:
+        """Raises `hypervisor.unavailable`; the change is then still to be followed, soon."""
+        if not (self._changed.is_set() or self._unfollowed):
+            return
+        self._changed.clear()
+        self._unfollowed = True
+        try:
+            await self._source.follow()
+        except PpecError:
+            self._changed.set()
+            raise
+        self._unfollowed = False
+
+
+async def _tried(chore: Chore) -> None:
+    name = getattr(chore, "__qualname__", repr(chore))
+    try:
+        await chore()
+    except PpecError as error:
+        log.warning("housekeeping_failed", chore=name, code=error.code, why=error.message)
+    except Exception:
+        # A bug, yet one chore's: nobody would start this task again, and undos would stay undone.
+        log.exception("housekeeping_broke", chore=name)

@@ -2,8 +2,9 @@
 """Images that no VM here needs any more leave the cache. `evictable` and `names_in` decide, `ImageEviction` does it.
 
 An image is in use when its sha256 stands in the metadata or a disk path of any domain, or in the backing file's name of
-any disk: of every file in the VMs' folders, whether a domain goes with it or not, and of the domains' disks elsewhere.
-An image in use is stamped as used at every look, so that its time begins when the last VM is gone.
+any disk: of those in the VMs' folders, whether a domain goes with them or not, and of the domains' disks elsewhere.
+An image in use is stamped as used at every look, so that its time begins when the last VM is gone. What a VM's folder
+holds besides disks is never opened: a guest writes what it likes to its console's log, also what looks like a disk.
 
 A create that has its image and not yet its disk is in no such place. `ImageCache.held` covers it, and
 `ImageCache.evict` takes nothing that is held, under way, or was in use at any moment since the look began.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import structlog
 
+from ppec_agentd.disks import DISK_SUFFIX, VmFolder
 from ppec_agentd.hypervisor import Domain, Hypervisor
 from ppec_agentd.image_files import KeptImage
 from ppec_agentd.image_format import backing_file_name
@@ -81,23 +83,26 @@ class ImageEviction:
 
 
 def images_in_use(domains: Iterable[Domain], vms_dir: Path) -> frozenset[str]:
-    """Raises OSError for a file of a VM's that can't be read, unless it is gone."""
+    """Raises OSError for a disk that can't be read or understood, unless it is gone."""
     found: set[str] = set()
     for domain in domains:
         if domain.metadata is not None:
             found.add(domain.metadata.image_sha256)
-        for disk in domain.disk_paths:
-            found |= names_in(disk) | _names_of_disk(Path(disk))
-    for path in _files_of(vms_dir):
+        folder = VmFolder(vms_dir, domain.vm_id)
+        for path in map(Path, domain.disk_paths):
+            found |= names_in(str(path))
+            if path not in (folder.seed, folder.console_log):
+                found |= _names_of_disk(path)
+    for path in _disks_in(vms_dir):
         found |= _names_of_disk(path)
     return frozenset(found)
 
 
-def _files_of(vms_dir: Path) -> Iterator[Path]:
-    """Every file in the VMs' folders; a folder may go at any moment."""
+def _disks_in(vms_dir: Path) -> Iterator[Path]:
+    """What is named like a root disk in the VMs' folders; a folder may go at any moment."""
     for folder in _entries(vms_dir):
         if folder.is_dir():
-            yield from _entries(folder)
+            yield from (path for path in _entries(folder) if path.suffix == DISK_SUFFIX)
 
 
 def _entries(folder: Path) -> list[Path]:

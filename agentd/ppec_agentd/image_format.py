@@ -8,6 +8,7 @@ a qcow2 is refused too: whoever probes its format would be led to the same place
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -36,7 +37,7 @@ def virtual_size_bytes(path: Path, image_format: str, subject: str) -> int:
 def backing_file_name(file: BinaryIO) -> bytes | None:
     """What a qcow2 file says it is built on, as it is written there; empty for nothing, None for no qcow2 file.
 
-    Raises OSError for a header that is cut short.
+    Raises OSError for a header that is cut short, or whose name can't be where it says.
     """
     file.seek(0)
     head = file.read(_HEADER.size)
@@ -47,10 +48,15 @@ def backing_file_name(file: BinaryIO) -> bytes | None:
     _, _, offset, length, *_ = _HEADER.unpack(head)
     if not offset:
         return b""
+    size_bytes = file.seek(0, os.SEEK_END)
+    # Before anything is done with them: they go up to 2**64, a seek not even to 2**63.
+    if length > _LONGEST_NAME or offset < _HEADER.size or offset + length > size_bytes:
+        where = f"{length} bytes at {offset} in a file of {size_bytes}"
+        raise OSError(f"{file.name}: the qcow2 header can't be right, its backing file's name has {where}")
     file.seek(offset)
-    name = file.read(min(length, _LONGEST_NAME))
-    if len(name) < min(length, _LONGEST_NAME):
-        raise OSError(f"{file.name}: the qcow2 header is cut short")
+    name = file.read(length)
+    if len(name) < length:
+        raise OSError(f"{file.name}: the qcow2 file was cut short meanwhile")
     return name
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
 import subprocess
 import time
 import uuid
@@ -16,11 +17,12 @@ import pytest
 
 from ppec_agentd.actions.context import HostContext
 from ppec_agentd.assembly import make_eviction, prepare_state
-from ppec_agentd.disks import FakeDisks, QemuImg
+from ppec_agentd.disks import FakeDisks, QemuImg, VmFolder
 from ppec_agentd.housekeeping import Housekeeping
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.image_eviction import ImageEviction, evictable, images_in_use, names_in
 from ppec_agentd.image_files import KeptImage
+from ppec_agentd.image_format import backing_file_name
 from ppec_agentd.images import CachedImage
 from ppec_agentd.report import ReportSource
 from ppec_agentd.settings import Settings
@@ -107,6 +109,67 @@ def test_a_disk_that_cannot_be_understood_is_an_error(tmp_path: Path) -> None:
     (folder / "root.qcow2").write_bytes(b"QFI\xfb cut")
     with pytest.raises(OSError, match="cut short"):
         images_in_use([], tmp_path / "vms")
+
+
+def qcow2_header(offset: int, length: int) -> bytes:
+    return struct.pack(">4sIQIIQI", b"QFI\xfb", 3, offset, length, 16, 1 << 30, 0) + bytes(68)
+
+
+WRONG_HEADERS = {
+    "offset 2^64-1": qcow2_header(2**64 - 1, 1023),
+    "offset 2^63": qcow2_header(1 << 63, 1023),
+    "offset 2^63-1": qcow2_header((1 << 63) - 1, 1),
+    "offset 2^62": qcow2_header(1 << 62, 1023),
+    "offset after the end": qcow2_header(1 << 20, 100),
+    "offset 2^63, no length": qcow2_header(1 << 63, 0),
+    "offset in the header": qcow2_header(8, 4),
+    "length after the end": qcow2_header(104, 1),
+    "length 2^32-1": qcow2_header(104, 2**32 - 1) + bytes(4096),
+    "name too long": qcow2_header(104, 1024) + bytes(4096),
+    "cut short": qcow2_header(104, 1)[:20],
+    "magic alone": b"QFI\xfb",
+}
+
+
+@pytest.mark.parametrize("header", WRONG_HEADERS.values(), ids=WRONG_HEADERS)
+def test_a_header_that_cannot_be_right_is_an_oserror(tmp_path: Path, header: bytes) -> None:
+    disk = tmp_path / "root.qcow2"
+    disk.write_bytes(header)
+    with (
+        disk.open("rb") as file,
+        pytest.raises(OSError, match=r"root\.qcow2: the qcow2 header (is cut|can't be right)"),
+    ):
+        backing_file_name(file)
+
+
+@pytest.mark.parametrize("name", [b"", b"\xff\xfe\x00\x80", b"json:{\xc3\x28", b"\xff" * 1023], ids=repr)
+def test_a_backing_file_of_odd_bytes_is_a_name_like_any_other(tmp_path: Path, name: bytes) -> None:
+    disk = tmp_path / "vms" / "vm" / "root.qcow2"
+    disk.parent.mkdir(parents=True)
+    disk.write_bytes(qcow2_header(104, len(name)) + name)
+    with disk.open("rb") as file:
+        assert backing_file_name(file) == name
+    assert images_in_use([], tmp_path / "vms") == frozenset()
+
+
+HOSTILE_LOGS = {
+    **WRONG_HEADERS,
+    "names an image": qcow2_header(104, 64) + B.encode(),
+    "describes a disk": f'{{"backing": "/images/{B}.raw"}}'.encode(),
+}
+
+
+@pytest.mark.parametrize("log", HOSTILE_LOGS.values(), ids=HOSTILE_LOGS)
+def test_nothing_a_guest_says_on_its_console_counts(tmp_path: Path, log: bytes) -> None:
+    vm_id = uuid.uuid4()
+    folder = VmFolder(tmp_path / "vms", vm_id)
+    folder.make()
+    folder.root_disk.write_bytes(qcow2_header(104, 64) + A.encode())
+    folder.console_log.write_bytes(log)
+    folder.seed.write_bytes(log)
+    ours = Domain(vm_id, "ours", VmState.RUNNING, 1, 64, disk_paths=(str(folder.root_disk), str(folder.seed)))
+    assert images_in_use([ours], tmp_path / "vms") == {A}
+    assert images_in_use([], tmp_path / "vms") == {A}
 
 
 # --- the eviction -----------------------------------------------------------------------------------------------
@@ -254,6 +317,22 @@ def test_a_hypervisor_or_a_disk_that_cannot_be_asked_keeps_all(
             await agent.hypervisor.open()
             await eviction.once_due()
             assert cached(agent) == []
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("log", HOSTILE_LOGS.values(), ids=HOSTILE_LOGS)
+def test_no_guest_keeps_the_hosts_images_from_leaving(
+    settings: Settings, words: Any, vm: Callable[..., Any], log: bytes
+) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            await agent.context.images.ensure(vm().root_disk.image)
+            age(agent.context)
+            folder = VmFolder(settings.storage.vms, uuid.uuid4())
+            folder.make()
+            folder.console_log.write_bytes(log)
+            assert await eviction_of(agent).once() == (words.image_sha256,)
 
     run(scenario())
 
