@@ -16,8 +16,9 @@ from ppec_orchestrator.operations.live import Live
 from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.operations.steps import HandedOverError
 from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.claims import Claim
 from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.operations import Claim, Item
+from ppec_orchestrator.store.operations import Item
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from ppec_orchestrator.operations.live import Live
 from ppec_orchestrator.operations.registry import KINDS
 from ppec_orchestrator.operations.retention import Retention
 from ppec_orchestrator.operations.steps import HandedOverError
-from ppec_orchestrator.store import operations as store
-from ppec_orchestrator.store.operations import Claim, Claimant
+from ppec_orchestrator.store import claims
+from ppec_orchestrator.store.claims import Claim, Claimant
+from ppec_orchestrator.store.operations import CHANGED, WORK
 
 _log = structlog.get_logger(__name__)
 _STOP_S = 15.0
@@ -98,7 +99,7 @@ class Engine:
         self._replica = Replica(self._folder)
         # A process that had this name before is dead, whatever its leases say.
         with self._ports.database.write() as conn:
-            found = store.give_up(conn, owner_prefix=f"{self._replica.name}:", now=self._ports.now())
+            found = claims.give_up(conn, owner_prefix=f"{self._replica.name}:", now=self._ports.now())
             self._limits = Limits.read(conn)
         _log.info("engine.started", owner=self._replica.owner, taken_over=found)
         work = ((self._claims, "claims"), (self._renewals, "leases"), (self._retention.run, "retention"))
@@ -110,14 +111,14 @@ class Engine:
     def stop(self) -> None:
         """Lets go of everything: runs under way go on, and are adopted by whoever claims their operations next."""
         self._stopping.set()
-        self._ports.database.notify(store.WORK)
+        self._ports.database.notify(WORK)
         with self._lock:
             workers = [one.thread for one in self._running.values()]
         for thread in (*self._threads, *workers):
             thread.join(timeout=_STOP_S)
         if self._replica is not None:
             with suppress(PpecError), self._ports.database.write() as conn:
-                store.give_up(conn, owner_prefix=self._replica.owner, now=self._ports.now())
+                claims.give_up(conn, owner_prefix=self._replica.owner, now=self._ports.now())
             self._replica.close()
 
     def cancel_now(self, operation_id: str) -> None:
@@ -143,17 +144,17 @@ class Engine:
                 # Whatever it was, an engine that no longer claims is worse.
                 _log.error("engine.claim_failed", exc_info=error)
                 self._stopping.wait(self._limits.poll_s)
-            self._ports.database.wait(store.WORK, self._limits.poll_s)
+            self._ports.database.wait(WORK, self._limits.poll_s)
 
     def _claim_one(self) -> bool:
         if self._stopping.is_set() or self._replica is None:
             return False
         database, now = self._ports.database, self._ports.now()
         with database.read() as conn:
-            if not store.claimable(conn, now, KINDS):
+            if not claims.claimable(conn, now, KINDS):
                 return False
         with database.write() as conn:
-            claimed = store.claim(
+            claimed = claims.claim(
                 conn,
                 Claimant(self._replica.owner, KINDS),
                 now=now,
@@ -161,7 +162,7 @@ class Engine:
                 max_running=self._limits.max_running,
             )
             if claimed is not None:
-                database.notify(store.CHANGED, claimed.operation_id, within=conn)
+                database.notify(CHANGED, claimed.operation_id, within=conn)
         if claimed is None:
             return False
         self._launch(claimed)
@@ -171,7 +172,7 @@ class Engine:
         """Takes over changed limits, and says once of each kind that only a newer replica's operations can have."""
         with self._ports.database.read() as conn:
             self._limits = Limits.read(conn)
-            strange = store.unknown_kinds(conn, KINDS)
+            strange = claims.unknown_kinds(conn, KINDS)
         for kind in sorted(strange - self._strange):
             _log.warning("engine.kind_unknown", kind=kind)
         self._strange |= strange
@@ -206,7 +207,7 @@ class Engine:
                     self._live.forget(context.operation_id)
             # A place is free, for one that waited because of the limit.
             with suppress(PpecError):
-                self._ports.database.notify(store.WORK)
+                self._ports.database.notify(WORK)
 
     def _renewals(self) -> None:
         while not self._stopping.wait(self._limits.renewal_s):
@@ -222,7 +223,7 @@ class Engine:
             return
         until = self._ports.now() + timedelta(seconds=self._limits.lease_s)
         with self._ports.database.write() as conn:
-            held = store.renew(conn, mine, owner=self._replica.owner, until=until)
+            held = claims.renew(conn, mine, owner=self._replica.owner, until=until)
         for operation_id, cancel in held.items():
             if cancel:
                 mine[operation_id].signals.cancel.set()

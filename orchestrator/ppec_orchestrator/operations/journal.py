@@ -11,9 +11,9 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.claims import Claim, guard
 from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.operations import Claim
+from ppec_orchestrator.store.operations import CHANGED
 
 T = TypeVar("T")
 _TRIES = 5
@@ -58,8 +58,8 @@ class Journal:
     def _once(self, writes: Callable[[Connection], T]) -> T:
         counters = self._counters + Counter(commits=1)
         with self._database.write() as conn:
-            store.guard(conn, self.claimed, counters)
+            guard(conn, self.claimed, counters)
             result = writes(conn)
-            self._database.notify(store.CHANGED, self.claimed.operation_id, within=conn)
+            self._database.notify(CHANGED, self.claimed.operation_id, within=conn)
         self._counters["commits"] += 1
         return result

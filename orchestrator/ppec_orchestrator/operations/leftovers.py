@@ -21,10 +21,9 @@ from ppec_orchestrator.operations.context import Context
 from ppec_orchestrator.operations.hosts import Call, by_ids, carry
 from ppec_orchestrator.operations.outcomes import may_have_left_something
 from ppec_orchestrator.store import operations as store
-from ppec_orchestrator.store.operations import Item, NewItem, NewOperation
+from ppec_orchestrator.store.operations import CLEANUP, Item, NewItem, NewOperation
 from ppec_orchestrator.store.tables import address
 
-CLEANUP = "vm.cleanup"
 CLEANUP_STEPS = ("keep", "cleanup")
 
 

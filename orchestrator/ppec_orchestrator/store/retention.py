@@ -13,13 +13,11 @@ from datetime import datetime
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, literal, or_, select, tuple_
 
-from ppec_contract.api import OperationState
+from ppec_orchestrator.store.operations import CLEANUP, OPEN
 from ppec_orchestrator.store.tables import certificate, idempotency_key, operation, operation_item, vm
 
 # Rows of one write transaction: on SQLite everybody else's writes wait for it.
 BATCH_ROWS = 500
-_OPEN = (OperationState.QUEUED.value, OperationState.RUNNING.value)
-_CLEANUP = "vm.cleanup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +39,7 @@ def referred_to(conn: Connection, before: datetime) -> frozenset[str]:
         select(idempotency_key.c.operation_id).where(idempotency_key.c.created_at < before)
     ).scalars()
     open_ones = conn.execute(
-        select(operation.c.input).where(operation.c.state.in_(_OPEN), operation.c.kind == _CLEANUP)
+        select(operation.c.input).where(operation.c.state.in_(OPEN), operation.c.kind == CLEANUP)
     ).scalars()
     return frozenset(of_vms) | frozenset(of_keys) | frozenset(str(one.get("after", "")) for one in open_ones)
 
@@ -52,7 +50,7 @@ def old_operations(conn: Connection, before: datetime, after: OldOperation | Non
     statement = (
         select(operation.c.id, operation.c.created_at, items.label("items"))
         # Looked for by creation, which is indexed and comes before the end.
-        .where(operation.c.created_at < before, operation.c.ended_at < before, operation.c.state.not_in(_OPEN))
+        .where(operation.c.created_at < before, operation.c.ended_at < before, operation.c.state.not_in(OPEN))
         .order_by(operation.c.created_at, operation.c.id)
         .limit(BATCH_ROWS)
     )
@@ -81,7 +79,7 @@ def in_batches(old: Sequence[OldOperation], kept: Collection[str]) -> Iterator[l
 
 def remove_operations(conn: Connection, operation_ids: Sequence[str]) -> int:
     """With their steps and items. One that is open stays, whatever was asked."""
-    gone = delete(operation).where(operation.c.id.in_(operation_ids), operation.c.state.not_in(_OPEN))
+    gone = delete(operation).where(operation.c.id.in_(operation_ids), operation.c.state.not_in(OPEN))
     return conn.execute(gone).rowcount
 
 

@@ -27,6 +27,7 @@ from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.store import ipdb, tables, vm_views
 from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.claims import give_up
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operation_views import OperationFilter
@@ -149,7 +150,7 @@ class World:
         self.replicas.remove(replica)
         if leases_end:
             with self.database.write() as conn:
-                store.give_up(conn, owner_prefix=dead.owner, now=now())
+                give_up(conn, owner_prefix=dead.owner, now=now())
 
     def stop(self) -> None:
         for replica in self.replicas:

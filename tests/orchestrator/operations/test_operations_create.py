@@ -21,10 +21,10 @@ from ppec_contract.vm import VmInfo, VmState
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
 from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher, SimulatedFleet, SimulatedRun
 from ppec_orchestrator.ipdb.ranges import usable_range
-from ppec_orchestrator.operations.leftovers import CLEANUP, CLEANUP_STEPS
+from ppec_orchestrator.operations.leftovers import CLEANUP_STEPS
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store import operations as store
-from ppec_orchestrator.store.operations import NewItem, NewOperation
+from ppec_orchestrator.store.operations import CLEANUP, NewItem, NewOperation
 from ppec_orchestrator.store.tables import address, host, host_cell, prefix
 
 

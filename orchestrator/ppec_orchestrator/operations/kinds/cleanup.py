@@ -16,12 +16,12 @@ from sqlalchemy import Connection
 from ppec_contract.api import ItemState
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.hosts import Call, by_ids, carry
-from ppec_orchestrator.operations.leftovers import CLEANUP, CLEANUP_STEPS, Leftover
+from ppec_orchestrator.operations.leftovers import CLEANUP_STEPS, Leftover
 from ppec_orchestrator.operations.steps import Kind, NoUndo, PostponedError, Step, StepEnd, done_on_accept
 from ppec_orchestrator.operations.verdicts import by_items
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store import operations as store
-from ppec_orchestrator.store.operations import ItemChange
+from ppec_orchestrator.store.operations import CLEANUP, ItemChange
 
 # A host may be away for months: without a bound the power outgrows what a float holds, and the clean-up fails.
 _MOST_DOUBLINGS = 16
