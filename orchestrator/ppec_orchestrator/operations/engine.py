@@ -36,6 +36,8 @@ from ppec_orchestrator.store.operations import CHANGED, WORK
 
 _log = structlog.get_logger(__name__)
 _STOP_S = 15.0
+# However long `poll_s` is: a limit that is put right is taken over before long.
+_LONGEST_POLL_S = 5.0
 
 
 class Replica:
@@ -135,7 +137,7 @@ class Engine:
         while not self._stopping.is_set():
             try:
                 # Not before every claim: what it reads changes seldom, and somebody waits for the claim.
-                if time.monotonic() - looked >= self._limits.poll_s:
+                if time.monotonic() - looked >= self._poll_s:
                     self._look()
                     looked = time.monotonic()
                 while self._claim_one():
@@ -143,8 +145,12 @@ class Engine:
             except Exception as error:
                 # Whatever it was, an engine that no longer claims is worse.
                 _log.error("engine.claim_failed", exc_info=error)
-                self._stopping.wait(self._limits.poll_s)
-            self._ports.database.wait(WORK, self._limits.poll_s)
+                self._stopping.wait(self._poll_s)
+            self._ports.database.wait(WORK, self._poll_s)
+
+    @property
+    def _poll_s(self) -> float:
+        return min(self._limits.poll_s, _LONGEST_POLL_S)
 
     def _claim_one(self) -> bool:
         if self._stopping.is_set() or self._replica is None:

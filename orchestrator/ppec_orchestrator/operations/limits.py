@@ -21,9 +21,9 @@ _DAY_S = 86400.0
 class Limits:
     """`operations.<name>` in the database. Seconds where the name ends in `_s`.
 
-    `max_running` counts over all replicas. A lease must outlast some renewals: a replica that misses them all is
-    taken for dead. `attempts` is how many hosts a VM's create is tried on. `keep_…` count from an operation's end, a
-    key's first use and a certificate's expiry.
+    `max_running` counts over all replicas. `poll_s` counts as 5 at most. A lease must outlast some renewals: a replica
+    that misses them all is taken for dead. `attempts` is how many hosts a VM's create is tried on. `keep_…` count from
+    an operation's end, a key's first use and a certificate's expiry.
     """
 
     max_running: int = 32

@@ -359,6 +359,21 @@ def test_limit_on_running_changes_at_run_time(world: Any) -> None:
         assert world.ended(one.operation_id).state is OperationState.SUCCEEDED
 
 
+@NO_DEAD_THREADS
+def test_pause_between_looks_can_be_undone_however_long_it_was_set(world: Any) -> None:
+    """Nothing wakes the engine: it finds the new limit by itself."""
+    world.settings(max_running=1, poll_s=1e12)
+    replica = world.replica()
+    world.dispatcher.gate.clear()
+    accepted = [replica.create(world.batch(1), world.ask) for _ in range(2)]
+    world.wait_until(lambda: replica.engine.running, "one is running")
+    world.settings(max_running=2, poll_s=0.05)
+    world.wait_until(lambda: len(replica.engine.running) == 2, "two are running")
+    world.dispatcher.gate.set()
+    for one in accepted:
+        assert world.ended(one.operation_id).state is OperationState.SUCCEEDED
+
+
 def test_higher_priority_is_claimed_first(world: Any) -> None:
     waiting = world.replica("accepting", start=False)
     made = waiting.create(world.batch(1), world.ask)
