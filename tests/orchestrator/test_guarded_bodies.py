@@ -11,7 +11,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
-from starlette.types import Message
+from starlette.types import Message, Receive
 
 from ppec_orchestrator.api.app import ROUTERS
 from ppec_orchestrator.api.audited import CHANGING, AuditedRoute
@@ -32,12 +32,21 @@ def changing_routes(app: FastAPI) -> Iterator[tuple[str, str, str]]:
             yield methods[method.lower()]["operationId"], method, path.replace("{", "").replace("}", "")
 
 
-def ask(app: FastAPI, method: str, path: str, headers: dict[str, str]) -> tuple[int, list[Message]]:
-    """The answer to a request whose body never comes: reading it fails."""
-    sent: list[Message] = []
+async def never() -> Message:
+    raise AssertionError("the body was asked for")
 
-    async def receive() -> Message:
-        raise AssertionError("the body was asked for")
+
+def ask(
+    app: FastAPI,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    *,
+    query: str = "format=raw",
+    receive: Receive = never,
+) -> tuple[int, list[Message]]:
+    """The answer to a request whose body, unless another is given, never comes: reading it fails."""
+    sent: list[Message] = []
 
     async def send(message: Message) -> None:
         sent.append(message)
@@ -51,7 +60,7 @@ def ask(app: FastAPI, method: str, path: str, headers: dict[str, str]) -> tuple[
         "scheme": "https",
         "path": path,
         "raw_path": path.encode(),
-        "query_string": b"format=raw",
+        "query_string": query.encode(),
         "headers": [(name.encode(), value.encode()) for name, value in all_headers.items()],
         "client": ("192.0.2.7", 1),
         "server": ("o", 443),
@@ -71,8 +80,44 @@ def test_nobody_elses_body_is_read(app: FastAPI) -> None:
 def test_nor_is_that_of_a_caller_of_too_low_a_role(app: FastAPI, client_as: Callable[[Role], TestClient]) -> None:
     token = client_as(Role.VIEWER).headers["Authorization"]
     routes = [one for one in changing_routes(app) if one[0] not in ("enrol_host", "put_report", "post_heartbeat")]
-    refused = {name: ask(app, method, path, {"authorization": token})[0] for name, method, path in routes}
-    assert refused == dict.fromkeys(refused, 403)
+    asked = {name: ask(app, method, path, {"authorization": token}) for name, method, path in routes}
+    assert {name: status for name, (status, _) in asked.items()} == dict.fromkeys(asked, 403)
+    for name, (_, sent) in asked.items():
+        assert (b"connection", b"close") in sent[0]["headers"], name
+
+
+async def endlessly() -> Message:
+    return {"type": "http.request", "body": b"x" * 16_384, "more_body": True}
+
+
+def test_body_that_was_not_read_to_its_end_is_not_waited_for(app: FastAPI, client: TestClient) -> None:
+    """Whatever it is refused for."""
+    assert client.put("/v1/images/small?format=raw", content=b"x" * 1024).status_code == 201
+    token = {"authorization": client.headers["Authorization"]}
+    other = f"format=raw&sha256={'0' * 64}"
+    asked = [
+        ask(app, "POST", "/v1/enrol", {}, receive=endlessly),
+        ask(app, "POST", "/v1/vrfs", token, receive=endlessly),
+        ask(app, "POST", "/v1/vrfs", token | {"content-length": "100000"}),
+        ask(app, "PUT", "/v1/images/small", token, query=other),
+        ask(app, "PUT", "/v1/nothing", token | {"transfer-encoding": "chunked"}),
+    ]
+    assert [status for status, _ in asked] == [413, 413, 413, 409, 404]
+    for _, sent in asked:
+        assert (b"connection", b"close") in sent[0]["headers"]
+
+
+def test_body_that_was_read_keeps_the_connection(client: TestClient) -> None:
+    answers = [
+        client.put("/v1/images/small?format=raw", content=b"x" * 1024),
+        client.post("/v1/vrfs", json={"name": "red"}),
+        client.post("/v1/vrfs", json={"name": "red"}),
+        client.post("/v1/vrfs", json={"name": "Bad Name"}),
+        client.delete("/v1/vrfs/red"),
+        client.get("/v1/vrfs/red"),
+    ]
+    assert [answer.status_code for answer in answers] == [201, 201, 409, 422, 204, 404]
+    assert [answer.headers.get("connection") for answer in answers] == [None] * 6
 
 
 def test_enrolment_takes_a_short_body_only(app: FastAPI) -> None:

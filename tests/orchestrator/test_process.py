@@ -204,6 +204,34 @@ def _answer(orchestrator: Process, sent: bytes) -> bytes:
     return answer
 
 
+def _takes_endlessly(orchestrator: Process, head: bytes) -> bool:
+    """Whether a body without an end is taken for as long as it is sent, here 64 MiB."""
+    context = ssl.create_default_context(cafile=str(orchestrator.state / "pki" / "ca.crt"))
+    chunk = b"10000\r\n" + b"x" * 65536 + b"\r\n"
+    with (
+        socket.create_connection(("localhost", orchestrator.port), timeout=30) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as connection,
+    ):
+        try:
+            connection.sendall(head + b"host: o\r\ntransfer-encoding: chunked\r\n\r\n")
+            for _ in range(1024):
+                connection.sendall(chunk)
+        except OSError:
+            return False
+    return True
+
+
+def test_body_that_was_refused_is_not_read_on(orchestrator: Process) -> None:
+    viewer = orchestrator.run("token", "create", "ci", "--role", "viewer").stdout.strip().encode()
+    upload = b"PUT /v1/images/x?format=raw HTTP/1.1\r\nauthorization: Bearer " + viewer + b"\r\n"
+    with orchestrator.serving():
+        assert not _takes_endlessly(orchestrator, b"POST /v1/enrol HTTP/1.1\r\n")
+        assert not _takes_endlessly(orchestrator, upload)
+        forbidden = _answer(orchestrator, upload + b"content-length: 9000000\r\n\r\n" + b"x" * 100_000)
+    assert forbidden.startswith(b"HTTP/1.1 403 ")
+    assert b"auth.forbidden" in forbidden
+
+
 def test_strangers_are_cut_off(orchestrator: Process) -> None:
     """Anybody may connect, so nobody may fill the memory before having said who they are."""
     endless_head = b"GET /v1/health HTTP/1.1\r\n" + b"".join(b"x-%d: %s\r\n" % (n, b"y" * 1000) for n in range(67))

@@ -26,7 +26,7 @@ from ppec_orchestrator.api import (
     vms,
     vrfs,
 )
-from ppec_orchestrator.api.bodies import BodyLimit
+from ppec_orchestrator.api.bodies import BodyLimit, UnreadBodies
 from ppec_orchestrator.api.problems import PROBLEM_JSON, UnhandledErrors, install_problems
 from ppec_orchestrator.api.services import Services
 
@@ -90,4 +90,5 @@ def create_app(services: Services) -> FastAPI:
     # The last added is the outermost.
     app.add_middleware(BodyLimit, limit_bytes=services.settings.max_body_bytes)
     app.add_middleware(UnhandledErrors)
+    app.add_middleware(UnreadBodies)
     return app

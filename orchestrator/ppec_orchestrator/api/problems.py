@@ -48,19 +48,14 @@ def internal_error(error: Exception, where: str) -> PpecError:
 
 def _ppec_error(request: Request, error: Exception) -> Response:
     response = problem_response(cast("PpecError", error))
-    if response.status_code == 401 and (_with_certificate(request) or _with_body(request)):
-        # A certificate is shown once per connection: on the next one the caller may show a newer. And a body that was
-        # not read for want of credentials is not waited for.
+    if response.status_code == 401 and _with_certificate(request):
+        # A certificate is shown once per connection: on the next one the caller may show a newer.
         response.headers["Connection"] = "close"
     return response
 
 
 def _with_certificate(request: Request) -> bool:
     return bool(request.scope.get("state", {}).get("peer_certificate"))
-
-
-def _with_body(request: Request) -> bool:
-    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
 def _validation_error(request: Request, error: Exception) -> Response:
