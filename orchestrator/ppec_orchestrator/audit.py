@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who changed what: one line of the log per change made or refused, under the event `audit`. Names only: no secret,
-no user data, nothing of a body but the name of what it is about."""
+"""Who changed what: one line of the log per change made, refused or broken off, under the event `audit`. Names only: no
+secret, no user data, nothing of a body but the name of what it is about and which of the offered actions was asked."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ _log = structlog.get_logger(__name__)
 _LONGEST = 256
 
 
-def audit(caller: str, action: str, subject: str, outcome: Literal["done", "refused"], **more: str) -> None:
-    """`action` is the operation id of the API's document, or the command's name; `subject` what it was about."""
-    _log.info("audit", caller=caller, action=action, subject=subject[:_LONGEST], outcome=outcome, **more)
+def audit(caller: str, action: str, subject: str, outcome: Literal["done", "refused", "failed"], **more: str) -> None:
+    """`action` is the operation id of the API's document, or the command's name; `subject` what it was about.
+
+    `failed` is what broke off by a fault of ours: it may have been done all the same. Every value is cut to 256
+    characters.
+    """
+    told = {"caller": caller, "action": action, "subject": subject, "outcome": outcome, **more}
+    _log.info("audit", **{name: value[:_LONGEST] for name, value in told.items()})

@@ -12,6 +12,8 @@ from fastapi.testclient import TestClient
 from structlog.testing import capture_logs
 
 from ppec_orchestrator.api.audited import CHANGING
+from ppec_orchestrator.api.services import Services
+from ppec_orchestrator.audit import audit
 from ppec_orchestrator.roles import Role
 
 HOST = {"name": "h1", "rack": "r1", "vrf": "red", "address": "192.0.2.1"}
@@ -83,6 +85,27 @@ def test_changes_are_told_with_what_they_were_about(client: TestClient) -> None:
     assert token not in str(logs)
 
 
+def test_change_that_broke_off_after_its_commit_is_told(client: TestClient, services: Services) -> None:
+    """The record of the image is gone; only its file can't be removed."""
+    made = client.put("/v1/images/small?format=raw", content=b"x" * 1024).json()
+    path = services.images.path(made["sha256"])
+    path.unlink()
+    (path / "in-the-way").mkdir(parents=True)
+    with capture_logs() as logs:
+        failed = TestClient(client.app, headers=client.headers).delete("/v1/images/small")
+    assert (failed.status_code, failed.json()["code"]) == (500, "internal.error")
+    assert client.get("/v1/images/small").status_code == 404
+    assert lines(logs) == [("test-admin", "delete_image", "small", "failed")]
+
+
+def test_change_the_database_may_have_made_is_told(client: TestClient, services: Services) -> None:
+    with services.database.write() as conn:
+        conn.exec_driver_sql("DROP TABLE vrf")
+    with capture_logs() as logs:
+        assert client.post("/v1/vrfs", json={"name": "red"}).status_code >= 500
+    assert lines(logs) == [("test-admin", "create_vrf", "red", "failed")]
+
+
 def test_what_failed_or_changes_nothing_leaves_none(client: TestClient) -> None:
     with capture_logs() as logs:
         assert client.post("/v1/racks", json={"name": "r9", "cluster": "c9"}).status_code == 404
@@ -107,3 +130,10 @@ def test_a_name_as_long_as_a_book_is_cut(app: FastAPI) -> None:
         TestClient(app).post("/v1/enrol", json={"host": "a" * 63, "token": "x" * 43, "csr_pem": "x"})
         TestClient(app).delete(f"/v1/vrfs/{'a' * 5000}")
     assert all(len(line[2]) <= 256 for line in lines(logs))
+
+
+def test_every_value_is_cut() -> None:
+    with capture_logs() as logs:
+        audit("c" * 999, "a" * 999, "s" * 999, "done", operation="o" * 999)
+    (line,) = logs
+    assert [len(line[name]) for name in ("caller", "action", "subject", "operation")] == [256] * 4

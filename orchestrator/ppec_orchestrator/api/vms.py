@@ -11,6 +11,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from ppec_contract.api import OperationView, Page, VmAction, VmRecord, VmsAction, VmsCreate, VmView
 from ppec_contract.model import Model, canonical_json
+from ppec_orchestrator.api.audited import changes
 from ppec_orchestrator.api.auth import Caller, Operator, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.operations import Engine
@@ -52,7 +53,9 @@ def _ask(caller: Caller, key: str | None, request: Request, body: Model) -> Ask:
     return Ask(caller.name, RequestKey(caller.name, key, hashlib.sha256(canonical_json(what)).hexdigest()))
 
 
-def _accepted(response: Response, view: OperationView) -> OperationView:
+def _accepted(request: Request, response: Response, view: OperationView) -> OperationView:
+    # A VM may have been given its name just now, or have been called by its id.
+    changes(request, [item.name for item in view.items])
     response.headers["Location"] = f"/v1/operations/{view.operation_id}"
     return view
 
@@ -67,7 +70,7 @@ def create_vms(
     idempotency_key: IdempotencyKey = None,
 ) -> OperationView:
     """Placed, given addresses and queued in one transaction, or refused with the reasons counted over hosts."""
-    return _accepted(response, operations.create(body, _ask(caller, idempotency_key, request, body)))
+    return _accepted(request, response, operations.create(body, _ask(caller, idempotency_key, request, body)))
 
 
 @router.post("/actions", name="act_on_vms", summary="Start, stop or delete VMs", status_code=202)
@@ -80,7 +83,7 @@ def act_on_vms(
     idempotency_key: IdempotencyKey = None,
 ) -> OperationView:
     """One operation for all of them; each VM's result is its own."""
-    return _accepted(response, operations.act(body, _ask(caller, idempotency_key, request, body)))
+    return _accepted(request, response, operations.act(body, _ask(caller, idempotency_key, request, body)))
 
 
 @router.get("", name="list_vms", summary="List VMs")
@@ -107,4 +110,4 @@ def delete_vm(
     idempotency_key: IdempotencyKey = None,
 ) -> OperationView:
     body = VmsAction(action=VmAction.DELETE, vms=(vm,))
-    return _accepted(response, operations.act(body, _ask(caller, idempotency_key, request, body)))
+    return _accepted(request, response, operations.act(body, _ask(caller, idempotency_key, request, body)))

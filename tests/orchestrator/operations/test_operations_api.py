@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from structlog.testing import capture_logs
 
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.services import make_services, utc_now
@@ -109,6 +110,44 @@ def test_actions_and_delete_are_operations(world: Any, operator: TestClient) -> 
     kinds = [one["kind"] for one in operator.get("/v1/operations").json()["items"]]
     assert kinds == ["vm.delete", "vm.delete", "vm.stop", "vm.create"]
     assert len(operator.get("/v1/operations", params={"kind": "vm.delete"}).json()["items"]) == 2
+
+
+def told(logs: Any) -> list[tuple[str, str, str, str]]:
+    """Of the audit lines: what was done, to what, by which operation."""
+    found = [line for line in logs if line["event"] == "audit"]
+    return [(line["action"], line.get("asked", ""), line["subject"], line.get("operation", "")) for line in found]
+
+
+def test_audit_lines_say_what_was_done_to_which_vms(world: Any, operator: TestClient) -> None:
+    with capture_logs() as logs:
+        made = operator.post("/v1/vms", json=BODY | {"count": 1}).json()
+        nameless = operator.post("/v1/vms", json={"flavor": "small", "image": "debian", "host": "h1"}).json()
+        for one in (made, nameless):
+            world.ended(one["operation_id"])
+        ids = [str(one["items"][0]["vm_id"]) for one in (made, nameless)]
+        acts = []
+        for action in ("stop", "start"):
+            acts.append(operator.post("/v1/vms/actions", json={"action": action, "vms": ids}).json())
+            world.ended(acts[-1]["operation_id"])
+        gone = operator.delete(f"/v1/vms/{ids[0]}").json()
+        assert operator.post("/v1/vms/actions", json={"action": "explode", "vms": ids}).status_code == 422
+    made_up = nameless["items"][0]["name"]
+    assert made_up.startswith("vm-")
+    assert told(logs) == [
+        ("create_vms", "", "web", made["operation_id"]),
+        ("create_vms", "", made_up, nameless["operation_id"]),
+        ("act_on_vms", "stop", f"web {made_up}", acts[0]["operation_id"]),
+        ("act_on_vms", "start", f"web {made_up}", acts[1]["operation_id"]),
+        ("delete_vm", "", "web", gone["operation_id"]),
+    ]
+
+
+def test_audit_line_of_a_large_batch_is_short_and_counts_the_rest(operator: TestClient) -> None:
+    names = [f"{'n' * 55}-{number}" for number in range(9)]
+    with capture_logs() as logs:
+        answer = operator.post("/v1/vms", json={"flavor": "small", "image": "debian", "names": names})
+    assert answer.status_code == 202, answer.text
+    assert [line[2] for line in told(logs)] == [f"{' '.join(names[:3])} and 6 more"]
 
 
 def test_viewer_may_look_but_not_change(clients: dict[str, TestClient]) -> None:
