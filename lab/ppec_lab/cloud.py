@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,8 @@ class Cloud:
             tail = "\n".join(log.read_text().splitlines()[-30:])
             raise RuntimeError(f"site.yml ended with {done.returncode}; see {log}:\n{tail}")
 
-    def wait_up(self, timeout_s: float = 60.0) -> None:
-        """Returns when every host reports."""
+    def wait_up(self, timeout_s: float = 120.0) -> None:
+        """Returns when every host reports: an agent that was refused before tries again after at most a minute."""
         wait_until(lambda: self._silent_hosts() == set(), "every host reports", timeout_s=timeout_s, every_s=0.3)
 
     def remove(self) -> None:
@@ -107,18 +106,16 @@ class Cloud:
             ppec("ipdb", "prefix", "create", str(prefix), "--vrf", vrf, "--gateway", gateway, *serves)
 
     def _write_inventory(self, release: Path) -> Path:
-        enrolled = {h["name"] for h in self.orchestrator.ppec("host", "list") if h["liveness"] != "registered"}
         path = self.directory / "inventory.json"
         path.touch(mode=0o600)
-        hosts = {host.name: self._host_variables(host.name, host.address, enrolled) for host in self.fleet.hosts}
+        hosts = {host.name: self._host_variables(host.name, host.address) for host in self.fleet.hosts}
         path.write_text(json.dumps({"ppec_hosts": {"hosts": hosts, "vars": self._fleet_variables(release)}}, indent=1))
         return path
 
-    def _host_variables(self, name: str, address: str, enrolled: Iterable[str]) -> dict[str, Any]:
-        variables: dict[str, Any] = {"ansible_host": address}
-        if name not in enrolled:
-            variables["ppec_enrolment_token"] = self.orchestrator.ppec("host", "enrolment-token", name)["token"]
-        return variables
+    def _host_variables(self, name: str, address: str) -> dict[str, Any]:
+        # The role uses the token only if the host's certificate doesn't count: whether it does, the record can't tell.
+        token = self.orchestrator.ppec("host", "enrolment-token", name)["token"]
+        return {"ansible_host": address, "ppec_enrolment_token": token}
 
     def _fleet_variables(self, release: Path) -> dict[str, Any]:
         return {

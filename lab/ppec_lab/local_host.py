@@ -10,9 +10,13 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import ssl
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +64,12 @@ class LocalHost:
         return link.resolve() / "agentd.sock"
 
     def enrol(self) -> None:
-        """Gets the host's certificate with a one-time token, as the `pki` role does on a machine."""
-        pki = self.directory / "pki"
-        if (pki / "host.pem").exists():
+        """Gets the host's certificate with a one-time token unless it has one that counts, as the `pki` role does on a
+        machine. Processes that run with an older one are ended."""
+        if self._certificate_counts():
             return
+        self.stop()
+        pki = self.directory / "pki"
         pki.mkdir(parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)])
@@ -120,6 +126,23 @@ class LocalHost:
     def seeds(self) -> list[Path]:
         """The VMs' cloud-init seeds."""
         return [path for folder in self.vm_folders() for path in sorted(folder.glob("*.iso"))]
+
+    def _certificate_counts(self) -> bool:
+        """Whether there is one, of the orchestrator's CA, that it doesn't refuse; when it can't be asked, it counts."""
+        pki = self.directory / "pki"
+        if not (pki / "host.pem").exists() or (pki / "ca.pem").read_text() != self.orchestrator.ca.read_text():
+            return False
+        context = ssl.create_default_context(cafile=str(pki / "ca.pem"))
+        context.load_cert_chain(pki / "host.pem", pki / "host.key")
+        # There is no such image: 404 is for those who may ask.
+        url = f"{self.orchestrator.url}/v1/images/{'0' * 64}/content"
+        try:
+            with urllib.request.urlopen(url, context=context, timeout=10):  # noqa: S310 - always https
+                return True
+        except urllib.error.HTTPError as refused:
+            return refused.code != HTTPStatus.UNAUTHORIZED
+        except OSError:
+            return True
 
     def _up(self, process: BackgroundProcess, listens: Any) -> bool:
         if process.pid() is None:

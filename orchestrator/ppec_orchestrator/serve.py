@@ -21,6 +21,9 @@ from ppec_orchestrator.logs import configure_logs
 from ppec_orchestrator.roles import Role
 from ppec_orchestrator.settings import Settings
 
+# Of a file with a host's certificate; far more than any has.
+_LONGEST_PEM = 1024 * 1024
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code is the error table's."""
@@ -64,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     issue.add_argument("--operator", type=_name, required=True, help="who it is for")
     issue.add_argument("--directory", type=Path, default=Path(), help="where NAME.crt, NAME.key and ca.crt go")
     issue.set_defaults(run=_issue_certificate)
+    record = command(actions, "record", "Let a host's certificate count that the fleet CA issued elsewhere.")
+    record.add_argument("file", type=Path, metavar="FILE", help="the certificate (PEM) of a registered host")
+    record.set_defaults(run=_record_certificate)
     return parser
 
 
@@ -139,6 +145,31 @@ def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> Non
             "request.invalid", f"can't write to {folder}: {error.strerror}", subject="certificate"
         ) from error
     print(folder / f"{arguments.operator}.crt")  # noqa: T201
+
+
+def _record_certificate(settings: Settings, arguments: argparse.Namespace) -> None:
+    from ppec_orchestrator.api.services import make_services
+    from ppec_orchestrator.pki.issued_elsewhere import read_host_certificate
+    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.store.issued_elsewhere import record_host_certificate
+
+    now = datetime.now(UTC)
+    pem = _content(arguments.file)
+    with opened_database(settings) as database:
+        issued, identity = read_host_certificate(pem, make_services(settings, database).ca.ca_pem, now=now)
+        with database.write() as conn:
+            new = record_host_certificate(conn, issued, identity, now=now)
+    if new:
+        _audit("record_certificate", issued.uri)
+    print(f"{issued.uri} {issued.serial}" + ("" if new else " (was recorded already)"))  # noqa: T201
+
+
+def _content(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_LONGEST_PEM)
+    except OSError as error:
+        raise PpecError("request.invalid", f"can't read {path}: {error.strerror}", subject="certificate") from error
 
 
 if __name__ == "__main__":

@@ -4,19 +4,16 @@
 from __future__ import annotations
 
 import json
-import ssl
-import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ppec_contract.host import EnrolReply, EnrolRequest
 from ppec_lab.container_fleet import ContainerFleet
 from ppec_lab.container_host import ContainerHost
+from ppec_lab.orchestrator_process import OrchestratorProcess, free_port
 from ppec_orchestrator.pki.ca import FleetCa
 from ppec_orchestrator.release import archive, tree
 from ppec_orchestrator.release.tree import Target
@@ -29,102 +26,116 @@ pytestmark = [
     pytest.mark.long,
 ]
 
-TOKEN = "t0ken-of-host-one-0123456789"
 KEY, CERTIFICATE = "/etc/ppec/pki/host.key", "/etc/ppec/pki/host.pem"
 
 
 class Enrolment:
-    """The orchestrator's enrolment alone: its CA, its contract, one token per certificate."""
+    """A real orchestrator on the fleet's network, and what one needs of it to deploy host1."""
 
-    def __init__(self, folder: Path, address: str) -> None:
-        self.ca = FleetCa.open(folder, now=datetime.now(UTC))
-        self.ca.ensure_orchestrator([address], now=datetime.now(UTC))
-        self.ca_file = self.ca.orchestrator_pair.ca_path
-        self.tokens = {TOKEN}
-        self.enrolled: list[str] = []
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.ca.orchestrator_pair.certificate_path, self.ca.orchestrator_pair.key_path)
-        self.server = ThreadingHTTPServer((address, 0), _handler(self))
-        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.url = f"https://{address}:{self.server.server_port}"
+    def __init__(self, folder: Path, fleet: ContainerFleet) -> None:
+        self.orchestrator = OrchestratorProcess(folder, free_port(), ("127.0.0.1", fleet.gateway))
+        self.address = fleet.hosts[0].address
 
-    def enrol(self, body: bytes) -> tuple[int, dict[str, Any]]:
-        request = EnrolRequest.model_validate_json(body)
-        if request.token not in self.tokens:
-            return 403, {"code": "enrolment.token_invalid", "status": 403}
-        self.tokens.remove(request.token)
-        issued = self.ca.issue_host(request.csr_pem, request.host, "192.0.2.1", now=datetime.now(UTC))
-        self.enrolled.append(request.host)
-        reply = EnrolReply(certificate_pem=issued.pem, ca_pem=self.ca.ca_pem, not_after=issued.not_after.isoformat())
-        return 200, reply.model_dump()
+    def start(self) -> None:
+        self.orchestrator.start()
+        ppec = self.orchestrator.ppec
+        ppec("datacentre", "create", "dc", "--region", "lab")
+        ppec("cluster", "create", "c1", "--datacentre", "dc")
+        ppec("rack", "create", "r1", "--cluster", "c1")
+        ppec("ipdb", "vrf", "create", "blue")
+        self.register()
 
+    def register(self) -> None:
+        self.orchestrator.ppec("host", "add", "host1", "--rack", "r1", "--vrf", "blue", "--address", self.address)
 
-def _handler(enrolment: Enrolment) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            status, answer = enrolment.enrol(body) if self.path == "/v1/enrol" else (404, {})
-            data = json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def token(self) -> str:
+        return str(self.orchestrator.ppec("host", "enrolment-token", "host1")["token"])
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    return Handler
+    def variables(self, **more: Any) -> dict[str, Any]:
+        return {"ppec_orchestrator_url": self.orchestrator.url, "ppec_ca_file": str(self.orchestrator.ca), **more}
 
 
 @pytest.fixture(scope="module")
 def enrolment(fleet: ContainerFleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enrolment]:
-    made = Enrolment(tmp_path_factory.mktemp("ca"), fleet.gateway)
-    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    thread.join(10)
+    made = Enrolment(tmp_path_factory.mktemp("orchestrator"), fleet)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.orchestrator.stop()
 
 
-def pki_variables(enrolment: Enrolment, **more: Any) -> dict[str, Any]:
-    return {"ppec_orchestrator_url": enrolment.url, "ppec_ca_file": str(enrolment.ca_file), **more}
+def has_certificate(host: ContainerHost) -> bool:
+    return host.run("test", "-e", CERTIFICATE, check=False).returncode == 0
+
+
+def installed_pair(host: ContainerHost) -> str:
+    """Changes with the key and with the certificate."""
+    return host.run("sha256sum", KEY, CERTIFICATE).stdout
 
 
 def test_a_host_enrols_once_and_again_only_for_cause(
-    enrolment: Enrolment, host: ContainerHost, play_on_host: Any, tmp_path: Path
+    enrolment: Enrolment, host: ContainerHost, play_on_host: Any
 ) -> None:
-    dry = play_on_host(["pki"], pki_variables(enrolment, ppec_enrolment_token=TOKEN), "--check")
-    assert (dry.failed, enrolment.enrolled) == (0, [])
+    token = enrolment.token()
+    dry = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=token), "--check")
+    assert (dry.failed, has_certificate(host)) == (0, False)
 
-    refused = play_on_host(["pki"], pki_variables(enrolment, ppec_enrolment_token="w" * 32), "-vv")
+    refused = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token="w" * 32), "-vv")
     assert refused.failed == 1
     assert "enrolment.token_invalid" in refused.output
     assert "w" * 32 not in refused.output
-    assert host.run("test", "-e", CERTIFICATE, check=False).returncode == 1
+    assert not has_certificate(host)
 
-    first = play_on_host(["pki"], pki_variables(enrolment, ppec_enrolment_token=TOKEN), "-vv")
-    assert (first.failed, enrolment.enrolled) == (0, ["host1"])
-    assert TOKEN not in first.output
+    first = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=token), "-vv")
+    assert (first.failed, has_certificate(host)) == (0, True), first.output
+    assert token not in first.output
     assert host.run("stat", "-c", "%a %U:%G", KEY).stdout == "640 root:ppec\n"
-    key = host.run("sha256sum", KEY).stdout
+    pair = installed_pair(host)
 
     # The token is used up; nothing needs one.
-    again = play_on_host(["pki"], pki_variables(enrolment))
-    assert (again.failed, again.changed, enrolment.enrolled) == (0, 0, ["host1"])
+    again = play_on_host(["pki"], enrolment.variables())
+    assert (again.failed, again.changed, installed_pair(host)) == (0, 0, pair)
 
-    needed = play_on_host(["pki"], pki_variables(enrolment, pki_renew_before_days=400))
+    needed = play_on_host(["pki"], enrolment.variables(pki_renew_before_days=400))
     assert needed.failed == 1
     assert "ppec_enrolment_token" in needed.output
-    assert host.run("sha256sum", KEY).stdout == key
+    assert installed_pair(host) == pair
 
     # A key that isn't the certificate's means a new pair.
     host.run("sh", "-c", f"openssl genpkey -algorithm ed25519 -out {KEY}")
-    enrolment.tokens.add(TOKEN)
-    repaired = play_on_host(["pki"], pki_variables(enrolment, ppec_enrolment_token=TOKEN))
-    assert (repaired.failed, enrolment.enrolled) == (0, ["host1", "host1"])
-    assert play_on_host(["pki"], pki_variables(enrolment)).changed == 0
+    repaired = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=enrolment.token()))
+    assert repaired.failed == 0, repaired.output
+    assert play_on_host(["pki"], enrolment.variables()).changed == 0
+
+
+def test_a_host_registered_again_enrols_again(enrolment: Enrolment, host: ContainerHost, play_on_host: Any) -> None:
+    """By its looks its certificate is as good as ever; only the orchestrator knows that it was withdrawn."""
+    assert play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=enrolment.token())).failed == 0
+    pair = installed_pair(host)
+    enrolment.orchestrator.ppec("host", "delete", "host1")
+    enrolment.register()
+
+    without = play_on_host(["pki"], enrolment.variables())
+    assert (without.failed, installed_pair(host)) == (1, pair)
+    assert f"withdrawn: {enrolment.orchestrator.url} does not know it" in without.output
+    assert "ppec host enrolment-token host1" in without.output
+
+    # Where nobody answers, nothing is known against it, and a token is no reason to enrol.
+    token = enrolment.token()
+    silent = f"https://{enrolment.orchestrator.addresses[-1]}:1"
+    unasked = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=token, ppec_orchestrator_url=silent))
+    assert (unasked.failed, unasked.changed, installed_pair(host)) == (0, 0, pair), unasked.output
+
+    dry = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=token), "--check")
+    assert (dry.failed, dry.changed > 0, installed_pair(host)) == (0, True, pair), dry.output
+    repaired = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=token))
+    assert (repaired.failed, repaired.changed > 0) == (0, True), repaired.output
+    settled = installed_pair(host)
+    assert settled != pair
+    for flags in ((), ("--check",)):
+        again = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=enrolment.token()), *flags)
+        assert (again.failed, again.changed, installed_pair(host)) == (0, 0, settled), again.output
 
 
 def test_an_orchestrator_of_another_ca_is_not_believed(
@@ -132,13 +143,11 @@ def test_an_orchestrator_of_another_ca_is_not_believed(
 ) -> None:
     host.run("rm", "-f", CERTIFICATE)
     other = FleetCa.open(tmp_path / "other", now=datetime.now(UTC)).orchestrator_pair.ca_path
-    enrolment.tokens.add(TOKEN)
-    before = list(enrolment.enrolled)
-    variables = pki_variables(enrolment, ppec_enrolment_token=TOKEN)
-    played = play_on_host(["pki"], {**variables, "ppec_ca_file": str(other)})
-    assert (played.failed, enrolment.enrolled) == (1, before)
-    assert TOKEN in enrolment.tokens
-    assert host.run("test", "-e", CERTIFICATE, check=False).returncode == 1
+    token = enrolment.token()
+    played = play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=token, ppec_ca_file=str(other)))
+    assert (played.failed, has_certificate(host)) == (1, False)
+    # The token was not used.
+    assert play_on_host(["pki"], enrolment.variables(ppec_enrolment_token=token)).failed == 0
 
 
 def made_release(folder: Path, content: str) -> tuple[str, Path]:

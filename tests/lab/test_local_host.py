@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A local host kept beside an orchestrator that lost its record, or all its state, reports again."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ppec_lab.conditions import wait_until
+from ppec_lab.local_cloud import LocalCloud
+from ppec_lab.local_host import LocalHost
+
+
+@pytest.fixture
+def cloud() -> Iterator[LocalCloud]:
+    directory = Path(tempfile.mkdtemp(prefix="ppec-lab-", dir="/tmp"))
+    made = LocalCloud(directory)
+    try:
+        made.start(hosts=1)
+        yield made
+    finally:
+        made.remove()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def certificate(host: LocalHost) -> str:
+    return (host.directory / "pki" / "host.pem").read_text()
+
+
+def start_from_nothing(cloud: LocalCloud) -> None:
+    """As the demo does: everything is registered again, and the host is started where it already is."""
+    cloud.orchestrator.start()
+    ppec, host = cloud.orchestrator.ppec, cloud.hosts[0]
+    assert ppec("host", "list") == []
+    ppec("datacentre", "create", "dc", "--region", "lab")
+    ppec("cluster", "create", "c1", "--datacentre", "dc")
+    ppec("rack", "create", "r1", "--cluster", "c1")
+    ppec("ipdb", "vrf", "create", "blue")
+    ppec("host", "add", host.name, "--rack", "r1", "--vrf", "blue", "--address", host.address, "--port", str(host.port))
+
+
+def test_a_kept_host_comes_back_after_its_orchestrator_lost_its_record(cloud: LocalCloud) -> None:
+    host, state = cloud.hosts[0], cloud.orchestrator.state_dir
+    first, agent = certificate(host), host.agentd.pid()
+    host.start()
+    assert (certificate(host), host.agentd.pid()) == (first, agent), "a certificate that counts is kept"
+
+    cloud.orchestrator.stop()
+    host.enrol()
+    assert certificate(host) == first, "nobody could be asked"
+    for path in state.glob("ppec.db*"):
+        path.unlink()
+    start_from_nothing(cloud)
+    host.start()
+    second = certificate(host)
+    assert second != first
+    wait_until(cloud.all_up, "the host reports", timeout_s=60)
+
+    cloud.orchestrator.stop()
+    shutil.rmtree(state)
+    start_from_nothing(cloud)
+    host.start()
+    assert certificate(host) != second
+    assert (host.directory / "pki" / "ca.pem").read_text() == cloud.orchestrator.ca.read_text()
+    wait_until(cloud.all_up, "the host reports", timeout_s=60)
