@@ -43,6 +43,7 @@ def start_from_nothing(cloud: LocalCloud) -> None:
     ppec("host", "add", host.name, "--rack", "r1", "--vrf", "blue", "--address", host.address, "--port", str(host.port))
 
 
+@pytest.mark.slow
 def test_a_kept_host_comes_back_after_its_orchestrator_lost_its_record(cloud: LocalCloud) -> None:
     host, state = cloud.hosts[0], cloud.orchestrator.state_dir
     first, agent = certificate(host), host.agentd.pid()
