@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import uuid
 from typing import Any
 
 import pytest
 
 from ppec_contract.agent import FAILED, METHODS
 from ppec_contract.errors import PpecError
+from ppec_lab.conditions import wait_until
 
 
 def refused(answer: Any, proxy: Any, code: str, status: int) -> dict[str, Any]:
@@ -165,10 +167,16 @@ def test_what_is_not_http_gets_a_problem_too(proxy: Any, raw: bytes) -> None:
 
 def test_the_access_line_names_the_caller_and_no_content(proxy: Any, create_call: Any) -> None:
     proxy.agent.script = lambda call: call.reply({"results": []})
-    proxy.call("CreateVms", create_call(user_data="secret-of-the-tenant"))
-    line = next(line for line in reversed(proxy.log_lines()) if line["event"] == "request" and "operation_id" in line)
+    operation_id = f"op-{uuid.uuid4().hex}"
+    proxy.call("CreateVms", {**create_call(user_data="secret-of-the-tenant"), "operation_id": operation_id})
+
+    def access_lines() -> list[dict[str, Any]]:
+        return [line for line in proxy.log_lines() if line.get("operation_id") == operation_id]
+
+    # It tells how long the answer took, so it comes after the answer.
+    (line,) = wait_until(access_lines, "the request has its line", timeout_s=20) or []
+    assert line["event"] == "request"
     assert line["identity"] == "ppec://operator/alice"
     assert (line["client"], line["path"], line["status"]) == ("127.0.0.1", "/v1/agent/CreateVms", 200)
-    assert line["operation_id"] == "op-1"
     assert line["duration_ms"] >= 0
     assert "secret-of-the-tenant" not in proxy.log_path.read_text()
