@@ -134,7 +134,7 @@ class Engine:
 
     def _claims(self) -> None:
         looked = -math.inf
-        while not self._stopping.is_set():
+        while not (self._stopping.is_set() or self._ports.database.closed):
             try:
                 # Not before every claim: what it reads changes seldom, and somebody waits for the claim.
                 if time.monotonic() - looked >= self._poll_s:

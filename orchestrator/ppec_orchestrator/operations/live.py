@@ -77,7 +77,7 @@ class Live:
 
     def _follow(self, database: Database) -> None:
         with database.listen(CHANGED) as listener:
-            while not self._stop.is_set():
+            while not (self._stop.is_set() or listener.ended):
                 payloads = listener.wait(_LOOK_S)
                 if not payloads:
                     # Somebody's notice may have been lost on the way; a look now and then costs little.

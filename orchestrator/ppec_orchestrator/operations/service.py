@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ppec_contract.api import OperationView, Page, VmsAction, VmsCreate
@@ -31,7 +32,12 @@ class Operations:
 
     def start(self) -> None:
         self._live.start(self._database)
-        self.engine.start()
+        try:
+            self.engine.start()
+        except BaseException:
+            with suppress(PpecError):
+                self.stop()
+            raise
 
     def stop(self) -> None:
         try:

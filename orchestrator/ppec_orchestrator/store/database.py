@@ -197,6 +197,11 @@ class Database:
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_MIGRATION_LOCK))
             upgrade_to_head(connection)
 
+    @property
+    def closed(self) -> bool:
+        """From then on nobody is woken, and whoever waits does so in vain."""
+        return self._notices.closed
+
     def close(self) -> None:
         self._notices.close()
         if self._bridge is not None:

@@ -34,9 +34,14 @@ class Listener:
     def wait(self, timeout_s: float) -> tuple[str, ...] | None:
         """The payloads since the last call, waiting for one if there is none; None when the time is up.
 
-        An empty tuple means "look": notices may have been missed.
+        An empty tuple means "look": notices may have been missed. Once `ended`, it no longer waits.
         """
         return self._notices.take(self, timeout_s)
+
+    @property
+    def ended(self) -> bool:
+        """Whether there will be no more notices, because the database was closed. Whoever waits in a loop asks this."""
+        return self._notices.closed
 
     def close(self) -> None:
         self._notices.remove(self)
@@ -57,6 +62,10 @@ class Notices:
         self._changed = threading.Condition()
         self._listeners: dict[str, set[Listener]] = defaultdict(set)
         self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
 
     def listen(self, channel: str) -> Listener:
         listener = Listener(self, channel)

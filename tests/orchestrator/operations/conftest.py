@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections import Counter
@@ -261,7 +262,17 @@ class World:
 @pytest.fixture
 def world(open_database: Callable[[], Database], tmp_path: Path) -> Iterator[World]:
     """Three simulated hosts of eight cores each."""
+    before = own_threads()
     made = World(open_database, tmp_path / "replicas")
     seed(made.database, 3)
     yield made
     made.stop()
+    # Not those of databases: they are closed after this.
+    left = wait_until(lambda: not (own_threads() - before) or None, "every thread of the replicas has ended")
+    assert left
+
+
+def own_threads() -> set[threading.Thread]:
+    """The engine's and the watchers' threads that live now."""
+    prefixes = ("ppec-op", "ppec-claims", "ppec-leases", "ppec-retention")
+    return {one for one in threading.enumerate() if one.name.startswith(prefixes)}
