@@ -26,6 +26,7 @@ from ppec_agentd.hypervisor import (
     EventKind,
     HostFacts,
     HypervisorEvent,
+    ObservedDisk,
 )
 from ppec_agentd.lifecycle import EventFanout, vm_not_found, wait_for_state
 from ppec_agentd.topology import Topology
@@ -298,7 +299,7 @@ def _domain(definition: DomainDefinition, state: VmState) -> Domain:
         memory_cells=vm.cells,
         metadata=vm,
         macs=tuple(nic.mac for nic in definition.nics),
-        disk_paths=tuple(disk.path for disk in definition.disks),
+        disks=tuple(ObservedDisk(disk.path, disk.format) for disk in definition.disks),
     )
 
 

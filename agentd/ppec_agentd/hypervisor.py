@@ -80,6 +80,15 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedDisk:
+    """A file or device that a domain has for a disk. `format` is what QEMU opens it as (``qcow2``, ``raw``, ``vmdk``,
+    ...), whatever it holds; empty if the hypervisor doesn't say. One without a path on this host is not told."""
+
+    path: str
+    format: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class BridgeNic:
     """A virtio NIC on an existing Linux bridge."""
 
@@ -121,7 +130,7 @@ class Domain:
     memory_cells: tuple[int, ...] = ()
     metadata: DomainMetadata | None = None
     macs: tuple[str, ...] = ()
-    disk_paths: tuple[str, ...] = ()
+    disks: tuple[ObservedDisk, ...] = ()
 
     @property
     def managed(self) -> bool:

@@ -3,8 +3,10 @@
 
 An image is in use when its sha256 stands in the metadata or a disk path of any domain, or in the backing file's name of
 any disk: of those in the VMs' folders, whether a domain goes with them or not, and of the domains' disks elsewhere.
-An image in use is stamped as used at every look, so that its time begins when the last VM is gone. What a VM's folder
-holds besides disks is never opened: a guest writes what it likes to its console's log, also what looks like a disk.
+An image in use is stamped as used at every look, so that its time begins when the last VM is gone.
+
+What a guest writes as it likes is never opened, for it may look like a disk that is built on anything: its console's
+log, and what QEMU opens as raw. A raw disk is built on nothing, whatever it holds; its path alone counts.
 
 A create that has its image and not yet its disk is in no such place. `ImageCache.held` covers it, and
 `ImageCache.evict` takes nothing that is held, under way, or was in use at any moment since the look began.
@@ -21,7 +23,7 @@ from pathlib import Path
 import structlog
 
 from ppec_agentd.disks import DISK_SUFFIX, VmFolder
-from ppec_agentd.hypervisor import Domain, Hypervisor
+from ppec_agentd.hypervisor import DiskFormat, Domain, Hypervisor
 from ppec_agentd.image_files import KeptImage
 from ppec_agentd.image_format import backing_file_name
 from ppec_agentd.images import ImageCache
@@ -29,8 +31,9 @@ from ppec_contract.errors import PpecError
 
 log = structlog.get_logger(__name__)
 LONGEST_INTERVAL_S = 3600.0
-# The description that stands for a disk on a fake host is far shorter.
-_HEAD_BYTES = 4096
+# Of a disk in another format; the description that stands for a disk on a fake host is far shorter, too.
+_HEAD_BYTES = 65536
+_RAW: DiskFormat = "raw"
 _SHA256 = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
@@ -89,9 +92,10 @@ def images_in_use(domains: Iterable[Domain], vms_dir: Path) -> frozenset[str]:
         if domain.metadata is not None:
             found.add(domain.metadata.image_sha256)
         folder = VmFolder(vms_dir, domain.vm_id)
-        for path in map(Path, domain.disk_paths):
-            found |= names_in(str(path))
-            if path not in (folder.seed, folder.console_log):
+        for disk in domain.disks:
+            found |= names_in(disk.path)
+            path = Path(disk.path)
+            if disk.format != _RAW and path not in (folder.seed, folder.console_log):
                 found |= _names_of_disk(path)
     for path in _disks_in(vms_dir):
         found |= _names_of_disk(path)
@@ -120,9 +124,9 @@ def _names_of_disk(path: Path) -> frozenset[str]:
         with path.open("rb") as file:
             name = backing_file_name(file)
             if name is None:
+                # Where another format has the name matters not: any name in there counts.
                 file.seek(0)
-                head = file.read(_HEAD_BYTES)
-                name = head if head.startswith(b"{") else b""
+                name = file.read(_HEAD_BYTES)
     except FileNotFoundError:
         return frozenset()
     return names_in(name.decode("latin-1"))

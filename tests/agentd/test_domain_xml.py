@@ -20,7 +20,7 @@ from ppec_agentd.domain_xml.devices.disk import disk_letters
 from ppec_agentd.domain_xml.element import At, Element
 from ppec_agentd.domain_xml.metadata import metadata_element, parse_metadata
 from ppec_agentd.domain_xml.observe import observe
-from ppec_agentd.hypervisor import BridgeNic, Disk, DomainDefinition, DomainMetadata
+from ppec_agentd.hypervisor import BridgeNic, Disk, DomainDefinition, DomainMetadata, ObservedDisk
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
 
@@ -128,7 +128,7 @@ def test_what_is_built_is_read_back(case: str) -> None:
     assert (domain.vm_id, domain.name, domain.vcpus) == (VM_ID, "web-1", definition.metadata.vcpus)
     assert domain.memory_mib == 4096
     assert domain.macs == tuple(nic.mac for nic in definition.nics)
-    assert domain.disk_paths == tuple(disk.path for disk in definition.disks)
+    assert domain.disks == tuple(ObservedDisk(disk.path, disk.format) for disk in definition.disks)
     assert domain.pins == (definition.metadata.pins if profile.bind else ())
     assert domain.memory_cells == (definition.metadata.cells if profile.bind else ())
 
@@ -163,7 +163,7 @@ def test_markup_in_a_path_stays_text(hostile: str) -> None:
     root = ElementTree.fromstring(xml)
     assert len(root.findall("devices")) == 1
     assert root.get("type") == "qemu"
-    assert observe(xml, VmState.STOPPED).domain.disk_paths == (f"/vms/{hostile}",)
+    assert observe(xml, VmState.STOPPED).domain.disks == (ObservedDisk(f"/vms/{hostile}", "raw"),)
 
 
 def test_damaged_metadata_is_reported_and_not_believed() -> None:
@@ -178,12 +178,15 @@ def test_a_domain_made_by_hand_is_read_without_metadata() -> None:
         <memory unit='KiB'>65536</memory><vcpu cpuset='0-1'>3</vcpu>
         <cputune><vcpupin vcpu='0' cpuset='1'/><vcpupin vcpu='1' cpuset='0-1'/></cputune>
         <devices><disk type='block'><source dev='/dev/vg/pet'/></disk><disk device='cdrom'/>
+        <disk type='file'><driver name='qemu' type='vmdk'/><source file='/srv/pet.vmdk'/>
+        <backingStore type='file'><format type='raw'/><source file='/srv/base'/></backingStore></disk>
+        <disk type='network'><driver name='qemu' type='raw'/><source protocol='rbd' name='pool/pet'/></disk>
         <interface type='network'><mac address='52:54:00:AA:00:01'/></interface></devices></domain>"""
     domain = observe(xml, VmState.PAUSED).domain
     assert not domain.managed
     assert (domain.state, domain.memory_mib, domain.vcpus) == (VmState.PAUSED, 64, 3)
     assert domain.pins == (VcpuPin(vcpu=0, pcpu=1),), "a vCPU that floats over two CPUs owns neither"
-    assert domain.disk_paths == ("/dev/vg/pet",)
+    assert domain.disks == (ObservedDisk("/dev/vg/pet"), ObservedDisk("/srv/pet.vmdk", "vmdk"))
     assert domain.macs == ("52:54:00:aa:00:01",)
 
 

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ppec_agentd.hypervisor import DomainDefinition, EventKind, Hypervisor, HypervisorEvent
+from ppec_agentd.hypervisor import Disk, DomainDefinition, EventKind, Hypervisor, HypervisorEvent, ObservedDisk
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
 from ppec_lab.hypervisor_hosts import FakeHost, LibvirtHost, SuiteHost, with_nic
@@ -108,6 +108,8 @@ async def test_an_absent_vm(host: SuiteHost) -> None:
 
 async def test_what_is_defined_is_read_back(host: SuiteHost) -> None:
     wanted = with_nic(host.definition())
+    seed = Path(wanted.disks[0].path).with_name("seed.iso")
+    wanted = replace(wanted, disks=(*wanted.disks, Disk(str(seed), "raw", read_only=True)))
     async with host.opened() as hypervisor:
         assert await hypervisor.define(wanted) is True
         domain = await hypervisor.domain(wanted.metadata.vm_id)
@@ -119,7 +121,7 @@ async def test_what_is_defined_is_read_back(host: SuiteHost) -> None:
         assert domain.pins == wanted.metadata.pins
         assert domain.memory_cells == (0,)
         assert domain.macs == ("52:54:00:00:00:01",)
-        assert domain.disk_paths == (wanted.disks[0].path,)
+        assert domain.disks == (ObservedDisk(wanted.disks[0].path, "qcow2"), ObservedDisk(str(seed), "raw"))
         assert await hypervisor.domains() == (domain,)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ppec_agentd.actions.context import HostContext
 from ppec_agentd.assembly import make_eviction, prepare_state
 from ppec_agentd.disks import FakeDisks, QemuImg, VmFolder
 from ppec_agentd.housekeeping import Housekeeping
-from ppec_agentd.hypervisor import Domain
+from ppec_agentd.hypervisor import Domain, ObservedDisk
 from ppec_agentd.image_eviction import ImageEviction, evictable, images_in_use, names_in
 from ppec_agentd.image_files import KeptImage
 from ppec_agentd.image_format import backing_file_name
@@ -77,8 +78,9 @@ def test_an_image_is_recognised_however_it_is_named(text: str, found: set[str]) 
 # --- what is in use ---------------------------------------------------------------------------------------------
 
 
-def domain(*disk_paths: str) -> Domain:
-    return Domain(uuid.uuid4(), "by-hand", VmState.STOPPED, 1, 64, disk_paths=disk_paths)
+def domain(*paths: str, opened_as: str = "qcow2") -> Domain:
+    disks = tuple(ObservedDisk(path, opened_as) for path in paths)
+    return Domain(uuid.uuid4(), "by-hand", VmState.STOPPED, 1, 64, disks=disks)
 
 
 @pytest.mark.parametrize("maker", [FakeDisks(), QemuImg(60)], ids=["fake", "qemu-img"])
@@ -93,13 +95,16 @@ def test_a_disk_in_a_vms_folder_uses_its_image_without_any_domain(tmp_path: Path
     assert images_in_use([], tmp_path / "vms") == {A}
 
 
-def test_disks_of_domains_made_by_hand_count(tmp_path: Path) -> None:
-    elsewhere = tmp_path / "mine.qcow2"
+@pytest.mark.parametrize("made_as", ["qcow2", "qcow", "qed"])
+@pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
+def test_disks_of_domains_made_by_hand_count(tmp_path: Path, made_as: str, told: bool) -> None:
+    elsewhere = tmp_path / "mine.disk"
     image = tmp_path / f"{A}.raw"
     image.write_bytes(bytes(1024 * 1024))
-    command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(image), str(elsewhere)]
+    command = ["qemu-img", "create", "-q", "-f", made_as, "-F", "raw", "-b", str(image), str(elsewhere)]
     subprocess.run(command, check=True, timeout=60)
-    by_hand = domain(str(elsewhere), f"/images/{B}.raw", "/dev/null", str(tmp_path / "absent"))
+    paths = (str(elsewhere), f"/images/{B}.raw", "/dev/null", str(tmp_path / "absent"))
+    by_hand = domain(*paths, opened_as=made_as if told else "")
     assert images_in_use([by_hand], tmp_path / "vms") == {A, B}
 
 
@@ -167,9 +172,26 @@ def test_nothing_a_guest_says_on_its_console_counts(tmp_path: Path, log: bytes) 
     folder.root_disk.write_bytes(qcow2_header(104, 64) + A.encode())
     folder.console_log.write_bytes(log)
     folder.seed.write_bytes(log)
-    ours = Domain(vm_id, "ours", VmState.RUNNING, 1, 64, disk_paths=(str(folder.root_disk), str(folder.seed)))
+    disks = (ObservedDisk(str(folder.root_disk), "qcow2"), ObservedDisk(str(folder.seed), "raw"))
+    ours = Domain(vm_id, "ours", VmState.RUNNING, 1, 64, disks=disks)
     assert images_in_use([ours], tmp_path / "vms") == {A}
     assert images_in_use([], tmp_path / "vms") == {A}
+
+
+@pytest.mark.parametrize("content", HOSTILE_LOGS.values(), ids=HOSTILE_LOGS)
+def test_what_is_opened_as_raw_is_built_on_nothing_whatever_it_holds(tmp_path: Path, content: bytes) -> None:
+    disk = tmp_path / "mine.img"
+    disk.write_bytes(content)
+    assert images_in_use([domain(str(disk), opened_as="raw")], tmp_path / "vms") == frozenset()
+    assert images_in_use([domain(f"/images/{A}.raw", opened_as="raw")], tmp_path / "vms") == {A}, "it may be an image"
+
+
+def test_what_one_domain_opens_as_raw_and_another_does_not_is_read(tmp_path: Path) -> None:
+    disk = tmp_path / "mine.img"
+    disk.write_bytes(qcow2_header(104, 64) + A.encode())
+    both = [domain(str(disk), opened_as="raw"), domain(str(disk), opened_as="qcow2")]
+    for domains in (both, both[::-1]):
+        assert images_in_use(domains, tmp_path / "vms") == {A}
 
 
 # --- the eviction -----------------------------------------------------------------------------------------------
@@ -317,6 +339,22 @@ def test_a_hypervisor_or_a_disk_that_cannot_be_asked_keeps_all(
             await agent.hypervisor.open()
             await eviction.once_due()
             assert cached(agent) == []
+
+    run(scenario())
+
+
+def test_a_raw_disk_made_by_hand_keeps_no_image(settings: Settings, words: Any, vm: Callable[..., Any]) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            await agent.context.images.ensure(vm().root_disk.image)
+            age(agent.context)
+            disk = settings.storage.state_dir / "mine.img"
+            disk.write_bytes(b"QFI\xfb, writes the guest")
+            agent.hypervisor.make_by_hand(domain(str(disk), opened_as="qcow2"))
+            assert await eviction_of(agent).once() == (), "it can't be understood"
+            (seen,) = await agent.hypervisor.domains()
+            agent.hypervisor.make_by_hand(replace(seen, disks=(ObservedDisk(str(disk), "raw"),)))
+            assert await eviction_of(agent).once() == (words.image_sha256,)
 
     run(scenario())
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from xml.etree import ElementTree
 
 from ppec_agentd.domain_xml.metadata import parse_metadata
-from ppec_agentd.hypervisor import Domain
+from ppec_agentd.hypervisor import Domain, ObservedDisk
 from ppec_agentd.topology import parse_cpu_list
 from ppec_contract.vm import VcpuPin, VmState
 
@@ -44,13 +44,18 @@ def observe(xml: str, state: VmState) -> Observed:
         memory_cells=() if nodeset is None else parse_cpu_list(nodeset.get("nodeset", "")),
         metadata=metadata,
         macs=tuple(mac.get("address", "").lower() for mac in root.iterfind("devices/interface/mac")),
-        disk_paths=tuple(
-            path
-            for source in root.iterfind("devices/disk/source")
-            if (path := source.get("file") or source.get("dev") or "")
-        ),
+        disks=tuple(_disks(root)),
     )
     return Observed(domain, damage)
+
+
+def _disks(root: ElementTree.Element) -> Iterator[ObservedDisk]:
+    """An empty drive and a disk of the network have no path here."""
+    for disk in root.iterfind("devices/disk"):
+        source, driver = disk.find("source"), disk.find("driver")
+        path = "" if source is None else source.get("file") or source.get("dev") or ""
+        if path:
+            yield ObservedDisk(path, "" if driver is None else driver.get("type", ""))
 
 
 def _pins(root: ElementTree.Element) -> Iterator[VcpuPin]:
