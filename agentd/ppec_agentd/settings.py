@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's settings: one TOML file, read once, checked whole, frozen.
 
-Units stand last in each name. `/etc/ppec/agentd.toml` is rendered by the `agentd` role; README.md shows a whole file.
+Units stand last in each name; every number has bounds, which its refusal names.
+`/etc/ppec/agentd.toml` is rendered by the `agentd` role; README.md shows a whole file.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from ppec_agentd.topology import declare_topology
 from ppec_contract.agent import SOCKET_PATH
 from ppec_contract.errors import PpecError
 from ppec_contract.model import BridgeName, HostName, Model
-from ppec_contract.validation import parse
+from ppec_contract.validation import between, parse
 
 DEFAULT_PATH = Path("/etc/ppec/agentd.toml")
 # sun_path holds 108 bytes with its final NUL; the agent binds a temporary name four bytes longer, then renames it.
 LONGEST_SOCKET_PATH = 103
 
-Seconds = Annotated[float, Field(gt=0, le=86400)]
+_DAY_S = 86400
+_LARGEST_MIB = 2**30
+Seconds = Annotated[float, between(0.001, _DAY_S, "s")]
 
 
 class SocketSettings(Model):
@@ -35,9 +38,9 @@ class SocketSettings(Model):
 
     path: Path = Path(SOCKET_PATH)
     group: str = "ppec"
-    mode: Annotated[int, Field(ge=0, le=0o777)] = 0o660
-    allowed_uids: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    max_connections: Annotated[int, Field(ge=1, le=4096)] = 64
+    mode: Annotated[int, between(0, 0o777)] = 0o660
+    allowed_uids: tuple[Annotated[int, between(0, 2**32 - 2)], ...] = ()
+    max_connections: Annotated[int, between(1, 4096)] = 64
     frame_timeout_s: Seconds = 10.0
     idle_timeout_s: Seconds = 600.0
     write_timeout_s: Seconds = 30.0
@@ -59,8 +62,8 @@ class StorageSettings(Model):
 
     state_dir: Path = Path("/var/lib/ppec")
     image_dir: Path | None = None
-    image_keep_s: Annotated[float, Field(gt=0)] = 7 * 86400.0
-    disk_mib: Annotated[int, Field(ge=0)] | None = None
+    image_keep_s: Annotated[float, between(0.001, 3650 * _DAY_S, "s")] = 7 * 86400.0
+    disk_mib: Annotated[int, between(0, _LARGEST_MIB, "MiB")] | None = None
 
     @property
     def images(self) -> Path:
@@ -90,8 +93,8 @@ class LibvirtSettings(Model):
 class ReserveSettings(Model):
     """What of each NUMA cell VMs never get: the host's own buffer."""
 
-    cores_per_cell: Annotated[int, Field(ge=0, le=64)] = 0
-    memory_per_cell_mib: Annotated[int, Field(ge=0)] = 512
+    cores_per_cell: Annotated[int, between(0, 64)] = 0
+    memory_per_cell_mib: Annotated[int, between(0, _LARGEST_MIB, "MiB")] = 512
 
 
 class LabSettings(Model):
@@ -104,8 +107,8 @@ class LabSettings(Model):
 
     topology: str | None = None
     bridges: tuple[BridgeName, ...] = ()
-    delays_s: dict[str, Annotated[float, Field(ge=0, le=600)]] = Field(default_factory=dict)
-    fail_every: dict[str, Annotated[int, Field(ge=2)]] = Field(default_factory=dict)
+    delays_s: dict[str, Annotated[float, between(0, 600, "s")]] = Field(default_factory=dict)
+    fail_every: dict[str, Annotated[int, between(2, 1_000_000)]] = Field(default_factory=dict)
     deaf_guests: bool = False
 
     @field_validator("topology")
@@ -124,8 +127,8 @@ class LimitSettings(Model):
     a host for a run (600 s), so that a source this host can't reach is said in time for the VM to go elsewhere.
     """
 
-    concurrent_starts: Annotated[int, Field(ge=1, le=64)] = 2
-    concurrent_preparations: Annotated[int, Field(ge=1, le=64)] = 4
+    concurrent_starts: Annotated[int, between(1, 64)] = 2
+    concurrent_preparations: Annotated[int, between(1, 64)] = 4
     hypervisor_timeout_s: Seconds = 120.0
     command_timeout_s: Seconds = 120.0
     image_timeout_s: Seconds = 1800.0
@@ -145,8 +148,8 @@ class ReportSettings(Model):
     """Without `orchestrator_url` nothing is reported. The orchestrator's answers may change the intervals."""
 
     orchestrator_url: Annotated[str, StringConstraints(pattern=r"^https://[A-Za-z0-9.\-:\[\]]+/?$")] | None = None
-    heartbeat_interval_s: Seconds = 10.0
-    report_interval_s: Seconds = 60.0
+    heartbeat_interval_s: Annotated[float, between(0.5, 3600, "s")] = 10.0
+    report_interval_s: Annotated[float, between(1, _DAY_S, "s")] = 60.0
     timeout_s: Seconds = 10.0
     longest_backoff_s: Seconds = 60.0
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from ppec_contract.errors import ERROR_TABLE, PpecError
 
@@ -21,6 +21,26 @@ def parse(model: type[M], value: Any, *, subject: str = "request") -> M:
         return model.model_validate(value)
     except ValidationError as error:
         raise validation_problem(error, subject=subject) from error
+
+
+def between(low: float, high: float, unit: str = "") -> AfterValidator:
+    """For a setting's number, as `Annotated[float, between(1, 60, "s")]`: the fault says what was wanted and found.
+
+    Not for requests: `Field(ge=..., le=...)` is in their schema, and what was found in them is never shown.
+    """
+
+    def check(found: float) -> float:
+        # Also false for NaN.
+        if not low <= found <= high:
+            wanted = f"{_number(low)} to {_number(high)}{unit and f' {unit}'}"
+            raise ValueError(f"wanted {wanted}, found {_number(found)}")
+        return found
+
+    return AfterValidator(check)
+
+
+def _number(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:.12g}"
 
 
 def _shown(part: int | str) -> str:

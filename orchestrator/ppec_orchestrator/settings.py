@@ -12,31 +12,35 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ppec_contract.errors import PpecError
-from ppec_contract.validation import validation_problem
+from ppec_contract.validation import between, validation_problem
 
 DEFAULT_CONFIG = Path("/etc/ppec/orchestrator.toml")
 PORT = 8443
 # A host is silent when it has missed this many heartbeats.
 MISSED_HEARTBEATS = 3
+_DAY_S = 86400
 
 
 class Settings(BaseSettings):
     """`server_names` are the names and addresses hosts and people reach this orchestrator by; its certificate
-    carries them all, and images are fetched from the first. Intervals are in seconds, sizes as named."""
+    carries them all, and images are fetched from the first. Intervals are in seconds, sizes as named.
+
+    Agents take no interval outside these bounds either. A body is held in memory, an image on disk.
+    """
 
     model_config = SettingsConfigDict(env_prefix="PPEC_", extra="forbid", frozen=True)
 
     state_dir: Path = Path("/var/lib/ppec-orchestrator")
     database_url: str = ""
     listen: tuple[str, ...] = ("0.0.0.0",)  # noqa: S104 - hosts report from other machines
-    port: Annotated[int, Field(ge=0, le=65535)] = PORT
+    port: Annotated[int, between(0, 65535)] = PORT
     server_names: Annotated[tuple[str, ...], Field(min_length=1)] = ("localhost", "127.0.0.1")
-    heartbeat_interval_s: Annotated[float, Field(gt=0)] = 10.0
-    report_interval_s: Annotated[float, Field(gt=0)] = 60.0
-    liveness_flush_s: Annotated[float, Field(gt=0)] = 2.0
-    max_body_bytes: Annotated[int, Field(ge=1024)] = 8 * 1024 * 1024
-    max_image_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**3
-    enrolment_token_lifetime_s: Annotated[float, Field(gt=0)] = 3600.0
+    heartbeat_interval_s: Annotated[float, between(0.5, 3600, "s")] = 10.0
+    report_interval_s: Annotated[float, between(1, _DAY_S, "s")] = 60.0
+    liveness_flush_s: Annotated[float, between(0.01, 60, "s")] = 2.0
+    max_body_bytes: Annotated[int, between(1024, 256 * 1024**2, "bytes")] = 8 * 1024 * 1024
+    max_image_bytes: Annotated[int, between(1, 16 * 1024**4, "bytes")] = 64 * 1024**3
+    enrolment_token_lifetime_s: Annotated[float, between(1, 30 * _DAY_S, "s")] = 3600.0
     # Without it every run starts Ansible from cold: slower, and nothing else.
     fork_server: bool = True
     log_level: str = "info"

@@ -14,12 +14,12 @@ from ppec_contract.agent import PROXY_PORT, SOCKET_PATH
 from ppec_contract.errors import PpecError
 from ppec_contract.frames import MAX_FRAME_BYTES
 from ppec_contract.model import Model
-from ppec_contract.validation import parse
+from ppec_contract.validation import between, parse
 
 DEFAULT_PATH = Path("/etc/ppec/proxy.toml")
 
-Seconds = Annotated[float, Field(gt=0, le=86400)]
-Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, between(0.001, 86400, "s")]
+Port = Annotated[int, between(0, 65535)]
 
 
 class Settings(Model):
@@ -36,8 +36,8 @@ class Settings(Model):
     listen_address: IPv4Address | IPv6Address = IPv4Address("0.0.0.0")  # noqa: S104 - the ring-fence guards it
     listen_port: Port = PROXY_PORT
     agent_socket_path: Path = Path(SOCKET_PATH)
-    max_body_bytes: Annotated[int, Field(ge=1024, le=MAX_FRAME_BYTES)] = MAX_FRAME_BYTES
-    max_agent_connections: Annotated[int, Field(ge=1, le=1024)] = 32
+    max_body_bytes: Annotated[int, between(1024, MAX_FRAME_BYTES, "bytes")] = MAX_FRAME_BYTES
+    max_agent_connections: Annotated[int, between(1, 1024)] = 32
     body_timeout_s: Seconds = 30.0
     agent_queue_timeout_s: Seconds = 5.0
     read_timeout_s: Seconds = 30.0

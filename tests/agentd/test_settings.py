@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,8 +18,9 @@ import ppec_agentd
 from ppec_agentd.housekeeping import Housekeeping
 from ppec_agentd.hypervisor import Domain, EventKind, HypervisorEvent
 from ppec_agentd.report import ReportSource
-from ppec_agentd.settings import load
+from ppec_agentd.settings import Settings, load
 from ppec_contract.errors import PpecError
+from ppec_contract.model import Model
 from ppec_contract.vm import VmState
 
 WHOLE = """
@@ -69,6 +71,40 @@ def test_a_wrong_file_names_the_field(tmp_path: Path, text: str, named: str) -> 
         load(path)
     assert named in refused.value.message
     assert str(path) in refused.value.message
+
+
+def numbers(model: type[Model], within: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:
+    """Section and key of every number, however it is wrapped: in a list, in a table, with None."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Model):
+            yield from numbers(field.annotation, (*within, name))
+        elif re.search(r"\b(int|float)\b", str(field.annotation)):
+            (section,) = within
+            yield section, name
+
+
+NUMBERS = list(numbers(Settings))
+
+
+def test_there_are_numbers() -> None:
+    assert len(NUMBERS) == 22
+
+
+@pytest.mark.parametrize("value", [-1, 10**18])
+@pytest.mark.parametrize(("section", "name"), NUMBERS, ids=[name for _, name in NUMBERS])
+def test_a_number_out_of_bounds_is_refused(tmp_path: Path, section: str, name: str, value: int) -> None:
+    wrapped = {
+        "allowed_uids": f"[{value}]",
+        "delays_s": f"{{ start = {value} }}",
+        "fail_every": f"{{ start = {value} }}",
+    }
+    path = written(tmp_path, f'host = "h1"\n[{section}]\n{name} = {wrapped.get(name, value)}\n')
+    with pytest.raises(PpecError) as refused:
+        load(path)
+    field = rf"{section}\.{name}(\.0|\.start)?"
+    found = "|".join(re.escape(form) for form in (str(value), f"{value:g}"))
+    said = refused.value.message.removeprefix(f"settings file {path}: ")
+    assert re.fullmatch(rf"{field}: Value error, wanted \S+ to \S+( s| MiB)?, found ({found})", said), said
 
 
 def test_the_command_checks_a_file_and_leaves(tmp_path: Path) -> None:
