@@ -21,6 +21,8 @@ from ppec_orchestrator.store.retention import OldRows
 _log = structlog.get_logger(__name__)
 # Between two batches, so that those who wait to write come first.
 _PAUSE_S = 0.01
+# A replica whose clock is ahead by less takes no token away that the others would still take.
+_TOKENS_KEPT = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Removed:
     operations: int
     idempotency_keys: int
     certificates: int
+    enrolment_tokens: int
 
 
 class Retention:
@@ -60,8 +63,9 @@ class Retention:
         certificates_before = now - timedelta(seconds=limits.keep_certificates_s)
         keys = self._in_batches(store.old_keys(keys_before))
         certificates = self._in_batches(store.old_certificates(certificates_before))
+        tokens = self._in_batches(store.old_enrolment_tokens(now - _TOKENS_KEPT))
         operations = self._operations(now - timedelta(seconds=limits.keep_operations_s))
-        removed = Removed(operations, keys, certificates)
+        removed = Removed(operations, keys, certificates, tokens)
         _log.info("retention.swept", **asdict(removed))
         return removed
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-time enrolment tokens, kept as sha256 only."""
+"""One-time enrolment tokens, kept as sha256 only, and swept when they are over (`store/retention.py`)."""
 
 from __future__ import annotations
 

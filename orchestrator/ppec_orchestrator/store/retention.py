@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is old enough to go: ended operations, idempotency keys, certificates that are over.
+"""What is old enough to go: ended operations, idempotency keys, certificates and enrolment tokens that are over.
 
 What goes is chosen in read transactions and deleted in short write transactions. Nothing chosen can come to be needed
 in between: what refers to an operation refers to it from the moment it is accepted, or while it is at work.
@@ -14,7 +14,7 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, literal, or_, select, tuple_
 
 from ppec_orchestrator.store.operations import CLEANUP, OPEN
-from ppec_orchestrator.store.tables import certificate, idempotency_key, operation, operation_item, vm
+from ppec_orchestrator.store.tables import certificate, enrolment_token, idempotency_key, operation, operation_item, vm
 
 # Rows of one write transaction: on SQLite everybody else's writes wait for it.
 BATCH_ROWS = 500
@@ -109,3 +109,13 @@ def old_keys(before: datetime) -> OldRows:
 def old_certificates(before: datetime) -> OldRows:
     """Certificates that were over before this time."""
     return OldRows(certificate, certificate.c.not_after < before)
+
+
+def old_enrolment_tokens(before: datetime) -> OldRows:
+    """Tokens that were used, or had expired, before this time.
+
+    Whether one is unknown, used or expired, it is refused in the same words. That the host enrolled stays written in
+    its record (`enrolled_at`), in its certificate's row and in the audit line of the enrolment.
+    """
+    over = or_(enrolment_token.c.used_at < before, enrolment_token.c.expires_at < before)
+    return OldRows(enrolment_token, over)

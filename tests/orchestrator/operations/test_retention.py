@@ -69,10 +69,10 @@ def test_old_operations_go_with_their_steps_and_items(database: Database, sweepe
     an_operation(database, "old", KEPT + timedelta(seconds=1))
     an_operation(database, "young", KEPT)
     an_operation(database, "open", None)
-    assert sweeper.sweep(Limits()) == Removed(operations=1, idempotency_keys=0, certificates=0)
+    assert sweeper.sweep(Limits()) == Removed(operations=1, idempotency_keys=0, certificates=0, enrolment_tokens=0)
     for column in (tables.operation.c.id, tables.step.c.operation_id, tables.operation_item.c.operation_id):
         assert left(database, column) == ["open", "young"]
-    assert sweeper.sweep(Limits()) == Removed(0, 0, 0)
+    assert sweeper.sweep(Limits()) == Removed(0, 0, 0, 0)
 
 
 def test_one_that_was_accepted_long_ago_and_ended_just_now_stays(database: Database, sweeper: Retention) -> None:
@@ -93,7 +93,7 @@ def test_what_is_referred_to_stays(database: Database, sweeper: Retention) -> No
     longer = Limits(keep_idempotency_keys_s=(old + DAY).total_seconds())
     assert sweeper.sweep(longer).operations == 3
     assert left(database, tables.operation.c.id) == ["cleanup", "of-cleanup", "of-key", "of-vm"]
-    assert sweeper.sweep(Limits()) == Removed(operations=1, idempotency_keys=1, certificates=0)
+    assert sweeper.sweep(Limits()) == Removed(operations=1, idempotency_keys=1, certificates=0, enrolment_tokens=0)
     assert left(database, tables.operation.c.id) == ["cleanup", "of-cleanup", "of-vm"]
 
 
@@ -104,9 +104,34 @@ def test_keys_and_certificates_go_after_their_time(database: Database, sweeper: 
         for serial, over in (("1", -DAY), ("2", 30 * DAY), ("3", 31 * DAY)):
             row = {"serial": serial, "uri": "ppec://host/h1", "issued_at": NOW - 400 * DAY, "not_after": NOW - over}
             conn.execute(insert(tables.certificate).values(row))
-    assert sweeper.sweep(Limits()) == Removed(operations=0, idempotency_keys=1, certificates=1)
+    assert sweeper.sweep(Limits()) == Removed(operations=0, idempotency_keys=1, certificates=1, enrolment_tokens=0)
     assert left(database, tables.idempotency_key.c.key) == ["o1"]
     assert left(database, tables.certificate.c.serial) == ["1", "2"]
+
+
+def test_enrolment_tokens_go_an_hour_after_they_are_over(database: Database, sweeper: Retention) -> None:
+    hour, second = timedelta(hours=1), timedelta(seconds=1)
+    tokens = (
+        ("open", -DAY, None),
+        ("just expired", hour, None),
+        ("expired", hour + second, None),
+        ("just used", -DAY, hour),
+        ("used", -DAY, hour + second),
+    )
+    with database.write() as conn:
+        conn.execute(insert(tables.datacentre).values(id=1, name="dc1", region="r1"))
+        conn.execute(insert(tables.cluster).values(id=1, name="c1", datacentre_id=1, architecture="x86_64"))
+        conn.execute(insert(tables.rack).values(id=1, name="r1", cluster_id=1))
+        conn.execute(insert(tables.vrf).values(id=1, name="red"))
+        names = {"id": 1, "name": "h1", "address": "192.0.2.1", "port": 7443}
+        conn.execute(insert(tables.host).values(rack_id=1, vrf_id=1, enrolled_at=NOW - DAY, **names))
+        for name, expired, used in tokens:
+            times = {"expires_at": NOW - expired, "used_at": None if used is None else NOW - used}
+            conn.execute(insert(tables.enrolment_token).values(sha256=name, host_id=1, created_at=NOW - DAY, **times))
+    assert sweeper.sweep(Limits()) == Removed(0, 0, 0, enrolment_tokens=2)
+    assert left(database, tables.enrolment_token.c.sha256) == ["just expired", "just used", "open"]
+    assert left(database, tables.host.c.enrolled_at) == [NOW - DAY]
+    assert sweeper.sweep(Limits()) == Removed(0, 0, 0, 0)
 
 
 def test_writes_are_short_however_much_there_is(database: Database, sweeper: Retention) -> None:
@@ -119,11 +144,11 @@ def test_writes_are_short_however_much_there_is(database: Database, sweeper: Ret
     with database.write() as conn:
         conn.execute(insert(tables.idempotency_key), [row | {"created_at": NOW - 8 * DAY} for row in rows])
     before = database.commits
-    assert sweeper.sweep(Limits()) == Removed(operations=24, idempotency_keys=1100, certificates=0)
+    assert sweeper.sweep(Limits()) == Removed(operations=24, idempotency_keys=1100, certificates=0, enrolment_tokens=0)
     # Keys 500 + 500 + 100; operations: the large one, two of the middling, the third with the small ones.
     assert database.commits - before == 3 + 3
     assert left(database, tables.operation.c.id) == ["o003"]
-    assert sweeper.sweep(Limits()) == Removed(0, 0, 0)
+    assert sweeper.sweep(Limits()) == Removed(0, 0, 0, 0)
     assert database.commits - before == 6, "a sweep with nothing to do writes nothing"
 
 
@@ -131,7 +156,7 @@ def test_a_sweep_that_is_told_to_stop_removes_nothing_more(database: Database) -
     an_operation(database, "old", 200 * DAY)
     stopping = threading.Event()
     stopping.set()
-    assert Retention(database, lambda: NOW, stopping).sweep(Limits()) == Removed(0, 0, 0)
+    assert Retention(database, lambda: NOW, stopping).sweep(Limits()) == Removed(0, 0, 0, 0)
 
 
 def test_the_engine_sweeps_by_its_settings(world: Any) -> None:
