@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A client that is still sending when it is refused must be able to read why: its connection lingers for a moment."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from ppec_contract.peer_protocol import MAX_LINGER_BYTES, PeerCertificateProtocol
+
+WHOLE = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 2\r\n\r\n{}"
+NOT_WHOLE = b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 99\r\n\r\n{}"
+
+
+class Wire(asyncio.Transport):
+    """The network's side of a connection: what was written, and whether it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.closed = False
+        self.reading = True
+
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
+async def refuse(scope: Any, receive: Any, send: Any) -> None:
+    """Answers without reading the body, and wants the connection closed."""
+    headers = [(b"content-length", b"0"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": 413, "headers": headers})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def spoken(data: bytes, then: Callable[[Any, Wire], None] = lambda protocol, wire: None) -> Wire:
+    """A connection on which this came and was answered; `then` goes on with it."""
+
+    async def speak() -> Wire:
+        config = uvicorn.Config(refuse, http=PeerCertificateProtocol, ws="none", lifespan="off", log_config=None)
+        config.load()
+        state, wire = ServerState(), Wire()
+        protocol = PeerCertificateProtocol(config=config, server_state=state, app_state={})
+        protocol.connection_made(wire)
+        protocol.data_received(data)
+        await asyncio.gather(*state.tasks)
+        assert wire.written.startswith(b"HTTP/1.1 4")
+        then(protocol, wire)
+        return wire
+
+    return asyncio.run(speak())
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"), [(b"\x00\x01\r\n\r\n", b"400"), (NOT_WHOLE, b"413")], ids=["not-http", "body-not-read"]
+)
+def test_connection_stays_open_for_what_still_comes(sent: bytes, status: bytes) -> None:
+    def go_on(protocol: Any, wire: Wire) -> None:
+        written = wire.written
+        for _ in range(10):
+            protocol.data_received(b"x" * 1000)
+        assert (wire.closed, wire.reading, wire.written) == (False, True, written)
+
+    wire = spoken(sent, then=go_on)
+    assert wire.written.split()[1] == status
+
+
+def test_it_is_not_read_without_end() -> None:
+    def flood(protocol: Any, wire: Wire) -> None:
+        protocol.data_received(b"x" * MAX_LINGER_BYTES)
+        assert not wire.closed
+        protocol.data_received(b"x")
+        assert wire.closed
+
+    spoken(NOT_WHOLE, then=flood)
+
+
+def test_what_comes_is_no_further_request() -> None:
+    def pipeline(protocol: Any, wire: Wire) -> None:
+        protocol.data_received(WHOLE)
+        assert wire.written.count(b"HTTP/1.1") == 1
+
+    spoken(NOT_WHOLE, then=pipeline)
+
+
+def test_client_that_has_sent_everything_is_not_waited_for() -> None:
+    assert spoken(WHOLE).closed
