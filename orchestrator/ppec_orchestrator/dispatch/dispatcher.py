@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +14,13 @@ from ppec_contract.run import HostCall, RunPlan, RunTerms
 from ppec_orchestrator.dispatch.adoption import FollowedRun, adopt
 from ppec_orchestrator.dispatch.fork_client import ForkClient, start_job_process
 from ppec_orchestrator.dispatch.installation import Installation
-from ppec_orchestrator.dispatch.job import remove_abandoned, write_job
+from ppec_orchestrator.dispatch.job import remove_abandoned
 from ppec_orchestrator.dispatch.port import RunRequest, vm_ids_in
-from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory, inventory, write_private
+from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory
 
 _log = structlog.get_logger(__name__)
 _KEEP_RUNS_S = 24 * 3600.0
 _PRUNE_EVERY_S = 3600.0
-_MAX_FORKS = 50
-# The run's own limit lies above the hosts', so that it only ends what hangs.
-_GRACE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +70,10 @@ class AnsibleDispatcher:
         lock = directory.take_lock()
         try:
             plan = self._write(directory, request)
-            environment = self._installation.environment()
-            pid = self._forks.submit_job(directory.path, lock, environment) if self._forks is not None else None
+            pid = self._forks.submit_job(directory.path, lock) if self._forks is not None else None
             forked = pid is not None
             if pid is None:
-                pid = start_job_process(directory.path, lock, environment)
+                pid = start_job_process(self._installation, directory.path, lock)
         finally:
             # From here on only the job holds the lock.
             os.close(lock)
@@ -112,9 +107,6 @@ class AnsibleDispatcher:
         )
         targets = request.hosts.items()
         plan = RunPlan(run=terms, hosts={host: vm_ids_in(target.parameters) for host, target in targets})
-        write_private(directory.inventory_path, inventory(plan.hosts, sys.executable))
-        forks = min(len(plan.hosts), _MAX_FORKS)
-        write_job(directory, str(self._installation.playbook), forks, request.timeout_s + _GRACE_S)
         directory.write_calls(
             {
                 host: HostCall(run=terms, address=target.address, port=target.port, parameters=dict(target.parameters))

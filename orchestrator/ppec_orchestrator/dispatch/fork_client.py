@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -61,15 +60,15 @@ class ForkClient:
         if self._guard is not None:
             self._guard.join(timeout=_START_TIMEOUT_S)
 
-    def submit_job(self, directory: Path, lock: int, environment: Mapping[str, str]) -> int | None:
-        """The process id of a job forked for the run, or None: then the caller starts one the slow way."""
+    def submit_job(self, directory: Path, lock: int) -> int | None:
+        """The process id of the job that has the run, or None: then the caller starts one the slow way."""
         if self.pid is None:
             return None
-        if self._imported is None or not self._imported.is_current(environment):
+        if self._imported is None or not self._imported.is_current(self._installation.environment()):
             _log.info("fork_server.outdated", reason="the collection, ansible.cfg or the environment changed")
             self._end()
             return None
-        request = Request("job", str(directory), 0o077, (str(directory),), environment, (lock,))
+        request = Request("job", str(directory), 0o077, (), {}, (lock,))
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
                 connection.settimeout(_ANSWER_TIMEOUT_S)
@@ -137,11 +136,11 @@ def server_command(installation: Installation) -> list[str]:
     return [sys.executable, "-m", _SERVER_MODULE, *where]
 
 
-def start_job_process(directory: Path, lock: int, environment: Mapping[str, str]) -> int:
+def start_job_process(installation: Installation, directory: Path, lock: int) -> int:
     """The slow way: a new interpreter. The process is nobody's to wait for; init reaps it when we are gone."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "ppec_orchestrator.dispatch.job", str(directory), str(lock)],
-        env=dict(environment),
+        [sys.executable, "-m", "ppec_orchestrator.dispatch.job", str(directory), str(lock), str(installation.playbook)],
+        env=installation.environment(),
         cwd=directory,
         pass_fds=(lock,),
         stdin=subprocess.DEVNULL,

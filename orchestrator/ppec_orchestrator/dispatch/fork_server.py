@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fork server: a process with Ansible imported, from which job and playbook processes are forked.
 
-One thread, no state, so a fork is a clean copy. Requests are packets on a UNIX socket (0600, same user only), each
-with descriptors (SCM_RIGHTS):
+One thread, so a fork is a clean copy. Requests are packets on a UNIX socket (0600, same user only), each with
+descriptors (SCM_RIGHTS):
 
+- `job` (from the orchestrator): a job process gets the run, in a session of its own; the answer is its process id.
 - `playbook` (from the drop-in `ansible-playbook`): a *keeper* is forked, which forks the playbook, waits for it and
   answers its exit code. When the drop-in is killed the keeper kills the playbook with all its workers.
-- `job` (from the orchestrator): a job process is forked, in a session of its own; the answer is its process id.
 
-Forking takes a few milliseconds, so it is done beforehand: of each kind one *spare* waits for its request. It ends when
-the server does.
+One job *stands by*: forked and started before its run is known, up to a playbook that waits for the plan. It ends when
+the server does. The next one is started a moment after a request, so as not to compete with it.
 
 The server ends when its standard input does, that is with the orchestrator that started it. What was given work lives
 on: a keeper answers by itself, a job needs nobody.
@@ -26,15 +26,22 @@ import signal
 import socket
 import struct
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ppec_orchestrator.dispatch import descendants, job, playbook_child
+from ppec_orchestrator.dispatch.rundir import RunDirectory
 
 MAX_REQUEST_BYTES = 1 << 20
 _REQUEST_TIMEOUT_S = 2.0
+# By then the host's agent has the request, and its work is mostly waiting.
+_REFILL_DELAY_S = 0.1
+# So old a job that stands by is replaced.
+_STANDBY_S = 3600.0
 _FAILED = 250
 
 
@@ -65,9 +72,11 @@ class Request:
 class ForkServer:
     """The accept loop. Everything that can block for long happens in a fork."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, playbook: str) -> None:
         self._path = path
-        self._spares: dict[str, _Spare] = {}
+        self._playbook = playbook
+        self._standby: _Standby | None = None
+        self._refill_at_s = 0.0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         part = path.with_name(f".{path.name}.{os.getpid()}")
         part.unlink(missing_ok=True)
@@ -85,14 +94,30 @@ class ForkServer:
         poll.register(self._listener, select.POLLIN)
         poll.register(0, select.POLLIN)
         while True:
-            self._refill()
-            ready = dict(poll.poll())
+            wait_s = self.stand_by()
+            ready = dict(poll.poll(wait_s * 1000))
             if 0 in ready and not os.read(0, 64):
                 return
             if self._listener.fileno() in ready:
                 connection, _ = self._listener.accept()
                 with connection:
                     self._answer(connection)
+
+    def stand_by(self) -> float:
+        """Sees that a job stands by, if it is time for that. In how many seconds to come again."""
+        now_s = time.monotonic()
+        if now_s < self._refill_at_s:
+            return self._refill_at_s - now_s
+        if self._standby is not None:
+            # Its folder on tmpfs must not grow so old that it is taken for a dead job's.
+            self._standby.channel.close()
+        try:
+            self._standby = self._fork_job()
+        except OSError:
+            self._standby = None
+        # Where nothing can be forked now, the next request tries again.
+        self._refill_at_s = now_s + _STANDBY_S
+        return _STANDBY_S
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(_REQUEST_TIMEOUT_S)
@@ -103,81 +128,78 @@ class ForkServer:
             body, descriptors, _, _ = socket.recv_fds(connection, MAX_REQUEST_BYTES, 3)
             if not body:
                 return
-            kind = Request.decode(body, ()).kind
-            if kind not in _WORK:
-                raise ValueError(kind)
-            pid = self._hand_over(kind, body, [connection.fileno(), *descriptors])
-            if kind == "job":
+            request = Request.decode(body, descriptors)
+            if request.kind == "job":
+                pid = self._hand_over(body, descriptors, not_for_a_fork=(connection.fileno(), *descriptors))
                 connection.send(str(pid).encode())
+            elif request.kind == "playbook":
+                self._fork(lambda: _keep_playbook(request, connection))
+            else:
+                raise ValueError(request.kind)
         except (OSError, ValueError) as error:
             sys.stderr.write(f"fork server: request refused: {type(error).__name__}\n")
         finally:
             for fd in descriptors:
                 os.close(fd)
 
-    def _hand_over(self, kind: str, body: bytes, descriptors: Sequence[int]) -> int:
-        """Gives the request to the kind's spare; its process id."""
-        spare = self._spares.pop(kind, None)
-        if spare is not None:
-            with spare.channel, contextlib.suppress(OSError):
-                _send(spare.channel, body, descriptors)
-                return spare.pid
-        # There is none, or it was killed while it waited.
-        spare = self._fork(kind, not_for_it=descriptors)
-        with spare.channel:
-            _send(spare.channel, body, descriptors)
-        return spare.pid
+    def _hand_over(self, body: bytes, descriptors: Sequence[int], not_for_a_fork: Sequence[int]) -> int:
+        """Gives the run to the job that stands by; its process id."""
+        standby, self._standby = self._standby, None
+        self._refill_at_s = time.monotonic() + _REFILL_DELAY_S
+        if standby is not None:
+            with standby.channel, contextlib.suppress(OSError):
+                _send(standby.channel, body, descriptors)
+                return standby.pid
+        # There is none, or it has ended.
+        fresh = self._fork_job(not_for_it=not_for_a_fork)
+        with fresh.channel:
+            _send(fresh.channel, body, descriptors)
+        return fresh.pid
 
-    def _refill(self) -> None:
-        # Where nothing can be forked now, the next request tries again.
-        with contextlib.suppress(OSError):
-            for kind in _WORK:
-                if kind not in self._spares:
-                    self._spares[kind] = self._fork(kind)
+    def _fork_job(self, *, not_for_it: Sequence[int] = ()) -> _Standby:
+        """A job that waits for its run. What it is not to have open comes to it with the run, or never."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    def _fork(self, kind: str, *, not_for_it: Sequence[int] = ()) -> _Spare:
-        """A fork that waits for its request. What it is not to have open comes to it with the request, or never."""
-        ours, theirs = _channel()
-        try:
-            pid = os.fork()
-        except OSError:
-            ours.close()
-            theirs.close()
-            raise
-        if pid == 0:
+        def stand_by() -> int:
             ours.close()
             for fd in not_for_it:
                 os.close(fd)
-            self._in_fork(lambda: _WORK[kind](theirs))
-        theirs.close()
-        return _Spare(pid, ours)
+            return _stand_by(theirs, self._playbook)
 
-    def _in_fork(self, work: Callable[[], int]) -> None:
-        code = _FAILED
         try:
-            self._listener.close()
-            # Or a spare would not see the server's end as long as this fork lives.
-            for spare in self._spares.values():
-                spare.channel.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            code = work()
-        except BaseException:
-            traceback.print_exc()
+            pid = self._fork(stand_by)
+        except OSError:
+            ours.close()
+            raise
         finally:
-            os._exit(code)
+            theirs.close()
+        return _Standby(pid, ours)
+
+    def _fork(self, work: Callable[[], int]) -> int:
+        pid = os.fork()
+        if pid == 0:
+            code = _FAILED
+            try:
+                self._listener.close()
+                # Or the job that stands by would not see the server's end as long as this fork lives.
+                if self._standby is not None:
+                    self._standby.channel.close()
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                code = work()
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(code)
+        return pid
 
 
 @dataclass(frozen=True, slots=True)
-class _Spare:
-    """A fork that waits on `channel` for its request."""
+class _Standby:
+    """A job that stands by, and the channel on which it gets its run."""
 
     pid: int
     channel: socket.socket
-
-
-def _channel() -> tuple[socket.socket, socket.socket]:
-    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
 def _send(channel: socket.socket, body: bytes, descriptors: Sequence[int]) -> None:
@@ -185,34 +207,37 @@ def _send(channel: socket.socket, body: bytes, descriptors: Sequence[int]) -> No
     socket.send_fds(channel, [body], descriptors)
 
 
-def _receive(channel: socket.socket) -> tuple[Request, socket.socket] | None:
-    """The request and the connection it came on; None when the server has ended and there will be none."""
+def _stand_by(channel: socket.socket, playbook: str) -> int:
+    """In a job: starts before there is a run, and ends without one when the server does."""
+    os.setsid()
+    os.umask(0o077)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1):
+        os.dup2(null, fd)
+    os.close(null)
+    standing = job.Job(playbook)
+    threading.Thread(target=_await_run, args=(channel, standing), daemon=True).start()
+    return job.work(standing)
+
+
+def _await_run(channel: socket.socket, standing: job.Job) -> None:
     with channel:
-        body, descriptors, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, 4)
-    if not body:
-        return None
-    return Request.decode(body, descriptors[1:]), socket.socket(fileno=descriptors[0])
+        body, descriptors, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+    run = RunDirectory(Path(Request.decode(body, descriptors).directory)) if body else None
+    # The lock among the descriptors stays open as long as this process lives.
+    if run is not None and run.begin():
+        standing.give(run)
+    else:
+        standing.abandon()
 
 
-def _keep_playbook(channel: socket.socket) -> int:
+def _keep_playbook(request: Request, connection: socket.socket) -> int:
     """In the keeper: the playbook as a child, its exit code as the answer, its end when nobody waits for it."""
     os.setsid()
     descendants.adopt_orphans()
-    ours, theirs = _channel()
     child = os.fork()
     if child == 0:
-        ours.close()
-        channel.close()
-        return _exit_with(lambda: _playbook(theirs))
-    theirs.close()
-    received = _receive(channel)
-    if received is None:
-        ours.close()
-        os.waitpid(child, 0)
-        return 0
-    request, connection = received
-    with ours:
-        _send(ours, request.encode(), [connection.fileno(), *request.descriptors])
+        return _exit_with(lambda: _playbook(request, connection))
     for fd in request.descriptors:
         os.close(fd)
     connection.setblocking(True)
@@ -239,32 +264,13 @@ def _wait(child: int, connection: socket.socket) -> int:
     return os.waitstatus_to_exitcode(status) & 0xFF
 
 
-def _playbook(channel: socket.socket) -> int:
-    received = _receive(channel)
-    if received is None:
-        return 0
-    request, connection = received
+def _playbook(request: Request, connection: socket.socket) -> int:
     # Only the keeper answers on it, and only the keeper's end may end it.
     connection.close()
     os.setsid()
     _place(request.descriptors)
     os.umask(request.umask)
     return playbook_child.become_playbook(request.argv, request.environment, request.directory)
-
-
-def _run_job(channel: socket.socket) -> int:
-    received = _receive(channel)
-    if received is None:
-        return 0
-    request, connection = received
-    connection.close()
-    os.setsid()
-    lock = request.descriptors[0]
-    os.umask(request.umask)
-    os.chdir(request.directory)
-    os.environ.clear()
-    os.environ.update(request.environment)
-    return job.run_job(Path(request.argv[0]), lock)
 
 
 def _exit_with(work: Callable[[], int]) -> int:
@@ -297,14 +303,10 @@ def _reap(number: int, frame: object) -> None:
             pass
 
 
-# What a fork does, given the channel on which its request will come; its exit code.
-_WORK: Mapping[str, Callable[[socket.socket], int]] = {"playbook": _keep_playbook, "job": _run_job}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="ppec-fork-server")
     parser.add_argument("--socket", type=Path, required=True)
-    parser.add_argument("--playbook", type=Path, required=True, help="what most forks will run")
+    parser.add_argument("--playbook", type=Path, required=True, help="what jobs run")
     arguments = parser.parse_args()
     path = arguments.socket
     playbook_child.warm_up(job.callback_folder(), arguments.playbook)
@@ -312,7 +314,7 @@ def main() -> None:
     # Keeps the collector from touching, and so copying, what the forks share.
     gc.collect()
     gc.freeze()
-    server = ForkServer(path)
+    server = ForkServer(path, str(arguments.playbook))
     try:
         os.write(1, b"ready\n")
     except BrokenPipeError:

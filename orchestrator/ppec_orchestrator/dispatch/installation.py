@@ -155,6 +155,6 @@ deprecation_warnings = False
 vars_plugins_enabled =
 
 [inventory]
-enable_plugins = ini
+enable_plugins = ppec.cloud.run_plan
 unparsed_is_failed = True
 """

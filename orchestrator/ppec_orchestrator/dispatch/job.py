@@ -1,33 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The job process: one ansible-runner run from its directory to its `result.json`. Imports ansible_runner, alone.
+"""The job process: one ansible-runner run, to its `result.json`. Imports ansible_runner, alone.
 
 It is in a session of its own and holds the run's lock by an inherited descriptor, so it outlives the orchestrator and
 tells by living that the run is under way. What ansible-runner writes (its `command` file holds the whole environment)
 goes to a fresh folder on tmpfs, mode 0700, that is removed at the end.
+
+A job may start before there is a run for it. Its playbook then waits, started, in the inventory plugin
+`ppec.cloud.run_plan`, which reads the plan's path from a FIFO; `give` writes it there. What takes the most of a run's
+time, starting Ansible, is then done before the request comes.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from ppec_contract.errors import PpecError
 from ppec_contract.run import RunResult
 from ppec_orchestrator.dispatch import descendants
-from ppec_orchestrator.dispatch.rundir import RunDirectory, old_entries, write_private
+from ppec_orchestrator.dispatch.rundir import RunDirectory, old_entries
 
-JOB_FILE = "job.json"
 TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of its own in it, mode 0700
 TMP_PREFIX = "ppec-run-"
 _KEPT_LOG_BYTES = 256 * 1024
+# A batch may be for a thousand hosts; so many are called at a time.
+_FORKS = 50
+# The run's own limit lies above the hosts', so that it only ends what hangs.
+_GRACE_S = 60.0
+# How soon ansible-runner notices that a run is to end.
+_CANCEL_LOOK_S = 1
 # Tasks that reach a host; the rest of Ansible's events are its own bookkeeping.
 _HOST_TASK_EVENTS = ("runner_on_ok", "runner_on_failed", "runner_on_unreachable")
 Status = Literal["successful", "failed", "canceled", "timeout"]
@@ -46,58 +56,90 @@ def callback_folder() -> Path:
     return Path(get_callback_dir())
 
 
-def write_job(run: RunDirectory, playbook: str, forks: int, timeout_s: float) -> None:
-    """What the job process needs besides the plan: no tenant data, no secrets."""
-    content = {"playbook": playbook, "forks": forks, "timeout_s": timeout_s}
-    write_private(run.path / JOB_FILE, json.dumps(content).encode())
-
-
 class Job:
-    """Runs one playbook through ansible-runner and counts what it did."""
+    """Runs one playbook through ansible-runner and counts what it did. `give` it a run before or after `execute`.
 
-    def __init__(self, run: RunDirectory, settings: dict[str, Any]) -> None:
-        self._run = run
-        self._settings = settings
+    `give` and `abandon` may be called from another thread; a job gets one run, and ends with it.
+    """
+
+    def __init__(self, playbook: str) -> None:
+        self._playbook = playbook
+        self._run: RunDirectory | None = None
+        self._deadline_s = float("inf")
+        self._abandoned = False
         self._tasks: Counter[str] = Counter()
         self._proxy_sessions = 0
-        self._cancelled = False
         self._written = False
+        base = TMPFS if os.access(TMPFS, os.W_OK) else None
+        self._private = Path(tempfile.mkdtemp(prefix=TMP_PREFIX, dir=base))
+        self._source = self._private / "hosts.run_plan"
+        os.mkfifo(self._source, mode=0o600)
+        # For reading too: neither side then waits for the other to open it, and its end is this process's end.
+        self._gate = os.open(self._source, os.O_RDWR | os.O_CLOEXEC)
+
+    def give(self, run: RunDirectory) -> None:
+        """The run that this job is for; its playbook goes on. Whoever calls has begun it."""
+        self._run = run
+        os.write(self._gate, f"{run.plan_path}\n".encode())
+        log = os.open(run.path / "job.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        for target in (1, 2):
+            os.dup2(log, target)
+        os.close(log)
+        plan = run.plan()
+        if plan is not None:
+            self._deadline_s = time.monotonic() + plan.run.timeout_s + _GRACE_S
+
+    @property
+    def has_run(self) -> bool:
+        return self._run is not None
+
+    def abandon(self) -> None:
+        """There will be no run: the playbook ends."""
+        self._abandoned = True
+        for pid in descendants.children():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def execute(self) -> None:
-        base = TMPFS if os.access(TMPFS, os.W_OK) else None
-        private = Path(tempfile.mkdtemp(prefix=f"{TMP_PREFIX}{self._run.name}-", dir=base))
+        """To the playbook's end."""
+        descendants.adopt_orphans()
         try:
-            self._ansible(private)
+            self._ansible()
         finally:
             # A cancelled playbook's workers detach themselves; none may go on talking to a host.
             descendants.end_all()
-            _keep_log(private, self._run.path / "ansible.log")
-            shutil.rmtree(private, ignore_errors=True)
+            if self._run is not None:
+                _keep_log(self._private, self._run.path / "ansible.log")
+            shutil.rmtree(self._private, ignore_errors=True)
 
-    def _ansible(self, private: Path) -> None:
+    def _ansible(self) -> None:
         import ansible_runner
 
-        local_temp = private / "tmp"
+        local_temp = self._private / "tmp"
         local_temp.mkdir(mode=0o700)
         runner = ansible_runner.run(
-            private_data_dir=str(private),
+            private_data_dir=str(self._private),
             ident="run",
-            playbook=self._settings["playbook"],
-            inventory=str(self._run.inventory_path),
-            # The only variable: a path. Tenant text would be rendered as a template.
-            extravars={"ppec_plan_file": str(self._run.plan_path)},
+            playbook=self._playbook,
+            # All that a run is told is a path. Tenant text in variables would be rendered as a template.
+            inventory=str(self._source),
             envvars={"ANSIBLE_LOCAL_TEMP": str(local_temp)},
-            forks=self._settings["forks"],
-            settings={"pexpect_timeout": 1, "job_timeout": int(self._settings["timeout_s"])},
+            forks=_FORKS,
+            settings={"pexpect_timeout": _CANCEL_LOOK_S},
             suppress_env_files=True,
             quiet=True,
             event_handler=self._on_event,
             cancel_callback=self._cancel_wanted,
         )
-        self._finish(runner.status, int(runner.rc))
+        self._finish("timeout" if self._late() else runner.status, int(runner.rc))
 
     def _cancel_wanted(self) -> bool:
-        return self._run.cancel_requested()
+        if self._run is None:
+            return self._abandoned
+        return self._late() or self._run.cancel_requested()
+
+    def _late(self) -> bool:
+        return time.monotonic() > self._deadline_s
 
     def _on_event(self, event: dict[str, Any]) -> bool:
         """Only counts: a slow handler holds up the playbook's output. False keeps the event off the disk."""
@@ -113,7 +155,7 @@ class Job:
         return False
 
     def _finish(self, status: Status, return_code: int) -> None:
-        if self._written:
+        if self._written or self._run is None:
             return
         self._written = True
         problem = None
@@ -150,29 +192,32 @@ def remove_abandoned(older_than_s: float) -> int:
     return len(found)
 
 
-def run_job(path: Path, lock: int) -> int:
-    """The whole life of a job process. `lock` is held by being open. Returns the exit code.
+def work(job: Job) -> int:
+    """The whole life of a job process, in a session of its own. Returns the exit code."""
+    started = time.monotonic()
+    try:
+        job.execute()
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+        return 1
+    if job.has_run:
+        os.write(2, f"ended after {time.monotonic() - started:.3f} s\n".encode())
+    return 0
+
+
+def run_job(path: Path, lock: int, playbook: str) -> int:
+    """A job for a run that is there. `lock` is held by being open.
 
     A run has one job: when the fork server was so slow that it was taken for dead, the second one to come ends here.
     """
     run = RunDirectory(path)
     if not run.begin():
         return 0
-    log = os.open(path / "job.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd, target in ((null, 0), (log, 1), (log, 2)):
-        os.dup2(fd, target)
     os.set_inheritable(lock, False)
-    descendants.adopt_orphans()
-    started = time.monotonic()
-    try:
-        Job(run, json.loads((path / JOB_FILE).read_text())).execute()
-    except BaseException:
-        os.write(2, traceback.format_exc().encode())
-        return 1
-    os.write(2, f"ended after {time.monotonic() - started:.3f} s\n".encode())
-    return 0
+    job = Job(playbook)
+    job.give(run)
+    return work(job)
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(run_job(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

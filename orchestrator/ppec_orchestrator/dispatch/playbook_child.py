@@ -23,7 +23,6 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from ppec_orchestrator.dispatch.dropin import PYTHON_VARIABLE
-from ppec_orchestrator.dispatch.rundir import inventory
 
 _COLLECTION = "ppec.cloud"
 # Every playbook loads all plugins of these kinds, or the documentation of all of them, to know their options.
@@ -105,19 +104,20 @@ def warm_up(callbacks: Path, playbook: Path) -> None:
         list(getattr(loader, loader_name).all(class_only=True))
     for name in _ACTIONS:
         loader.action_loader.get(name, class_only=True)
-    _warm_collection(loader.action_loader)
+    _warm_collection(loader)
     _warm_callback(loader.callback_loader, callbacks)
     _rehearse(playbook)
 
 
-def _warm_collection(action_loader: object) -> None:
+def _warm_collection(loader: Any) -> None:
+    loader.inventory_loader.get(f"{_COLLECTION}.run_plan")
     try:
         package = importlib.import_module(f"ansible_collections.{_COLLECTION}.plugins.action")
     except ImportError:
         return
     for folder in package.__path__:
         for entry in sorted(Path(folder).glob("[!_]*.py")):
-            action_loader.get(f"{_COLLECTION}.{entry.stem}", class_only=True)  # type: ignore[attr-defined]
+            loader.action_loader.get(f"{_COLLECTION}.{entry.stem}", class_only=True)
 
 
 def _warm_callback(callback_loader: Any, folder: Path) -> None:
@@ -151,11 +151,12 @@ def _rehearse(playbook: Path) -> None:
     from ansible.template import Templar, trust_as_template
     from ansible.vars.manager import VariableManager
 
-    with tempfile.NamedTemporaryFile("wb", suffix=".ini") as file:
-        file.write(inventory(["rehearsal"], sys.executable))
-        file.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        plan, source = Path(folder, "plan.json"), Path(folder, "rehearsal.run_plan")
+        plan.write_text('{"hosts": {"rehearsal": []}}')
+        source.write_text(f"{plan}\n")
         loader = DataLoader()
-        hosts = InventoryManager(loader=loader, sources=[file.name])
+        hosts = InventoryManager(loader=loader, sources=[str(source)])
         variables = VariableManager(loader=loader, inventory=hosts)
         for play in Playbook.load(str(playbook), variable_manager=variables, loader=loader).get_plays():
             for host in hosts.get_hosts(play.hosts):

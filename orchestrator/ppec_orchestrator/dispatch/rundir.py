@@ -5,8 +5,6 @@
     lock                    held (flock) by the job process as long as it lives
     calls/<host>.json       what to do there; holds tenant data, so it goes when the operation has ended
     plan.json               which hosts and VMs it is about, written last: without it the run never started
-    inventory.ini           the run's hosts and no others
-    job.json                what the job process needs besides
     started                 present: a job process has begun
     events.jsonl            one RunEvent per line, appended by the action plugin
     cancel                  present: the run is to end
@@ -21,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,7 +42,6 @@ class RunDirectory:
         self.path = path
         self.plan_path = path / "plan.json"
         self.calls_path = path / "calls"
-        self.inventory_path = path / "inventory.ini"
         self.events_path = path / "events.jsonl"
         self.cancel_path = path / "cancel"
         self.result_path = path / "result.json"
@@ -233,10 +230,3 @@ def write_private(path: Path, content: bytes) -> None:
     with os.fdopen(fd, "wb") as file:
         file.write(content)
     part.rename(path)
-
-
-def inventory(hosts: Iterable[str], python: str) -> bytes:
-    """Only the run's hosts. Nothing of a tenant's is in it: host names are checked against the contract's pattern."""
-    lines = ["[ppec_run]", *sorted(hosts), "", "[ppec_run:vars]"]
-    lines += ["ansible_connection=local", f"ansible_python_interpreter={python}", ""]
-    return "\n".join(lines).encode()

@@ -15,6 +15,24 @@ from ppec_orchestrator.store import operations as store
 _log = structlog.get_logger(__name__)
 PREFIX = "operations."
 _DAY_S = 86400.0
+_KEEP_LONGEST_S = 3650 * _DAY_S
+MOST: Mapping[str, float] = {
+    "max_running": 10_000,
+    "lease_s": 600.0,
+    "renewal_s": 300.0,
+    # Any number: the engine counts more than 5 as 5.
+    "poll_s": float("inf"),
+    "attempts": 100,
+    "lost_runs": 100,
+    "host_timeout_s": _DAY_S,
+    "cleanup_retry_s": _DAY_S,
+    "cleanup_retry_longest_s": _DAY_S,
+    "undo_retry_s": _DAY_S,
+    "sweep_every_s": _DAY_S,
+    "keep_operations_s": _KEEP_LONGEST_S,
+    "keep_idempotency_keys_s": _KEEP_LONGEST_S,
+    "keep_certificates_s": _KEEP_LONGEST_S,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +41,8 @@ class Limits:
 
     `max_running` counts over all replicas. `poll_s` counts as 5 at most. A lease must outlast some renewals: a replica
     that misses them all is taken for dead. `attempts` is how many hosts a VM's create is tried on. `keep_…` count from
-    an operation's end, a key's first use and a certificate's expiry.
+    an operation's end, a key's first use and a certificate's expiry. Each has its `MOST`: a lease of
+    days would keep a dead replica's work for as long.
     """
 
     max_running: int = 32
@@ -47,16 +66,21 @@ class Limits:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Limits:
-        """A value that isn't a positive number is left at its default and logged."""
+        """A value that isn't a number above 0 (a whole one for a count), or is above its `MOST`, is left at its default
+        and logged."""
         usable: dict[str, Any] = {}
         for one in fields(cls):
             if one.name not in values:
                 continue
             value = values[one.name]
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                _log.error("setting.unusable", setting=PREFIX + one.name, value=value)
+            most = MOST[one.name]
+            count = one.type == "int"
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value <= most or (count and value != int(value)):
+                wanted = f"a {'whole ' if count else ''}number above 0, {most:g} at most"
+                _log.error("setting.unusable", setting=PREFIX + one.name, wanted=wanted, found=value)
                 continue
-            usable[one.name] = int(value) if one.type == "int" else float(value)
+            usable[one.name] = int(value) if count else float(value)
         return cls(**usable)
 
 

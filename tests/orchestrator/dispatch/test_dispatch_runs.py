@@ -12,17 +12,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from ppec_contract.run import RunEvent, RunResult
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
 from ppec_orchestrator.dispatch.fork_client import server_command
 from ppec_orchestrator.dispatch.fork_server import ForkServer
-from ppec_orchestrator.dispatch.installation import Installation
+from ppec_orchestrator.dispatch.installation import COLLECTION, Installation, find_collections
 from ppec_orchestrator.dispatch.job import run_job
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
 from ppec_orchestrator.dispatch.rundir import RunDirectories
@@ -36,7 +39,9 @@ NOWHERE = RunCredentials(Path("/nonexistent/ca"), Path("/nonexistent/crt"), Path
 def folder(short_dir: Path) -> Path:
     """The playbook is copied: a test may change it, and Ansible leaves its byte code beside it."""
     shutil.copytree(PLAYBOOK.parent, short_dir / "playbook")
-    (short_dir / "collections" / "ansible_collections" / "ppec" / "cloud" / "plugins").mkdir(parents=True)
+    plugins = short_dir / "collections" / "ansible_collections" / "ppec" / "cloud" / "plugins"
+    (plugins / "inventory").mkdir(parents=True)
+    shutil.copy(find_collections() / COLLECTION / "plugins" / "inventory" / "run_plan.py", plugins / "inventory")
     return short_dir
 
 
@@ -103,19 +108,36 @@ def test_run_leaves_no_secret_and_its_folder_is_private(
 ) -> None:
     monkeypatch.setenv("PPEC_SECRET", "database-password")
     operation_id = f"op-{uuid4().hex}"
+    hold = folder / "hold"
+    hold.touch()
     dispatcher = open_dispatcher()
-    run = dispatcher.start(request(operation_id))
+    run = dispatcher.start(request(operation_id, hold=str(hold)))
+    run.wait(WAIT_S)
+    (scratch,) = {Path(file).parent for pid in processes_of(run.directory.path) for file in files_of(pid, ".run_plan")}
+    assert stat.S_IMODE(scratch.stat().st_mode) == 0o700
+    hold.unlink()
     follow(run)
     until(lambda: not run.directory.is_live(), "the job has ended")
+    assert not scratch.exists(), "what ansible-runner wrote is gone"
     assert stat.S_IMODE(run.directory.path.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "ansible").stat().st_mode) == 0o700
     for path in run.directory.path.rglob("*"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
         assert path.is_dir() or b"database-password" not in path.read_bytes()
-    assert not list(Path("/dev/shm").glob(f"ppec-run-{operation_id}-*")), "what ansible-runner wrote is gone"
     dispatcher.forget(operation_id)
     assert not run.directory.plan_path.exists()
     assert dispatcher.adopt(operation_id) is None
+
+
+def files_of(pid: int, suffix: str = "") -> list[str]:
+    """What the process has open, by name."""
+    names = []
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            names.append(str(fd.readlink()))
+        except OSError:
+            continue
+    return [name for name in names if name.endswith(suffix)]
 
 
 def test_cancel_ends_the_run_with_all_its_processes(
@@ -182,40 +204,145 @@ def test_dead_fork_server_is_replaced_and_its_runs_live_on(
     assert (result.status, started_with(events)) == ("successful", {"warm=True"})
 
 
-def spares_of(dispatcher: AnsibleDispatcher) -> list[int]:
-    """What the fork server has forked beforehand: a job, and a playbook with its keeper."""
+def test_run_that_hangs_ends_at_its_limit(open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path) -> None:
+    hold = folder / "hold"
+    hold.touch()
+    # A run may take a minute longer than its hosts.
+    run = open_dispatcher().start(replace(request(hold=str(hold)), timeout_s=-59.0))
+    events, result = follow(run)
+    assert events
+    assert result.status == "timeout"
+    assert result.problem is not None
+    assert result.problem.code == "run.failed"
+    until(lambda: not processes_of(run.directory.path), "no process of the run is left")
+
+
+def standby_of(dispatcher: AnsibleDispatcher) -> list[int]:
+    """The fork server's children while no run is under way: a job that stands by, and its playbook's keeper."""
     pid = dispatcher.fork_server_pid
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def test_killed_spare_forks_are_made_again(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
+def all_below(pid: int) -> list[int]:
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        children = [int(word) for thread in threads for word in (thread / "children").read_text().split()]
+    except FileNotFoundError:
+        return []
+    return [found for child in children for found in (child, *all_below(child))]
+
+
+def standing_by(dispatcher: AnsibleDispatcher) -> list[int]:
+    """Every process of the job that stands by: itself, the drop-in, the playbook and its keeper."""
+    until(lambda: len(standby_of(dispatcher)) == 2, "a job stands by")
+    assert dispatcher.fork_server_pid is not None
+    return until(
+        lambda: pids if len(pids := all_below(dispatcher.fork_server_pid or 0)) == 4 else None, "its playbook waits"
+    )
+
+
+def test_what_stands_by_and_is_killed_is_made_again(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
     dispatcher = open_dispatcher()
-    until(lambda: len(spares_of(dispatcher)) == 2, "both spares wait")
-    for pid in spares_of(dispatcher):
-        os.kill(pid, signal.SIGKILL)
+    for pid in standing_by(dispatcher):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     # Dead, and reaped by the server: a request sent to one that is dying would be lost with it.
-    until(lambda: not spares_of(dispatcher), "the spares are gone")
+    until(lambda: not standby_of(dispatcher), "nothing stands by")
     events, result = follow(dispatcher.start(request()))
     assert (result.status, started_with(events)) == ("successful", {"warm=True"})
+
+
+@pytest.mark.parametrize("killed", ["drop-in", "keeper", "playbook"])
+def test_job_whose_playbook_dies_while_it_waits_goes_too(
+    open_dispatcher: Callable[..., AnsibleDispatcher], killed: str
+) -> None:
+    dispatcher = open_dispatcher()
+    pids = standing_by(dispatcher)
+    job = next(pid for pid in standby_of(dispatcher) if files_of(pid, ".run_plan"))
+    keeper = next(pid for pid in standby_of(dispatcher) if pid != job)
+    dropin, playbook = (next(pid for pid in pids if pid in all_below(parent)) for parent in (job, keeper))
+    os.kill({"drop-in": dropin, "keeper": keeper, "playbook": playbook}[killed], signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "the others are gone with it")
+    until(lambda: not standby_of(dispatcher), "and reaped")
+    _, result = follow(dispatcher.start(request()))
+    assert result.status == "successful"
+
+
+def test_job_that_stands_by_ends_with_the_fork_server(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
+    dispatcher = open_dispatcher()
+    pids = standing_by(dispatcher)
+    scratch = [Path(name).parent for pid in pids for name in files_of(pid, ".run_plan")]
+    assert scratch
+    assert dispatcher.fork_server_pid is not None
+    os.kill(dispatcher.fork_server_pid, signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "the processes are gone")
+    until(lambda: not any(path.exists() for path in scratch), "so is the job's folder")
 
 
 def test_fork_server_outlives_a_fork_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_room() -> int:
         raise BlockingIOError(errno.EAGAIN, "no room for another process")
 
-    server = ForkServer(folder / "fork.sock")
+    server = ForkServer(folder / "fork.sock", "site.yml")
     monkeypatch.setattr(os, "fork", no_room)
-    server._refill()
-    assert not server._spares, "it goes on without, and tries again"
+    server.stand_by()
+    assert server._standby is None, "it goes on without, and tries again"
 
 
-def test_spare_forks_end_with_the_fork_server(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
+def test_job_that_has_stood_by_for_long_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ForkServer(folder / "fork.sock", "site.yml")
+    pids = iter((1001, 1002))
+    monkeypatch.setattr(os, "fork", lambda: next(pids))
+    wait_s = server.stand_by()
+    first = server._standby
+    assert first is not None
+    assert server.stand_by() <= wait_s
+    assert server._standby is first
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + wait_s + 1)
+    server.stand_by()
+    assert server._standby is not None
+    assert (first.pid, server._standby.pid) == (1001, 1002)
+    assert first.channel.fileno() == -1, "which tells it to end"
+    server._standby.channel.close()
+
+
+@pytest.mark.parametrize("standing", [True, False], ids=["stood-by", "forked-for-it"])
+def test_job_has_no_socket_of_the_servers(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path, standing: bool
+) -> None:
+    hold = folder / "hold"
+    hold.touch()
     dispatcher = open_dispatcher()
-    until(lambda: len(spares_of(dispatcher)) == 2, "both spares wait")
-    spares = spares_of(dispatcher)
-    assert dispatcher.fork_server_pid is not None
-    os.kill(dispatcher.fork_server_pid, signal.SIGKILL)
-    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in spares), "the spares are gone")
+    for pid in standing_by(dispatcher):
+        if not standing:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    if not standing:
+        until(lambda: not standby_of(dispatcher), "nothing stands by")
+    run = dispatcher.start(request(hold=str(hold)))
+    run.wait(WAIT_S)
+    (job,) = (pid for pid in processes_of(run.directory.path) if files_of(pid, ".run_plan"))
+    assert not [name for name in files_of(job) if name.startswith("socket:")]
+    hold.unlink()
+    assert follow(run)[1].status == "successful"
+
+
+def test_fork_server_that_can_not_start_is_tried_again(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
+) -> None:
+    made = installation(folder)
+    made.socket.mkdir()
+    dispatcher = AnsibleDispatcher(folder, NOWHERE, installation=made)
+    with capture_logs() as lines:
+        dispatcher.open()
+        try:
+            until(lambda: [line for line in lines if line["event"] == "fork_server.failed"][1:], "it failed twice")
+            assert started_with(follow(dispatcher.start(request()))[0]) == {"warm=False"}, "without it, only slower"
+        finally:
+            made.socket.rmdir()
+            until(lambda: dispatcher.fork_server_pid is not None, "it stands once it can")
+        assert started_with(follow(dispatcher.start(request("op-2")))[0]) == {"warm=True"}
+    dispatcher.close()
 
 
 def test_fork_server_ends_quietly_when_its_parent_is_gone(folder: Path) -> None:
@@ -240,7 +367,7 @@ def test_run_has_one_job_process(folder: Path) -> None:
     run = RunDirectories(folder / "runs").create("op-1")
     lock = run.take_lock()
     assert run.begin()
-    assert run_job(run.path, lock) == 0
+    assert run_job(run.path, lock, "site.yml") == 0
     assert sorted(path.name for path in run.path.iterdir()) == ["lock", "started"]
     os.close(lock)
 
