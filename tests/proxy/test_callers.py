@@ -53,7 +53,7 @@ def test_a_certificate_of_another_ca_or_out_of_date_fails_the_handshake(
 def test_no_certificate_no_answer_not_even_health(proxy: Any) -> None:
     context = ssl.create_default_context(cafile=str(proxy.ca.path))
     context.check_hostname = False
-    connection = http.client.HTTPSConnection("127.0.0.1", proxy.port, context=context, timeout=20)
+    connection = http.client.HTTPSConnection("127.0.0.1", proxy.port, context=context, timeout=60)
     with pytest.raises((ssl.SSLError, ConnectionError, http.client.BadStatusLine)):  # noqa: PT012
         connection.request("GET", "/healthz")
         connection.getresponse()
@@ -66,7 +66,7 @@ def test_old_tls_is_refused(proxy: Any) -> None:
         context.minimum_version = ssl.TLSVersion.TLSv1
         context.maximum_version = ssl.TLSVersion.TLSv1_1
     context.set_ciphers("ALL:@SECLEVEL=0")  # or our own side would refuse first
-    with socket.create_connection(("127.0.0.1", proxy.port)) as raw, pytest.raises((ssl.SSLError, ConnectionError)):
+    with socket.create_connection(("127.0.0.1", proxy.port), 60) as raw, pytest.raises((ssl.SSLError, ConnectionError)):
         context.wrap_socket(raw)
 
 
@@ -87,7 +87,7 @@ def client_hello() -> bytes:
 
 def hello_answer(port: int, source: str) -> bytes:
     """The first bytes the server says to a ClientHello from `source`; empty when it only closes."""
-    client = socket.create_connection(("127.0.0.1", port), 20, source_address=(source, 0))
+    client = socket.create_connection(("127.0.0.1", port), 60, source_address=(source, 0))
     with client, contextlib.suppress(ConnectionError):
         client.sendall(client_hello())
         return client.recv(5)

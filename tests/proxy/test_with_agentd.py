@@ -53,7 +53,7 @@ class Agent:
     def kill(self) -> None:
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
-            self._process.wait(20)
+            self._process.wait(60)
             self._process = None
 
 
@@ -68,7 +68,7 @@ def agent(short_dir: Path) -> Iterator[Agent]:
 @pytest.fixture
 def fronted(agent: Agent, start_proxy: Any) -> Any:
     proxy = start_proxy(agent_socket_path=str(agent.socket))
-    wait_until(lambda: proxy.request("GET", "/healthz").status == 200, "the agent answers", timeout_s=30)
+    wait_until(lambda: proxy.request("GET", "/healthz").status == 200, "the agent answers", timeout_s=60)
     return proxy
 
 
@@ -136,5 +136,5 @@ def test_an_agent_killed_and_started_again_is_found_again(fronted: Any, agent: A
     agent.kill()
     assert fronted.call("ListVms").json["code"] == "agent.unavailable"
     agent.start()
-    wait_until(lambda: fronted.call("ListVms").status == 200, "the agent is back", timeout_s=30)
+    wait_until(lambda: fronted.call("ListVms").status == 200, "the agent is back", timeout_s=60)
     assert [vm["name"] for vm in fronted.call("ListVms").json["vms"]] == ["web-1"]
