@@ -9,6 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# An example that takes long says something of the machine, not of what is tested; and every run tries the same ones.
+settings.register_profile("ppec", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ppec")
 
 
 @pytest.fixture
