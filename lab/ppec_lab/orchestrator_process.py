@@ -142,8 +142,18 @@ class OrchestratorProcess:
         return "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
 
 
-def free_port(address: str = "127.0.0.1") -> int:
-    """A TCP port nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return int(probe.getsockname()[1])
+# Bound for as long as this process lives.
+_held: list[socket.socket] = []
+
+
+def free_port() -> int:
+    """A TCP port that is left to whoever is told of it, as long as this process lives.
+
+    It stays bound, so that the kernel gives it to nobody else, neither to listen on nor to connect from. That doesn't
+    keep a listener with SO_REUSEADDR from it, which ours have.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("", 0))
+    _held.append(held)
+    return int(held.getsockname()[1])

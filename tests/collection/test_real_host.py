@@ -18,6 +18,8 @@ import pytest
 from conftest import APPLY_PLAN, BIN, Fleet, Host
 from test_playbooks import events_of, hostile_plan, hostile_texts, task, variables
 
+from ppec_lab.orchestrator_process import free_port
+
 
 @contextmanager
 def daemon(folder, name, settings, probe):
@@ -50,12 +52,6 @@ def daemon(folder, name, settings, probe):
 def listens(family, address):
     with socket.socket(family) as probe:
         return probe.connect_ex(address) == 0
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
