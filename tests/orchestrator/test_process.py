@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ppec_lab.orchestrator_process import free_port
 from ppec_orchestrator.pki.keys import key_pem, new_key
 
 READY_S = 60
@@ -33,9 +34,7 @@ class Process:
 
     def __init__(self, place: Path) -> None:
         self.state = place / "state"
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port: int = sock.getsockname()[1]
+        self.port = free_port()
         self.config = place / "orchestrator.toml"
         self.config.write_text(f'listen = ["127.0.0.1"]\nport = {self.port}\nheartbeat_interval_s = 5.0\n')
         self.environment = os.environ | {"PPEC_STATE_DIR": str(self.state)}
@@ -57,7 +56,7 @@ class Process:
             yield process
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(READY_S)
 
     def _wait_until_ready(self, process: subprocess.Popen[bytes]) -> None:
         until = time.monotonic() + READY_S
@@ -125,13 +124,13 @@ def test_a_host_joins_over_tls_and_the_record_survives_a_kill(orchestrator: Proc
             assert host.post("/v1/hosts/h2/heartbeat", json=beat).json()["code"] == "auth.wrong_identity"
             assert host.get("/v1/hosts").json()["code"] == "auth.required"
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(READY_S)
     with orchestrator.serving() as process, orchestrator.admin() as admin:
         assert admin.get("/v1/hosts/h1").json()["liveness"] in ("enrolled", "up", "unknown")
         with orchestrator.client(pair) as host:
             assert host.post("/v1/hosts/h1/heartbeat", json=beat).status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(READY_S) == 0
     assert token not in orchestrator.log()
     assert (orchestrator.state / "admin.token").read_text().strip() not in orchestrator.log()
     assert "request.failed" not in orchestrator.log()
@@ -182,25 +181,26 @@ def test_what_can_not_be_done_is_said_in_a_sentence(
 
 
 def test_a_port_in_use_is_said(orchestrator: Process) -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", orchestrator.port))
-        sock.listen()
+    with socket.create_server(("127.0.0.1", orchestrator.port)):
         ended = orchestrator.run("serve")
     assert ended.returncode == 2
     assert f"can't listen on 127.0.0.1 port {orchestrator.port}" in ended.stderr
 
 
 def _answer(orchestrator: Process, sent: bytes) -> bytes:
-    """All that comes back, until the server closes the connection."""
+    """All that comes back, until the server closes the connection, which it may do while there is more to send."""
     context = ssl.create_default_context(cafile=str(orchestrator.state / "pki" / "ca.crt"))
     answer = b""
     with (
         socket.create_connection(("localhost", orchestrator.port), timeout=30) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as connection,
     ):
-        connection.sendall(sent)
-        while chunk := connection.recv(4096):
-            answer += chunk
+        # A server that closes on unread bytes resets the connection; what it had answered before comes all the same.
+        with suppress(ConnectionError, ssl.SSLError):
+            connection.sendall(sent)
+        with suppress(ConnectionError, ssl.SSLEOFError):
+            while chunk := connection.recv(4096):
+                answer += chunk
     return answer
 
 
