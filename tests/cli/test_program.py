@@ -141,7 +141,7 @@ def test_it_imports_no_server(orchestrator: Any, make: Any, tmp_path: Path) -> N
     loaded = {}
     for line in ("vm list -o json", "--help"):
         command = [sys.executable, "-c", program, *line.split()]
-        ran = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=True)
+        ran = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=True)
         loaded[line] = set(json.loads(ran.stderr.splitlines()[-1]))
     servers = {"fastapi", "starlette", "uvicorn", "sqlalchemy", "alembic", "ansible", "ansible_runner", "numpy"}
     assert not loaded["vm list -o json"] & servers
@@ -153,7 +153,7 @@ def test_the_program_writes_json_into_a_pipe(orchestrator: Any, make: Any, tmp_p
     environment = {"PATH": os.environ["PATH"], "PPEC_SERVER": orchestrator.url, "PPEC_TOKEN": make.token}
     environment |= {"HOME": str(tmp_path), "LC_ALL": "C"}
     command = [*PPEC, "vm", "show", "a", "--output", "json"]
-    ran = subprocess.run(command, env=environment, capture_output=True, timeout=30, check=False)
+    ran = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
     assert ran.returncode == 0
     assert json.loads(ran.stdout)["tags"] == {"stadt": "Zürich"}
     assert ran.stderr == b""
