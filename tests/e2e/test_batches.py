@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ppec_lab.conditions import wait_until
 from ppec_lab.local_cloud import LocalCloud
 
 pytestmark = pytest.mark.slow
@@ -118,9 +119,14 @@ def test_a_repeated_request_with_its_key_makes_no_second_vm(cloud: LocalCloud) -
     assert [vm["name"] for vm in cloud.vms()] == ["once"]
 
 
+def observed(cloud: LocalCloud, name: str) -> str:
+    return str(cloud.orchestrator.ppec("vm", "show", name)["observed"])
+
+
 def test_stop_and_start_change_what_is_observed(cloud: LocalCloud) -> None:
     cloud.ended(cloud.create(name="pet")["operation_id"])
     for action, state in (("stop", "stopped"), ("start", "running")):
         operation = cloud.orchestrator.request("POST", "/v1/vms/actions", {"action": action, "vms": ["pet"]})
         assert cloud.ended(operation["operation_id"])["state"] == "succeeded"
-        assert cloud.orchestrator.ppec("vm", "show", "pet")["observed"] == state
+        # A report that was on its way says for a moment what was before.
+        wait_until(lambda s=state: observed(cloud, "pet") == s, f"it is seen {state}", timeout_s=60, every_s=0.2)
