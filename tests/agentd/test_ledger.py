@@ -131,7 +131,7 @@ def test_threads_that_race_for_the_last_cores_never_share_one() -> None:
     barrier = threading.Barrier(8)
 
     def race(number: int) -> list[NumaPlan]:
-        barrier.wait(timeout=10)
+        barrier.wait(timeout=60)
         won = []
         for turn in range(40):
             wanted = claim(f"vm-{number}-{turn}", cells=(number % 4,))
@@ -165,7 +165,7 @@ def test_nobody_is_refused_while_there_is_room() -> None:
         barrier = threading.Barrier(16)
 
         def one_try(number: int, ledger: Ledger = ledger, barrier: threading.Barrier = barrier) -> str:
-            barrier.wait(timeout=10)
+            barrier.wait(timeout=60)
             try:
                 ledger.reserve(claim(f"vm-{number}", cells=(number % 4,)))
             except PpecError as refusal:

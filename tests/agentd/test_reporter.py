@@ -16,6 +16,9 @@ from ppec_contract.errors import PpecError
 from ppec_contract.host import Heartbeat, HeartbeatReply, HostReport, ReportEnvelope
 from ppec_lab.conditions import wait_until
 
+# Long enough for a loaded machine; reached only when a test fails.
+SOON_S = 60
+
 
 class Sink:
     """Keeps what it is sent; `wants_report` asks for the report in answer to the next heartbeat."""
@@ -24,6 +27,7 @@ class Sink:
         self.sent: list[ReportEnvelope | Heartbeat] = []
         self.wants_report = False
         self.away = False
+        self.tries = 0
 
     def send_report(self, envelope: ReportEnvelope) -> None:
         self._take(envelope)
@@ -34,12 +38,17 @@ class Sink:
         return HeartbeatReply(send_report=wants, heartbeat_interval_s=10.0, report_interval_s=60.0)
 
     def _take(self, message: ReportEnvelope | Heartbeat) -> None:
+        self.tries += 1
         if self.away:
             raise PpecError("host.unreachable", "nobody there")
         self.sent.append(message)
 
     def kinds(self) -> list[str]:
         return [type(message).__name__ for message in self.sent]
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    await asyncio.to_thread(wait_until, condition, what, timeout_s=SOON_S)
 
 
 def test_a_change_is_reported_whole_and_the_rest_are_heartbeats(settings: Any, words: Any, vm: Any) -> None:
@@ -79,13 +88,14 @@ def test_a_report_that_got_lost_is_sent_again(settings: Any, words: Any, vm: Any
             sink.away = True
             reporter = Reporter(ReportSource("h1", agent.context), sink, ReportSettings(longest_backoff_s=0.05))
             running = asyncio.create_task(reporter.run())
-            await asyncio.sleep(0.05)
+            await until(lambda: sink.tries > 0, "the first report gets lost")
             (result,) = await agent.create(vm())
             assert result.problem is None
+            # The first try from now may be with a report from before; the second isn't.
+            lost = sink.tries + 2
+            await until(lambda: sink.tries >= lost, "the report of the change gets lost")
             sink.away = False
-            async with asyncio.timeout(10):
-                while not sink.sent:  # noqa: ASYNC110 - bounded
-                    await asyncio.sleep(0.01)
+            await until(lambda: sink.sent, "it is sent again")
             assert isinstance(sink.sent[0], ReportEnvelope)
             assert len(sink.sent[0].report.vms) == 1
             running.cancel()
@@ -102,8 +112,8 @@ def test_the_process_reports_over_https_as_its_host(
     agent = agent_process(
         reports={"orchestrator_url": server.url, "heartbeat_interval_s": 0.5, "longest_backoff_s": 0.5}, tls=server.tls
     ).start()
-    wait_until(lambda: server.sent("PUT"), "the first report", timeout_s=20)
-    wait_until(lambda: server.sent("POST"), "a heartbeat", timeout_s=20)
+    wait_until(lambda: server.sent("PUT"), "the first report", timeout_s=SOON_S)
+    wait_until(lambda: server.sent("POST"), "a heartbeat", timeout_s=SOON_S)
     assert {path for _, path, _ in server.requests} == {"/v1/hosts/h1/report", "/v1/hosts/h1/heartbeat"}
     assert set(server.peers) == {"ppec://host/h1"}
     first = ReportEnvelope.model_validate(server.sent("PUT")[0])
@@ -112,12 +122,17 @@ def test_the_process_reports_over_https_as_its_host(
     request = {"operation_id": "op-1", "fence": 1, "vms": [one.model_dump(mode="json")]}
     server.answers["PUT"] = (503, {"code": "store.unavailable", "detail": "away"})
     assert agent.client().call("CreateVms", request)["parameters"]["results"][0]["problem"] is None
-    wait_until(lambda: len(server.sent("PUT")) >= 2, "the change is reported", timeout_s=20)
-    refused = len(server.sent("PUT"))
+    served = HostReport.model_validate(agent.client().call("GetReport")["parameters"]["report"])
+    assert [v.vm_id for v in served.vms] == [one.vm_id]
+
+    def reports_of_the_change() -> int:
+        return sum(HostReport.model_validate(sent["report"]) == served for sent in server.sent("PUT"))
+
+    wait_until(lambda: reports_of_the_change() >= 2, "what was refused is sent again", timeout_s=SOON_S)
+    assert {beat["digest"] for beat in server.sent("POST")} == {first.report.digest()}
     server.answers["PUT"] = (204, None)
-    wait_until(lambda: len(server.sent("PUT")) > refused, "what was refused is sent again", timeout_s=20)
-    latest = HostReport.model_validate(server.sent("PUT")[-1]["report"])
-    assert [v.vm_id for v in latest.vms] == [one.vm_id]
-    served = agent.client().call("GetReport")["parameters"]["report"]
-    assert HostReport.model_validate(served) == latest
+    # Heartbeats tell the digest of the last report that was taken.
+    taken = "the report is taken"
+    wait_until(lambda: server.sent("POST")[-1]["digest"] == served.digest(), taken, timeout_s=SOON_S)
+    assert HostReport.model_validate(server.sent("PUT")[-1]["report"]) == served
     assert agent.end() == 0

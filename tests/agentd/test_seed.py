@@ -26,7 +26,7 @@ HOSTILE = [
 
 def extracted(iso: Path, folder: Path) -> dict[str, bytes]:
     command = ["xorriso", "-osirrox", "on", "-indev", str(iso), "-extract", "/", str(folder)]
-    subprocess.run(command, check=True, capture_output=True, timeout=30)
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
@@ -44,7 +44,7 @@ def test_the_volume_is_found_by_its_label(tmp_path: Path, vm: Any) -> None:
     (tmp_path / "seed.iso").write_bytes(seed_iso(vm()))
     answer = subprocess.run(
         ["blkid", "-p", "-o", "value", "-s", "LABEL", str(tmp_path / "seed.iso")],
-        check=True, capture_output=True, text=True, timeout=10,
+        check=True, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert answer.stdout.strip() == "cidata"
 
