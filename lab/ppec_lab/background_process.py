@@ -70,7 +70,7 @@ class BackgroundProcess:
     def kill(self) -> None:
         """kill -9, and waits until it is gone."""
         self._signal(signal.SIGKILL)
-        wait_until(lambda: self.pid() is None, f"{self.name} is gone", timeout_s=10)
+        wait_until(lambda: self.pid() is None, f"{self.name} is gone", timeout_s=60)
 
     def send(self, number: signal.Signals) -> None:
         """Sends a signal, if it runs."""

@@ -18,7 +18,7 @@ from ppec_lab.fleet_network import BRIDGE
 # /run, /tmp and the control groups that systemd as process 1 expects.
 PODMAN = ("podman", "--runtime", "runc")
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096")
-SSH_TIMEOUT_S = 60.0
+SSH_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,14 @@ class ContainerHost:
             layers = f"lowerdir={tree},upperdir={self.directory}/upper,workdir={self.directory}/work"
             _run("mount", "-t", "overlay", "ppec-lab", "-o", layers, str(self.root))
 
+    def unmount(self) -> None:
+        """Take the overlay down; returns when nothing of what ran in it holds it any more."""
+
+        def down() -> bool:
+            return not self.root.is_mount() or _run("umount", str(self.root), check=False).returncode == 0
+
+        wait_until(down, f"{self.root} is no longer in use", timeout_s=60, every_s=0.2)
+
     def install_keys(self, authorized: str) -> str:
         """Give the host an ssh host key and let `authorized` log in as root; returns the host's public key."""
         write_file(self.root, "/root/.ssh/authorized_keys", authorized, 0o600)
@@ -104,8 +112,7 @@ class ContainerHost:
     def remove(self) -> None:
         """Stop the host and remove its container and overlay; harmless when some of it is gone already."""
         self._podman("rm", "--force", "--time=0", "--ignore", self.container, timeout_s=120)
-        if self.root.is_mount():
-            _run("umount", str(self.root))
+        self.unmount()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def ssh_argv(self, *command: str) -> list[str]:

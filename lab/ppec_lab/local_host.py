@@ -96,7 +96,7 @@ class LocalHost:
         self._write("proxy", self._proxy_settings())
         self.start_agentd()
         self.proxy.start([str(BIN / "ppec-proxy"), "--config", str(self.directory / "proxy.toml")])
-        wait_until(lambda: self._up(self.proxy, self._proxy_listens), f"proxy of {self.name} listens", timeout_s=30)
+        wait_until(lambda: self._up(self.proxy, self._proxy_listens), f"proxy of {self.name} listens", timeout_s=60)
 
     def start_agentd(self) -> None:
         self.agentd.start([str(BIN / "ppec-agentd"), "--config", str(self.directory / "agentd.toml")])
@@ -137,7 +137,7 @@ class LocalHost:
         # There is no such image: 404 is for those who may ask.
         url = f"{self.orchestrator.url}/v1/images/{'0' * 64}/content"
         try:
-            with urllib.request.urlopen(url, context=context, timeout=10):  # noqa: S310 - always https
+            with urllib.request.urlopen(url, context=context, timeout=60):  # noqa: S310 - always https
                 return True
         except urllib.error.HTTPError as refused:
             return refused.code != HTTPStatus.UNAUTHORIZED

@@ -66,7 +66,7 @@ class PrivateLibvirtd:
         namespaces = ["--mount", "--pid"] + (["--net"] if self.own_network else [])
         return ["nsenter", f"--target={self.init_pid}", *namespaces, "--", *argv]
 
-    def run(self, *argv: str, check: bool = True, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run one command in the namespaces: ``run("ip", "link", "add", "br0", "type", "bridge")``."""
         return subprocess.run(self.inside(argv), check=check, timeout=timeout_s, capture_output=True, text=True)
 
@@ -78,7 +78,7 @@ class PrivateLibvirtd:
         """End libvirtd and leave its domains running, as a crash of the daemon would."""
         pid = (self.base_dir / "libvirtd.pid").read_text().strip()
         self.run("kill", f"-{int(signum)}", pid)
-        wait_until(lambda: not self._alive(pid), f"libvirtd {pid} ends after {signum.name}", timeout_s=20)
+        wait_until(lambda: not self._alive(pid), f"libvirtd {pid} ends after {signum.name}", timeout_s=60)
 
     def _alive(self, pid: str) -> bool:
         return self.run("kill", "-0", pid, check=False).returncode == 0
@@ -120,9 +120,11 @@ def _lay_out(base_dir: Path, host_uuid: str) -> Path:
     filters = Path("/etc/libvirt/nwfilter")
     if filters.is_dir():
         shutil.copytree(filters, etc / "nwfilter", dirs_exist_ok=True)
-    kept = _kept_capabilities()
-    if kept.is_dir():
-        shutil.copytree(kept, base_dir / "cache" / "qemu" / "capabilities", dirs_exist_ok=True)
+    fresh = base_dir / "cache" / "qemu" / "capabilities"
+    fresh.mkdir(parents=True, exist_ok=True)
+    # Nothing but whole entries: another start may be about to add one.
+    for entry in _kept_capabilities().glob("*.xml"):
+        shutil.copy2(entry, fresh)
     return socket
 
 
@@ -176,7 +178,7 @@ def _keep_capabilities(daemon: PrivateLibvirtd) -> None:
     for entry in fresh.glob("*.xml"):
         target = kept / entry.name
         if not target.exists() or target.read_bytes() != entry.read_bytes():
-            # Preserve the times: libvirt compares them. Rename, since another start may be reading.
-            partial = kept / f".{entry.name}.{os.getpid()}"
-            shutil.copy2(entry, partial)
-            partial.replace(target)
+            # Preserve the times: libvirt compares them. Rename, since another start may be reading, or doing the same.
+            with tempfile.TemporaryDirectory(prefix=".", dir=kept) as scratch:
+                partial = Path(shutil.copy2(entry, scratch))
+                partial.replace(target)

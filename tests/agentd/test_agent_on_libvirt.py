@@ -152,10 +152,10 @@ def test_a_guest_applies_its_seed_and_obeys_the_power_button(agent: Any, daemon:
     wait_until(
         lambda: console.exists() and "ppec-guest ready hello" in console.read_text(errors="replace"),
         "the guest says its name",
-        timeout_s=120,
+        timeout_s=240,
     )
-    stop = {"operation_id": "op-3", "fence": 1, "vm_ids": [str(one.vm_id)], "timeout_s": 60}
-    (stopped,) = results(agent.client(timeout_s=120).call("StopVms", stop))
+    stop = {"operation_id": "op-3", "fence": 1, "vm_ids": [str(one.vm_id)], "timeout_s": 240}
+    (stopped,) = results(agent.client(timeout_s=270).call("StopVms", stop))
     assert stopped["problem"] is None
     assert stopped["vm"]["state"] == "stopped"
     results(agent.client().call("DeleteVms", delete(one)))

@@ -48,9 +48,9 @@ async def live(daemon: PrivateLibvirtd, root: Path, console: Path) -> None:
         def said_ready() -> bool:
             return console.exists() and "ppec-guest ready" in console.read_text(errors="replace")
 
-        await asyncio.to_thread(wait_until, said_ready, "the guest says on its console that it is up", timeout_s=120)
+        await asyncio.to_thread(wait_until, said_ready, "the guest says on its console that it is up", timeout_s=240)
         assert await hypervisor.shutdown(metadata.vm_id) is True
-        assert await hypervisor.wait_state(metadata.vm_id, VmState.STOPPED, 60) is True
+        assert await hypervisor.wait_state(metadata.vm_id, VmState.STOPPED, 240) is True
     finally:
         await hypervisor.close()
 

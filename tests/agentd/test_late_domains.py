@@ -242,8 +242,9 @@ def test_a_stopped_libvirtd_finishes_the_call_and_nothing_is_left(
             domain_type="qemu",
             disk_cache="writeback",
             declared_topology=declare_topology("cores=4"),
-            call_timeout_s=1,
-            start_timeout_s=1,
+            # For the call that is stopped, and enough for the others on a loaded machine.
+            call_timeout_s=3,
+            start_timeout_s=3,
             keepalive_interval_s=30,
         )
         hypervisor = LibvirtHypervisor(options)
@@ -267,9 +268,12 @@ def test_a_stopped_libvirtd_finishes_the_call_and_nothing_is_left(
             wait_until, lambda: not hypervisor.lingers(one.vm_id), "the late call ends", timeout_s=SOON_S
         )
         assert _names(host) == [one.name], "the call took effect late"
-        await actions.settle()
+        async with asyncio.timeout(SOON_S):
+            # As often as housekeeping would: an undo that takes longer than a call may is left to the next round.
+            while context.ledger.holdings():
+                await actions.settle()
+                await asyncio.sleep(0.05)
         assert _names(host) == []
-        assert context.ledger.holdings() == ()
         assert not context.folder(one.vm_id).path.exists()
         await hypervisor.close()
         journal.close()

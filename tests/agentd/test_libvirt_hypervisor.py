@@ -119,7 +119,7 @@ async def test_metadata_damaged_by_hand_makes_a_domain_foreign(host: LibvirtHost
 
 async def test_a_daemon_that_hangs_is_given_up_and_taken_back(host: LibvirtHost) -> None:
     guest = host.definition()
-    options: dict[str, Any] = {"call_timeout_s": 1.0, "keepalive_interval_s": 1, "keepalive_count": 2}
+    options: dict[str, Any] = {"call_timeout_s": 3.0, "keepalive_interval_s": 1, "keepalive_count": 4}
     async with host.opened(**options) as hypervisor:
         await hypervisor.define(guest)
         await hypervisor.start(guest.metadata.vm_id)

@@ -52,7 +52,7 @@ EXPECTED = [
 def awk(script: str, text: str) -> str:
     assert BUSYBOX is not None
     command = [BUSYBOX, "awk", "-f", str(GUEST_DIR / script)]
-    return subprocess.run(command, input=text, check=True, capture_output=True, text=True, timeout=10).stdout
+    return subprocess.run(command, input=text, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def flattened(text: str) -> dict[str, str]:

@@ -53,13 +53,13 @@ def test_a_kept_host_comes_back_after_its_orchestrator_lost_its_record(cloud: Lo
     cloud.orchestrator.stop()
     host.enrol()
     assert certificate(host) == first, "nobody could be asked"
-    for path in state.glob("ppec.db*"):
-        path.unlink()
+    for path in list(state.glob("ppec.db*")):
+        path.unlink(missing_ok=True)
     start_from_nothing(cloud)
     host.start()
     second = certificate(host)
     assert second != first
-    wait_until(cloud.all_up, "the host reports", timeout_s=60)
+    wait_until(cloud.all_up, "the host reports", timeout_s=120)
 
     cloud.orchestrator.stop()
     shutil.rmtree(state)
@@ -67,4 +67,4 @@ def test_a_kept_host_comes_back_after_its_orchestrator_lost_its_record(cloud: Lo
     host.start()
     assert certificate(host) != second
     assert (host.directory / "pki" / "ca.pem").read_text() == cloud.orchestrator.ca.read_text()
-    wait_until(cloud.all_up, "the host reports", timeout_s=60)
+    wait_until(cloud.all_up, "the host reports", timeout_s=120)

@@ -92,7 +92,7 @@ def test_a_domain_outlives_a_killed_libvirtd(tmp_path: Path) -> None:
         daemon.kill_libvirtd()
         assert processes_mentioning(str(tmp_path / "disk.raw"))
         daemon.start_libvirtd()
-        wait_until(lambda: virsh(daemon, "domstate", "twin") == "running", "the domain is seen again", timeout_s=20)
+        wait_until(lambda: virsh(daemon, "domstate", "twin") == "running", "the domain is seen again", timeout_s=60)
 
 
 def test_a_domain_attaches_to_a_bridge_of_the_private_network(tmp_path: Path) -> None:

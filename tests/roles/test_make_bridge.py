@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from ppec_lab.conditions import wait_until
+
 SCRIPT = Path(__file__).parents[2] / "collections/ppec/roles/libvirt_host/files/make-bridge"
 
 ECHO = """
@@ -26,7 +28,7 @@ while data := peer.recv(100):
 """
 TALK = """
 import socket, sys
-peer = socket.create_connection(("198.18.0.2", 7), timeout=20)
+peer = socket.create_connection(("198.18.0.2", 7), timeout=60)
 for line in sys.stdin:
     peer.sendall(line.encode())
     print(peer.recv(100).decode(), end="", flush=True)
@@ -41,7 +43,7 @@ class Pair:
         self.host, self.neighbour = f"ppecbr{tag}h", f"ppecbr{tag}n"
 
     def ip(self, *words: str) -> str:
-        return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=20).stdout
+        return subprocess.run(["ip", *words], capture_output=True, text=True, check=True, timeout=60).stdout
 
     def at_host(self, *words: str) -> str:
         return self.ip("-netns", self.host, *words)
@@ -59,7 +61,7 @@ class Pair:
     def make_bridge(self, **settings: str) -> subprocess.CompletedProcess[str]:
         command = ["ip", "netns", "exec", self.host, "sh", str(SCRIPT), "br-test"]
         env = {"PATH": os.environ["PATH"], **settings}
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=30)
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
 
 
 @pytest.fixture
@@ -77,6 +79,9 @@ def pair() -> Iterator[Pair]:
         made.ip("-netns", made.neighbour, "address", "add", "198.18.0.1/24", "dev", "far")
         made.at_host("link", "set", "eth0", "up")
         made.ip("-netns", made.neighbour, "link", "set", "far", "up")
+        # The link comes up in the background, and with it the prefix by which the gateway is reached.
+        prefix = "the prefix of the interface is routed"
+        wait_until(lambda: "2001:db8::/64" in made.at_host("-6", "route", "show", "dev", "eth0"), prefix, timeout_s=60)
         made.at_host("route", "add", "default", "via", "198.18.0.1", "metric", "50")
         made.at_host("route", "add", "203.0.113.0/24", "via", "198.18.0.9")
         made.at_host("-6", "route", "add", "default", "via", "2001:db8::1")

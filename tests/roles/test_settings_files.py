@@ -38,7 +38,7 @@ def rendered(tmp_path: Path, role: str, template: str, variables: dict[str, Any]
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout
     return target
