@@ -8,8 +8,9 @@ descriptors (SCM_RIGHTS):
 - `playbook` (from the drop-in `ansible-playbook`): a *keeper* is forked, which forks the playbook, waits for it and
   answers its exit code. When the drop-in is killed the keeper kills the playbook with all its workers.
 
-One job *stands by*: forked and started before its run is known, up to a playbook that waits for the plan. It ends when
-the server does. The next one is started a moment after a request, so as not to compete with it.
+Two jobs *stand by*: forked and started before their runs are known, up to a playbook that waits for the plan. They end
+when the server does. The next one is started a moment after a request, so as not to compete with it; two, because a
+caller who deletes what it has made and goes on comes again sooner than that.
 
 The server ends when its standard input does, that is with the orchestrator that started it. What was given work lives
 on: a keeper answers by itself, a job needs nobody.
@@ -29,6 +30,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ from ppec_orchestrator.dispatch.rundir import RunDirectory
 
 MAX_REQUEST_BYTES = 1 << 20
 _REQUEST_TIMEOUT_S = 2.0
+_STANDING_BY = 2
 # By then the host's agent has the request, and its work is mostly waiting.
 _REFILL_DELAY_S = 0.1
 # So old a job that stands by is replaced.
@@ -75,8 +78,9 @@ class ForkServer:
     def __init__(self, path: Path, playbook: str) -> None:
         self._path = path
         self._playbook = playbook
-        self._standby: _Standby | None = None
-        self._refill_at_s = 0.0
+        # Oldest first.
+        self._standby: deque[_Standby] = deque()
+        self._fork_at_s = 0.0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         part = path.with_name(f".{path.name}.{os.getpid()}")
         part.unlink(missing_ok=True)
@@ -104,20 +108,19 @@ class ForkServer:
                     self._answer(connection)
 
     def stand_by(self) -> float:
-        """Sees that a job stands by, if it is time for that. In how many seconds to come again."""
+        """Sees that jobs stand by, starting one at most. In how many seconds to come again."""
         now_s = time.monotonic()
-        if now_s < self._refill_at_s:
-            return self._refill_at_s - now_s
-        if self._standby is not None:
+        while self._standby and self._standby[0].since_s + _STANDBY_S <= now_s:
             # Its folder on tmpfs must not grow so old that it is taken for a dead job's.
-            self._standby.channel.close()
-        try:
-            self._standby = self._fork_job()
-        except OSError:
-            self._standby = None
-        # Where nothing can be forked now, the next request tries again.
-        self._refill_at_s = now_s + _STANDBY_S
-        return _STANDBY_S
+            self._standby.popleft().channel.close()
+        if len(self._standby) < _STANDING_BY and now_s >= self._fork_at_s:
+            # Where nothing can be forked now, the next request tries again, and so does the next look.
+            self._fork_at_s = now_s + _REFILL_DELAY_S
+            with contextlib.suppress(OSError):
+                self._standby.append(self._fork_job())
+        if len(self._standby) < _STANDING_BY:
+            return max(0.0, self._fork_at_s - now_s)
+        return max(0.0, self._standby[0].since_s + _STANDBY_S - now_s)
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(_REQUEST_TIMEOUT_S)
@@ -144,13 +147,13 @@ class ForkServer:
 
     def _hand_over(self, body: bytes, descriptors: Sequence[int], not_for_a_fork: Sequence[int]) -> int:
         """Gives the run to the job that stands by; its process id."""
-        standby, self._standby = self._standby, None
-        self._refill_at_s = time.monotonic() + _REFILL_DELAY_S
-        if standby is not None:
-            with standby.channel, contextlib.suppress(OSError):
-                _send(standby.channel, body, descriptors)
-                return standby.pid
-        # There is none, or it has ended.
+        self._fork_at_s = time.monotonic() + _REFILL_DELAY_S
+        while self._standby:
+            ready = self._standby.popleft()
+            # One that has ended refuses.
+            with ready.channel, contextlib.suppress(OSError):
+                _send(ready.channel, body, descriptors)
+                return ready.pid
         fresh = self._fork_job(not_for_it=not_for_a_fork)
         with fresh.channel:
             _send(fresh.channel, body, descriptors)
@@ -173,7 +176,7 @@ class ForkServer:
             raise
         finally:
             theirs.close()
-        return _Standby(pid, ours)
+        return _Standby(pid, ours, time.monotonic())
 
     def _fork(self, work: Callable[[], int]) -> int:
         pid = os.fork()
@@ -181,9 +184,9 @@ class ForkServer:
             code = _FAILED
             try:
                 self._listener.close()
-                # Or the job that stands by would not see the server's end as long as this fork lives.
-                if self._standby is not None:
-                    self._standby.channel.close()
+                # Or the jobs that stand by would not see the server's end as long as this fork lives.
+                for other in self._standby:
+                    other.channel.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 signal.signal(signal.SIGINT, signal.SIG_DFL)
                 code = work()
@@ -196,10 +199,11 @@ class ForkServer:
 
 @dataclass(frozen=True, slots=True)
 class _Standby:
-    """A job that stands by, and the channel on which it gets its run."""
+    """A job that stands by since then (monotonic), and the channel on which it gets its run."""
 
     pid: int
     channel: socket.socket
+    since_s: float
 
 
 def _send(channel: socket.socket, body: bytes, descriptors: Sequence[int]) -> None:

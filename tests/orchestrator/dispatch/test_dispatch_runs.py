@@ -218,7 +218,7 @@ def test_run_that_hangs_ends_at_its_limit(open_dispatcher: Callable[..., Ansible
 
 
 def standby_of(dispatcher: AnsibleDispatcher) -> list[int]:
-    """The fork server's children while no run is under way: a job that stands by, and its playbook's keeper."""
+    """The fork server's children while no run is under way: jobs that stand by, and their playbooks' keepers."""
     pid = dispatcher.fork_server_pid
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -233,12 +233,9 @@ def all_below(pid: int) -> list[int]:
 
 
 def standing_by(dispatcher: AnsibleDispatcher) -> list[int]:
-    """Every process of the job that stands by: itself, the drop-in, the playbook and its keeper."""
-    until(lambda: len(standby_of(dispatcher)) == 2, "a job stands by")
-    assert dispatcher.fork_server_pid is not None
-    return until(
-        lambda: pids if len(pids := all_below(dispatcher.fork_server_pid or 0)) == 4 else None, "its playbook waits"
-    )
+    """Every process of the two jobs that stand by: themselves, the drop-ins, the playbooks and their keepers."""
+    until(lambda: len(all_below(dispatcher.fork_server_pid or 0)) == 8, "both playbooks wait")
+    return all_below(dispatcher.fork_server_pid or 0)
 
 
 def test_what_stands_by_and_is_killed_is_made_again(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
@@ -258,10 +255,13 @@ def test_job_whose_playbook_dies_while_it_waits_goes_too(
 ) -> None:
     dispatcher = open_dispatcher()
     pids = standing_by(dispatcher)
-    job = next(pid for pid in standby_of(dispatcher) if files_of(pid, ".run_plan"))
-    keeper = next(pid for pid in standby_of(dispatcher) if pid != job)
-    dropin, playbook = (next(pid for pid in pids if pid in all_below(parent)) for parent in (job, keeper))
-    os.kill({"drop-in": dropin, "keeper": keeper, "playbook": playbook}[killed], signal.SIGKILL)
+    jobs = [pid for pid in standby_of(dispatcher) if files_of(pid, ".run_plan")]
+    keepers = [pid for pid in standby_of(dispatcher) if pid not in jobs]
+    below = {"drop-in": [pid for job in jobs for pid in all_below(job)], "keeper": keepers}
+    below["playbook"] = [pid for keeper in keepers for pid in all_below(keeper)]
+    assert [len(found) for found in below.values()] == [2, 2, 2]
+    for pid in below[killed]:
+        os.kill(pid, signal.SIGKILL)
     until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "the others are gone with it")
     until(lambda: not standby_of(dispatcher), "and reaped")
     _, result = follow(dispatcher.start(request()))
@@ -286,24 +286,25 @@ def test_fork_server_outlives_a_fork_that_fails(folder: Path, monkeypatch: pytes
     server = ForkServer(folder / "fork.sock", "site.yml")
     monkeypatch.setattr(os, "fork", no_room)
     server.stand_by()
-    assert server._standby is None, "it goes on without, and tries again"
+    assert not server._standby, "it goes on without, and tries again"
 
 
 def test_job_that_has_stood_by_for_long_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = ForkServer(folder / "fork.sock", "site.yml")
-    pids = iter((1001, 1002))
+    pids = iter(range(1001, 1005))
+    now_s = 0.0
     monkeypatch.setattr(os, "fork", lambda: next(pids))
-    wait_s = server.stand_by()
-    first = server._standby
-    assert first is not None
-    assert server.stand_by() <= wait_s
-    assert server._standby is first
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + wait_s + 1)
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    for _ in range(2):
+        now_s += server.stand_by()
+    first, second = server._standby
+    assert (first.pid, second.pid) == (1001, 1002)
+    assert now_s >= 3600.0, "there is nothing to do until then"
     server.stand_by()
-    assert server._standby is not None
-    assert (first.pid, server._standby.pid) == (1001, 1002)
+    assert [job.pid for job in server._standby] == [1002, 1003]
     assert first.channel.fileno() == -1, "which tells it to end"
-    server._standby.channel.close()
+    for job in server._standby:
+        job.channel.close()
 
 
 @pytest.mark.parametrize("standing", [True, False], ids=["stood-by", "forked-for-it"])
