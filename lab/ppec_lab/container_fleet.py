@@ -70,7 +70,7 @@ class ContainerFleet:
             raise ValueError(f"fleet name {name!r}: want lower-case letters, digits and dashes, at most 31")
         tree = host_tree()
         directory = state_root() / name
-        directory.mkdir(parents=True, exist_ok=False)
+        _make_new(directory)
         try:
             network = claim_network(_saved_indices())
         except BaseException:
@@ -159,6 +159,16 @@ class ContainerFleet:
     def _hosts_file(self) -> str:
         lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost", f"{self.gateway} ppec-outside"]
         return "".join(f"{line}\n" for line in [*lines, *(f"{host.address} {host.name}" for host in self.hosts)])
+
+
+def _make_new(directory: Path) -> None:
+    """`FileExistsError` when it is there."""
+    while True:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # Another process that removes the last fleet removes the root, too.
+        with contextlib.suppress(FileNotFoundError):
+            directory.mkdir()
+            return
 
 
 def _saved_indices() -> frozenset[int]:

@@ -133,7 +133,7 @@ class ContainerHost:
 
     def _greets(self) -> bool:
         try:
-            with socket.create_connection((self.address, 22), timeout=2) as connection:
+            with socket.create_connection((self.address, 22), timeout=10) as connection:
                 return connection.recv(4) == b"SSH-"
         except OSError:
             return False
@@ -153,7 +153,7 @@ def ssh_options(fleet_dir: Path) -> list[str]:
     return [
         "-F", "none", "-i", str(fleet_dir / "ssh_key"), "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes",
         "-o", f"UserKnownHostsFile={fleet_dir / 'known_hosts'}", "-o", "GlobalKnownHostsFile=none",
-        "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10",
+        "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=60",
     ]  # fmt: skip
 
 

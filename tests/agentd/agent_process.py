@@ -76,7 +76,9 @@ class AgentProcess:
         return status
 
     def log_lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+        """The lines written so far; of one that is just being written nothing."""
+        whole, _, _ = self._log.read_bytes().rpartition(b"\n")
+        return [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
 
 
 def _toml(document: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -79,7 +80,11 @@ class Orchestrator:
         self._context.load_verify_locations(self.ca.path)
         self._context.verify_mode = ssl.CERT_REQUIRED
         self.closed = threading.Event()
-        self._port = 0
+        # Bound from now on, so that while nobody listens nobody else gets the port.
+        self._held = socket.socket()
+        self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._held.bind(("127.0.0.1", 0))
+        self._port: int = self._held.getsockname()[1]
         self.open()
         self.url = f"https://127.0.0.1:{self._port}"
         certificate, key = self.ca.issue("ppec://host/h1")
@@ -89,7 +94,6 @@ class Orchestrator:
         """Listens; after `close`, on the same port again."""
         self.closed.clear()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", self._port), self._handler)
-        self._port = self._server.server_address[1]
         self._server.daemon_threads = True
         self._server.socket = self._context.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -99,6 +103,11 @@ class Orchestrator:
         self.closed.set()
         self._server.shutdown()
         self._server.server_close()
+
+    def end(self) -> None:
+        """For good: the port is given back."""
+        self.close()
+        self._held.close()
 
     def sent(self, method: str) -> list[dict[str, Any]]:
         return [body for seen, _, body in self.requests if seen == method]
@@ -114,4 +123,4 @@ def orchestrator(tmp_path: Path) -> Iterator[Callable[..., Orchestrator]]:
 
     yield make
     for server in made:
-        server.close()
+        server.end()
