@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,9 @@ from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operation_views import OperationFilter
 from ppec_orchestrator.store.paging import Slice
 
-WAIT_S = 30.0
+WAIT_S = 60.0
+# Longer than any test: what takes an operation from its living owner is the test, never a slow machine.
+LEASE_S = 600
 CORES, MEMORY_MIB, DISK_MIB = 8, 16384, 400_000
 
 
@@ -96,7 +98,7 @@ def seed(database: Database, hosts: int) -> None:
         )  # fmt: skip
 
 
-def prepare(database: Database, dispatcher: Any) -> Ports:
+def prepare(database: Database, dispatcher: Any, now: Callable[[], datetime]) -> Ports:
     return Ports(
         database=database,
         dispatcher=dispatcher,
@@ -114,6 +116,8 @@ class World:
     folder: Path
     fleet: SimulatedFleet = field(default_factory=SimulatedFleet)
     replicas: list[Operations] = field(default_factory=list)
+    # By how much the replicas' clock is ahead of the time.
+    ahead: timedelta = timedelta(0)
 
     ask = Ask("tester")
     wait_until = staticmethod(wait_until)
@@ -128,13 +132,16 @@ class World:
         self.database = self.open_database()
         self.dispatcher = SimulatedDispatcher(self.fleet)
 
+    def now(self) -> datetime:
+        return now() + self.ahead
+
     def replica(
         self, name: str = "one", *, dispatcher: Any = None, database: Database | None = None, start: bool = True
     ) -> Operations:
         """Starts a replica on a database of its own; one that isn't to start only accepts and shows."""
         if database is None:
             database = self.open_database() if start else self.database
-        made = Operations(prepare(database, dispatcher or self.dispatcher), self.folder / name)
+        made = Operations(prepare(database, dispatcher or self.dispatcher, self.now), self.folder / name)
         if start:
             made.start()
             self.replicas.append(made)
@@ -150,8 +157,12 @@ class World:
         replica.engine._ports.database.close()
         self.replicas.remove(replica)
         if leases_end:
-            with self.database.write() as conn:
-                give_up(conn, owner_prefix=dead.owner, now=now())
+            self.end_leases(dead.owner)
+
+    def end_leases(self, owner: str) -> None:
+        """As time would."""
+        with self.database.write() as conn:
+            give_up(conn, owner_prefix=owner, now=self.now())
 
     def stop(self) -> None:
         for replica in self.replicas:
@@ -265,6 +276,7 @@ def world(open_database: Callable[[], Database], tmp_path: Path) -> Iterator[Wor
     before = own_threads()
     made = World(open_database, tmp_path / "replicas")
     seed(made.database, 3)
+    made.settings(lease_s=LEASE_S)
     yield made
     made.stop()
     # Not those of databases: they are closed after this.

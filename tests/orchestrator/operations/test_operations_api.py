@@ -206,6 +206,7 @@ def test_cancel_answers_with_the_operation(world: Any, operator: TestClient) -> 
     operation_id = operator.post("/v1/vms", json=BODY).json()["operation_id"]
     answer = operator.post(f"/v1/operations/{operation_id}/cancel")
     assert (answer.status_code, answer.json()["cancel_requested"]) == (202, True)
+    world.wait_until(lambda: world.show(operation_id).problem, "its owner has heard of it")
     world.dispatcher.gate.set()
     assert world.ended(operation_id).state == "cancelled"
     again = operator.post(f"/v1/operations/{operation_id}/cancel")

@@ -60,6 +60,8 @@ def test_counted_commits_are_the_databases_own(world: Any) -> None:
     database = replica.engine._ports.database
     before = database.commits
     view = create(world, replica, 3)
+    # The database counts a write just after it has been committed, and seen.
+    world.wait_until(lambda: not replica.engine.running, "its thread has ended")
     assert database.commits - before == view.counters["commits"]
 
 

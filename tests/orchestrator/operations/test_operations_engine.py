@@ -23,8 +23,8 @@ from ppec_orchestrator.store.tables import operation
 
 # An engine thread that dies unseen fails the test; where a test kills them, it says so.
 NO_DEAD_THREADS = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-# Leases that no test outlives: `bury` ends those of the dead, as time would.
-QUICK = {"lease_s": 600, "renewal_s": 0.2, "poll_s": 0.05, "cleanup_retry_s": 0.2}
+# No test outlives a lease: `bury` ends those of the dead, as time would.
+QUICK = {"renewal_s": 0.2, "poll_s": 0.05, "cleanup_retry_s": 0.2}
 
 
 class Crash(BaseException):
@@ -190,33 +190,48 @@ def test_two_replicas_share_the_work_and_double_nothing(world: Any) -> None:
 
 def test_sleeper_that_wakes_up_is_fenced(world: Any) -> None:
     """The first owner stops for longer than its lease; its late run and its late writes change nothing."""
-    world.settings(lease_s=0.4, renewal_s=60, poll_s=0.05)
+    world.settings(renewal_s=600, poll_s=0.05)
     sleeper = SimulatedDispatcher(world.fleet)
     sleeper.gate.clear()
     first = world.replica("one", dispatcher=sleeper)
     accepted = first.create(world.batch(3), world.ask)
     world.wait_until(lambda: sleeper.started, "the first replica has started its run")
     world.replica("two", dispatcher=SimulatedDispatcher(world.fleet))
-    view = world.ended(accepted.operation_id)
+
+    def taken_over() -> bool:
+        # Again and again: the first replica may be the one that claims it, and goes on sleeping.
+        world.end_leases(first.engine._replica.owner)
+        return world.show(accepted.operation_id).state.ended
+
+    world.wait_until(taken_over, "the second replica has done it")
+    view = world.show(accepted.operation_id)
     assert view.state is OperationState.SUCCEEDED
     before = (view, list(world.fleet.deeds))
     sleeper.gate.set()
-    world.wait_until(lambda: not first.engine.running, "the first replica has let go")
+    world.wait_until(lambda: not workers(accepted.operation_id), "the first replica has let go")
     assert (world.show(accepted.operation_id), world.fleet.deeds) == before
     world.assert_consistent()
+
+
+def workers(operation_id: str) -> list[threading.Thread]:
+    """The threads that work on it, in all replicas."""
+    return [one for one in threading.enumerate() if one.name == f"ppec-{operation_id[:16]}"]
 
 
 @NO_DEAD_THREADS
 def test_living_owner_keeps_its_operation(world: Any) -> None:
     """A run that takes longer than the lease stays where it is: the lease is renewed."""
-    world.settings(lease_s=1.5, renewal_s=0.1, poll_s=0.05)
+    world.settings(renewal_s=0.05, poll_s=0.05)
     world.dispatcher.gate.clear()
     owner = world.replica("one")
     accepted = owner.create(world.batch(1), world.ask)
     world.wait_until(lambda: world.dispatcher.started, "the run has started")
     world.replica("two", dispatcher=SimulatedDispatcher(world.fleet))
-    first = world.lease(accepted.operation_id)
-    world.wait_until(lambda: world.lease(accepted.operation_id) > first + timedelta(seconds=2), "it was renewed")
+    for _ in range(4):
+        # Two thirds of a lease; there are minutes left to renew it in.
+        world.ahead += timedelta(seconds=400)
+        renewed = world.now() + timedelta(seconds=500)
+        world.wait_until(lambda r=renewed: world.lease(accepted.operation_id) > r, "it was renewed")
     world.dispatcher.gate.set()
     view = world.ended(accepted.operation_id)
     assert (view.state, view.counters["runs"]) == (OperationState.SUCCEEDED, 1)
@@ -238,13 +253,15 @@ class AbsentDatabase(Database):
 
 
 def test_database_that_is_away_for_a_while_undoes_nothing(world: Any, database_url: str) -> None:
-    world.settings(lease_s=0.5, renewal_s=0.1, poll_s=0.05)
+    world.settings(renewal_s=0.1, poll_s=0.05)
     database = AbsentDatabase(database_url)
     # As often as a check-point is tried: the next write after it goes through.
     database.away = 5
     with world.running(database=database) as replica:
-        view = world.ended(replica.create(world.batch(4), world.ask).operation_id)
-    assert database.away == 0
+        accepted = replica.create(world.batch(4), world.ask)
+        world.wait_until(lambda: database.away == 0 and not replica.engine.running, "its owner has let go")
+        world.end_leases(replica.engine._replica.owner)
+        view = world.ended(accepted.operation_id)
     assert view.state is OperationState.SUCCEEDED
     assert world.fence(view.operation_id) == 2
     assert len(world.fleet.deeds) == 4, "nothing was made twice"
@@ -252,7 +269,7 @@ def test_database_that_is_away_for_a_while_undoes_nothing(world: Any, database_u
 
 
 def test_replica_that_stops_hands_over_at_once(world: Any) -> None:
-    world.settings(lease_s=600, renewal_s=60, poll_s=0.05)
+    world.settings(renewal_s=60, poll_s=0.05)
     world.dispatcher.gate.clear()
     with world.running(name="one") as first:
         accepted = first.create(world.batch(2), world.ask)
@@ -266,7 +283,7 @@ def test_replica_that_stops_hands_over_at_once(world: Any) -> None:
 
 def test_process_started_again_does_not_wait_for_its_own_lease(world: Any, database_url: str) -> None:
     """A lease of ten minutes: the restarted replica knows that its predecessor is dead."""
-    world.settings(lease_s=600, renewal_s=60, poll_s=0.05)
+    world.settings(renewal_s=60, poll_s=0.05)
     world.dispatcher.gate.clear()
     database = CrashingDatabase(database_url, committed=False)
     dying = world.replica("one", database=database)
@@ -292,6 +309,7 @@ def test_cancel_of_a_running_create_undoes_it(world: Any) -> None:
     accepted = replica.create(world.batch(4), world.ask)
     world.wait_until(lambda: world.dispatcher.started, "the run has started")
     replica.cancel(accepted.operation_id)
+    world.wait_until(lambda: world.show(accepted.operation_id).problem, "it has heard of it")
     world.dispatcher.gate.set()
     view = world.ended(accepted.operation_id)
     assert view.state is OperationState.CANCELLED
