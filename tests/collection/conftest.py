@@ -57,7 +57,7 @@ class Fleet:
             "ca_path": str(self.ca.path),
             "certificate_path": str(self.certificate),
             "key_path": str(self.key),
-            "deadline_s": 20.0,
+            "deadline_s": 60.0,
             **other,
         }
 
@@ -75,7 +75,7 @@ class Fleet:
             "ca_path": str(self.ca.path),
             "certificate_path": str(self.certificate),
             "key_path": str(self.key),
-            "timeout_s": 20.0,
+            "timeout_s": 60.0,
             **other,
         }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -15,6 +16,7 @@ from ansible_collections.ppec.cloud.plugins.module_utils.contract_table import E
 from ansible_collections.ppec.cloud.plugins.module_utils.deadline import Deadline
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 from ansible_collections.ppec.cloud.plugins.module_utils.proxy_session import ProxyAddress, ProxySession
+from ansible_collections.ppec.cloud.plugins.module_utils.socket_session import SocketSession
 from fleet_certificates import FleetCa
 
 from ppec_contract.errors import ERROR_TABLE, retryable
@@ -30,11 +32,11 @@ def present(spec, name):
     return {"state": "present", "operation_id": "op-1", "fence": 0, "vms": [spec(name)], "timeout_s": 1, "force": False}
 
 
-def impatient(connection):
+def impatient(connection, clock=time.monotonic):
     """A client that does not wait between attempts."""
     where = ProxyAddress(*(connection[n] for n in ("host_name", "proxy_address", "proxy_port", "ca_path")),
                          connection["certificate_path"], connection["key_path"])  # fmt: skip
-    deadline = Deadline(connection["deadline_s"])
+    deadline = Deadline(connection["deadline_s"], clock)
     return AgentClient(lambda: ProxySession(where, deadline), deadline, sleep=lambda _: None)
 
 
@@ -150,8 +152,11 @@ def test_nobody_listens(make_fleet, short_dir):
         with pytest.raises(ProblemError) as caught:
             impatient(fleet.connection("h1", proxy_port=unused.getsockname()[1])).call("GetVersion", {})
     assert caught.value.code == "host.unreachable"
-    result = perform("agent_info", {**INFO, "socket_path": str(short_dir / "none"), "deadline_s": 0.2}, False)
-    assert result["problem"]["code"] == "agent.unavailable"
+    deadline = Deadline(60)
+    client = AgentClient(lambda: SocketSession(str(short_dir / "none"), deadline), deadline, sleep=lambda _: None)
+    with pytest.raises(ProblemError) as caught:
+        client.call("GetVersion", {})
+    assert caught.value.code == "agent.unavailable"
 
 
 @pytest.mark.parametrize(
@@ -183,8 +188,8 @@ def test_a_reply_without_what_the_contract_says_is_an_error_not_a_traceback(make
 
 @contextmanager
 def trickling_server(context):
-    """Takes one connection and sends an endless header, a byte at a time."""
-    ended = threading.Event()
+    """Takes one connection and sends an endless header, a byte at a time; its port, and whether it has begun."""
+    begun, ended = threading.Event(), threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def serve():
@@ -195,6 +200,7 @@ def trickling_server(context):
                     with context.wrap_socket(raw, server_side=True) as tls:
                         tls.recv(65536)
                         tls.sendall(b"HTTP/1.1 200 OK\r\nX: ")
+                        begun.set()
                         while not ended.wait(0.05):
                             tls.sendall(b"x")
                 except OSError:
@@ -202,7 +208,7 @@ def trickling_server(context):
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        yield listener.getsockname()[1]
+        yield listener.getsockname()[1], begun
         ended.set()
         thread.join(5)
 
@@ -212,10 +218,12 @@ def test_a_deadline_holds_against_a_peer_that_trickles(make_fleet, certificates)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificates.issue("ppec://host/slow"))
     fleet.hosts["slow"] = fleet  # only its port is looked up
-    with trickling_server(context) as port:
-        fleet.port = port
-        result = perform("agent_info", {**INFO, **fleet.connection("slow", deadline_s=0.5)}, False)
-    assert result["problem"]["code"] == "request.deadline_exceeded"
+    with trickling_server(context) as (fleet.port, begun):
+        # However long it took to get there, only then is no more than half a second left.
+        client = impatient(fleet.connection("slow"), lambda: time.monotonic() + (59.5 if begun.is_set() else 0.0))
+        with pytest.raises(ProblemError) as caught:
+            client.call("GetVersion", {})
+    assert caught.value.code == "request.deadline_exceeded"
 
 
 def test_retry_rules_are_the_contract_s():
