@@ -177,7 +177,9 @@ def test_run_whose_job_is_killed_is_lost_and_says_so(
     run = open_dispatcher().start(request(hold=str(hold)))
     run.wait(WAIT_S)
     for pid in until(lambda: processes_of(run.directory.path), "the job runs"):
-        os.kill(pid, signal.SIGKILL)
+        # One may be gone with another.
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     _, result = follow(run)
     assert result.problem is not None
     assert result.problem.code == "run.lost"
@@ -227,7 +229,7 @@ def all_below(pid: int) -> list[int]:
     try:
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         children = [int(word) for thread in threads for word in (thread / "children").read_text().split()]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
     return [found for child in children for found in (child, *all_below(child))]
 
@@ -390,15 +392,30 @@ def test_old_runs_go_while_the_orchestrator_runs(
     os.close(lock)
 
 
+# Python runs it before anything else. Fork servers that start while the file is there wait for its end.
+SITE = """
+import os, sys, time
+while "ppec_orchestrator.dispatch.fork_server" in sys.orig_argv and os.path.exists({no_server!r}):
+    time.sleep(0.01)
+"""
+
+
 def test_changed_collection_is_not_served_from_memory(
-    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    no_server = folder / "no-server"
+    (folder / "site").mkdir()
+    (folder / "site" / "sitecustomize.py").write_text(SITE.format(no_server=str(no_server)))
+    monkeypatch.setenv("PYTHONPATH", str(folder / "site"), prepend=os.pathsep)
     dispatcher = open_dispatcher()
     first = dispatcher.fork_server_pid
     plugins = folder / "collections" / "ansible_collections" / "ppec" / "cloud" / "plugins"
     (plugins / "new.py").write_text("")
+    # Or the new server, which may serve the run, could be there before the run asks for one.
+    no_server.touch()
     events, result = follow(dispatcher.start(request()))
     assert (result.status, started_with(events)) == ("successful", {"warm=False"})
+    no_server.unlink()
     until(lambda: dispatcher.fork_server_pid not in (None, first), "a new fork server is there")
     assert started_with(follow(dispatcher.start(request("op-2")))[0]) == {"warm=True"}
 
