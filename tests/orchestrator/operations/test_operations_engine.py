@@ -190,7 +190,7 @@ def test_two_replicas_share_the_work_and_double_nothing(world: Any) -> None:
 
 def test_sleeper_that_wakes_up_is_fenced(world: Any) -> None:
     """The first owner stops for longer than its lease; its late run and its late writes change nothing."""
-    world.settings(renewal_s=600, poll_s=0.05)
+    world.settings(renewal_s=300, poll_s=0.05)
     sleeper = SimulatedDispatcher(world.fleet)
     sleeper.gate.clear()
     first = world.replica("one", dispatcher=sleeper)
