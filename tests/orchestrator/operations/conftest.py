@@ -35,7 +35,8 @@ from ppec_orchestrator.store.operation_views import OperationFilter
 from ppec_orchestrator.store.paging import Slice
 
 WAIT_S = 60.0
-# The longest there may be, and longer than any test: what takes an operation from its living owner is the test, never a slow machine.
+# The longest there may be, and longer than any test: what takes an operation from its living owner is the test, never
+# a slow machine.
 LEASE_S = 600
 CORES, MEMORY_MIB, DISK_MIB = 8, 16384, 400_000
 
