@@ -157,9 +157,13 @@ class LibvirtHypervisor:
     async def start(self, vm_id: UUID) -> bool:
         def work(connection: Any) -> bool:
             domain = _must_find(connection, vm_id)
-            if _state(domain) is VmState.PAUSED:
+            state, reason = domain.state()
+            # As long as another call is starting it: `create` waits for the end of that.
+            starting = (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
+            if _STATES.get(state) is VmState.PAUSED and not starting:
                 raise _wrong_state(vm_id, "start", "is paused")
-            return _unless(domain.isActive() == 1, domain.create, done=lambda: domain.isActive() == 1)
+            already = domain.isActive() == 1 and not starting
+            return _unless(already, domain.create, done=lambda: domain.isActive() == 1)
 
         return await self._connection.call("start", vm_id, work, self._options.start_timeout_s)
 
@@ -237,10 +241,6 @@ def _unless(already: bool, act: Callable[[], object], *, done: Callable[[], bool
             return False
         raise
     return True
-
-
-def _state(domain: Any) -> VmState:
-    return _STATES.get(domain.state()[0], VmState.UNKNOWN)
 
 
 def _version(number: int) -> str:
