@@ -18,6 +18,7 @@ import pytest
 
 from ppec_lab import guest_answer
 from ppec_lab.cloud import PROJECT, Cloud
+from ppec_lab.conditions import wait_until
 from ppec_lab.container_host import ContainerHost
 from ppec_lab.debian_guest_image import debian_guest_image
 from ppec_lab.orchestrator_process import BIN
@@ -31,13 +32,19 @@ pytestmark = [
 
 
 def create(cloud: Cloud, tmp_path: Path, *options: str, user_data: str = "") -> list[dict[str, Any]]:
-    """`ppec vm create … --wait`, and the VMs it made."""
+    """`ppec vm create … --wait`, and the VMs it made, as they are once their hosts have reported them."""
     ppec = cloud.orchestrator.ppec
     before = {vm["vm_id"] for vm in ppec("vm", "list")}
     file = tmp_path / "user-data"
     file.write_text(user_data)
     ppec("vm", "create", *options, "--user-data", str(file), "--wait", timeout_s=600)
-    return [vm for vm in ppec("vm", "list") if vm["vm_id"] not in before]
+
+    def made() -> list[dict[str, Any]]:
+        # A report that was on its way says for a moment what was before.
+        vms = [vm for vm in ppec("vm", "list") if vm["vm_id"] not in before]
+        return vms if all(vm["observed"] == "running" and vm["pins"] for vm in vms) else []
+
+    return wait_until(made, "the VMs are seen running", timeout_s=60, every_s=0.3)
 
 
 def ipv4(vms: list[dict[str, Any]]) -> dict[str, str]:
@@ -50,6 +57,14 @@ def delete(cloud: Cloud, vms: list[dict[str, Any]]) -> None:
 
 def virsh(host: ContainerHost, *words: str) -> str:
     return host.run("virsh", "--connect", "qemu:///system", *words).stdout
+
+
+def serves(host: ContainerHost) -> bool:
+    """Whether it can be worked with: ssh may answer before."""
+    agent = host.run("systemctl", "is-active", "ppec-agentd.service", check=False).stdout.strip()
+    with socket.socket() as probe:
+        probe.settimeout(5)
+        return agent == "active" and probe.connect_ex((host.address, 7443)) == 0
 
 
 def assert_hosts_are_clean(cloud: Cloud) -> None:
@@ -91,7 +106,7 @@ def test_stop_asks_the_guest_and_start_brings_it_back(cloud: Cloud, tmp_path: Pa
     ppec = cloud.orchestrator.ppec
     guest_answer.wait_for_answers(ipv4(vms), timeout_s=300)
     ppec("vm", "stop", "pet", "--timeout-s", "120", "--wait", timeout_s=300)
-    assert ppec("vm", "show", "pet")["observed"] == "stopped"
+    wait_until(lambda: ppec("vm", "show", "pet")["observed"] == "stopped", "it is seen stopped", timeout_s=60)
     ppec("vm", "start", "pet", "--wait", timeout_s=300)
     guest_answer.wait_for_answers(ipv4(vms), timeout_s=300)
     delete(cloud, vms)
@@ -100,7 +115,9 @@ def test_stop_asks_the_guest_and_start_brings_it_back(cloud: Cloud, tmp_path: Pa
 
 def test_a_host_that_lost_power_and_came_back_still_knows_its_vms(cloud: Cloud, tmp_path: Path) -> None:
     vms = create(cloud, tmp_path, "--name", "kept", "--flavor", "small", "--image", "small", "--host", "host1")
-    cloud.fleet.host("host1").restart()
+    host1 = cloud.fleet.host("host1")
+    host1.restart()
+    wait_until(lambda: serves(host1), "agent and proxy of host1 serve", timeout_s=180, every_s=0.5)
     cloud.wait_up(timeout_s=120)
     ppec = cloud.orchestrator.ppec
     ppec("vm", "start", "kept", "--wait", timeout_s=300)
