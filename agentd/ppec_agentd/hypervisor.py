@@ -81,11 +81,16 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class ObservedDisk:
-    """A file or device that a domain has for a disk. `format` is what QEMU opens it as (``qcow2``, ``raw``, ``vmdk``,
-    ...), whatever it holds; empty if the hypervisor doesn't say. One without a path on this host is not told."""
+    """A file or device that a domain has for a disk, or that the hypervisor says such a disk is built on.
+
+    `format` is what QEMU opens it as (``qcow2``, ``raw``, ``vmdk``, ...), whatever it holds; empty if the hypervisor
+    doesn't say. One that has no path on this host, or whose path the hypervisor can't tell now (a volume of a pool that
+    is not active), has an empty one; `elsewhere` then says where it is, in the hypervisor's words.
+    """
 
     path: str
     format: str = ""
+    elsewhere: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppec_agentd.files import os_errors, write_whole
+from ppec_agentd.image_guard import unopened
 
-_IMAGE_NAME = re.compile(r"[0-9a-f]{64}\.(raw|qcow2)")
+IMAGE_NAME = re.compile(r"[0-9a-f]{64}\.(raw|qcow2)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def kept_images(directory: Path) -> list[KeptImage]:
     """Every image's file in the directory; whatever else is there is none."""
     if not directory.is_dir():
         return []
-    found = (_kept(path) for path in sorted(directory.iterdir()) if _IMAGE_NAME.fullmatch(path.name))
+    found = (_kept(path) for path in sorted(directory.iterdir()) if IMAGE_NAME.fullmatch(path.name))
     return [image for image in found if image is not None]
 
 
@@ -57,12 +58,16 @@ def mark_used(path: Path) -> None:
         os.utime(_stamp_path(path))
 
 
-def remove_image(image: KeptImage) -> None:
-    """Raises `internal.error`."""
+def remove_image(image: KeptImage) -> bool:
+    """False, and nothing removed, if anybody has it open. Raises `internal.error`, also if that can't be told."""
     with os_errors(f"the image {image.path} can't be removed", f"image {image.sha256}"):
-        # Last what there is to be found by: a crash in between leaves an image to be checked or evicted again.
-        _stamp_path(image.path).unlink(missing_ok=True)
-        image.path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError), unopened(image.path) as alone:
+            if not alone:
+                return False
+            # Last what there is to be found by: a crash in between leaves an image to be checked or evicted again.
+            _stamp_path(image.path).unlink(missing_ok=True)
+            image.path.unlink()
+        return True
 
 
 def sha256_of(path: Path) -> str:

@@ -70,7 +70,7 @@ class ImageCache:
         self._tls = tls
         self._limits = limits
         self._flights: dict[str, asyncio.Task[CachedImage]] = {}
-        self._evictions: dict[str, asyncio.Task[None]] = {}
+        self._evictions: dict[str, asyncio.Task[bool]] = {}
         self._holds: Counter[str] = Counter()
         # How often each was asked for, held or let go of.
         self._uses: Counter[str] = Counter()
@@ -130,7 +130,7 @@ class ImageCache:
             mark_used(image.path)
 
     async def evict(self, image: KeptImage, uses_before: Mapping[str, int]) -> bool:
-        """Removes the image, unless it is held, under way, or was used since `uses_before` was asked for.
+        """Removes the image, unless it is held, under way, was used since `uses_before` was asked for, or is open.
 
         `uses_before` must be from before the disks were looked at: whoever used the image since may have made one that
         the look missed. Who wants the image while it goes waits and fetches it anew. Raises `internal.error`.
@@ -143,7 +143,11 @@ class ImageCache:
         eviction = asyncio.create_task(asyncio.to_thread(remove_image, image), name=f"evict {sha256}")
         self._evictions[sha256] = eviction
         eviction.add_done_callback(lambda _: self._evictions.pop(sha256, None))
-        await asyncio.shield(eviction)
+        if not await asyncio.shield(eviction):
+            # No disk here names it, and somebody has it open: its time begins anew.
+            log.warning("image_not_evicted", sha256=sha256, why="a process has it open")
+            await asyncio.to_thread(mark_used, image.path)
+            return False
         log.info("image_evicted", sha256=sha256, size_bytes=image.size_bytes, last_used_s=round(image.last_used_s))
         return True
 

@@ -107,11 +107,17 @@ class LibvirtHypervisor:
         """None if the domain vanished meanwhile."""
         try:
             state, xml = domain.state()[0], domain.XMLDesc()
+            find_volume = partial(_volume_path, domain.connect())
+            seen = observe(xml, _STATES.get(state, VmState.UNKNOWN), find_volume)
+            if not seen.domain.managed and domain.isActive() and domain.isPersistent():
+                # By hand, a disk may be given to the next start alone.
+                later = observe(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), VmState.STOPPED, find_volume)
+                disks = dict.fromkeys((*seen.domain.disks, *later.domain.disks))
+                seen = replace(seen, domain=replace(seen.domain, disks=tuple(disks)))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise
-        seen = observe(xml, _STATES.get(state, VmState.UNKNOWN))
         if seen.damage:
             _log.warning("domain %s is treated as foreign: %s", seen.domain.vm_id, seen.damage)
         metadata = seen.domain.metadata
@@ -199,6 +205,14 @@ class LibvirtHypervisor:
 
     def on_event(self, callback: EventCallback) -> Callable[[], None]:
         return self._fanout.add(callback)
+
+
+def _volume_path(connection: Any, pool: str, volume: str) -> str:
+    """Empty if libvirt can't tell it now: it knows the volumes of active pools alone, as they were last read."""
+    try:
+        return str(connection.storagePoolLookupByName(pool).storageVolLookupByName(volume).path())
+    except libvirt.libvirtError:
+        return ""
 
 
 def _find(connection: Any, vm_id: UUID) -> Any | None:

@@ -186,7 +186,11 @@ def test_a_domain_made_by_hand_is_read_without_metadata() -> None:
     assert not domain.managed
     assert (domain.state, domain.memory_mib, domain.vcpus) == (VmState.PAUSED, 64, 3)
     assert domain.pins == (VcpuPin(vcpu=0, pcpu=1),), "a vCPU that floats over two CPUs owns neither"
-    assert domain.disks == (ObservedDisk("/dev/vg/pet"), ObservedDisk("/srv/pet.vmdk", "vmdk"))
+    assert domain.disks == (
+        ObservedDisk("/dev/vg/pet"),
+        *(ObservedDisk("/srv/pet.vmdk", "vmdk"), ObservedDisk("/srv/base", "raw")),
+        ObservedDisk("", "raw", "protocol=rbd name=pool/pet"),
+    )
     assert domain.macs == ("52:54:00:aa:00:01",)
 
 

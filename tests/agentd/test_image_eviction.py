@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ppec_agentd.actions.context import HostContext
 from ppec_agentd.assembly import make_eviction, prepare_state
 from ppec_agentd.disks import FakeDisks, QemuImg, VmFolder
 from ppec_agentd.housekeeping import Housekeeping
 from ppec_agentd.hypervisor import Domain, ObservedDisk
-from ppec_agentd.image_eviction import ImageEviction, evictable, images_in_use, names_in
+from ppec_agentd.image_chains import names_in
+from ppec_agentd.image_eviction import ImageEviction, chains_of, evictable
 from ppec_agentd.image_files import KeptImage
-from ppec_agentd.image_format import backing_file_name
+from ppec_agentd.image_format import built_on
 from ppec_agentd.images import CachedImage
 from ppec_agentd.report import ReportSource
 from ppec_agentd.settings import Settings
@@ -78,6 +80,13 @@ def test_an_image_is_recognised_however_it_is_named(text: str, found: set[str]) 
 # --- what is in use ---------------------------------------------------------------------------------------------
 
 
+def images_in_use(domains: list[Domain], vms_dir: Path) -> set[str]:
+    """All that can be told, if all can."""
+    chains = chains_of(domains, vms_dir)
+    assert chains.untold == set()
+    return chains.named
+
+
 def domain(*paths: str, opened_as: str = "qcow2") -> Domain:
     disks = tuple(ObservedDisk(path, opened_as) for path in paths)
     return Domain(uuid.uuid4(), "by-hand", VmState.STOPPED, 1, 64, disks=disks)
@@ -89,7 +98,7 @@ def test_a_disk_in_a_vms_folder_uses_its_image_without_any_domain(tmp_path: Path
     image.write_bytes(bytes(1024 * 1024))
     folder = tmp_path / "vms" / str(uuid.uuid4())
     folder.mkdir(parents=True)
-    assert images_in_use([], tmp_path / "vms") == frozenset()
+    assert images_in_use([], tmp_path / "vms") == set()
     (folder / "console.log").write_text(f"/images/{B}.raw, says the guest")
     asyncio.run(maker.make_overlay(folder / "root.qcow2", CachedImage(image, "raw", 1024 * 1024), 1))
     assert images_in_use([], tmp_path / "vms") == {A}
@@ -103,17 +112,18 @@ def test_disks_of_domains_made_by_hand_count(tmp_path: Path, made_as: str, told:
     image.write_bytes(bytes(1024 * 1024))
     command = ["qemu-img", "create", "-q", "-f", made_as, "-F", "raw", "-b", str(image), str(elsewhere)]
     subprocess.run(command, check=True, timeout=60)
-    paths = (str(elsewhere), f"/images/{B}.raw", "/dev/null", str(tmp_path / "absent"))
-    by_hand = domain(*paths, opened_as=made_as if told else "")
-    assert images_in_use([by_hand], tmp_path / "vms") == {A, B}
+    by_hand = domain(str(elsewhere), f"/images/{B}.raw", "/dev/null", opened_as=made_as if told else "")
+    chains = chains_of([by_hand], tmp_path / "vms")
+    assert chains.named == {A, B}
+    assert bool(chains.untold) == (made_as == "qed"), "its chain is not followed"
 
 
-def test_a_disk_that_cannot_be_understood_is_an_error(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_understood_may_be_built_on_anything(tmp_path: Path) -> None:
     folder = tmp_path / "vms" / "vm"
     folder.mkdir(parents=True)
     (folder / "root.qcow2").write_bytes(b"QFI\xfb cut")
-    with pytest.raises(OSError, match="cut short"):
-        images_in_use([], tmp_path / "vms")
+    (reason,) = chains_of([], tmp_path / "vms").untold
+    assert reason == f"'{folder}/root.qcow2' can't be read: the qcow2 header is cut short"
 
 
 def qcow2_header(offset: int, length: int) -> bytes:
@@ -142,24 +152,24 @@ def test_a_header_that_cannot_be_right_is_an_oserror(tmp_path: Path, header: byt
     disk.write_bytes(header)
     with (
         disk.open("rb") as file,
-        pytest.raises(OSError, match=r"root\.qcow2: the qcow2 header (is cut|can't be right)"),
+        pytest.raises(OSError, match=r"the qcow2 header (is cut|can't be right)"),
     ):
-        backing_file_name(file)
+        built_on(file)
 
 
-@pytest.mark.parametrize("name", [b"", b"\xff\xfe\x00\x80", b"json:{\xc3\x28", b"\xff" * 1023], ids=repr)
+@pytest.mark.parametrize("name", [b"\xff\xfe\x80", b"\xff" * 1023, b"a b\nc"], ids=repr)
 def test_a_backing_file_of_odd_bytes_is_a_name_like_any_other(tmp_path: Path, name: bytes) -> None:
     disk = tmp_path / "vms" / "vm" / "root.qcow2"
     disk.parent.mkdir(parents=True)
     disk.write_bytes(qcow2_header(104, len(name)) + name)
-    with disk.open("rb") as file:
-        assert backing_file_name(file) == name
-    assert images_in_use([], tmp_path / "vms") == frozenset()
+    (reason,) = chains_of([], tmp_path / "vms").untold
+    assert repr(os.fsdecode(name))[1:-1] in reason
+    reason.encode()
 
 
 HOSTILE_LOGS = {
     **WRONG_HEADERS,
-    "names an image": qcow2_header(104, 64) + B.encode(),
+    "names an image": qcow2_header(104, 68) + f"{B}.raw".encode(),
     "describes a disk": f'{{"backing": "/images/{B}.raw"}}'.encode(),
 }
 
@@ -169,7 +179,7 @@ def test_nothing_a_guest_says_on_its_console_counts(tmp_path: Path, log: bytes) 
     vm_id = uuid.uuid4()
     folder = VmFolder(tmp_path / "vms", vm_id)
     folder.make()
-    folder.root_disk.write_bytes(qcow2_header(104, 64) + A.encode())
+    folder.root_disk.write_bytes(qcow2_header(104, 68) + f"{A}.raw".encode())
     folder.console_log.write_bytes(log)
     folder.seed.write_bytes(log)
     disks = (ObservedDisk(str(folder.root_disk), "qcow2"), ObservedDisk(str(folder.seed), "raw"))
@@ -182,13 +192,13 @@ def test_nothing_a_guest_says_on_its_console_counts(tmp_path: Path, log: bytes) 
 def test_what_is_opened_as_raw_is_built_on_nothing_whatever_it_holds(tmp_path: Path, content: bytes) -> None:
     disk = tmp_path / "mine.img"
     disk.write_bytes(content)
-    assert images_in_use([domain(str(disk), opened_as="raw")], tmp_path / "vms") == frozenset()
+    assert images_in_use([domain(str(disk), opened_as="raw")], tmp_path / "vms") == set()
     assert images_in_use([domain(f"/images/{A}.raw", opened_as="raw")], tmp_path / "vms") == {A}, "it may be an image"
 
 
 def test_what_one_domain_opens_as_raw_and_another_does_not_is_read(tmp_path: Path) -> None:
     disk = tmp_path / "mine.img"
-    disk.write_bytes(qcow2_header(104, 64) + A.encode())
+    disk.write_bytes(qcow2_header(104, 68) + f"{A}.raw".encode())
     both = [domain(str(disk), opened_as="raw"), domain(str(disk), opened_as="qcow2")]
     for domains in (both, both[::-1]):
         assert images_in_use(domains, tmp_path / "vms") == {A}
@@ -339,6 +349,34 @@ def test_a_hypervisor_or_a_disk_that_cannot_be_asked_keeps_all(
             await agent.hypervisor.open()
             await eviction.once_due()
             assert cached(agent) == []
+
+    run(scenario())
+
+
+def test_a_chain_whose_end_is_out_of_sight_keeps_all_and_is_said_once(
+    settings: Settings, words: Any, vm: Callable[..., Any]
+) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            await agent.context.images.ensure(vm().root_disk.image)
+            age(agent.context)
+            eviction = eviction_of(agent)
+            place = settings.storage.state_dir
+            top, mid = place / "top.qcow2", place / "mid.qcow2"
+            top.write_bytes(qcow2_header(104, 9) + b"mid.qcow2")
+            by_hand = domain(str(top))
+            agent.hypervisor.make_by_hand(by_hand)
+            with capture_logs() as logs:
+                assert await eviction.once() == ()
+                assert await eviction.once() == ()
+            assert [entry["why"] for entry in logs] == [[f"'{mid}' is not there, or out of the agent's sight"]]
+            mid.write_bytes(qcow2_header(104, 68) + f"{words.image_sha256}.raw".encode())
+            assert await eviction.once() == ()
+            age(agent.context)
+            assert await eviction.once() == (), "it is named, and was used at the last look"
+            mid.write_bytes(qcow2_header(104, 68) + f"{A}.raw".encode())
+            age(agent.context)
+            assert await eviction.once() == (words.image_sha256,)
 
     run(scenario())
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 from xml.etree import ElementTree
@@ -22,7 +22,13 @@ class Observed:
     damage: str = ""
 
 
-def observe(xml: str, state: VmState) -> Observed:
+# The path of a volume, by the names of its pool and itself; empty if it has none, or none that can be told now.
+VolumePath = Callable[[str, str], str]
+# What has a <source>: the disk, what it is built on, what it is copied to, where its data is.
+_LAYERS = frozenset({"disk", "backingStore", "mirror", "dataStore"})
+
+
+def observe(xml: str, state: VmState, volume_path: VolumePath = lambda _pool, _volume: "") -> Observed:
     """The domain of `xml` (``virsh dumpxml``). Raises ValueError if it is no domain document."""
     root = ElementTree.fromstring(xml)  # noqa: S314 - libvirt's own document, from its socket
     uuid, name = root.findtext("uuid"), root.findtext("name")
@@ -44,18 +50,27 @@ def observe(xml: str, state: VmState) -> Observed:
         memory_cells=() if nodeset is None else parse_cpu_list(nodeset.get("nodeset", "")),
         metadata=metadata,
         macs=tuple(mac.get("address", "").lower() for mac in root.iterfind("devices/interface/mac")),
-        disks=tuple(_disks(root)),
+        disks=tuple(_disks(root, volume_path)),
     )
     return Observed(domain, damage)
 
 
-def _disks(root: ElementTree.Element) -> Iterator[ObservedDisk]:
-    """An empty drive and a disk of the network have no path here."""
+def _disks(root: ElementTree.Element, volume_path: VolumePath) -> Iterator[ObservedDisk]:
+    """Each disk, then what libvirt says of its chain. An empty drive is none."""
     for disk in root.iterfind("devices/disk"):
-        source, driver = disk.find("source"), disk.find("driver")
-        path = "" if source is None else source.get("file") or source.get("dev") or ""
-        if path:
-            yield ObservedDisk(path, "" if driver is None else driver.get("type", ""))
+        for layer in disk.iter():
+            source = layer.find("source")
+            if layer.tag in _LAYERS and source is not None:
+                opened_as = layer.find("driver" if layer is disk else "format")
+                yield _disk(source, "" if opened_as is None else opened_as.get("type", ""), volume_path)
+
+
+def _disk(source: ElementTree.Element, opened_as: str, volume_path: VolumePath) -> ObservedDisk:
+    path, pool = source.get("file") or source.get("dev") or "", source.get("pool")
+    if not path and pool is not None:
+        path = volume_path(pool, source.get("volume", ""))
+    elsewhere = "" if path else " ".join(f"{key}={value}" for key, value in source.attrib.items())
+    return ObservedDisk(path, opened_as, elsewhere)
 
 
 def _pins(root: ElementTree.Element) -> Iterator[VcpuPin]:
