@@ -28,11 +28,12 @@ def request() -> bytes:
 
 def by_fork(path: str) -> int:
     """The exit code. OSError when the fork server isn't there or can't take the request."""
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
-    connection.connect(path)
     body = request()
-    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, len(body) + 65536)
     descriptors = _struct.pack("3i", 0, 1, 2)
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_SEQPACKET)
+    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDBUF, len(body) + 65536)
+    # Nothing between these two: the fork server waits for the request of whoever has connected.
+    connection.connect(path)
     connection.sendmsg([body], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, descriptors)])
     if connection.recv(64) != b"taken":
         raise OSError("refused")

@@ -18,7 +18,8 @@ from ppec_orchestrator.dispatch.installation import Imported, Installation
 _log = structlog.get_logger(__name__)
 _SERVER_MODULE = "ppec_orchestrator.dispatch.fork_server"
 _START_TIMEOUT_S = 30.0
-_ANSWER_TIMEOUT_S = 5.0
+# Long enough for a server that has stood still with the whole machine; without it the run would only be slower.
+_ANSWER_TIMEOUT_S = 20.0
 _RETRY_S = (0.0, 0.0, 1.0, 5.0, 30.0)
 _STABLE_S = 5.0
 

@@ -39,7 +39,7 @@ from ppec_orchestrator.dispatch import descendants, job, playbook_child
 from ppec_orchestrator.dispatch.rundir import RunDirectory
 
 MAX_REQUEST_BYTES = 1 << 20
-_REQUEST_TIMEOUT_S = 2.0
+_REQUEST_TIMEOUT_S = 5.0
 _STANDING_BY = 2
 # By then the host's agent has the request, and its work is mostly waiting.
 _REFILL_DELAY_S = 0.1

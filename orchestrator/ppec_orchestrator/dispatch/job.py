@@ -131,7 +131,8 @@ class Job:
             event_handler=self._on_event,
             cancel_callback=self._cancel_wanted,
         )
-        self._finish("timeout" if self._late() else runner.status, int(runner.rc))
+        # Without a code when it was ended before it was begun.
+        self._finish("timeout" if self._late() else runner.status, int(runner.rc or 0))
 
     def _cancel_wanted(self) -> bool:
         if self._run is None:

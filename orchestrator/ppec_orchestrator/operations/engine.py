@@ -156,13 +156,14 @@ class Engine:
         if self._stopping.is_set() or self._replica is None:
             return False
         database, now = self._ports.database, self._ports.now()
+        claimant = Claimant(self._replica.owner, KINDS, self.running)
         with database.read() as conn:
-            if not claims.claimable(conn, now, KINDS):
+            if not claims.claimable(conn, claimant, now):
                 return False
         with database.write() as conn:
             claimed = claims.claim(
                 conn,
-                Claimant(self._replica.owner, KINDS),
+                claimant,
                 now=now,
                 lease_s=self._limits.lease_s,
                 max_running=self._limits.max_running,

@@ -26,10 +26,15 @@ _CLAIM_LOCK = 0x7070656F
 
 @dataclass(frozen=True, slots=True)
 class Claimant:
-    """Who claims, and the kinds of operation it knows how to carry out."""
+    """Who claims, the kinds of operation it knows how to carry out, and the operations it has under way.
+
+    Those it does not claim, though their lease may have ended: when a whole process stood still for a moment, it wakes
+    with its work going on, and renews.
+    """
 
     owner: str
     kinds: Collection[str]
+    under_way: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,9 @@ class Claim:
     problem: Problem | None
 
 
-def claimable(conn: Connection, now: datetime, kinds: Collection[str]) -> bool:
+def claimable(conn: Connection, claimant: Claimant, now: datetime) -> bool:
     """Whether a claim may find something; asked in a read transaction so that looking commits nothing."""
-    return conn.execute(select(operation.c.id).where(_due(now, kinds)).limit(1)).first() is not None
+    return conn.execute(select(operation.c.id).where(_due(now, claimant)).limit(1)).first() is not None
 
 
 def unknown_kinds(conn: Connection, kinds: Collection[str]) -> frozenset[str]:
@@ -58,13 +63,17 @@ def unknown_kinds(conn: Connection, kinds: Collection[str]) -> frozenset[str]:
     return frozenset(conn.execute(open_ones.distinct()).scalars())
 
 
-def _due(now: datetime, kinds: Collection[str]) -> Any:
+def _due(now: datetime, claimant: Claimant) -> Any:
     queued = and_(
         operation.c.state == OperationState.QUEUED.value,
         or_(operation.c.lease_until.is_(None), operation.c.lease_until <= now, operation.c.cancel_requested.is_(True)),
     )
-    abandoned = and_(operation.c.state == OperationState.RUNNING.value, operation.c.lease_until < now)
-    return and_(operation.c.kind.in_(list(kinds)), or_(queued, abandoned))
+    abandoned = and_(
+        operation.c.state == OperationState.RUNNING.value,
+        operation.c.lease_until < now,
+        operation.c.id.not_in(list(claimant.under_way)),
+    )
+    return and_(operation.c.kind.in_(list(claimant.kinds)), or_(queued, abandoned))
 
 
 def claim(conn: Connection, claimant: Claimant, *, now: datetime, lease_s: float, max_running: int) -> Claim | None:
@@ -84,7 +93,7 @@ def claim(conn: Connection, claimant: Claimant, *, now: datetime, lease_s: float
         return None
     row = conn.execute(
         select(operation)
-        .where(_due(now, claimant.kinds))
+        .where(_due(now, claimant))
         .order_by(operation.c.cancel_requested.desc(), operation.c.priority.desc(), operation.c.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)

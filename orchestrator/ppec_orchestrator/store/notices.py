@@ -146,8 +146,9 @@ class PostgresBridge:
     def _listen(self) -> None:
         with psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5) as connection:
             connection.execute(f"LISTEN {POSTGRES_CHANNEL}")
-            self._listening.set()
+            # In this order: whoever waits until it listens is not woken by this any more.
             self._notices.announce_all()
+            self._listening.set()
             while not self._stop.is_set():
                 for notice in connection.notifies(timeout=0.5):
                     channel, payload = json.loads(notice.payload)

@@ -197,14 +197,8 @@ def test_sleeper_that_wakes_up_is_fenced(world: Any) -> None:
     accepted = first.create(world.batch(3), world.ask)
     world.wait_until(lambda: sleeper.started, "the first replica has started its run")
     world.replica("two", dispatcher=SimulatedDispatcher(world.fleet))
-
-    def taken_over() -> bool:
-        # Again and again: the first replica may be the one that claims it, and goes on sleeping.
-        world.end_leases(first.engine._replica.owner)
-        return world.show(accepted.operation_id).state.ended
-
-    world.wait_until(taken_over, "the second replica has done it")
-    view = world.show(accepted.operation_id)
+    world.end_leases(first.engine._replica.owner)
+    view = world.ended(accepted.operation_id)
     assert view.state is OperationState.SUCCEEDED
     before = (view, list(world.fleet.deeds))
     sleeper.gate.set()
@@ -236,6 +230,24 @@ def test_living_owner_keeps_its_operation(world: Any) -> None:
     view = world.ended(accepted.operation_id)
     assert (view.state, view.counters["runs"]) == (OperationState.SUCCEEDED, 1)
     assert world.fence(accepted.operation_id) == 1
+
+
+@NO_DEAD_THREADS
+def test_owner_that_stood_still_does_not_take_over_from_itself(world: Any) -> None:
+    """Its lease ended while the whole process had no time; it wakes with its work going on, and renews."""
+    world.settings(renewal_s=300, poll_s=0.05)
+    world.dispatcher.gate.clear()
+    owner = world.replica("one")
+    held = owner.create(world.batch(1), world.ask)
+    world.wait_until(lambda: world.dispatcher.started, "the run has started")
+    world.end_leases(owner.engine._replica.owner)
+    other = owner.create(world.batch(1), world.ask)
+    world.wait_until(lambda: len(world.dispatcher.started) == 2, "it has looked for work since")
+    assert world.fence(held.operation_id) == 1
+    world.dispatcher.gate.set()
+    views = [world.ended(accepted.operation_id) for accepted in (held, other)]
+    assert [(view.state, view.counters["runs"]) for view in views] == [(OperationState.SUCCEEDED, 1)] * 2
+    assert world.fence(held.operation_id) == 1
 
 
 class AbsentDatabase(Database):
