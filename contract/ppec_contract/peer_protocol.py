@@ -62,6 +62,11 @@ class _LingeringTransport:
         if not self.lingers:
             self._transport.pause_reading()
 
+    def write(self, data: bytes) -> None:
+        """Nothing more once it lingers: what an earlier request is still told would follow the last answer."""
+        if not self.lingers:
+            self._transport.write(data)
+
     def drop(self, data: bytes) -> None:
         self._left_bytes -= len(data)
         if self._left_bytes < 0:
@@ -116,7 +121,9 @@ class PeerCertificateProtocol(HttpToolsProtocol):
             "HTTP/1.1 400 Bad Request\r\n"
             f"content-type: {PROBLEM_TYPE}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
-        self.transport.write(head.encode("ascii") + body)
+        answering = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
+        if not answering:
+            self.transport.write(head.encode("ascii") + body)
         # Of what can't be parsed nobody knows where it ends.
         self._message_open = True
         self.transport.close()

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import structlog
 import uvicorn
@@ -27,6 +27,7 @@ from ppec_orchestrator.audit import audit
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
 from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.planning import Planning
+from ppec_orchestrator.operations.replica import Replica
 from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.pki.keys import write_private
 from ppec_orchestrator.roles import Role
@@ -103,19 +104,21 @@ def _operating(services: Services) -> Iterator[Services]:
     """With the operations engine started: it adopts what runs before anything new is accepted."""
     settings, pair = services.settings, services.ca.orchestrator_pair
     credentials = RunCredentials(pair.ca_path, pair.certificate_path, pair.key_path)
-    dispatcher = AnsibleDispatcher(settings.state_dir, credentials, fork_server=settings.fork_server)
-    ports = Ports(
-        database=services.database,
-        dispatcher=dispatcher,
-        planning=Planning(services.database, silent_after_s=settings.silent_after_s, now=services.now),
-        image_url=settings.image_url,
-        now=services.now,
-    )
-    operations = Operations(ports, settings.state_dir)
     with ExitStack() as stack:
+        # Before anything is written beside it: another orchestrator may be at work in this directory.
+        replica = stack.enter_context(closing(Replica(settings.state_dir)))
+        dispatcher = AnsibleDispatcher(settings.state_dir, credentials, fork_server=settings.fork_server)
+        ports = Ports(
+            database=services.database,
+            dispatcher=dispatcher,
+            planning=Planning(services.database, silent_after_s=settings.silent_after_s, now=services.now),
+            image_url=settings.image_url,
+            now=services.now,
+        )
+        operations = Operations(ports)
         dispatcher.open()
         stack.callback(dispatcher.close)
-        operations.start()
+        operations.start(replica)
         stack.callback(operations.stop)
         yield dataclasses.replace(services, operations=operations)
 

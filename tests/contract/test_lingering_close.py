@@ -25,9 +25,11 @@ class Wire(asyncio.Transport):
         self.written = b""
         self.closed = False
         self.reading = True
+        self.wrote = asyncio.Event()
 
     def write(self, data: Any) -> None:
         self.written += bytes(data)
+        self.wrote.set()
 
     def close(self) -> None:
         self.closed = True
@@ -101,3 +103,38 @@ def test_what_comes_is_no_further_request() -> None:
 
 def test_client_that_has_sent_everything_is_not_waited_for() -> None:
     assert spoken(WHOLE).closed
+
+
+def test_nothing_follows_the_refusal_of_what_came_behind_a_request() -> None:
+    """Two requests in one go, the second of which is none: the first one's answer would come after the last word."""
+    wire = spoken(WHOLE.replace(b"content-length: 2\r\n\r\n{}", b"content-length: 0\r\n\r\n") + b"\x00\x01\r\n\r\n")
+    assert wire.written.count(b"HTTP/1.1") == 1
+    assert wire.written.endswith(b"}")
+
+
+def test_refusal_does_not_come_in_the_middle_of_an_answer() -> None:
+    gate = asyncio.Event()
+
+    async def stream(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"on", "more_body": True})
+        await gate.wait()
+        await send({"type": "http.response.body", "body": b"ce"})
+
+    async def speak() -> Wire:
+        config = uvicorn.Config(stream, http=PeerCertificateProtocol, ws="none", lifespan="off", log_config=None)
+        config.load()
+        state, wire = ServerState(), Wire()
+        protocol = PeerCertificateProtocol(config=config, server_state=state, app_state={})
+        protocol.connection_made(wire)
+        protocol.data_received(WHOLE)
+        while not wire.written.endswith(b"on"):
+            await wire.wrote.wait()
+            wire.wrote.clear()
+        protocol.data_received(b"\x00\x01\r\n\r\n")
+        gate.set()
+        await asyncio.gather(*state.tasks)
+        return wire
+
+    wire = asyncio.run(speak())
+    assert wire.written.endswith(b"\r\n\r\non"), "cut short, which its length tells"

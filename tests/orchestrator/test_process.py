@@ -180,6 +180,17 @@ def test_what_can_not_be_done_is_said_in_a_sentence(
     assert "hunter2" not in ended.stderr
 
 
+def test_second_one_on_a_state_directory_leaves_the_first_alone(orchestrator: Process) -> None:
+    with orchestrator.serving():
+        ansible = orchestrator.state / "ansible"
+        files = (ansible / "ansible.cfg", ansible / "bin" / "ansible-playbook")
+        written = {path: path.stat().st_mtime_ns for path in files}
+        second = orchestrator.run("serve")
+        assert second.returncode != 0
+        assert "another orchestrator runs on the state directory" in second.stdout + second.stderr
+        assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
 def test_a_port_in_use_is_said(orchestrator: Process) -> None:
     with socket.create_server(("127.0.0.1", orchestrator.port)):
         ended = orchestrator.run("serve")

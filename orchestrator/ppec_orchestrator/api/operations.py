@@ -32,7 +32,7 @@ OperationName = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[a-z
 
 def operations_of(services: Here) -> Operations:
     """The operations of this process. A process made without them (for the OpenAPI document) can't answer."""
-    if not isinstance(services.operations, Operations):
+    if services.operations is None:
         raise PpecError("internal.error", "this process was started without its operations engine")
     return services.operations
 

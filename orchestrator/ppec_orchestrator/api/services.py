@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Annotated, Protocol, cast
+from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
 from ppec_orchestrator.image_store import ImageStore
 from ppec_orchestrator.liveness import LivenessBook
+from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.pki.ca import FleetCa
 from ppec_orchestrator.report_intake import ReportIntake
 from ppec_orchestrator.settings import Settings
@@ -20,14 +21,6 @@ from ppec_orchestrator.store.certificates import CertificateBook, record_certifi
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.hosts import flush_last_seen
 from ppec_orchestrator.store.tokens import TokenBook
-
-
-class OperationsEngine(Protocol):
-    """The engine as the server knows it: started after the migrations, stopped before the database closes."""
-
-    def start(self) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def utc_now() -> datetime:
@@ -46,7 +39,7 @@ class Services:
     tokens: TokenBook
     certificates: CertificateBook
     reports: ReportIntake
-    operations: OperationsEngine | None = None
+    operations: Operations | None = None
     now: Callable[[], datetime] = field(default=utc_now)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from ppec_contract.errors import PpecError
 from ppec_contract.run import PlanAction, RunEvent, RunPlan, RunResult
-from ppec_orchestrator.dispatch.rundir import EventTail, RunDirectory
+from ppec_orchestrator.dispatch.rundir import GRACE_S, EventTail, RunDirectory
 
 # A finished VM shows within this time; looking costs a few microseconds.
 _LOOK_S = 0.01
@@ -32,6 +32,7 @@ class FollowedRun:
         self._result: RunResult | None = None
         self._looked_alive = 0.0
         self._last_event = time.monotonic()
+        self._give_up_s = time.monotonic() + plan.run.timeout_s + 2 * GRACE_S
 
     @property
     def number(self) -> int:
@@ -76,7 +77,9 @@ class FollowedRun:
         if now - self._looked_alive < _LIVENESS_EVERY_S:
             return None
         self._looked_alive = now
-        if self.directory.is_live():
+        # The job ends itself before; one that is stopped, or hangs, does not. Two at once do no harm: agents answer the
+        # second from their journals.
+        if self.directory.is_live() and now < self._give_up_s:
             return None
         # It may have written its result between the two looks.
         return self.directory.result() or _lost(self.directory)
@@ -85,7 +88,7 @@ class FollowedRun:
 def _lost(directory: RunDirectory) -> RunResult:
     problem = PpecError(
         "run.lost",
-        f"the process of run {directory.name} is gone and left no result",
+        f"the process of run {directory.name} is gone, or hangs, and left no result",
         hint=f"What it said last is in {directory.path}.",
         subject=f"run {directory.name}",
     ).problem()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from ppec_orchestrator.dispatch.dropin import SOCKET_VARIABLE
 from ppec_orchestrator.dispatch.fork_server import Request
 from ppec_orchestrator.dispatch.installation import Imported, Installation
 
@@ -27,8 +28,9 @@ _STABLE_S = 5.0
 class ForkClient:
     """Keeps one fork server. Everything works without it, only slower, so nothing here raises for its sake."""
 
-    def __init__(self, installation: Installation) -> None:
+    def __init__(self, installation: Installation, *, answer_timeout_s: float = _ANSWER_TIMEOUT_S) -> None:
         self._installation = installation
+        self._answer_timeout_s = answer_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._imported: Imported | None = None
         self._stopping = threading.Event()
@@ -72,12 +74,14 @@ class ForkClient:
         request = Request("job", str(directory), 0o077, (), {}, (lock,))
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-                connection.settimeout(_ANSWER_TIMEOUT_S)
+                connection.settimeout(self._answer_timeout_s)
                 connection.connect(str(self._installation.socket))
                 socket.send_fds(connection, [request.encode()], [lock])
                 return int(connection.recv(64) or b"0") or None
         except (OSError, ValueError) as error:
-            _log.warning("fork_server.unreachable", error=str(error))
+            # One that hangs, or can't be reached any more, would make every run slow from now on.
+            _log.warning("fork_server.unreachable", error=str(error) or type(error).__name__)
+            self._end()
             return None
 
     def _keep(self) -> None:
@@ -124,11 +128,14 @@ class ForkClient:
         return process
 
     def _end(self) -> None:
-        process, self._process = self._process, None
-        # The path goes first: a playbook that starts meanwhile must take the real ansible-playbook.
-        self._installation.socket.unlink(missing_ok=True)
-        if process is not None:
-            process.terminate()
+        with self._ready:
+            process, self._process = self._process, None
+            if process is None:
+                return
+            # The path goes first: a playbook that starts meanwhile must take the real ansible-playbook.
+            self._installation.socket.unlink(missing_ok=True)
+        # It has nothing to tidy up, and may be stopped.
+        process.kill()
 
 
 def server_command(installation: Installation) -> list[str]:
@@ -138,10 +145,15 @@ def server_command(installation: Installation) -> list[str]:
 
 
 def start_job_process(installation: Installation, directory: Path, lock: int) -> int:
-    """The slow way: a new interpreter. The process is nobody's to wait for; init reaps it when we are gone."""
+    """The slow way: a new interpreter. The process is nobody's to wait for; init reaps it when we are gone.
+
+    Its playbook doesn't look for a fork server: there is none, or none that answers.
+    """
+    environment = installation.environment()
+    del environment[SOCKET_VARIABLE]
     process = subprocess.Popen(
         [sys.executable, "-m", "ppec_orchestrator.dispatch.job", str(directory), str(lock), str(installation.playbook)],
-        env=installation.environment(),
+        env=environment,
         cwd=directory,
         pass_fds=(lock,),
         stdin=subprocess.DEVNULL,

@@ -31,7 +31,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,8 @@ _REQUEST_TIMEOUT_S = 5.0
 _STANDING_BY = 2
 # By then the host's agent has the request, and its work is mostly waiting.
 _REFILL_DELAY_S = 0.1
+# A job that ended sooner did so by itself; the pause after such ones grows up to this.
+_STABLE_S, _LONGEST_DELAY_S = 30.0, 60.0
 # So old a job that stands by is replaced.
 _STANDBY_S = 3600.0
 _FAILED = 250
@@ -81,6 +83,7 @@ class ForkServer:
         # Oldest first.
         self._standby: deque[_Standby] = deque()
         self._fork_at_s = 0.0
+        self._short_lived = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         part = path.with_name(f".{path.name}.{os.getpid()}")
         part.unlink(missing_ok=True)
@@ -94,14 +97,15 @@ class ForkServer:
         """Until standard input ends."""
         signal.signal(signal.SIGCHLD, _reap)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        poll = select.poll()
-        poll.register(self._listener, select.POLLIN)
-        poll.register(0, select.POLLIN)
         while True:
             wait_s = self.stand_by()
+            poll = select.poll()
+            for fd in (0, self._listener.fileno(), *(one.channel.fileno() for one in self._standby)):
+                poll.register(fd, select.POLLIN)
             ready = dict(poll.poll(wait_s * 1000))
             if 0 in ready and not os.read(0, 64):
                 return
+            self.forget_ended(ready)
             if self._listener.fileno() in ready:
                 connection, _ = self._listener.accept()
                 with connection:
@@ -121,6 +125,16 @@ class ForkServer:
         if len(self._standby) < _STANDING_BY:
             return max(0.0, self._fork_at_s - now_s)
         return max(0.0, self._standby[0].since_s + _STANDBY_S - now_s)
+
+    def forget_ended(self, told: Container[int]) -> None:
+        """Jobs that have ended while they stood by: their channels, on which they never say anything, tell."""
+        now_s = time.monotonic()
+        for one in [one for one in self._standby if one.channel.fileno() in told]:
+            self._standby.remove(one)
+            one.channel.close()
+            # One that ends as soon as it stands would be forked in a circle.
+            self._short_lived = self._short_lived + 1 if now_s - one.since_s < _STABLE_S else 0
+            self._fork_at_s = now_s + min(_REFILL_DELAY_S * 2**self._short_lived, _LONGEST_DELAY_S)
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(_REQUEST_TIMEOUT_S)
@@ -225,14 +239,17 @@ def _stand_by(channel: socket.socket, playbook: str) -> int:
 
 
 def _await_run(channel: socket.socket, standing: job.Job) -> None:
-    with channel:
+    try:
         body, descriptors, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
-    run = RunDirectory(Path(Request.decode(body, descriptors).directory)) if body else None
-    # The lock among the descriptors stays open as long as this process lives.
-    if run is not None and run.begin():
-        standing.give(run)
-    else:
-        standing.abandon()
+        # The lock among the descriptors stays open as long as this process lives.
+        if body and standing.give(RunDirectory(Path(Request.decode(body, descriptors).directory))):
+            return
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        channel.close()
+    # Whatever it was: a playbook that waits for ever would keep the run from being repeated.
+    standing.abandon()
 
 
 def _keep_playbook(request: Request, connection: socket.socket) -> int:

@@ -19,6 +19,7 @@ from ppec_orchestrator.dispatch.rundir import write_private
 
 COLLECTION = Path("ansible_collections/ppec/cloud")
 PLAYBOOK = Path("playbooks/apply_plan.yml")
+INVENTORY_PLUGIN = Path("plugins/inventory/run_plan.py")
 # What an operator may set for all runs, and what every program needs. Nothing else crosses over.
 _PASSED_ON = ("HOME", "PATH", "LANG", "PYTHONPATH", "TMPDIR", "TZ", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _WATCHED_SUFFIXES = (".py", ".yml", ".yaml", ".json", ".cfg")
@@ -39,6 +40,16 @@ def find_collections() -> Path:
     )
 
 
+def _require(plugin: Path) -> None:
+    if not plugin.is_file():
+        raise PpecError(
+            "internal.error",
+            f"the collection ppec.cloud is another version's: it has no {plugin}",
+            hint="Install orchestrator and collection from the same ppec distribution.",
+            subject="collection ppec.cloud",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Installation:
     """Files and environment of all runs. `folder` is the orchestrator's own, mode 0700."""
@@ -51,6 +62,7 @@ class Installation:
     def prepare(cls, folder: Path, *, collections: Path | None = None, playbook: Path | None = None) -> Installation:
         """Writes the drop-in and ansible.cfg. Safe to repeat."""
         root = collections or find_collections()
+        _require(root / COLLECTION / INVENTORY_PLUGIN)
         made = cls(folder, root, playbook or root / COLLECTION / PLAYBOOK)
         # Each by itself: the mode given with `parents` is not the parents'.
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -27,17 +28,17 @@ from typing import Any, Literal
 from ppec_contract.errors import PpecError
 from ppec_contract.run import RunResult
 from ppec_orchestrator.dispatch import descendants
-from ppec_orchestrator.dispatch.rundir import RunDirectory, old_entries
+from ppec_orchestrator.dispatch.rundir import GRACE_S, RunDirectory, old_entries
 
 TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of its own in it, mode 0700
 TMP_PREFIX = "ppec-run-"
 _KEPT_LOG_BYTES = 256 * 1024
 # A batch may be for a thousand hosts; so many are called at a time.
 _FORKS = 50
-# The run's own limit lies above the hosts', so that it only ends what hangs.
-_GRACE_S = 60.0
 # How soon ansible-runner notices that a run is to end.
 _CANCEL_LOOK_S = 1
+# A playbook's own exit codes end here; above are those of the drop-in, the keeper and the kernel for a killed one.
+_MOST_OWN_CODES = 128
 # Tasks that reach a host; the rest of Ansible's events are its own bookkeeping.
 _HOST_TASK_EVENTS = ("runner_on_ok", "runner_on_failed", "runner_on_unreachable")
 Status = Literal["successful", "failed", "canceled", "timeout"]
@@ -70,24 +71,35 @@ class Job:
         self._tasks: Counter[str] = Counter()
         self._proxy_sessions = 0
         self._written = False
-        base = TMPFS if os.access(TMPFS, os.W_OK) else None
-        self._private = Path(tempfile.mkdtemp(prefix=TMP_PREFIX, dir=base))
+        # The playbook has come to its plays, and the playbook has ended: each of them once and for all.
+        self._playing = False
+        self._ended = False
+        self._turn = threading.Lock()
+        self._private = Path(tempfile.mkdtemp(prefix=TMP_PREFIX, dir=TMPFS))
         self._source = self._private / "hosts.run_plan"
-        os.mkfifo(self._source, mode=0o600)
-        # For reading too: neither side then waits for the other to open it, and its end is this process's end.
-        self._gate = os.open(self._source, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.mkfifo(self._source, mode=0o600)
+            # For reading too: neither side then waits for the other to open it, and its end is this process's end.
+            self._gate = os.open(self._source, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            shutil.rmtree(self._private, ignore_errors=True)
+            raise
 
-    def give(self, run: RunDirectory) -> None:
-        """The run that this job is for; its playbook goes on. Whoever calls has begun it."""
-        self._run = run
+    def give(self, run: RunDirectory) -> bool:
+        """The run that this job is for: its playbook goes on.
+
+        False when another job has begun the run, or when the playbook has ended meanwhile. Raises OSError. Either way
+        the run is no longer this job's, and it is repeated once the job has let go of its lock.
+        """
+        with self._turn:
+            plan = run.plan()
+            if self._ended or plan is None or not run.begin():
+                return False
+            _log_to(run)
+            self._deadline_s = time.monotonic() + plan.run.timeout_s + GRACE_S
+            self._run = run
         os.write(self._gate, f"{run.plan_path}\n".encode())
-        log = os.open(run.path / "job.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        for target in (1, 2):
-            os.dup2(log, target)
-        os.close(log)
-        plan = run.plan()
-        if plan is not None:
-            self._deadline_s = time.monotonic() + plan.run.timeout_s + _GRACE_S
+        return True
 
     @property
     def has_run(self) -> bool:
@@ -110,7 +122,11 @@ class Job:
             descendants.end_all()
             if self._run is not None:
                 _keep_log(self._private, self._run.path / "ansible.log")
-            shutil.rmtree(self._private, ignore_errors=True)
+            self.discard()
+
+    def discard(self) -> None:
+        """Removes the folder of a job that has ended, or never began."""
+        shutil.rmtree(self._private, ignore_errors=True)
 
     def _ansible(self) -> None:
         import ansible_runner
@@ -131,8 +147,14 @@ class Job:
             event_handler=self._on_event,
             cancel_callback=self._cancel_wanted,
         )
-        # Without a code when it was ended before it was begun.
-        self._finish("timeout" if self._late() else runner.status, int(runner.rc or 0))
+        with self._turn:
+            self._ended = True
+        # None when the playbook was ended by a signal before anybody waited for it.
+        return_code = -1 if runner.rc is None else int(runner.rc)
+        if runner.status == "failed" and not self._playing and not 0 < return_code <= _MOST_OWN_CODES:
+            # It was killed while it waited or right after, and has called nobody: lost, not failed, so it is repeated.
+            return
+        self._finish("timeout" if self._late() else runner.status, return_code)
 
     def _cancel_wanted(self) -> bool:
         if self._run is None:
@@ -145,6 +167,7 @@ class Job:
     def _on_event(self, event: dict[str, Any]) -> bool:
         """Only counts: a slow handler holds up the playbook's output. False keeps the event off the disk."""
         name = event.get("event", "")
+        self._playing = self._playing or name == "playbook_on_play_start"
         if name in _HOST_TASK_EVENTS:
             self._tasks[name] += 1
             found = event.get("event_data", {}).get("res", {})
@@ -193,6 +216,14 @@ def remove_abandoned(older_than_s: float) -> int:
     return len(found)
 
 
+def _log_to(run: RunDirectory) -> None:
+    """From here on this process's words go to the run's log."""
+    log = os.open(run.path / "job.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    for target in (1, 2):
+        os.dup2(log, target)
+    os.close(log)
+
+
 def work(job: Job) -> int:
     """The whole life of a job process, in a session of its own. Returns the exit code."""
     started = time.monotonic()
@@ -212,12 +243,16 @@ def run_job(path: Path, lock: int, playbook: str) -> int:
     A run has one job: when the fork server was so slow that it was taken for dead, the second one to come ends here.
     """
     run = RunDirectory(path)
-    if not run.begin():
-        return 0
     os.set_inheritable(lock, False)
-    job = Job(playbook)
-    job.give(run)
-    return work(job)
+    try:
+        job = Job(playbook)
+    except OSError:
+        _log_to(run)
+        raise
+    if job.give(run):
+        return work(job)
+    job.discard()
+    return 0
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from ppec_contract.run import HostCall, RunEvent, RunPlan, RunResult
 _log = structlog.get_logger(__name__)
 _OPERATION = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,5}")
+# A run's own limit lies so far above its hosts': it only ends what hangs. Who follows a run gives it as much again.
+GRACE_S = 60.0
 _HOST_NAME: TypeAdapter[str] = TypeAdapter(HostName)
 
 

@@ -8,16 +8,12 @@ next check-point.
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
 import threading
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import structlog
 
@@ -28,6 +24,7 @@ from ppec_orchestrator.operations.journal import Journal
 from ppec_orchestrator.operations.limits import Limits
 from ppec_orchestrator.operations.live import Live
 from ppec_orchestrator.operations.registry import KINDS
+from ppec_orchestrator.operations.replica import Replica
 from ppec_orchestrator.operations.retention import Retention
 from ppec_orchestrator.operations.steps import HandedOverError
 from ppec_orchestrator.store import claims
@@ -40,35 +37,6 @@ _STOP_S = 15.0
 _LONGEST_POLL_S = 5.0
 
 
-class Replica:
-    """Who this process is. `<folder>/replica` holds a lasting name and is locked for as long as the process lives, so
-    leases under that name can't belong to anybody living when the next process starts."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = folder / "replica"
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise PpecError(
-                "resource.in_use",
-                f"another orchestrator runs on the state directory {folder}",
-                hint="Give each replica a state directory of its own.",
-                subject=f"state directory {folder}",
-            ) from error
-        self.name = self._file.read().strip()
-        if not self.name:
-            self.name = uuid.uuid4().hex
-            self._file.write(self.name)
-            self._file.flush()
-        self.owner = f"{self.name}:{uuid.uuid4().hex[:12]}"
-
-    def close(self) -> None:
-        self._file.close()
-
-
 @dataclass(frozen=True)
 class _Running:
     thread: threading.Thread
@@ -76,12 +44,11 @@ class _Running:
 
 
 class Engine:
-    """`start` after the migrations, `stop` before the database closes. `folder` is the replica's state directory."""
+    """`start` after the migrations, `stop` before the database closes."""
 
-    def __init__(self, ports: Ports, live: Live, folder: Path) -> None:
+    def __init__(self, ports: Ports, live: Live) -> None:
         self._ports = ports
         self._live = live
-        self._folder = folder
         self._replica: Replica | None = None
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -97,8 +64,9 @@ class Engine:
         with self._lock:
             return tuple(self._running)
 
-    def start(self) -> None:
-        self._replica = Replica(self._folder)
+    def start(self, replica: Replica) -> None:
+        """Claims as this replica from now on, which it closes when it stops."""
+        self._replica = replica
         # A process that had this name before is dead, whatever its leases say.
         with self._ports.database.write() as conn:
             found = claims.give_up(conn, owner_prefix=f"{self._replica.name}:", now=self._ports.now())

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from ppec_contract.api import OperationView, Page, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
@@ -13,6 +12,7 @@ from ppec_orchestrator.operations.accept import Acceptor, Ask
 from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.engine import Engine
 from ppec_orchestrator.operations.live import Live, Wake
+from ppec_orchestrator.operations.replica import Replica
 from ppec_orchestrator.store import operation_views
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.operation_views import OperationFilter
@@ -21,19 +21,19 @@ from ppec_orchestrator.store.paging import Slice
 
 
 class Operations:
-    """The operations of one replica. Usable for accepting and showing without `start`; `folder` is its state folder."""
+    """The operations of one replica. Usable for accepting and showing without `start`."""
 
-    def __init__(self, ports: Ports, folder: Path) -> None:
+    def __init__(self, ports: Ports) -> None:
         self._ports = ports
         self._database = ports.database
         self._live = Live()
-        self.engine = Engine(ports, self._live, folder)
+        self.engine = Engine(ports, self._live)
         self._acceptor = Acceptor(ports.database, ports.planning, ports.now)
 
-    def start(self) -> None:
+    def start(self, replica: Replica) -> None:
         self._live.start(self._database)
         try:
-            self.engine.start()
+            self.engine.start(replica)
         except BaseException:
             with suppress(PpecError):
                 self.stop()

@@ -7,28 +7,31 @@ import errno
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
 from structlog.testing import capture_logs
 
-from ppec_contract.run import RunEvent, RunResult
+from ppec_contract.errors import PpecError
+from ppec_contract.run import RunEvent, RunPlan, RunResult, RunTerms
+from ppec_orchestrator.dispatch.adoption import adopt
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
-from ppec_orchestrator.dispatch.fork_client import server_command
-from ppec_orchestrator.dispatch.fork_server import ForkServer
+from ppec_orchestrator.dispatch.fork_client import ForkClient, server_command
+from ppec_orchestrator.dispatch.fork_server import ForkServer, Request, _await_run
 from ppec_orchestrator.dispatch.installation import COLLECTION, Installation, find_collections
-from ppec_orchestrator.dispatch.job import run_job
+from ppec_orchestrator.dispatch.job import Job, run_job
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
-from ppec_orchestrator.dispatch.rundir import RunDirectories
+from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory
 
 WAIT_S = 60.0
 PLAYBOOK = Path(__file__).parent / "playbook" / "site.yml"
@@ -240,13 +243,24 @@ def standing_by(dispatcher: AnsibleDispatcher) -> list[int]:
     return all_below(dispatcher.fork_server_pid or 0)
 
 
-def test_what_stands_by_and_is_killed_is_made_again(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
-    dispatcher = open_dispatcher()
-    for pid in standing_by(dispatcher):
+def kill_all(pids: Iterable[int]) -> None:
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    # Dead, and reaped by the server: a request sent to one that is dying would be lost with it.
-    until(lambda: not standby_of(dispatcher), "nothing stands by")
+
+
+def playbooks_of(dispatcher: AnsibleDispatcher) -> list[int]:
+    """The playbooks that wait: of all that stands by, what is below something that has no plan's file open."""
+    keepers = [pid for pid in standby_of(dispatcher) if not files_of(pid, ".run_plan")]
+    return [pid for keeper in keepers for pid in all_below(keeper)]
+
+
+def test_what_stands_by_and_is_killed_is_made_again(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
+    dispatcher = open_dispatcher()
+    killed = standing_by(dispatcher)
+    kill_all(killed)
+    until(lambda: not set(killed) & set(all_below(dispatcher.fork_server_pid or 0)), "they are gone")
+    standing_by(dispatcher)
     events, result = follow(dispatcher.start(request()))
     assert (result.status, started_with(events)) == ("successful", {"warm=True"})
 
@@ -260,14 +274,98 @@ def test_job_whose_playbook_dies_while_it_waits_goes_too(
     jobs = [pid for pid in standby_of(dispatcher) if files_of(pid, ".run_plan")]
     keepers = [pid for pid in standby_of(dispatcher) if pid not in jobs]
     below = {"drop-in": [pid for job in jobs for pid in all_below(job)], "keeper": keepers}
-    below["playbook"] = [pid for keeper in keepers for pid in all_below(keeper)]
+    below["playbook"] = playbooks_of(dispatcher)
     assert [len(found) for found in below.values()] == [2, 2, 2]
-    for pid in below[killed]:
-        os.kill(pid, signal.SIGKILL)
+    kill_all(below[killed])
     until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "the others are gone with it")
-    until(lambda: not standby_of(dispatcher), "and reaped")
+    standing_by(dispatcher)
+    assert follow(dispatcher.start(request()))[1].status == "successful"
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.1, 0.15])
+def test_run_that_comes_when_the_playbook_dies_has_not_failed(
+    open_dispatcher: Callable[..., AnsibleDispatcher], after_s: float
+) -> None:
+    """No host was called: it is done, by another job, or it is lost, which is repeated. A failure would stand."""
+    dispatcher = open_dispatcher()
+    standing_by(dispatcher)
+    kill_all(playbooks_of(dispatcher))
+    time.sleep(after_s)
     _, result = follow(dispatcher.start(request()))
-    assert result.status == "successful"
+    assert result.problem is None or result.problem.code == "run.lost"
+
+
+class Standing:
+    """In place of a job that stands by: it can't take its run."""
+
+    abandoned = False
+
+    def give(self, run: RunDirectory) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def abandon(self) -> None:
+        self.abandoned = True
+
+
+def test_job_that_can_not_take_its_run_ends(folder: Path) -> None:
+    """A playbook that waits for ever would hold the run's lock, and the run would seem to live."""
+    standing = Standing()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        ours.send(Request("job", str(folder), 0o077, (), {}, ()).encode())
+        _await_run(theirs, cast("Job", standing))
+    assert standing.abandoned
+
+
+@pytest.mark.parametrize(("timeout_s", "lost"), [(-121.0, True), (600.0, False)], ids=["late", "in-time"])
+def test_job_that_hangs_is_given_up_by_who_follows_it(folder: Path, timeout_s: float, lost: bool) -> None:
+    """It ends itself a minute after its hosts should have; who follows it gives it two."""
+    directory = RunDirectories(folder / "runs").create("op-1")
+    lock = directory.take_lock()
+    terms = dict.fromkeys(("events_path", "ca_path", "certificate_path", "key_path"), "/nowhere")
+    run = RunTerms(operation_id="op-1", fence=1, action="StartVms", timeout_s=timeout_s, **terms)
+    directory.write_plan(RunPlan(run=run, hosts={"h1": frozenset()}))
+    followed = adopt([directory])
+    assert followed is not None
+    assert followed.wait(0.5) == []
+    assert (followed.result is not None and followed.result.problem is not None) is lost
+    if followed.result is not None and followed.result.problem is not None:
+        assert followed.result.problem.code == "run.lost"
+    os.close(lock)
+
+
+def test_fork_server_that_hangs_is_replaced(folder: Path) -> None:
+    client = ForkClient(installation(folder), answer_timeout_s=1.0)
+    client.start(wait=True)
+    hanging = client.pid
+    assert hanging is not None
+    run = RunDirectories(folder / "runs").create("op-1")
+    lock = run.take_lock()
+    try:
+        os.kill(hanging, signal.SIGSTOP)
+        assert client.submit_job(run.path, lock) is None
+        until(lambda: client.pid not in (None, hanging), "another one is there")
+        until(lambda: not Path(f"/proc/{hanging}/exe").exists(), "and the one that hung is not")
+    finally:
+        os.close(lock)
+        client.close()
+
+
+def test_fork_server_whose_socket_is_lost_is_replaced(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
+) -> None:
+    dispatcher = open_dispatcher()
+    first = dispatcher.fork_server_pid
+    installation(folder).socket.unlink()
+    assert follow(dispatcher.start(request()))[1].status == "successful"
+    until(lambda: dispatcher.fork_server_pid not in (None, first), "a new fork server is there")
+    assert started_with(follow(dispatcher.start(request("op-2")))[0]) == {"warm=True"}
+
+
+def test_collection_without_the_inventory_plugin_is_refused(folder: Path) -> None:
+    shutil.rmtree(folder / "collections" / "ansible_collections" / "ppec" / "cloud" / "plugins" / "inventory")
+    with pytest.raises(PpecError, match=r"another version's: it has no .*run_plan\.py"):
+        installation(folder)
 
 
 def test_job_that_stands_by_ends_with_the_fork_server(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
@@ -309,25 +407,19 @@ def test_job_that_has_stood_by_for_long_is_replaced(folder: Path, monkeypatch: p
         job.channel.close()
 
 
-@pytest.mark.parametrize("standing", [True, False], ids=["stood-by", "forked-for-it"])
-def test_job_has_no_socket_of_the_servers(
-    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path, standing: bool
-) -> None:
+def test_jobs_have_no_socket_of_the_servers(open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path) -> None:
+    """Neither those that stood by nor those forked for a run, which come when more are asked for at once."""
     hold = folder / "hold"
     hold.touch()
     dispatcher = open_dispatcher()
-    for pid in standing_by(dispatcher):
-        if not standing:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    if not standing:
-        until(lambda: not standby_of(dispatcher), "nothing stands by")
-    run = dispatcher.start(request(hold=str(hold)))
-    run.wait(WAIT_S)
-    (job,) = (pid for pid in processes_of(run.directory.path) if files_of(pid, ".run_plan"))
-    assert not [name for name in files_of(job) if name.startswith("socket:")]
+    standing_by(dispatcher)
+    runs = [dispatcher.start(request(f"op-{number}", hosts=1, hold=str(hold))) for number in range(4)]
+    for run in runs:
+        run.wait(WAIT_S)
+        (job,) = (pid for pid in processes_of(run.directory.path) if files_of(pid, ".run_plan"))
+        assert not [name for name in files_of(job) if name.startswith("socket:")]
     hold.unlink()
-    assert follow(run)[1].status == "successful"
+    assert [follow(run)[1].status for run in runs] == ["successful"] * 4
 
 
 def test_fork_server_that_can_not_start_is_tried_again(

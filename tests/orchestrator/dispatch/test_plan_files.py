@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError
 
 from ppec_contract.run import HostCall, RunPlan, RunTerms
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
-from ppec_orchestrator.dispatch.installation import Installation
+from ppec_orchestrator.dispatch.installation import COLLECTION, INVENTORY_PLUGIN, Installation, find_collections
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
 from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory
 
@@ -29,7 +29,9 @@ def dispatcher(short_dir: Path) -> AnsibleDispatcher:
     """Without a fork server: nothing is left running."""
     shutil.copytree(PLAYBOOK.parent, short_dir / "playbook")
     made = short_dir / "playbook" / "site.yml"
-    (short_dir / "collections").mkdir()
+    plugin = COLLECTION / INVENTORY_PLUGIN
+    (short_dir / "collections" / plugin).parent.mkdir(parents=True)
+    shutil.copy(find_collections() / plugin, short_dir / "collections" / plugin)
     installation = Installation.prepare(short_dir / "ansible", collections=short_dir / "collections", playbook=made)
     return AnsibleDispatcher(short_dir, CREDENTIALS, installation=installation, fork_server=False)
 

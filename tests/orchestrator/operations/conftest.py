@@ -25,6 +25,7 @@ from ppec_orchestrator.ipdb.ranges import usable_range
 from ppec_orchestrator.operations.accept import Ask
 from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.planning import Planning
+from ppec_orchestrator.operations.replica import Replica
 from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.store import ipdb, tables, vm_views
 from ppec_orchestrator.store import operations as store
@@ -142,9 +143,9 @@ class World:
         """Starts a replica on a database of its own; one that isn't to start only accepts and shows."""
         if database is None:
             database = self.open_database() if start else self.database
-        made = Operations(prepare(database, dispatcher or self.dispatcher, self.now), self.folder / name)
+        made = Operations(prepare(database, dispatcher or self.dispatcher, self.now))
         if start:
-            made.start()
+            made.start(Replica(self.folder / name))
             self.replicas.append(made)
         return made
 
