@@ -3,95 +3,38 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
 from uuid import uuid4
 
 import pytest
-from structlog.testing import capture_logs
 
 from ppec_contract.errors import PpecError
-from ppec_contract.run import RunEvent, RunPlan, RunResult, RunTerms
+from ppec_contract.run import RunPlan, RunTerms
 from ppec_orchestrator.dispatch.adoption import adopt
-from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
-from ppec_orchestrator.dispatch.fork_client import ForkClient, server_command
-from ppec_orchestrator.dispatch.fork_server import ForkServer, Request, _await_run
-from ppec_orchestrator.dispatch.installation import COLLECTION, Installation, find_collections
-from ppec_orchestrator.dispatch.job import Job, run_job
-from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
-from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory
+from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher
+from ppec_orchestrator.dispatch.job import run_job
+from ppec_orchestrator.dispatch.rundir import RunDirectories
 
-WAIT_S = 60.0
-PLAYBOOK = Path(__file__).parent / "playbook" / "site.yml"
-NOWHERE = RunCredentials(Path("/nonexistent/ca"), Path("/nonexistent/crt"), Path("/nonexistent/key"))
-
-
-@pytest.fixture
-def folder(short_dir: Path) -> Path:
-    """The playbook is copied: a test may change it, and Ansible leaves its byte code beside it."""
-    shutil.copytree(PLAYBOOK.parent, short_dir / "playbook")
-    plugins = short_dir / "collections" / "ansible_collections" / "ppec" / "cloud" / "plugins"
-    (plugins / "inventory").mkdir(parents=True)
-    shutil.copy(find_collections() / COLLECTION / "plugins" / "inventory" / "run_plan.py", plugins / "inventory")
-    return short_dir
-
-
-def installation(folder: Path) -> Installation:
-    made = folder / "playbook" / "site.yml"
-    return Installation.prepare(folder / "ansible", collections=folder / "collections", playbook=made)
-
-
-def request(operation_id: str = "op-1", hosts: int = 2, **parameters: Any) -> RunRequest:
-    targets = {f"h{n}": HostTarget("127.0.0.1", 1, {"vm_ids": [], **parameters}) for n in range(1, hosts + 1)}
-    return RunRequest(operation_id, 1, "DeleteVms", targets)
-
-
-@pytest.fixture
-def open_dispatcher(folder: Path) -> Iterator[Callable[..., AnsibleDispatcher]]:
-    opened: list[AnsibleDispatcher] = []
-
-    def open_one(*, fork_server: bool = True) -> AnsibleDispatcher:
-        made = AnsibleDispatcher(folder, NOWHERE, installation=installation(folder), fork_server=fork_server)
-        made.open(wait=True)
-        opened.append(made)
-        return made
-
-    yield open_one
-    for one in opened:
-        one.close()
-
-
-def follow(run: Any) -> tuple[list[RunEvent], RunResult]:
-    events: list[RunEvent] = []
-    deadline = time.monotonic() + WAIT_S
-    while run.result is None:
-        assert time.monotonic() < deadline, "the run did not end"
-        events += run.wait(1.0)
-    return events, run.result
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := condition()):
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-    return found
-
-
-def started_with(events: list[RunEvent]) -> set[str]:
-    return {event.problem.detail for event in events if event.problem}
+from .real_runs import (
+    WAIT_S,
+    files_of,
+    follow,
+    installation,
+    processes_of,
+    request,
+    started_with,
+    until,
+)
 
 
 @pytest.mark.parametrize(("fork_server", "start"), [(True, "warm=True"), (False, "warm=False")])
@@ -132,17 +75,6 @@ def test_run_leaves_no_secret_and_its_folder_is_private(
     assert dispatcher.adopt(operation_id) is None
 
 
-def files_of(pid: int, suffix: str = "") -> list[str]:
-    """What the process has open, by name."""
-    names = []
-    for fd in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            names.append(str(fd.readlink()))
-        except OSError:
-            continue
-    return [name for name in names if name.endswith(suffix)]
-
-
 def test_cancel_ends_the_run_with_all_its_processes(
     open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
 ) -> None:
@@ -155,21 +87,6 @@ def test_cancel_ends_the_run_with_all_its_processes(
     _, result = follow(run)
     assert result.status == "canceled"
     until(lambda: not processes_of(run.directory.path), "no process of the run is left")
-
-
-def processes_of(path: Path) -> list[int]:
-    """Processes whose command line or environment names the run's directory, jobs and Ansible alike."""
-    needle = str(path).encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes() + (entry / "stat").read_bytes()
-            files = [str(fd.readlink()) for fd in (entry / "fd").iterdir()]
-        except OSError:
-            continue
-        if int(entry.name) != os.getpid() and (needle in words or any(f.startswith(str(path)) for f in files)):
-            found.append(int(entry.name))
-    return found
 
 
 def test_run_whose_job_is_killed_is_lost_and_says_so(
@@ -191,24 +108,6 @@ def test_run_whose_job_is_killed_is_lost_and_says_so(
     assert follow(again)[1].problem == result.problem
 
 
-def test_dead_fork_server_is_replaced_and_its_runs_live_on(
-    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
-) -> None:
-    hold = folder / "hold"
-    hold.touch()
-    dispatcher = open_dispatcher()
-    run = dispatcher.start(request(hold=str(hold)))
-    run.wait(WAIT_S)
-    first = dispatcher.fork_server_pid
-    assert first is not None
-    os.kill(first, signal.SIGKILL)
-    until(lambda: dispatcher.fork_server_pid not in (None, first), "a new fork server is there")
-    hold.unlink()
-    assert follow(run)[1].status == "successful"
-    events, result = follow(dispatcher.start(request("op-2")))
-    assert (result.status, started_with(events)) == ("successful", {"warm=True"})
-
-
 def test_run_that_hangs_ends_at_its_limit(open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path) -> None:
     hold = folder / "hold"
     hold.touch()
@@ -220,101 +119,6 @@ def test_run_that_hangs_ends_at_its_limit(open_dispatcher: Callable[..., Ansible
     assert result.problem is not None
     assert result.problem.code == "run.failed"
     until(lambda: not processes_of(run.directory.path), "no process of the run is left")
-
-
-def standby_of(dispatcher: AnsibleDispatcher) -> list[int]:
-    """The fork server's children while no run is under way: jobs that stand by, and their playbooks' keepers."""
-    pid = dispatcher.fork_server_pid
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def all_below(pid: int) -> list[int]:
-    try:
-        threads = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(word) for thread in threads for word in (thread / "children").read_text().split()]
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-    return [found for child in children for found in (child, *all_below(child))]
-
-
-def standing_by(dispatcher: AnsibleDispatcher) -> list[int]:
-    """Every process of the two jobs that stand by: themselves, the drop-ins, the playbooks and their keepers."""
-    until(lambda: len(all_below(dispatcher.fork_server_pid or 0)) == 8, "both playbooks wait")
-    return all_below(dispatcher.fork_server_pid or 0)
-
-
-def kill_all(pids: Iterable[int]) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def playbooks_of(dispatcher: AnsibleDispatcher) -> list[int]:
-    """The playbooks that wait: of all that stands by, what is below something that has no plan's file open."""
-    keepers = [pid for pid in standby_of(dispatcher) if not files_of(pid, ".run_plan")]
-    return [pid for keeper in keepers for pid in all_below(keeper)]
-
-
-def test_what_stands_by_and_is_killed_is_made_again(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
-    dispatcher = open_dispatcher()
-    killed = standing_by(dispatcher)
-    kill_all(killed)
-    until(lambda: not set(killed) & set(all_below(dispatcher.fork_server_pid or 0)), "they are gone")
-    standing_by(dispatcher)
-    events, result = follow(dispatcher.start(request()))
-    assert (result.status, started_with(events)) == ("successful", {"warm=True"})
-
-
-@pytest.mark.parametrize("killed", ["drop-in", "keeper", "playbook"])
-def test_job_whose_playbook_dies_while_it_waits_goes_too(
-    open_dispatcher: Callable[..., AnsibleDispatcher], killed: str
-) -> None:
-    dispatcher = open_dispatcher()
-    pids = standing_by(dispatcher)
-    jobs = [pid for pid in standby_of(dispatcher) if files_of(pid, ".run_plan")]
-    keepers = [pid for pid in standby_of(dispatcher) if pid not in jobs]
-    below = {"drop-in": [pid for job in jobs for pid in all_below(job)], "keeper": keepers}
-    below["playbook"] = playbooks_of(dispatcher)
-    assert [len(found) for found in below.values()] == [2, 2, 2]
-    kill_all(below[killed])
-    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "the others are gone with it")
-    standing_by(dispatcher)
-    assert follow(dispatcher.start(request()))[1].status == "successful"
-
-
-@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.05, 0.1, 0.15])
-def test_run_that_comes_when_the_playbook_dies_has_not_failed(
-    open_dispatcher: Callable[..., AnsibleDispatcher], after_s: float
-) -> None:
-    """No host was called: it is done, by another job, or it is lost, which is repeated. A failure would stand."""
-    dispatcher = open_dispatcher()
-    standing_by(dispatcher)
-    kill_all(playbooks_of(dispatcher))
-    time.sleep(after_s)
-    _, result = follow(dispatcher.start(request()))
-    assert result.problem is None or result.problem.code == "run.lost"
-
-
-class Standing:
-    """In place of a job that stands by: it can't take its run."""
-
-    abandoned = False
-
-    def give(self, run: RunDirectory) -> bool:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def abandon(self) -> None:
-        self.abandoned = True
-
-
-def test_job_that_can_not_take_its_run_ends(folder: Path) -> None:
-    """A playbook that waits for ever would hold the run's lock, and the run would seem to live."""
-    standing = Standing()
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        ours.send(Request("job", str(folder), 0o077, (), {}, ()).encode())
-        _await_run(theirs, cast("Job", standing))
-    assert standing.abandoned
 
 
 @pytest.mark.parametrize(("timeout_s", "lost"), [(-121.0, True), (600.0, False)], ids=["late", "in-time"])
@@ -334,127 +138,10 @@ def test_job_that_hangs_is_given_up_by_who_follows_it(folder: Path, timeout_s: f
     os.close(lock)
 
 
-def test_fork_server_that_hangs_is_replaced(folder: Path) -> None:
-    client = ForkClient(installation(folder), answer_timeout_s=1.0)
-    client.start(wait=True)
-    hanging = client.pid
-    assert hanging is not None
-    run = RunDirectories(folder / "runs").create("op-1")
-    lock = run.take_lock()
-    try:
-        os.kill(hanging, signal.SIGSTOP)
-        assert client.submit_job(run.path, lock) is None
-        until(lambda: client.pid not in (None, hanging), "another one is there")
-        until(lambda: not Path(f"/proc/{hanging}/exe").exists(), "and the one that hung is not")
-    finally:
-        os.close(lock)
-        client.close()
-
-
-def test_fork_server_whose_socket_is_lost_is_replaced(
-    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
-) -> None:
-    dispatcher = open_dispatcher()
-    first = dispatcher.fork_server_pid
-    installation(folder).socket.unlink()
-    assert follow(dispatcher.start(request()))[1].status == "successful"
-    until(lambda: dispatcher.fork_server_pid not in (None, first), "a new fork server is there")
-    assert started_with(follow(dispatcher.start(request("op-2")))[0]) == {"warm=True"}
-
-
 def test_collection_without_the_inventory_plugin_is_refused(folder: Path) -> None:
     shutil.rmtree(folder / "collections" / "ansible_collections" / "ppec" / "cloud" / "plugins" / "inventory")
     with pytest.raises(PpecError, match=r"another version's: it has no .*run_plan\.py"):
         installation(folder)
-
-
-def test_job_that_stands_by_ends_with_the_fork_server(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
-    dispatcher = open_dispatcher()
-    pids = standing_by(dispatcher)
-    scratch = [Path(name).parent for pid in pids for name in files_of(pid, ".run_plan")]
-    assert scratch
-    assert dispatcher.fork_server_pid is not None
-    os.kill(dispatcher.fork_server_pid, signal.SIGKILL)
-    until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids), "the processes are gone")
-    until(lambda: not any(path.exists() for path in scratch), "so is the job's folder")
-
-
-def test_fork_server_outlives_a_fork_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room() -> int:
-        raise BlockingIOError(errno.EAGAIN, "no room for another process")
-
-    server = ForkServer(folder / "fork.sock", "site.yml")
-    monkeypatch.setattr(os, "fork", no_room)
-    server.stand_by()
-    assert not server._standby, "it goes on without, and tries again"
-
-
-def test_job_that_has_stood_by_for_long_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = ForkServer(folder / "fork.sock", "site.yml")
-    pids = iter(range(1001, 1005))
-    now_s = 0.0
-    monkeypatch.setattr(os, "fork", lambda: next(pids))
-    monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    for _ in range(2):
-        now_s += server.stand_by()
-    first, second = server._standby
-    assert (first.pid, second.pid) == (1001, 1002)
-    assert now_s >= 3600.0, "there is nothing to do until then"
-    server.stand_by()
-    assert [job.pid for job in server._standby] == [1002, 1003]
-    assert first.channel.fileno() == -1, "which tells it to end"
-    for job in server._standby:
-        job.channel.close()
-
-
-def test_jobs_have_no_socket_of_the_servers(open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path) -> None:
-    """Neither those that stood by nor those forked for a run, which come when more are asked for at once."""
-    hold = folder / "hold"
-    hold.touch()
-    dispatcher = open_dispatcher()
-    standing_by(dispatcher)
-    runs = [dispatcher.start(request(f"op-{number}", hosts=1, hold=str(hold))) for number in range(4)]
-    for run in runs:
-        run.wait(WAIT_S)
-        (job,) = (pid for pid in processes_of(run.directory.path) if files_of(pid, ".run_plan"))
-        assert not [name for name in files_of(job) if name.startswith("socket:")]
-    hold.unlink()
-    assert [follow(run)[1].status for run in runs] == ["successful"] * 4
-
-
-def test_fork_server_that_can_not_start_is_tried_again(
-    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
-) -> None:
-    made = installation(folder)
-    made.socket.mkdir()
-    dispatcher = AnsibleDispatcher(folder, NOWHERE, installation=made)
-    with capture_logs() as lines:
-        dispatcher.open()
-        try:
-            until(lambda: [line for line in lines if line["event"] == "fork_server.failed"][1:], "it failed twice")
-            assert started_with(follow(dispatcher.start(request()))[0]) == {"warm=False"}, "without it, only slower"
-        finally:
-            made.socket.rmdir()
-            until(lambda: dispatcher.fork_server_pid is not None, "it stands once it can")
-        assert started_with(follow(dispatcher.start(request("op-2")))[0]) == {"warm=True"}
-    dispatcher.close()
-
-
-def test_fork_server_ends_quietly_when_its_parent_is_gone(folder: Path) -> None:
-    made = installation(folder)
-    reader, writer = os.pipe()
-    os.close(reader)
-    ended = subprocess.run(
-        server_command(made),
-        env=made.environment(),
-        stdin=subprocess.PIPE,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        timeout=WAIT_S,
-        check=False,
-    )
-    os.close(writer)
-    assert (ended.returncode, ended.stderr) == (0, b"")
 
 
 def test_run_has_one_job_process(folder: Path) -> None:
@@ -485,6 +172,8 @@ def test_old_runs_go_while_the_orchestrator_runs(
 
 
 # Python runs it before anything else. Fork servers that start while the file is there wait for its end.
+
+
 SITE = """
 import os, sys, time
 while "ppec_orchestrator.dispatch.fork_server" in sys.orig_argv and os.path.exists({no_server!r}):
@@ -516,7 +205,7 @@ ORCHESTRATOR = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_dispatch_runs import NOWHERE, installation, request
+from real_runs import NOWHERE, installation, request
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher
 folder = Path({folder!r})
 dispatcher = AnsibleDispatcher(folder, NOWHERE, installation=installation(folder), fork_server={fork_server})
