@@ -45,8 +45,6 @@ _STANDING_BY = 2
 _REFILL_DELAY_S = 0.1
 # A job that ended sooner did so by itself; the pause after such ones grows up to this.
 _STABLE_S, _LONGEST_DELAY_S = 30.0, 60.0
-# So old a job that stands by is replaced.
-_STANDBY_S = 3600.0
 _FAILED = 250
 
 
@@ -102,7 +100,7 @@ class ForkServer:
             poll = select.poll()
             for fd in (0, self._listener.fileno(), *(one.channel.fileno() for one in self._standby)):
                 poll.register(fd, select.POLLIN)
-            ready = dict(poll.poll(wait_s * 1000))
+            ready = dict(poll.poll(None if wait_s is None else wait_s * 1000))
             if 0 in ready and not os.read(0, 64):
                 return
             self.forget_ended(ready)
@@ -111,20 +109,15 @@ class ForkServer:
                 with connection:
                     self._answer(connection)
 
-    def stand_by(self) -> float:
-        """Sees that jobs stand by, starting one at most. In how many seconds to come again."""
+    def stand_by(self) -> float | None:
+        """Sees that jobs stand by, starting one at most. In how many seconds to come again, if there is more to do."""
         now_s = time.monotonic()
-        while self._standby and self._standby[0].since_s + _STANDBY_S <= now_s:
-            # Its folder on tmpfs must not grow so old that it is taken for a dead job's.
-            self._standby.popleft().channel.close()
         if len(self._standby) < _STANDING_BY and now_s >= self._fork_at_s:
             # Where nothing can be forked now, the next request tries again, and so does the next look.
             self._fork_at_s = now_s + _REFILL_DELAY_S
             with contextlib.suppress(OSError):
                 self._standby.append(self._fork_job())
-        if len(self._standby) < _STANDING_BY:
-            return max(0.0, self._fork_at_s - now_s)
-        return max(0.0, self._standby[0].since_s + _STANDBY_S - now_s)
+        return None if len(self._standby) == _STANDING_BY else max(0.0, self._fork_at_s - now_s)
 
     def forget_ended(self, told: Container[int]) -> None:
         """Jobs that have ended while they stood by: their channels, on which they never say anything, tell."""
@@ -134,7 +127,7 @@ class ForkServer:
             one.channel.close()
             # One that ends as soon as it stands would be forked in a circle.
             self._short_lived = self._short_lived + 1 if now_s - one.since_s < _STABLE_S else 0
-            self._fork_at_s = now_s + min(_REFILL_DELAY_S * 2**self._short_lived, _LONGEST_DELAY_S)
+            self._fork_at_s = now_s + min(_REFILL_DELAY_S * 2 ** min(self._short_lived, 16), _LONGEST_DELAY_S)
 
     def _answer(self, connection: socket.socket) -> None:
         connection.settimeout(_REQUEST_TIMEOUT_S)

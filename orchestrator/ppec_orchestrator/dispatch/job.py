@@ -12,6 +12,7 @@ time, starting Ansible, is then done before the request comes.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from ppec_orchestrator.dispatch.rundir import GRACE_S, RunDirectory, old_entries
 
 TMPFS = Path("/dev/shm")  # noqa: S108 - mkdtemp makes a folder of its own in it, mode 0700
 TMP_PREFIX = "ppec-run-"
+_SOURCE = "hosts.run_plan"
 _KEPT_LOG_BYTES = 256 * 1024
 # A batch may be for a thousand hosts; so many are called at a time.
 _FORKS = 50
@@ -76,11 +78,14 @@ class Job:
         self._ended = False
         self._turn = threading.Lock()
         self._private = Path(tempfile.mkdtemp(prefix=TMP_PREFIX, dir=TMPFS))
-        self._source = self._private / "hosts.run_plan"
+        self._source = self._private / _SOURCE
         try:
-            os.mkfifo(self._source, mode=0o600)
+            made = self._private / "fifo"
+            os.mkfifo(made, mode=0o600)
             # For reading too: neither side then waits for the other to open it, and its end is this process's end.
-            self._gate = os.open(self._source, os.O_RDWR | os.O_CLOEXEC)
+            self._gate = os.open(made, os.O_RDWR | os.O_CLOEXEC)
+            # Under its name there is only one that is open: `remove_abandoned` relies on it.
+            made.rename(self._source)
         except OSError:
             shutil.rmtree(self._private, ignore_errors=True)
             raise
@@ -207,13 +212,28 @@ def _keep_log(private: Path, target: Path) -> None:
 
 
 def remove_abandoned(older_than_s: float) -> int:
-    """Removes the folders of jobs that were killed so long ago: nobody else does. Returns how many."""
+    """Removes the folders of jobs that were killed, which nobody else does. Returns how many.
+
+    A job has its FIFO open as long as it lives; a folder that has none yet is left until it is so old.
+    """
     if not TMPFS.is_dir():
         return 0
-    found = [path for path in old_entries(TMPFS, older_than_s) if path.name.startswith(TMP_PREFIX)]
+    ours = [path for path in old_entries(TMPFS, 0) if path.name.startswith(TMP_PREFIX)]
+    old = set(old_entries(TMPFS, older_than_s))
+    found = [path for path in ours if _has_ended(path / _SOURCE) or (path in old and not (path / _SOURCE).exists())]
     for path in found:
         shutil.rmtree(path, ignore_errors=True)
     return len(found)
+
+
+def _has_ended(fifo: Path) -> bool:
+    try:
+        os.close(os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        return error.errno == errno.ENXIO  # nobody reads it
+    return False
 
 
 def _log_to(run: RunDirectory) -> None:

@@ -17,6 +17,7 @@ import pytest
 from ppec_contract.run import RunEvent, RunResult
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
 from ppec_orchestrator.dispatch.installation import COLLECTION, Installation, find_collections
+from ppec_orchestrator.dispatch.job import remove_abandoned
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
 
 WAIT_S = 60.0
@@ -57,6 +58,8 @@ def open_dispatcher(folder: Path) -> Iterator[Callable[..., AnsibleDispatcher]]:
     yield open_one
     for one in opened:
         one.close()
+    # What jobs leave that a test has killed. Those of others that live are none of it.
+    remove_abandoned(older_than_s=WAIT_S)
 
 
 def follow(run: Any) -> tuple[list[RunEvent], RunResult]:

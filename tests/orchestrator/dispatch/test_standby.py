@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher
 from ppec_orchestrator.dispatch.fork_client import ForkClient, server_command
 from ppec_orchestrator.dispatch.fork_server import ForkServer, Request, _await_run
-from ppec_orchestrator.dispatch.job import Job
+from ppec_orchestrator.dispatch.job import Job, remove_abandoned
 from ppec_orchestrator.dispatch.rundir import RunDirectories, RunDirectory
 
 from .real_runs import (
@@ -171,6 +171,27 @@ def test_fork_server_whose_socket_is_lost_is_replaced(
     assert started_with(follow(dispatcher.start(request("op-2")))[0]) == {"warm=True"}
 
 
+def test_folders_of_killed_jobs_go_and_those_of_living_ones_stay(
+    open_dispatcher: Callable[..., AnsibleDispatcher],
+) -> None:
+    dispatcher = open_dispatcher()
+
+    def folders(pids: Iterable[int]) -> set[Path]:
+        return {Path(name).parent for pid in pids for name in files_of(pid, ".run_plan")}
+
+    killed = standing_by(dispatcher)
+    abandoned = folders(killed)
+    assert len(abandoned) == 2
+    kill_all(killed)
+    until(lambda: not set(killed) & set(all_below(dispatcher.fork_server_pid or 0)), "they are gone")
+    living = folders(standing_by(dispatcher))
+    assert remove_abandoned(older_than_s=WAIT_S) >= len([path for path in abandoned if path.exists()])
+    assert not any(path.exists() for path in abandoned)
+    assert len(living) == 2
+    assert all(path.exists() for path in living)
+    assert follow(dispatcher.start(request()))[1].status == "successful"
+
+
 def test_job_that_stands_by_ends_with_the_fork_server(open_dispatcher: Callable[..., AnsibleDispatcher]) -> None:
     dispatcher = open_dispatcher()
     pids = standing_by(dispatcher)
@@ -192,22 +213,28 @@ def test_fork_server_outlives_a_fork_that_fails(folder: Path, monkeypatch: pytes
     assert not server._standby, "it goes on without, and tries again"
 
 
-def test_job_that_has_stood_by_for_long_is_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_that_end_as_soon_as_they_stand_are_not_forked_in_a_circle(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = ForkServer(folder / "fork.sock", "site.yml")
-    pids = iter(range(1001, 1005))
     now_s = 0.0
-    monkeypatch.setattr(os, "fork", lambda: next(pids))
+    monkeypatch.setattr(os, "fork", lambda: 1001)
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    for _ in range(2):
-        now_s += server.stand_by()
-    first, second = server._standby
-    assert (first.pid, second.pid) == (1001, 1002)
-    assert now_s >= 3600.0, "there is nothing to do until then"
+    pauses = []
+    for _ in range(12):
+        while (wait_s := server.stand_by()) is not None:
+            now_s += wait_s
+        ended = [job.channel for job in server._standby]
+        server.forget_ended([channel.fileno() for channel in ended])
+        assert all(channel.fileno() == -1 for channel in ended)
+        pauses.append(round(server.stand_by() or 0.0, 6))
+    assert pauses == sorted(pauses)
+    assert (pauses[0], pauses[-1]) == (0.4, 60.0)
+    now_s += 60.0
     server.stand_by()
-    assert [job.pid for job in server._standby] == [1002, 1003]
-    assert first.channel.fileno() == -1, "which tells it to end"
-    for job in server._standby:
-        job.channel.close()
+    now_s += 3600.0
+    server.forget_ended([job.channel.fileno() for job in server._standby])
+    assert server.stand_by() == pytest.approx(0.1), "one that stood for long is made again at once"
 
 
 def test_jobs_have_no_socket_of_the_servers(open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path) -> None:
