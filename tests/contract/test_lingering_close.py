@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -51,17 +52,24 @@ async def refuse(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
+@asynccontextmanager
+async def connected(app: Any) -> AsyncIterator[tuple[PeerCertificateProtocol, Wire]]:
+    """A connection to the application; at the end its requests have been answered."""
+    config = uvicorn.Config(app, http=PeerCertificateProtocol, ws="none", lifespan="off", log_config=None)
+    config.load()
+    state, wire = ServerState(), Wire()
+    protocol = PeerCertificateProtocol(config=config, server_state=state, app_state={})
+    protocol.connection_made(wire)
+    yield protocol, wire
+    await asyncio.gather(*state.tasks)
+
+
 def spoken(data: bytes, then: Callable[[Any, Wire], None] = lambda protocol, wire: None) -> Wire:
-    """A connection on which this came and was answered; `then` goes on with it."""
+    """A connection on which this came and was refused; `then` goes on with it."""
 
     async def speak() -> Wire:
-        config = uvicorn.Config(refuse, http=PeerCertificateProtocol, ws="none", lifespan="off", log_config=None)
-        config.load()
-        state, wire = ServerState(), Wire()
-        protocol = PeerCertificateProtocol(config=config, server_state=state, app_state={})
-        protocol.connection_made(wire)
-        protocol.data_received(data)
-        await asyncio.gather(*state.tasks)
+        async with connected(refuse) as (protocol, wire):
+            protocol.data_received(data)
         assert wire.written.startswith(b"HTTP/1.1 4")
         then(protocol, wire)
         return wire
@@ -122,18 +130,13 @@ def test_refusal_does_not_come_in_the_middle_of_an_answer() -> None:
         await send({"type": "http.response.body", "body": b"ce"})
 
     async def speak() -> Wire:
-        config = uvicorn.Config(stream, http=PeerCertificateProtocol, ws="none", lifespan="off", log_config=None)
-        config.load()
-        state, wire = ServerState(), Wire()
-        protocol = PeerCertificateProtocol(config=config, server_state=state, app_state={})
-        protocol.connection_made(wire)
-        protocol.data_received(WHOLE)
-        while not wire.written.endswith(b"on"):
-            await wire.wrote.wait()
-            wire.wrote.clear()
-        protocol.data_received(b"\x00\x01\r\n\r\n")
-        gate.set()
-        await asyncio.gather(*state.tasks)
+        async with connected(stream) as (protocol, wire):
+            protocol.data_received(WHOLE)
+            while not wire.written.endswith(b"on"):
+                await wire.wrote.wait()
+                wire.wrote.clear()
+            protocol.data_received(b"\x00\x01\r\n\r\n")
+            gate.set()
         return wire
 
     wire = asyncio.run(speak())
