@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# An example that takes long says something of the machine, not of what is tested; and every run tries the same ones.
-settings.register_profile("ppec", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+# An example that takes long says something of the machine, not of what is tested. Every run tries new ones.
+settings.register_profile("ppec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ppec")
 
 
