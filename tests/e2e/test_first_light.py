@@ -18,7 +18,7 @@ import pytest
 
 from ppec_lab import guest_answer
 from ppec_lab.cloud import PROJECT, Cloud
-from ppec_lab.conditions import wait_until
+from ppec_lab.conditions import NotReachedError, wait_until
 from ppec_lab.container_host import ContainerHost
 from ppec_lab.debian_guest_image import debian_guest_image
 from ppec_lab.orchestrator_process import BIN
@@ -49,6 +49,20 @@ def create(cloud: Cloud, tmp_path: Path, *options: str, user_data: str = "") -> 
 
 def ipv4(vms: list[dict[str, Any]]) -> dict[str, str]:
     return {vm["name"]: next(a["address"] for a in vm["addresses"] if ":" not in a["address"]) for vm in vms}
+
+
+def answers_of(cloud: Cloud, vms: list[dict[str, Any]], *, timeout_s: float = 300) -> dict[str, guest_answer.Answer]:
+    """The guests' answers. Of guests that stay silent the error tells what their consoles and hosts' links show."""
+    try:
+        return guest_answer.wait_for_answers(ipv4(vms), timeout_s=timeout_s)
+    except NotReachedError as silent:
+        for vm in vms:
+            host = cloud.fleet.host(vm["host"])
+            console = f"/var/lib/ppec/vms/{vm['vm_id']}/console.log"
+            silent.add_note(f"{vm['name']}: {host.run('tail', '-c', '2000', console, check=False).stdout}")
+            for command in (("virsh", "list", "--all"), ("ip", "-br", "link"), ("bridge", "link")):
+                silent.add_note(f"{vm['host']}: {host.run(*command, check=False).stdout}")
+        raise
 
 
 def delete(cloud: Cloud, vms: list[dict[str, Any]]) -> None:
@@ -92,7 +106,7 @@ def test_a_batch_boots_applies_its_seeds_and_answers_by_its_own_addresses(cloud:
     for host in cloud.fleet.hosts:
         assert sorted(virsh(host, "list", "--name").split()) == sorted(vm["name"] for vm in by_host[host.name])
 
-    answers = guest_answer.wait_for_answers(ipv4(vms), timeout_s=300)
+    answers = answers_of(cloud, vms)
     for vm in vms:
         assert answers[vm["name"]].instance_id == vm["vm_id"]
         assert answers[vm["name"]].user_data_sha256 == hashlib.sha256(user_data.encode()).hexdigest()
@@ -104,11 +118,11 @@ def test_a_batch_boots_applies_its_seeds_and_answers_by_its_own_addresses(cloud:
 def test_stop_asks_the_guest_and_start_brings_it_back(cloud: Cloud, tmp_path: Path) -> None:
     vms = create(cloud, tmp_path, "--name", "pet", "--flavor", "small", "--image", "small")
     ppec = cloud.orchestrator.ppec
-    guest_answer.wait_for_answers(ipv4(vms), timeout_s=300)
+    answers_of(cloud, vms)
     ppec("vm", "stop", "pet", "--timeout-s", "120", "--wait", timeout_s=300)
     wait_until(lambda: ppec("vm", "show", "pet")["observed"] == "stopped", "it is seen stopped", timeout_s=60)
     ppec("vm", "start", "pet", "--wait", timeout_s=300)
-    guest_answer.wait_for_answers(ipv4(vms), timeout_s=300)
+    answers_of(cloud, vms)
     delete(cloud, vms)
     assert_hosts_are_clean(cloud)
 
@@ -121,7 +135,7 @@ def test_a_host_that_lost_power_and_came_back_still_knows_its_vms(cloud: Cloud, 
     cloud.wait_up(timeout_s=120)
     ppec = cloud.orchestrator.ppec
     ppec("vm", "start", "kept", "--wait", timeout_s=300)
-    guest_answer.wait_for_answers(ipv4(vms), timeout_s=300)
+    answers_of(cloud, vms)
     delete(cloud, vms)
     assert_hosts_are_clean(cloud)
 
