@@ -42,7 +42,9 @@ class _Types:
 
     def _generic(self, origin: Any, arguments: tuple[Any, ...]) -> str:
         if origin is typing.Literal:
-            return _words(arguments)
+            # An enumeration's members are words: a choice of numbers is a number.
+            numbers = all(isinstance(argument, int) for argument in arguments)
+            return "int" if numbers else _words(arguments)
         if origin is tuple:
             return "[]" + self.expression(arguments[0])
         if origin is dict:

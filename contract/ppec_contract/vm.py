@@ -62,16 +62,74 @@ class Nic(Model):
     nameservers: Annotated[tuple[IPv4Address | IPv6Address, ...], Field(max_length=4)] = ()
 
 
+class CpuPolicy(StrEnum):
+    """Whose the host CPUs under a VM are.
+
+    `dedicated`: whole physical cores of its own, pinned one to one. `shared`: its vCPUs float over the CPUs that the
+    host sets aside for sharing, beside other VMs' vCPUs.
+    """
+
+    DEDICATED = "dedicated"
+    SHARED = "shared"
+
+
+class SmtPolicy(StrEnum):
+    """What a dedicated VM makes of SMT siblings, which are always its own.
+
+    `prefer` puts a vCPU on every thread, and takes cores without siblings as well. `isolate` puts one vCPU on a core
+    and leaves its siblings idle. `require` is `prefer` on cores that have siblings, and on no others.
+    """
+
+    PREFER = "prefer"
+    ISOLATE = "isolate"
+    REQUIRE = "require"
+
+
+class NumaPolicy(Model):
+    """How a VM sits on its host's CPUs and memory: a flavor's choice. The defaults are the fleet's ordinary rules.
+
+    `multi_cell` lets the VM span sockets, and shows the guest NUMA cells of its own that mirror the host's; without it
+    the VM stays on one socket. `huge_page_kib` is the size of the pages behind the guest's memory, 0 the ordinary ones.
+    """
+
+    cpus: CpuPolicy = CpuPolicy.DEDICATED
+    smt: SmtPolicy = SmtPolicy.PREFER
+    multi_cell: bool = False
+    huge_page_kib: Literal[0, 2048, 1048576] = 0
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> NumaPolicy:
+        if self.cpus is CpuPolicy.SHARED and (self.multi_cell or self.smt is not SmtPolicy.PREFER):
+            raise ValueError("a VM on shared CPUs has no cores of its own: leave out multi_cell and smt")
+        return self
+
+
+def whole_huge_pages(memory_mib: int, policy: NumaPolicy) -> None:
+    """Raises ValueError unless the memory is made of whole pages of the policy's size."""
+    page_mib = policy.huge_page_kib // 1024
+    if page_mib and memory_mib % page_mib:
+        lower = memory_mib // page_mib * page_mib
+        raise ValueError(
+            f"{memory_mib} MiB are not whole huge pages of {page_mib} MiB; ask for "
+            + (f"{lower} or {lower + page_mib} MiB" if lower else f"{page_mib} MiB")
+        )
+
+
 class VmSpec(Model):
     """Everything a host needs to make one VM.
 
-    `cells` are the NUMA cells of one socket chosen by the plan; the host picks the cores and binds the memory there.
+    `cells` are the NUMA cells chosen by the plan, of one socket unless `numa` says otherwise; the host picks the cores
+    and binds the memory there. Up to `max_vcpus` and `max_memory_mib` (default: no more than it starts with) the VM can
+    grow while it runs.
     """
 
     vm_id: UUID
     name: VmName
     vcpus: Vcpus
     memory_mib: MemoryMib
+    max_vcpus: Vcpus | None = None
+    max_memory_mib: MemoryMib | None = None
+    numa: NumaPolicy = Field(default_factory=NumaPolicy)
     cells: Annotated[tuple[CellId, ...], Field(min_length=1, max_length=16)]
     root_disk: RootDisk
     nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = ()
@@ -79,6 +137,21 @@ class VmSpec(Model):
     tags: Tags = Field(default_factory=dict)
 
     _even = field_validator("vcpus")(even_vcpus)
+
+    @field_validator("max_vcpus")
+    @classmethod
+    def _even_maximum(cls, vcpus: int | None) -> int | None:
+        return None if vcpus is None else even_vcpus(vcpus)
+
+    @model_validator(mode="after")
+    def _sized(self) -> VmSpec:
+        if self.max_vcpus is not None and self.max_vcpus < self.vcpus:
+            raise ValueError(f"max_vcpus {self.max_vcpus} is below vcpus {self.vcpus}")
+        if self.max_memory_mib is not None and self.max_memory_mib < self.memory_mib:
+            raise ValueError(f"max_memory_mib {self.max_memory_mib} is below memory_mib {self.memory_mib}")
+        for memory_mib in filter(None, (self.memory_mib, self.max_memory_mib)):
+            whole_huge_pages(memory_mib, self.numa)
+        return self
 
     @model_validator(mode="after")
     def _distinct(self) -> VmSpec:

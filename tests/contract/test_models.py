@@ -220,3 +220,47 @@ def test_a_frozen_value_can_not_be_changed() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         spec.vcpus = 4  # type: ignore[misc]
     assert TypeAdapter(VmSpec).validate_python(spec) is spec
+
+
+@pytest.mark.parametrize(
+    "numa",
+    [
+        {"cpus": "shared", "multi_cell": True},
+        {"cpus": "shared", "smt": "isolate"},
+        {"cpus": "shared", "smt": "require"},
+        {"cpus": "mine"},
+        {"smt": "no"},
+        {"huge_page_kib": 4},
+        {"huge_page_kib": 1024},
+        {"huge_page_kib": -2048},
+    ],
+    ids=str,
+)
+def test_a_numa_policy_that_contradicts_itself_is_refused(numa: dict[str, Any]) -> None:
+    with pytest.raises(PpecError) as caught:
+        parse(VmSpec, SPEC | {"numa": numa})
+    assert caught.value.code == "request.invalid"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "says"),
+    [
+        ({"vcpus": 4, "max_vcpus": 2}, "max_vcpus 2 is below vcpus 4"),
+        ({"vcpus": 2, "max_vcpus": 3}, "odd"),
+        ({"memory_mib": 512, "max_memory_mib": 256}, "max_memory_mib 256 is below memory_mib 512"),
+        ({"memory_mib": 513, "numa": {"huge_page_kib": 2048}}, "512 or 514"),
+        ({"memory_mib": 512, "numa": {"huge_page_kib": 1048576}}, "ask for 1024 MiB"),
+        ({"memory_mib": 1024, "max_memory_mib": 1500, "numa": {"huge_page_kib": 1048576}}, "1024 or 2048"),
+    ],
+    ids=str,
+)
+def test_sizes_that_contradict_each_other_are_refused(sizes: dict[str, Any], says: str) -> None:
+    with pytest.raises(PpecError) as caught:
+        parse(VmSpec, SPEC | sizes)
+    assert says in str(caught.value.problem().model_dump())
+
+
+def test_what_a_vm_may_grow_to_and_how_it_sits_survive_json() -> None:
+    numa = {"smt": "isolate", "multi_cell": True, "huge_page_kib": 2048}
+    spec = parse(VmSpec, SPEC | {"vcpus": 4, "max_vcpus": 8, "memory_mib": 512, "max_memory_mib": 1024, "numa": numa})
+    assert VmSpec.model_validate_json(spec.model_dump_json(exclude_defaults=True)) == spec
