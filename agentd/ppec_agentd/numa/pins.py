@@ -18,36 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from ppec_agentd.numa.plan import NumaPlan, PinRequest
 from ppec_agentd.topology import Cell, Core, Topology, format_cpu_list
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin
-
-
-@dataclass(frozen=True, slots=True)
-class PinRequest:
-    """vCPUs wanted inside `cells`; `subject` names the VM in errors ("vm web-1")."""
-
-    vcpus: int
-    cells: tuple[int, ...]
-    subject: str = "the VM"
-
-
-@dataclass(frozen=True, slots=True)
-class NumaPlan:
-    """What a VM was granted.
-
-    `cpus` are all logical CPUs of its cores and may be more than the pins use (four vCPUs on a core of eight threads
-    take all eight). `emulator_cpus` are the reserved CPUs of the same cells. For four vCPUs on cell 1::
-
-        NumaPlan(pins=(VcpuPin(vcpu=0, pcpu=9), VcpuPin(vcpu=1, pcpu=25), ...), cpus=(9, 10, 25, 26), cells=(1,),
-                 emulator_cpus=(8, 24), threads_per_core=2)
-    """
-
-    pins: tuple[VcpuPin, ...]
-    cpus: tuple[int, ...]
-    cells: tuple[int, ...]
-    emulator_cpus: tuple[int, ...]
-    threads_per_core: int
 
 
 @dataclass(frozen=True)
