@@ -16,14 +16,15 @@ Sizes are MiB. CPU numbers are the host's logical CPUs as libvirt numbers them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
 from uuid import UUID
 
+from ppec_agentd.numa import GuestCell
 from ppec_agentd.topology import Topology
 from ppec_contract.host import Architecture
-from ppec_contract.vm import VcpuPin, VmState
+from ppec_contract.vm import NumaPolicy, VcpuPin, VmState
 
 DomainType = Literal["kvm", "qemu", "fake"]
 DiskFormat = Literal["qcow2", "raw"]
@@ -53,6 +54,11 @@ class DomainMetadata:
     Kept by libvirt as an element of the namespace ``https://ppec.cloud/domain/1`` inside the domain's own
     definition, so it lives exactly as long as the domain. `pins` are the pins that were granted, `Domain.pins` those in
     force. `disk_mib` is the sum of the virtual sizes of the disks made for the VM.
+
+    `vcpus`, `memory_mib`, `pins` and `guest_cells` are what the VM *holds*: the larger of what it runs with and what it
+    will have at its next start. Where the two differ, the running domain's metadata says so (`pending`), and the
+    definition for the next start has metadata of its own. `max_vcpus` and `max_memory_mib` are how far the VM can grow
+    while it runs, 0 for no further. Everything below `pins` is absent from domains of the first version.
     """
 
     vm_id: UUID
@@ -64,6 +70,11 @@ class DomainMetadata:
     disk_mib: int
     image_sha256: str
     pins: tuple[VcpuPin, ...]
+    numa: NumaPolicy = field(default_factory=NumaPolicy)
+    max_vcpus: int = 0
+    max_memory_mib: int = 0
+    guest_cells: tuple[GuestCell, ...] = ()
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,9 @@ from ppec_agentd.domain_xml.element import At, Element
 from ppec_agentd.domain_xml.metadata import metadata_element, parse_metadata
 from ppec_agentd.domain_xml.observe import observe
 from ppec_agentd.hypervisor import BridgeNic, Disk, DomainDefinition, DomainMetadata, ObservedDisk
+from ppec_agentd.numa import GuestCell
 from ppec_contract.errors import PpecError
-from ppec_contract.vm import VcpuPin, VmState
+from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy, VcpuPin, VmState
 
 GOLDEN = Path(__file__).parent / "golden"
 VM_ID = UUID("5f9b2c1e-0d6a-4c7e-9f00-0000000000a1")
@@ -67,6 +68,20 @@ CASES: dict[str, tuple[DomainDefinition, HostProfile]] = {
     "x86_64-no-devices-of-its-own": (BARE, HostProfile("x86_64", "qemu")),
     "aarch64-kvm": (FULL, HostProfile("aarch64", "kvm")),
     "aarch64-tcg": (FULL, HostProfile("aarch64", "qemu")),
+    "x86_64-pending-resize": (
+        dataclasses.replace(
+            FULL,
+            metadata=dataclasses.replace(
+                metadata(4, (1,), (5, 13, 6, 14)),
+                pending=True,
+                max_vcpus=8,
+                max_memory_mib=8192,
+                numa=NumaPolicy(smt=SmtPolicy.REQUIRE, multi_cell=True),
+                guest_cells=(GuestCell(1, (0, 1, 2, 3, 4, 5, 6, 7), 4096),),
+            ),
+        ),
+        HostProfile("x86_64", "kvm"),
+    ),
 }
 
 
@@ -145,6 +160,25 @@ METADATA = st.builds(
     disk_mib=st.integers(0, 2**40),
     image_sha256=XML_TEXT,
     pins=st.lists(st.builds(VcpuPin, vcpu=st.integers(0, 512), pcpu=st.integers(0, 4096))).map(tuple),
+    numa=st.builds(
+        NumaPolicy,
+        cpus=st.just(CpuPolicy.DEDICATED),
+        smt=st.sampled_from(SmtPolicy),
+        multi_cell=st.booleans(),
+        huge_page_kib=st.sampled_from((0, 2048, 1048576)),
+    )
+    | st.just(NumaPolicy(cpus=CpuPolicy.SHARED)),
+    max_vcpus=st.integers(0, 512),
+    max_memory_mib=st.integers(0, 2**40),
+    guest_cells=st.lists(
+        st.builds(
+            GuestCell,
+            cell=st.integers(0, 99),
+            vcpus=st.sets(st.integers(0, 512)).map(sorted).map(tuple),
+            memory_mib=st.integers(0, 2**40),
+        )
+    ).map(tuple),
+    pending=st.booleans(),
 )
 
 
@@ -164,6 +198,12 @@ def test_markup_in_a_path_stays_text(hostile: str) -> None:
     assert len(root.findall("devices")) == 1
     assert root.get("type") == "qemu"
     assert observe(xml, VmState.STOPPED).domain.disks == (ObservedDisk(f"/vms/{hostile}", "raw"),)
+
+
+def test_domains_of_the_first_version_are_still_read() -> None:
+    seen = observe((Path(__file__).parent / "first-version-domain.xml").read_text(), VmState.RUNNING)
+    assert seen.damage == ""
+    assert seen.domain.metadata == metadata(4, (1,), (5, 13, 6, 14))
 
 
 def test_damaged_metadata_is_reported_and_not_believed() -> None:

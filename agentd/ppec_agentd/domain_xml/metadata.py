@@ -2,6 +2,7 @@
 """PPEC's element in a domain's ``<metadata>``: written by `VmMetadata`, read back by `parse_metadata`.
 
 The namespace ends in the version of this layout. libvirt keeps one element per namespace and returns it as it got it.
+What was added since the first agents is left out where it says nothing, and may be missing when it is read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from xml.etree import ElementTree
 
 from ppec_agentd.domain_xml.element import At, Element
 from ppec_agentd.hypervisor import DomainMetadata
-from ppec_contract.vm import VcpuPin
+from ppec_agentd.numa import GuestCell
+from ppec_agentd.topology import format_cpu_list, parse_cpu_list
+from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy, VcpuPin
 
 NAMESPACE = "https://ppec.cloud/domain/1"
 ElementTree.register_namespace("ppec", NAMESPACE)
@@ -37,6 +40,25 @@ class PinMetadata(Element):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NumaMetadata(Element):
+    TAG = _tag("numa")
+    cpus: Annotated[str, At("@cpus")]
+    smt: Annotated[str, At("@smt")]
+    multi_cell: Annotated[bool, At("@multi_cell")]
+    huge_page_kib: Annotated[int, At("@huge_page_kib")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestCellMetadata(Element):
+    """The guest numbers its cells in the order of these; `vcpus` is a list like 0-3."""
+
+    TAG = _tag("guest_cell")
+    cell: Annotated[int, At("@cell")]
+    vcpus: Annotated[str, At("@vcpus")]
+    memory_mib: Annotated[int, At("@memory_mib")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class VmMetadata(Element):
     TAG = _tag("vm")
     vm_id: Annotated[str, At("@id")]
@@ -46,8 +68,13 @@ class VmMetadata(Element):
     memory_mib: Annotated[int, At("@memory_mib")]
     disk_mib: Annotated[int, At("@disk_mib")]
     image_sha256: Annotated[str, At("@image_sha256")]
+    max_vcpus: Annotated[int | None, At("@max_vcpus")] = None
+    max_memory_mib: Annotated[int | None, At("@max_memory_mib")] = None
+    pending: Annotated[bool | None, At("@pending")] = None
+    numa: Annotated[NumaMetadata | None, At("")] = None
     cells: Annotated[tuple[CellMetadata, ...], At("")]
     pins: Annotated[tuple[PinMetadata, ...], At("")]
+    guest_cells: Annotated[tuple[GuestCellMetadata, ...], At("")] = ()
 
 
 def metadata_element(metadata: DomainMetadata) -> VmMetadata:
@@ -59,8 +86,22 @@ def metadata_element(metadata: DomainMetadata) -> VmMetadata:
         memory_mib=metadata.memory_mib,
         disk_mib=metadata.disk_mib,
         image_sha256=metadata.image_sha256,
+        max_vcpus=metadata.max_vcpus or None,
+        max_memory_mib=metadata.max_memory_mib or None,
+        pending=metadata.pending or None,
+        numa=None if metadata.numa == NumaPolicy() else _numa_element(metadata.numa),
         cells=tuple(CellMetadata(cell=cell) for cell in metadata.cells),
         pins=tuple(PinMetadata(vcpu=pin.vcpu, pcpu=pin.pcpu) for pin in metadata.pins),
+        guest_cells=tuple(
+            GuestCellMetadata(cell=cell.cell, vcpus=format_cpu_list(cell.vcpus), memory_mib=cell.memory_mib)
+            for cell in metadata.guest_cells
+        ),
+    )
+
+
+def _numa_element(numa: NumaPolicy) -> NumaMetadata:
+    return NumaMetadata(
+        cpus=numa.cpus.value, smt=numa.smt.value, multi_cell=numa.multi_cell, huge_page_kib=numa.huge_page_kib
     )
 
 
@@ -85,6 +126,26 @@ def parse_metadata(metadata: ElementTree.Element | None) -> DomainMetadata | Non
             pins=tuple(
                 VcpuPin(vcpu=int(pin.attrib["vcpu"]), pcpu=int(pin.attrib["pcpu"])) for pin in vm.findall(_tag("pin"))
             ),
+            numa=_numa(vm.find(_tag("numa"))),
+            max_vcpus=int(vm.get("max_vcpus", "0")),
+            max_memory_mib=int(vm.get("max_memory_mib", "0")),
+            guest_cells=tuple(_guest_cell(cell) for cell in vm.findall(_tag("guest_cell"))),
+            pending=vm.get("pending") == "yes",
         )
     except KeyError as error:
         raise ValueError(f"PPEC's metadata has no attribute {error}") from error
+
+
+def _numa(numa: ElementTree.Element | None) -> NumaPolicy:
+    if numa is None:
+        return NumaPolicy()
+    return NumaPolicy(
+        cpus=CpuPolicy(numa.attrib["cpus"]),
+        smt=SmtPolicy(numa.attrib["smt"]),
+        multi_cell=numa.attrib["multi_cell"] == "yes",
+        huge_page_kib=int(numa.attrib["huge_page_kib"]),
+    )
+
+
+def _guest_cell(cell: ElementTree.Element) -> GuestCell:
+    return GuestCell(int(cell.attrib["cell"]), parse_cpu_list(cell.attrib["vcpus"]), int(cell.attrib["memory_mib"]))
