@@ -42,12 +42,22 @@ _NIC = {
     "nameservers": {"type": "list", "elements": "str"},
 }
 
+_NUMA = {
+    "cpus": {"type": "str", "choices": ["dedicated", "shared"]},
+    "smt": {"type": "str", "choices": ["prefer", "isolate", "require"]},
+    "multi_cell": {"type": "bool"},
+    "huge_page_kib": {"type": "int", "choices": [0, 2048, 1048576]},
+}
+
 # User data may hold passwords: it is kept out of logs and results.
 VM = {
     "vm_id": {"type": "str", "required": True},
     "name": {"type": "str"},
     "vcpus": {"type": "int"},
     "memory_mib": {"type": "int"},
+    "max_vcpus": {"type": "int"},
+    "max_memory_mib": {"type": "int"},
+    "numa": {"type": "dict", "options": _NUMA},
     "cells": {"type": "list", "elements": "int"},
     "root_disk": {"type": "dict", "options": _ROOT_DISK},
     "nics": {"type": "list", "elements": "dict", "options": _NIC},

@@ -56,6 +56,37 @@ options:
       memory_mib:
         description: Memory in MiB. Needed for O(state=present).
         type: int
+      max_vcpus:
+        description: Up to how many vCPUs the VM can grow while it runs, an even number. Left out, no further.
+        type: int
+      max_memory_mib:
+        description: Up to how much memory in MiB the VM can grow while it runs. Left out, no further.
+        type: int
+      numa:
+        description: How the VM sits on the host's CPUs and memory.
+        type: dict
+        suboptions:
+          cpus:
+            description:
+              - V(dedicated), which is the contract's default, gives the VM whole physical cores of its own.
+              - V(shared) lets its vCPUs float over the CPUs that the host sets aside for sharing.
+            type: str
+            choices: [dedicated, shared]
+          smt:
+            description:
+              - What a dedicated VM makes of SMT siblings, which are always its own.
+              - V(prefer), the contract's default, puts a vCPU on every thread and takes cores without siblings as well.
+              - V(isolate) puts one vCPU on a core and leaves its siblings idle.
+              - V(require) is V(prefer) on cores that have siblings, and on no others.
+            type: str
+            choices: [prefer, isolate, require]
+          multi_cell:
+            description: Whether the VM may span sockets, and is shown NUMA cells that mirror the host's.
+            type: bool
+          huge_page_kib:
+            description: Size in KiB of the pages behind the guest's memory, 0 for the ordinary ones.
+            type: int
+            choices: [0, 2048, 1048576]
       cells:
         description: NUMA cells of one socket for its cores and memory. Needed for O(state=present).
         type: list
