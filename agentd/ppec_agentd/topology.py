@@ -59,6 +59,11 @@ class Cell:
     def cpus(self) -> tuple[int, ...]:
         return tuple(sorted(cpu for core in self.cores for cpu in core.cpus))
 
+    @property
+    def huge_pages_mib(self) -> int:
+        """The memory that is set aside as huge pages, in use or not: no ordinary allocation gets any of it."""
+        return min(self.memory_mib, sum(pages.size_kib * pages.count // 1024 for pages in self.huge_pages))
+
 
 @dataclass(frozen=True)
 class Topology:
@@ -80,6 +85,10 @@ class Topology:
     @cached_property
     def cell_of_cpu(self) -> dict[int, int]:
         return {cpu: cell.cell for cell in self.cells for cpu in cell.cpus}
+
+    @cached_property
+    def core_of_cpu(self) -> dict[int, Core]:
+        return {cpu: core for core in self.cores for cpu in core.cpus}
 
     @property
     def sockets(self) -> tuple[int, ...]:
@@ -182,26 +191,31 @@ def format_cpu_list(numbers: Iterable[int]) -> str:
     return ",".join("-".join(str(end) for end in run) for run in runs)
 
 
-_DECLARATION = re.compile(r"^[a-z_]+=[0-9]{1,9}(,[a-z_]+=[0-9]{1,9})*$")
+_DECLARATION = re.compile(r"^[a-z0-9_]+=[0-9]{1,9}(,[a-z0-9_]+=[0-9]{1,9})*$")
 _DECLARED_DEFAULTS = {"sockets": 1, "cells": 1, "cores": 4, "threads": 1, "memory_mib": 8192}
+_DECLARED_PAGES_KIB = {"huge_2m": 2048, "huge_1g": 1048576}
 
 
 def declare_topology(declaration: str) -> Topology:
     """A lab's declared host, e.g. ``sockets=2,cores=4,threads=2,memory_mib=8192``.
 
-    `cells` is per socket; `cores` and `memory_mib` are per cell. CPUs are numbered as Linux numbers SMT siblings on
-    x86: all first threads, then all second ones. Raises ValueError on an unknown word, a zero or more than 4096 CPUs.
+    `cells` is per socket; `cores`, `memory_mib` and the numbers of huge pages `huge_2m` and `huge_1g` (default none; a
+    part of the memory) are per cell. CPUs are numbered as Linux numbers SMT siblings on x86: all first threads, then all
+    second ones. Raises ValueError on an unknown word, a zero, more than 4096 CPUs, or pages that the memory can't hold.
     """
     if not _DECLARATION.match(declaration):
         raise ValueError(f"topology {declaration!r} is not a list like sockets=2,cores=4,threads=2,memory_mib=8192")
     given = {key: int(value) for key, value in (part.split("=") for part in declaration.split(","))}
-    unknown = sorted(given.keys() - _DECLARED_DEFAULTS.keys())
+    words = _DECLARED_DEFAULTS.keys() | _DECLARED_PAGES_KIB.keys()
+    unknown = sorted(given.keys() - words)
     if unknown:
-        raise ValueError(f"topology {declaration!r} has unknown {unknown}; known are {sorted(_DECLARED_DEFAULTS)}")
+        raise ValueError(f"topology {declaration!r} has unknown {unknown}; known are {sorted(words)}")
     shape = _DECLARED_DEFAULTS | given
     total = shape["sockets"] * shape["cells"] * shape["cores"]
     if min(shape.values()) == 0 or total * shape["threads"] > 4096:
         raise ValueError(f"topology {declaration!r} has a zero or more than 4096 CPUs")
+    if _declared_pages_mib(shape) > shape["memory_mib"]:
+        raise ValueError(f"topology {declaration!r} has more huge pages than memory")
     cells = tuple(_declared_cell(number, shape) for number in range(shape["sockets"] * shape["cells"]))
     return Topology(cells, declared=True)
 
@@ -219,4 +233,11 @@ def _declared_cell(number: int, shape: dict[str, int]) -> Cell:
             for first in range(number * cores, (number + 1) * cores)
         ),
         distances=tuple((other, LOCAL_DISTANCE if other == number else REMOTE_DISTANCE) for other in range(cell_count)),
+        huge_pages=tuple(
+            HugePages(size_kib, shape[word]) for word, size_kib in _DECLARED_PAGES_KIB.items() if word in shape
+        ),
     )
+
+
+def _declared_pages_mib(shape: dict[str, int]) -> int:
+    return sum(shape.get(word, 0) * size_kib // 1024 for word, size_kib in _DECLARED_PAGES_KIB.items())

@@ -14,8 +14,21 @@ Architecture = Literal["x86_64", "aarch64", "ppc64le", "s390x", "riscv64"]
 Count = Annotated[int, Field(ge=0)]
 
 
+class HugePagesReport(Model):
+    """A cell's huge pages of one size: how many the host set aside, and how many of them no VM holds."""
+
+    size_kib: Count
+    pages: Count
+    pages_free: Count
+
+
 class CellReport(Model):
-    """One NUMA cell. Cores are whole physical cores; the `…_free` figures are what the ledger would admit."""
+    """One NUMA cell. Cores are whole physical cores; the `…_free` figures are what the ledger would admit.
+
+    `cores_reserved` are those that no dedicated VM gets: the host's own and the `cores_shared` among them.
+    `memory_reserved_mib` is what ordinary memory never has: the host's own, and all huge pages. `shared_vcpus` is how
+    many vCPUs of sharing VMs are admitted in the cell.
+    """
 
     cell: Count
     socket: Count
@@ -26,6 +39,10 @@ class CellReport(Model):
     memory_mib: Count
     memory_reserved_mib: Count
     memory_free_mib: Count
+    cores_shared: Count = 0
+    shared_vcpus: Count = 0
+    shared_vcpus_free: Count = 0
+    huge_pages: tuple[HugePagesReport, ...] = ()
 
 
 class HostReport(Model):

@@ -95,7 +95,7 @@ def test_a_part_used_core_is_taken_whole() -> None:
     plan = plan_pins(pool("cores=2,threads=8"), PinRequest(4, (0,)))
     assert len(plan.pins) == 4
     assert len(plan.cpus) == 8
-    assert plan.threads_per_core == 1
+    assert plan.threads_per_core == 4, "the four are siblings, and the guest is told so"
 
 
 def test_the_shortest_run_that_fits_is_taken() -> None:

@@ -84,9 +84,15 @@ def test_declared_cells_per_socket() -> None:
     assert len(topology.cell_of_cpu) == 8
 
 
+def test_declared_huge_pages_are_part_of_a_cells_memory() -> None:
+    (cell,) = declare_topology("memory_mib=8192,huge_2m=512,huge_1g=2").cells
+    assert cell.huge_pages == (HugePages(2048, 512), HugePages(1048576, 2))
+    assert cell.huge_pages_mib == 1024 + 2048
+
+
 @pytest.mark.parametrize(
     "declaration",
-    ["", "sockets", "sockets=0", "sockets=-1", "cores=4;rm", "nodes=2", "cores=5000", "sockets=2,", "cores=٣"],
+    ["memory_mib=1024,huge_1g=2", "", "sockets", "sockets=0", "sockets=-1", "cores=4;rm", "nodes=2", "cores=5000", "sockets=2,", "cores=٣"],
 )
 def test_a_bad_declaration_is_refused(declaration: str) -> None:
     with pytest.raises(ValueError, match="topology"):

@@ -39,12 +39,14 @@ class PinRequest:
 class GuestCell:
     """A NUMA cell the guest is shown: the host's `cell` that it mirrors, its vCPUs and its part of the memory.
 
-    `vcpus` ascend and include those the VM may yet grow by. The guest numbers its cells in the order of the plan.
+    `vcpus` ascend and include those the VM may yet grow by. `distances` are those from this cell to each of the guest's
+    cells, in the order of the plan, in which the guest numbers them; 10 means local.
     """
 
     cell: int
     vcpus: tuple[int, ...]
     memory_mib: int = 0
+    distances: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
