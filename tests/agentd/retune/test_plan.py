@@ -67,14 +67,15 @@ def carried_out(state: HostState, plan: RetunePlan) -> HostState:
 @st.composite
 def busy_hosts(draw: st.DrawFn) -> HostState:
     sockets, cells, threads = draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 2))
-    cores, memory_mib = draw(st.integers(2, 8)), draw(st.sampled_from([100, 1000]))
+    cores, memory_mib = draw(st.integers(3, 6)), draw(st.sampled_from([100, 1000]))
     state = empty_host(
         f"sockets={sockets},cells={cells},cores={cores},threads={threads},memory_mib={memory_mib}",
         draw(st.integers(0, 1)),
     )
     policies = st.sampled_from([ORDINARY, NumaPolicy.model_validate({"smt": "isolate"})])
-    for number in range(draw(st.integers(0, 8))):
-        vcpus, cell = draw(st.sampled_from([2, 4, 6])), draw(st.integers(0, sockets * cells - 1))
+    # In turn over the cells: a host whose VMs are all in one place needs no retune.
+    for number in range(draw(st.integers(sockets * cells, 2 * sockets * cells))):
+        vcpus, cell = draw(st.sampled_from([2, 2, 4])), number % (sockets * cells)
         taken_mib = draw(st.integers(1, 60))
         numa = draw(policies)
         if state.memory_free_mib[cell][0] >= taken_mib:
