@@ -18,6 +18,7 @@ from pydantic import Field
 from ppec_contract.errors import Problem
 from ppec_contract.host import HostReport
 from ppec_contract.model import Model, OperationId
+from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
 from ppec_contract.vm import VmInfo, VmSpec
 
 INTERFACE = "cloud.ppec.agent"
@@ -65,6 +66,23 @@ class StopVms(WriteCall):
     force: bool = False
 
 
+class RetuneHost(WriteCall):
+    """Carries out a plan as it was shown, move by move, or takes back what it has done. The VMs run on meanwhile.
+
+    Moves that an interrupted call has made already are left as they are. Raises `retune.outdated` if a VM is at neither
+    end of its moves, or a core that the plan needs is no longer free. A result for each VM of the plan.
+    """
+
+    plan: RetunePlan
+
+
+class PlanRetune(Model):
+    """What would have to move for this to fit? Changes nothing."""
+
+    want: RetuneWant = Field(default_factory=RetuneWant)
+    bounds: RetuneBounds = Field(default_factory=RetuneBounds)
+
+
 class ListVms(Model):
     """All VMs, or those named; ids the host doesn't know are simply absent from the answer."""
 
@@ -89,6 +107,7 @@ class Stage(StrEnum):
     DEFINE = "define"
     START = "start"
     STOP = "stop"
+    RESEAT = "reseat"
     UNDEFINE = "undefine"
     CLEANUP = "cleanup"
     DONE = "done"
@@ -133,6 +152,10 @@ class ListVmsReply(Model):
     vms: tuple[VmInfo, ...]
 
 
+class PlanRetuneReply(Model):
+    plan: RetunePlan
+
+
 class GetReportReply(Model):
     report: HostReport
 
@@ -170,6 +193,8 @@ METHODS: dict[str, Method] = {
         Method("DeleteVms", DeleteVms, VmsReply, changes=True, streams=True),
         Method("StartVms", StartVms, VmsReply, changes=True, streams=True),
         Method("StopVms", StopVms, VmsReply, changes=True, streams=True),
+        Method("RetuneHost", RetuneHost, VmsReply, changes=True, streams=True),
+        Method("PlanRetune", PlanRetune, PlanRetuneReply, changes=False, streams=False),
         Method("ListVms", ListVms, ListVmsReply, changes=False, streams=False),
         Method("GetReport", GetReport, GetReportReply, changes=False, streams=False),
         Method("GetVersion", GetVersion, GetVersionReply, changes=False, streams=False),

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
-from ppec_contract.model import Model, Sha256, digest
+from ppec_contract.model import Model, VmName, digest
 from ppec_contract.vm import MAX_MEMORY_MIB, CellId, MemoryMib, NumaPolicy, VcpuPin, Vcpus
 
 MAX_MOVES = 256
@@ -51,7 +51,7 @@ class RetuneMove(Model):
     """One VM changes its seat while it runs; `memory_mib` is what has to be copied."""
 
     vm_id: UUID
-    name: str
+    name: VmName
     before: RetuneSeat
     after: RetuneSeat
     memory_mib: int
@@ -89,5 +89,5 @@ class RetunePlan(Model):
     def moved_mib(self) -> int:
         return sum(move.memory_mib for move in self.moves)
 
-    def digest(self) -> Sha256:
+    def digest(self) -> str:
         return digest(self)
