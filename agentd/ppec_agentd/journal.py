@@ -39,7 +39,7 @@ from ppec_agentd.files import os_errors, sync_directory, write_all
 from ppec_contract.agent import VmResult
 from ppec_contract.errors import PpecError
 
-Action = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms"]
+Action = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms", "ResizeVms"]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 Undo = Literal["", "due", "done"]
 KEEP_S = 7 * 24 * 3600.0

@@ -13,13 +13,13 @@ from enum import StrEnum
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from ppec_contract.errors import Problem
 from ppec_contract.host import HostReport
 from ppec_contract.model import Model, OperationId
 from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
-from ppec_contract.vm import VmInfo, VmSpec
+from ppec_contract.vm import MemoryMib, Vcpus, VmInfo, VmSpec, even_vcpus
 
 INTERFACE = "cloud.ppec.agent"
 # The Varlink error whose parameters are a `Problem`.
@@ -83,6 +83,33 @@ class PlanRetune(Model):
     bounds: RetuneBounds = Field(default_factory=RetuneBounds)
 
 
+class VmSize(Model):
+    """The size a VM is to have."""
+
+    vm_id: UUID
+    vcpus: Vcpus
+    memory_mib: MemoryMib
+
+    _even = field_validator("vcpus")(even_vcpus)
+
+
+class ResizeVms(WriteCall):
+    """Gives VMs another number of vCPUs and amount of memory; those that run as far as they can without a new start.
+
+    A running VM grows at once within its maxima. It gives vCPUs back if its guest lets go of them within `timeout_s`.
+    Everything else takes effect at its next start, which then happens with the new size: `VmResult.resized` says which.
+    What that start will need is held from now on, so that it can't be refused then; what the VM still has is held until
+    it is gone. A VM that is off has its new size at once.
+
+    Refused are, and nothing is changed: `host.no_capacity` (resource, wanted, free), `vm.exceeds_socket`,
+    `request.invalid` for memory that is not made of whole pages of the VM's own size, `vm.wrong_state` for a VM that is
+    neither running nor off, or was not made by PPEC, and `vm.not_found`.
+    """
+
+    sizes: Annotated[tuple[VmSize, ...], Field(min_length=1, max_length=MAX_VMS_PER_CALL)]
+    timeout_s: Annotated[float, Field(ge=0, le=600)] = 10.0
+
+
 class ListVms(Model):
     """All VMs, or those named; ids the host doesn't know are simply absent from the answer."""
 
@@ -107,6 +134,7 @@ class Stage(StrEnum):
     DEFINE = "define"
     START = "start"
     STOP = "stop"
+    PLUG = "plug"
     RESEAT = "reseat"
     UNDEFINE = "undefine"
     CLEANUP = "cleanup"
@@ -122,10 +150,26 @@ class VmProgress(Model):
     elapsed_ms: int
 
 
+class Effect(StrEnum):
+    """When a part of a resize takes effect."""
+
+    UNCHANGED = "unchanged"
+    NOW = "now"
+    NEXT_START = "next-start"
+
+
+class Resized(Model):
+    """Which part of a new size the VM has already."""
+
+    vcpus: Effect
+    memory_mib: Effect
+
+
 class VmResult(Model):
     """How it ended for one VM: a problem, or the VM as it is now (None once deleted).
 
-    `stage_ms` is the time spent in each stage. `replayed` says the answer came from the journal.
+    `stage_ms` is the time spent in each stage. `replayed` says the answer came from the journal. `resized` is there
+    after a resize.
     """
 
     vm_id: UUID
@@ -135,6 +179,7 @@ class VmResult(Model):
     problem: Problem | None = None
     stage_ms: dict[Stage, int] = Field(default_factory=dict)
     replayed: bool = False
+    resized: Resized | None = None
 
 
 class VmsReply(Model):
@@ -193,6 +238,7 @@ METHODS: dict[str, Method] = {
         Method("DeleteVms", DeleteVms, VmsReply, changes=True, streams=True),
         Method("StartVms", StartVms, VmsReply, changes=True, streams=True),
         Method("StopVms", StopVms, VmsReply, changes=True, streams=True),
+        Method("ResizeVms", ResizeVms, VmsReply, changes=True, streams=True),
         Method("RetuneHost", RetuneHost, VmsReply, changes=True, streams=True),
         Method("PlanRetune", PlanRetune, PlanRetuneReply, changes=False, streams=False),
         Method("ListVms", ListVms, ListVmsReply, changes=False, streams=False),

@@ -16,7 +16,7 @@ from ppec_contract.agent import VmProgress, VmResult
 from ppec_contract.errors import Problem
 from ppec_contract.model import HostName, Model, OperationId
 
-PlanAction = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms"]
+PlanAction = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms", "ResizeVms"]
 
 
 class RunTerms(Model):

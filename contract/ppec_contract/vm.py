@@ -180,8 +180,20 @@ class VcpuPin(Model):
     pcpu: int
 
 
+class Size(Model):
+    """vCPUs and memory of a VM."""
+
+    vcpus: int
+    memory_mib: int
+
+
 class VmInfo(Model):
-    """A VM as the host sees it. `managed` is false for a domain PPEC did not make, of which less is known."""
+    """A VM as the host sees it. `managed` is false for a domain PPEC did not make, of which less is known.
+
+    `vcpus` and `memory_mib` are what it has now, `max_vcpus` and `max_memory_mib` what it can have before its next start
+    (0 from agents that don't say). `pending` is the size it will start with next, where that is another one: the host
+    holds what the larger of the two takes.
+    """
 
     vm_id: UUID
     name: str
@@ -195,3 +207,7 @@ class VmInfo(Model):
     image_sha256: str = ""
     macs: tuple[str, ...] = ()
     operation_id: str = ""
+    max_vcpus: int = 0
+    max_memory_mib: int = 0
+    numa: NumaPolicy | None = None
+    pending: Size | None = None
