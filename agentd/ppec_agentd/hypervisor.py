@@ -118,7 +118,8 @@ class DomainDefinition:
 
     `emulator_cpus` are the host CPUs for QEMU's own threads and its I/O threads (the reserved cores); empty leaves
     them to the scheduler. `threads_per_core` is the SMT width the guest is shown, so that siblings look like siblings.
-    `console_log` is a file that receives a copy of the serial console.
+    `console_log` is a file that receives a copy of the serial console. `shared_cpus` are what the vCPUs of a VM without
+    CPUs of its own float over.
     """
 
     metadata: DomainMetadata
@@ -127,6 +128,7 @@ class DomainDefinition:
     emulator_cpus: tuple[int, ...] = ()
     threads_per_core: int = 1
     console_log: str = ""
+    shared_cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,10 @@ class Domain:
 
     On a host with a declared topology nothing can be pinned for real; `pins` and `memory_cells` then repeat what the
     metadata granted.
+
+    `vcpus` and `memory_mib` are what it has now (what it will start with, if it doesn't run), `max_vcpus` and
+    `max_memory_mib` what it can have before its next start. `next` is the metadata of the definition for the next
+    start, where the running domain's metadata says that this differs (`pending`).
     """
 
     vm_id: UUID
@@ -147,6 +153,9 @@ class Domain:
     metadata: DomainMetadata | None = None
     macs: tuple[str, ...] = ()
     disks: tuple[ObservedDisk, ...] = ()
+    max_vcpus: int = 0
+    max_memory_mib: int = 0
+    next: DomainMetadata | None = None
 
     @property
     def managed(self) -> bool:

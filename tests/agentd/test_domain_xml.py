@@ -7,7 +7,7 @@ import dataclasses
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 from xml.etree import ElementTree
 
@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from ppec_agentd.domain_xml.build import HostProfile, domain_document, domain_xml
 from ppec_agentd.domain_xml.devices.disk import disk_letters
+from ppec_agentd.domain_xml.devices.memory import Dimm
+from ppec_agentd.domain_xml.domain import DomainDocument
 from ppec_agentd.domain_xml.element import At, Element
 from ppec_agentd.domain_xml.metadata import metadata_element, parse_metadata
 from ppec_agentd.domain_xml.observe import observe
@@ -57,48 +59,144 @@ FULL = DomainDefinition(
 )
 BARE = DomainDefinition(metadata(2, (0,), (1, 2)))
 
+KVM, TCG = HostProfile("x86_64", "kvm"), HostProfile("x86_64", "qemu")
+
+
+def sized(vcpus: int, pcpus: tuple[int, ...], cells: tuple[int, ...] = (1,), **more: Any) -> DomainDefinition:
+    """A VM on these CPUs; `more` are fields of the definition or of its metadata."""
+    of_metadata = {name: more.pop(name) for name in list(more) if name in DomainMetadata.__slots__}
+    own = dataclasses.replace(metadata(vcpus, cells, pcpus), **of_metadata)
+    return dataclasses.replace(FULL, metadata=own, **({"threads_per_core": 1} | more))
+
+
+TWO_CELLS = (GuestCell(0, (0, 1, 2, 3), 2048, (10, 21)), GuestCell(1, (4, 5, 6, 7), 2048, (21, 10)))
+THREE_CELLS = (
+    GuestCell(0, (0, 1, 4), 1024, (10, 21, 31)),
+    GuestCell(1, (2, 3, 5), 2048, (21, 10, 31)),
+    GuestCell(4, (), 1024, (31, 31, 10)),
+)
+SPANNING = NumaPolicy(multi_cell=True)
+
 CASES: dict[str, tuple[DomainDefinition, HostProfile]] = {
-    "x86_64-kvm": (FULL, HostProfile("x86_64", "kvm")),
+    "x86_64-kvm": (FULL, KVM),
     "x86_64-tcg-writeback": (FULL, HostProfile("x86_64", "qemu", disk_cache="writeback")),
     "x86_64-declared-topology": (FULL, HostProfile("x86_64", "qemu", bind=False)),
     "x86_64-two-cells": (
         dataclasses.replace(FULL, metadata=metadata(4, (2, 3), (8, 9, 12, 13)), threads_per_core=1),
-        HostProfile("x86_64", "kvm"),
+        KVM,
     ),
-    "x86_64-no-devices-of-its-own": (BARE, HostProfile("x86_64", "qemu")),
+    "x86_64-no-devices-of-its-own": (BARE, TCG),
     "aarch64-kvm": (FULL, HostProfile("aarch64", "kvm")),
     "aarch64-tcg": (FULL, HostProfile("aarch64", "qemu")),
-    "x86_64-pending-resize": (
-        dataclasses.replace(
-            FULL,
-            metadata=dataclasses.replace(
-                metadata(4, (1,), (5, 13, 6, 14)),
-                pending=True,
-                max_vcpus=8,
-                max_memory_mib=8192,
-                numa=NumaPolicy(smt=SmtPolicy.REQUIRE, multi_cell=True),
-                guest_cells=(GuestCell(1, (0, 1, 2, 3, 4, 5, 6, 7), 4096),),
-            ),
+    # --- how it sits
+    "x86_64-shared": (
+        sized(4, (), numa=NumaPolicy(cpus=CpuPolicy.SHARED), shared_cpus=(2, 3, 10, 11), emulator_cpus=(0, 8)),
+        KVM,
+    ),
+    "x86_64-shared-nothing-reserved": (
+        sized(2, (), numa=NumaPolicy(cpus=CpuPolicy.SHARED), shared_cpus=(2, 3), emulator_cpus=()),
+        KVM,
+    ),
+    "x86_64-isolate": (sized(4, (5, 6, 7, 8), numa=NumaPolicy(smt=SmtPolicy.ISOLATE)), KVM),
+    "x86_64-require": (sized(4, (5, 13, 6, 14), numa=NumaPolicy(smt=SmtPolicy.REQUIRE), threads_per_core=2), KVM),
+    "x86_64-two-guest-cells": (
+        sized(8, (1, 9, 2, 10, 5, 13, 6, 14), (0, 1), numa=SPANNING, guest_cells=TWO_CELLS, threads_per_core=2),
+        KVM,
+    ),
+    "x86_64-guest-cells-of-memory-only": (
+        sized(4, (1, 2, 5, 6), (0, 1, 4), numa=SPANNING, guest_cells=THREE_CELLS, max_vcpus=6),
+        KVM,
+    ),
+    "x86_64-two-guest-cells-declared": (
+        sized(8, tuple(range(8)), (0, 1), numa=SPANNING, guest_cells=TWO_CELLS, threads_per_core=2),
+        HostProfile("x86_64", "qemu", bind=False),
+    ),
+    "aarch64-two-guest-cells": (
+        sized(8, tuple(range(8)), (0, 1), numa=SPANNING, guest_cells=TWO_CELLS, max_vcpus=12),
+        HostProfile("aarch64", "kvm"),
+    ),
+    # --- what its memory is made of
+    "x86_64-huge-pages-2-mib": (sized(4, (5, 13, 6, 14), numa=NumaPolicy(huge_page_kib=2048)), KVM),
+    "x86_64-huge-pages-1-gib-two-guest-cells": (
+        sized(
+            *(8, (1, 9, 2, 10, 5, 13, 6, 14), (0, 1)),
+            numa=NumaPolicy(multi_cell=True, huge_page_kib=1048576),
+            guest_cells=TWO_CELLS,
         ),
-        HostProfile("x86_64", "kvm"),
+        KVM,
+    ),
+    "x86_64-huge-pages-that-grow": (
+        sized(4, (5, 13, 6, 14), numa=NumaPolicy(huge_page_kib=2048), max_memory_mib=8192),
+        KVM,
+    ),
+    "aarch64-huge-pages": (
+        sized(4, (5, 6, 7, 8), numa=NumaPolicy(huge_page_kib=2048)),
+        HostProfile("aarch64", "kvm"),
+    ),
+    # --- how far it may grow
+    "x86_64-growing-vcpus": (sized(4, (5, 13, 6, 14), max_vcpus=8, threads_per_core=2), KVM),
+    "x86_64-shrinking-vcpus": (sized(4, (5, 13, 6, 14), max_vcpus=4, threads_per_core=2), TCG),
+    "x86_64-growing-memory": (sized(2, (5, 13), max_memory_mib=16384), KVM),
+    "x86_64-growing-both": (sized(2, (5, 13), max_vcpus=4, max_memory_mib=8192, threads_per_core=2), TCG),
+    "x86_64-growing-shared": (
+        sized(
+            *(2, ()),
+            numa=NumaPolicy(cpus=CpuPolicy.SHARED),
+            shared_cpus=(2, 3, 10, 11),
+            max_vcpus=4,
+            max_memory_mib=8192,
+        ),
+        KVM,
+    ),
+    "aarch64-growing-both": (sized(2, (5, 6), max_vcpus=4, max_memory_mib=8192), HostProfile("aarch64", "kvm")),
+    "x86_64-pending-resize": (
+        sized(4, (5, 13, 6, 14), pending=True, max_vcpus=8, max_memory_mib=8192, threads_per_core=2),
+        KVM,
+    ),
+}
+# Devices that a domain gets while it runs, in the domain they make of it.
+PLUGGED: dict[str, tuple[DomainDefinition, HostProfile, tuple[Element, ...]]] = {
+    "x86_64-plugged-memory": (
+        sized(2, (5, 13), max_memory_mib=8192),
+        TCG,
+        (Dimm(size=131072, guest_cell=0), Dimm(size=262144, guest_cell=0)),
     ),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+def document(case: str) -> DomainDocument:
+    if case in CASES:
+        return domain_document(*CASES[case])
+    definition, profile, plugged = PLUGGED[case]
+    plain = domain_document(definition, profile)
+    return dataclasses.replace(plain, devices=(*plain.devices, *plugged))
+
+
+def text_of(case: str) -> str:
+    root = document(case).render()
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+GOLDEN_CASES = (*CASES, *PLUGGED)
+
+
+@pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_domain_xml_is_the_golden_file(case: str, regenerate_golden: bool) -> None:
     golden = GOLDEN / f"{case}.xml"
-    found = domain_xml(*CASES[case])
+    found = text_of(case)
+    if case in CASES:
+        assert found == domain_xml(*CASES[case])
     if regenerate_golden:
         golden.write_text(found)
     assert found == golden.read_text(), "run with --regenerate-golden if the change is meant, and read the diff"
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {path.stem for path in GOLDEN.glob("*.xml")} == set(CASES)
+    assert {path.stem for path in GOLDEN.glob("*.xml")} == set(GOLDEN_CASES)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GOLDEN_CASES)
 def test_golden_files_are_valid_for_libvirts_schema(case: str) -> None:
     command = ["virt-xml-validate", str(GOLDEN / f"{case}.xml"), "domain"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
@@ -125,8 +223,8 @@ def declared(kind: type[Element]) -> Iterator[str]:
 def test_every_declared_field_is_in_some_golden_file() -> None:
     used = {
         f"{type(element).__name__}.{field.name}"
-        for definition, profile in CASES.values()
-        for element in elements_of(domain_document(definition, profile))
+        for case in GOLDEN_CASES
+        for element in elements_of(document(case))
         for field in dataclasses.fields(element)  # type: ignore[arg-type]
         if getattr(element, field.name) not in (None, ())
     }
@@ -176,6 +274,7 @@ METADATA = st.builds(
             cell=st.integers(0, 99),
             vcpus=st.sets(st.integers(0, 512)).map(sorted).map(tuple),
             memory_mib=st.integers(0, 2**40),
+            distances=st.lists(st.integers(10, 254)).map(tuple),
         )
     ).map(tuple),
     pending=st.booleans(),

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ppec_agentd.domain_xml.clock import Clock, Timer
-from ppec_agentd.domain_xml.cpu import Cpu, CpuFeature, CpuTopology
+from ppec_agentd.domain_xml.cpu import Cpu, CpuFeature, CpuTopology, GuestNumaCell
 from ppec_agentd.domain_xml.machine import Features, Machine
 from ppec_agentd.hypervisor import DomainType
 from ppec_contract.errors import PpecError
@@ -14,23 +14,27 @@ from ppec_contract.errors import PpecError
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureRules:
-    """A machine for servers on one architecture. `emulated_without` are features too slow or useless under TCG."""
+    """A machine for servers on one architecture. `emulated_without` are features too slow or useless under TCG.
+
+    `plugs_vcpus` and `memory_block_mib` say what can be plugged into a guest that runs: a guest takes memory in whole
+    blocks of its own, 0 means none. What can't be plugged waits for the next start.
+    """
 
     machine: Machine
     features: Features
     clock: Clock
     serial_target: str
     guest_threads: bool
+    plugs_vcpus: bool = False
+    memory_block_mib: int = 0
     emulated_without: tuple[str, ...] = ()
 
-    def cpu(self, domain_type: DomainType, vcpus: int, threads_per_core: int) -> Cpu:
+    def cpu(self, domain_type: DomainType, topology: CpuTopology, cells: tuple[GuestNumaCell, ...] = ()) -> Cpu:
         """The host's own CPU under KVM; under TCG all that QEMU can emulate, since distributions demand ever more."""
-        threads = threads_per_core if self.guest_threads and vcpus % threads_per_core == 0 else 1
-        topology = CpuTopology(cores=vcpus // threads, threads=threads)
         if domain_type == "kvm":
-            return Cpu(mode="host-passthrough", topology=topology)
+            return Cpu(mode="host-passthrough", topology=topology, cells=cells)
         disabled = tuple(CpuFeature(policy="disable", name=name) for name in self.emulated_without)
-        return Cpu(mode="maximum", topology=topology, features=disabled)
+        return Cpu(mode="maximum", topology=topology, features=disabled, cells=cells)
 
 
 X86_64 = ArchitectureRules(
@@ -45,10 +49,15 @@ X86_64 = ArchitectureRules(
     ),
     serial_target="isa-serial",
     guest_threads=True,
+    plugs_vcpus=True,
+    # Linux takes 128 MiB at a time, and leaves the rest of a DIMM unused.
+    memory_block_mib=128,
     # Five-level page tables double the cost of every emulated TLB miss.
     emulated_without=("la57",),
 )
 
+# QEMU's machine plugs no vCPUs. It plugs memory since 4.1, but only into guests with ACPI and in blocks that depend on
+# the guest kernel's page size: left to the next start.
 AARCH64 = ArchitectureRules(
     # ACPI on this machine comes from UEFI, so there is no guest without it.
     machine=Machine(architecture="aarch64", machine="virt", firmware="efi"),

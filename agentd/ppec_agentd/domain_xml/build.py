@@ -9,7 +9,6 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from ppec_agentd.domain_xml.architecture import ArchitectureRules, rules_for
-from ppec_agentd.domain_xml.cputune import CpuTune, IothreadPinning, NumaTune, VcpuPinning
 from ppec_agentd.domain_xml.devices.balloon import Balloon
 from ppec_agentd.domain_xml.devices.channel import GuestAgentChannel
 from ppec_agentd.domain_xml.devices.console import Console, Serial
@@ -20,12 +19,11 @@ from ppec_agentd.domain_xml.devices.rng import Rng
 from ppec_agentd.domain_xml.domain import DomainDocument
 from ppec_agentd.domain_xml.element import Element
 from ppec_agentd.domain_xml.metadata import metadata_element
+from ppec_agentd.domain_xml.sizing import IOTHREAD, Sizing
 from ppec_agentd.hypervisor import BridgeNic, Disk, DomainDefinition, DomainType
-from ppec_agentd.topology import format_cpu_list
 from ppec_contract.host import Architecture
 
 DiskCache = Literal["none", "writeback"]
-IOTHREAD = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,31 +51,27 @@ def domain_xml(definition: DomainDefinition, profile: HostProfile) -> str:
 
 def domain_document(definition: DomainDefinition, profile: HostProfile) -> DomainDocument:
     rules, vm = rules_for(profile.architecture), definition.metadata
+    size = Sizing(definition, rules, profile.bind)
     return DomainDocument(
         type=profile.domain_type,
         name=vm.name,
         uuid=str(vm.vm_id),
         metadata=metadata_element(vm),
+        memory_maximum=size.memory_maximum(),
         memory=vm.memory_mib * 1024,
-        vcpus=vm.vcpus,
+        memory_backing=size.memory_backing(),
+        vcpu_cpuset=size.vcpu_cpuset(),
+        vcpus_now=size.vcpus_now,
+        vcpus=size.most_vcpus,
+        vcpu_states=tuple(size.vcpu_states()),
         iothreads=1 if definition.disks else None,
-        cputune=_cputune(definition) if profile.bind and vm.pins else None,
-        numatune=NumaTune(nodeset=format_cpu_list(vm.cells)) if profile.bind and vm.cells else None,
+        cputune=size.cputune(iothreads=bool(definition.disks)),
+        numatune=size.numatune(),
         machine=rules.machine,
         features=rules.features,
-        cpu=rules.cpu(profile.domain_type, vm.vcpus, definition.threads_per_core),
+        cpu=rules.cpu(profile.domain_type, size.topology(), size.guest_cells()),
         clock=rules.clock,
         devices=tuple(_devices(definition, profile, rules)),
-    )
-
-
-def _cputune(definition: DomainDefinition) -> CpuTune:
-    emulator = format_cpu_list(definition.emulator_cpus) or None
-    iothreads = (IothreadPinning(iothread=IOTHREAD, cpuset=emulator),) if emulator and definition.disks else ()
-    return CpuTune(
-        vcpus=tuple(VcpuPinning(vcpu=pin.vcpu, cpuset=str(pin.pcpu)) for pin in definition.metadata.pins),
-        emulator=emulator,
-        iothreads=iothreads,
     )
 
 

@@ -18,12 +18,31 @@ class CpuFeature(Element):
 
 @dataclass(frozen=True, kw_only=True)
 class CpuTopology(Element):
-    """libvirt wants sockets x cores x threads to be the vCPU count."""
+    """libvirt wants sockets x cores x threads to be the vCPU count, of those that may yet be plugged as well."""
 
     TAG = "topology"
     sockets: Annotated[int, At("@sockets")] = 1
     cores: Annotated[int, At("@cores")]
     threads: Annotated[int, At("@threads")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellDistance(Element):
+    TAG = "sibling"
+    cell: Annotated[int, At("@id")]
+    value: Annotated[int, At("@value")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuestNumaCell(Element):
+    """A NUMA cell of the guest's own, KiB. One without vCPUs holds memory alone."""
+
+    TAG = "cell"
+    cell: Annotated[int, At("@id")]
+    vcpus: Annotated[str | None, At("@cpus")] = None
+    memory: Annotated[int, At("@memory")]
+    memory_unit: Annotated[str, At("@unit")] = "KiB"
+    distances: Annotated[tuple[CellDistance, ...], At("distances")] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,3 +54,4 @@ class Cpu(Element):
     check: Annotated[str, At("@check")] = "none"
     topology: Annotated[CpuTopology, At("")]
     features: Annotated[tuple[CpuFeature, ...], At("")] = ()
+    cells: Annotated[tuple[GuestNumaCell, ...], At("numa")] = ()

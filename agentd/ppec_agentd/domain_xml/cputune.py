@@ -34,9 +34,20 @@ class CpuTune(Element):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuestCellBinding(Element):
+    """The host cells that a guest's cell has its memory from."""
+
+    TAG = "memnode"
+    guest_cell: Annotated[int, At("@cellid")]
+    mode: Annotated[str, At("@mode")] = "strict"
+    nodeset: Annotated[str, At("@nodeset")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class NumaTune(Element):
     """`strict`: an allocation that doesn't fit the cells fails in place of silently going to a remote one."""
 
     TAG = "numatune"
     mode: Annotated[str, At("memory/@mode")] = "strict"
     nodeset: Annotated[str, At("memory/@nodeset")]
+    guest_cells: Annotated[tuple[GuestCellBinding, ...], At("")] = ()

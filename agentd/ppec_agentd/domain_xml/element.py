@@ -13,7 +13,8 @@
 renders ``<rng model="virtio"><backend model="random">/dev/urandom</backend></rng>``. A path's steps are child elements,
 made once and shared by the fields that name them; it ends in an attribute or in the last child's text. None is left
 out; True is an empty element (or "yes" as an attribute), False leaves the element out (or "no"). An `Element`, or a
-tuple of them, is appended under the path (``At("")``: right here). Only ElementTree makes markup: no value becomes any.
+tuple of them, is appended under the path (``At("")``: right here); an empty tuple is left out, path and all. Only
+ElementTree makes markup: no value becomes any.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def _path_of(kind: type[Element], name: str, hint: object) -> str:
 
 def _place(root: ElementTree.Element, path: str, value: object) -> None:
     steps, _, attribute = path.partition("@")
+    if value == ():
+        return
     if isinstance(value, Element | tuple):
         parent = _descend(root, steps)
         for child in value if isinstance(value, tuple) else (value,):

@@ -56,6 +56,7 @@ class GuestCellMetadata(Element):
     cell: Annotated[int, At("@cell")]
     vcpus: Annotated[str, At("@vcpus")]
     memory_mib: Annotated[int, At("@memory_mib")]
+    distances: Annotated[str | None, At("@distances")] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,16 +93,22 @@ def metadata_element(metadata: DomainMetadata) -> VmMetadata:
         numa=None if metadata.numa == NumaPolicy() else _numa_element(metadata.numa),
         cells=tuple(CellMetadata(cell=cell) for cell in metadata.cells),
         pins=tuple(PinMetadata(vcpu=pin.vcpu, pcpu=pin.pcpu) for pin in metadata.pins),
-        guest_cells=tuple(
-            GuestCellMetadata(cell=cell.cell, vcpus=format_cpu_list(cell.vcpus), memory_mib=cell.memory_mib)
-            for cell in metadata.guest_cells
-        ),
+        guest_cells=tuple(_guest_cell_element(cell) for cell in metadata.guest_cells),
     )
 
 
 def _numa_element(numa: NumaPolicy) -> NumaMetadata:
     return NumaMetadata(
         cpus=numa.cpus.value, smt=numa.smt.value, multi_cell=numa.multi_cell, huge_page_kib=numa.huge_page_kib
+    )
+
+
+def _guest_cell_element(cell: GuestCell) -> GuestCellMetadata:
+    return GuestCellMetadata(
+        cell=cell.cell,
+        vcpus=format_cpu_list(cell.vcpus),
+        memory_mib=cell.memory_mib,
+        distances=" ".join(map(str, cell.distances)) or None,
     )
 
 
@@ -148,4 +155,9 @@ def _numa(numa: ElementTree.Element | None) -> NumaPolicy:
 
 
 def _guest_cell(cell: ElementTree.Element) -> GuestCell:
-    return GuestCell(int(cell.attrib["cell"]), parse_cpu_list(cell.attrib["vcpus"]), int(cell.attrib["memory_mib"]))
+    return GuestCell(
+        int(cell.attrib["cell"]),
+        parse_cpu_list(cell.attrib["vcpus"]),
+        int(cell.attrib["memory_mib"]),
+        tuple(map(int, cell.get("distances", "").split())),
+    )

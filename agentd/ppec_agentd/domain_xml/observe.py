@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from uuid import UUID
 from xml.etree import ElementTree
@@ -44,8 +44,10 @@ def observe(xml: str, state: VmState, volume_path: VolumePath = lambda _pool, _v
         vm_id=UUID(uuid),
         name=name,
         state=state,
-        vcpus=int(root.findtext("vcpu", "1")),
+        vcpus=_vcpus(root),
         memory_mib=_mib(root.find("memory")),
+        max_vcpus=int(root.findtext("vcpu", "1")),
+        max_memory_mib=_mib(root.find("maxMemory")) or _mib(root.find("memory")),
         pins=tuple(_pins(root)),
         memory_cells=() if nodeset is None else parse_cpu_list(nodeset.get("nodeset", "")),
         metadata=metadata,
@@ -53,6 +55,11 @@ def observe(xml: str, state: VmState, volume_path: VolumePath = lambda _pool, _v
         disks=tuple(_disks(root, volume_path)),
     )
     return Observed(domain, damage)
+
+
+def _attribute(root: ElementTree.Element, tag: str, name: str) -> str | None:
+    found = root.find(tag)
+    return None if found is None else found.get(name)
 
 
 def _disks(root: ElementTree.Element, volume_path: VolumePath) -> Iterator[ObservedDisk]:
@@ -74,11 +81,24 @@ def _disk(source: ElementTree.Element, opened_as: str, volume_path: VolumePath) 
 
 
 def _pins(root: ElementTree.Element) -> Iterator[VcpuPin]:
-    """Only one-to-one pins: a vCPU that floats over several CPUs owns none of them."""
+    """Only one-to-one pins, of vCPUs that are there: one that floats over several CPUs owns none of them."""
+    there = _vcpus_there(root)
     for pin in root.iterfind("cputune/vcpupin"):
-        cpus = parse_cpu_list(pin.get("cpuset", ""))
-        if len(cpus) == 1:
-            yield VcpuPin(vcpu=int(pin.get("vcpu", "0")), pcpu=cpus[0])
+        vcpu, cpus = int(pin.get("vcpu", "0")), parse_cpu_list(pin.get("cpuset", ""))
+        if len(cpus) == 1 and vcpu in there:
+            yield VcpuPin(vcpu=vcpu, pcpu=cpus[0])
+
+
+def _vcpus_there(root: ElementTree.Element) -> Collection[int]:
+    """libvirt keeps the pins of vCPUs that were unplugged, and may say of each whether it is there."""
+    states = root.findall("vcpus/vcpu")
+    if states:
+        return {int(state.get("id", "0")) for state in states if state.get("enabled") == "yes"}
+    return range(_vcpus(root))
+
+
+def _vcpus(root: ElementTree.Element) -> int:
+    return int(_attribute(root, "vcpu", "current") or root.findtext("vcpu", "1"))
 
 
 def _mib(memory: ElementTree.Element | None) -> int:
