@@ -66,6 +66,8 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
         disk_mib,
         reserved_cores_per_cell=settings.reserve.cores_per_cell,
         reserved_memory_per_cell_mib=settings.reserve.memory_per_cell_mib,
+        shared_cores_per_cell=settings.reserve.shared_cores_per_cell,
+        shared_vcpus_per_cpu=settings.reserve.shared_vcpus_per_cpu,
     )
     return HostContext(
         hypervisor=hypervisor,

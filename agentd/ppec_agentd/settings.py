@@ -91,10 +91,28 @@ class LibvirtSettings(Model):
 
 
 class ReserveSettings(Model):
-    """What of each NUMA cell VMs never get: the host's own buffer."""
+    """What of each NUMA cell VMs never get: the host's own buffer; and what they get only together.
+
+    `shared_cores_per_cell` cores, next to the reserved ones, are for VMs on shared CPUs, up to `shared_vcpus_per_cpu`
+    of their vCPUs for each of the CPUs. Fewer of them while VMs run there leave those VMs where they are.
+    """
 
     cores_per_cell: Annotated[int, between(0, 64)] = 0
     memory_per_cell_mib: Annotated[int, between(0, _LARGEST_MIB, "MiB")] = 512
+    shared_cores_per_cell: Annotated[int, between(0, 1024)] = 0
+    shared_vcpus_per_cpu: Annotated[int, between(1, 64)] = 4
+
+
+class ExpectSettings(Model):
+    """What this host must have: `ppec-agentd doctor` says so where it hasn't. The agent itself goes by what it finds.
+
+    Huge pages are counted on each NUMA cell; `iommu` is for hosts whose devices are handed to guests.
+    """
+
+    bridges: tuple[BridgeName, ...] = ()
+    huge_pages_2mib_per_cell: Annotated[int, between(0, _LARGEST_MIB)] = 0
+    huge_pages_1gib_per_cell: Annotated[int, between(0, 2**20)] = 0
+    iommu: bool = False
 
 
 class LabSettings(Model):
@@ -168,6 +186,7 @@ class Settings(Model):
     storage: StorageSettings = StorageSettings()
     libvirt: LibvirtSettings = LibvirtSettings()
     reserve: ReserveSettings = ReserveSettings()
+    expect: ExpectSettings = ExpectSettings()
     lab: LabSettings = LabSettings()
     limits: LimitSettings = LimitSettings()
     tls: TlsSettings = TlsSettings()

@@ -41,7 +41,7 @@ async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps)
         return _present(present, vm, operation_id)
     with steps.stage(Stage.ADMITTED):
         await host.refuse_missing_bridges(vm)
-        plan = host.ledger.reserve(Claim(vm.vm_id, vm.name, vm.vcpus, vm.memory_mib, vm.root_disk.size_mib, vm.cells))
+        plan = host.ledger.reserve(_claim(vm))
     undo = UndoStack()
     undo.push("release", lambda: _release(host, vm.vm_id))
     try:
@@ -60,6 +60,20 @@ async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps)
             raise _left_behind(vm, failed) from error
         raise
     return Outcome(True, _running(vm, operation_id, plan), vm.name)
+
+
+def _claim(vm: VmSpec) -> Claim:
+    return Claim(
+        vm_id=vm.vm_id,
+        name=vm.name,
+        vcpus=vm.vcpus,
+        memory_mib=vm.memory_mib,
+        disk_mib=vm.root_disk.size_mib,
+        cells=vm.cells,
+        policy=vm.numa,
+        max_vcpus=vm.max_vcpus or 0,
+        max_memory_mib=vm.max_memory_mib or 0,
+    )
 
 
 def _present(domain: Domain, vm: VmSpec, operation_id: str) -> Outcome:

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a domain that is there holds, whatever it should hold: the ledger is rebuilt from these."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ppec_agentd.hypervisor import Domain, DomainMetadata
+from ppec_agentd.ledger.claims import Holding
+from ppec_agentd.ledger.memory import CellMemory
+from ppec_agentd.numa import CpuPool, NumaPlan, PinRequest
+from ppec_agentd.numa.guest_topology import mirror, threads_shown
+from ppec_agentd.numa.shared import shared_by_cell, shared_plan
+from ppec_contract.vm import NumaPolicy, SmtPolicy, VcpuPin
+
+
+def holding_of(domain: Domain, pool: CpuPool, memory: CellMemory) -> Holding:
+    """Ours holds what its metadata says, and the CPUs that it was found pinned to besides.
+
+    A foreign one holds the CPUs it is pinned to, if any; its memory counts on the cells it is bound to, or else on the
+    cell with the most left.
+    """
+    ours = domain.metadata
+    named = ours.cells if ours else domain.memory_cells
+    cells = tuple(cell for cell in named if cell in pool.topology.by_cell) or (_emptiest(pool, memory),)
+    policy = ours.numa if ours else NumaPolicy()
+    vcpus = ours.vcpus if ours else domain.vcpus
+    request = PinRequest(vcpus, cells, f"vm {domain.name}", policy, ours.max_vcpus if ours else 0)
+    plan = plan_of(pool, request, ours.pins if ours else domain.pins)
+    shares = memory.forced(ours.memory_mib if ours else domain.memory_mib, cells, policy.huge_page_kib)
+    if ours and ours.guest_cells:
+        plan = replace(plan, guest_cells=ours.guest_cells)
+        shares = _as_shown(ours, shares)
+    return Holding(
+        vm_id=domain.vm_id,
+        name=domain.name,
+        plan=plan,
+        cpus=pool.whole([*plan.cpus, *(pin.pcpu for pin in domain.pins)]),
+        memory_by_cell_mib=shares,
+        disk_mib=ours.disk_mib if ours else 0,
+        committed=True,
+        foreign=ours is None,
+        policy=policy,
+        vcpus=vcpus,
+        max_vcpus=ours.max_vcpus if ours else 0,
+        max_memory_mib=ours.max_memory_mib if ours else 0,
+        shared_by_cell=shared_by_cell(pool, cells, vcpus) if ours and request.shared else {},
+    )
+
+
+def plan_of(pool: CpuPool, request: PinRequest, pins: Sequence[VcpuPin]) -> NumaPlan:
+    """The plan that these pins are, on cells that the host has."""
+    cells = [pool.topology.by_cell[number] for number in sorted(set(request.cells))]
+    if request.shared:
+        return shared_plan(pool, cells)
+    ordered = tuple(sorted(pins, key=lambda pin: pin.vcpu))
+    threads = threads_shown(pool.topology, ordered, request.most_vcpus)
+    across = request.policy.multi_cell and all(pin.pcpu in pool.topology.cell_of_cpu for pin in ordered)
+    return NumaPlan(
+        pins=ordered,
+        cpus=tuple(sorted(pool.whole(pin.pcpu for pin in ordered))),
+        cells=tuple(cell.cell for cell in cells),
+        emulator_cpus=pool.emulator_cpus(cells),
+        threads_per_core=1 if request.smt is SmtPolicy.ISOLATE else threads,
+        guest_cells=mirror(pool.topology, ordered, request.most_vcpus, (cell.cell for cell in cells if not cell.cores))
+        if across and ordered
+        else (),
+    )
+
+
+def _as_shown(ours: DomainMetadata, even: dict[int, int]) -> dict[int, int]:
+    """The memory of a guest's cells lies where it was told, as far as that adds up to what the VM holds."""
+    shown = {cell.cell: cell.memory_mib for cell in ours.guest_cells}
+    return shown if sum(shown.values()) == ours.memory_mib else even
+
+
+def _emptiest(pool: CpuPool, memory: CellMemory) -> int:
+    return max(pool.topology.by_cell, key=lambda cell: (memory.free_mib(cell), -cell))
