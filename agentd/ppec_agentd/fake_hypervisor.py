@@ -3,7 +3,7 @@
 
 For `make demo HYPERVISOR=fake`, for simulated fleets, and for every test that doesn't need a guest. It is kept honest
 by the contract suite it shares with libvirt. With a `state_file`, a domain "runs" on while the agent is away, as a real
-one does; faults are injected through `FaultPlan`, by settings or at run time.
+one does; faults are injected through `FaultPlan` (fake_faults.py), by settings or at run time.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from uuid import UUID
 
 from pydantic import TypeAdapter
 
+from ppec_agentd.fake_faults import FaultPlan, Hang
 from ppec_agentd.hypervisor import (
     Domain,
     DomainDefinition,
@@ -35,67 +36,6 @@ from ppec_contract.host import Architecture
 from ppec_contract.vm import VmState
 
 _OFF = (VmState.STOPPED, VmState.CRASHED)
-
-
-@dataclass(frozen=True, slots=True)
-class Hang:
-    """A call that outlives its deadline: see `FaultPlan.hang`."""
-
-    released: asyncio.Event
-    unseen: bool
-
-
-@dataclass
-class FaultPlan:
-    """Faults to come, by the port's method names ("define", "start", ...).
-
-    `delays_s` slows every call of a method. `fail` has the n-th call from now fail; nothing is changed by a call that
-    fails, unless `after` is set: then it takes effect first, as when an answer is lost. `fail_every` n has every n-th
-    call of a method fail, as long as the fake lives. `hang` has the n-th call miss its deadline and take effect later.
-    """
-
-    delays_s: dict[str, float] = field(default_factory=dict)
-    fail_every: dict[str, int] = field(default_factory=dict)
-    _planned: dict[str, list[tuple[int, PpecError, bool]]] = field(default_factory=dict)
-    _hangs: dict[str, dict[int, Hang]] = field(default_factory=dict)
-    _calls: dict[str, int] = field(default_factory=dict)
-
-    def fail(self, method: str, error: PpecError, *, nth: int = 1, after: bool = False) -> None:
-        """Have the `nth` call of `method` from now on (1 is the next) raise `error`."""
-        self._planned.setdefault(method, []).append((self.calls(method) + nth, error, after))
-
-    def hang(self, method: str, *, nth: int = 1, unseen: bool = False) -> asyncio.Event:
-        """Have the `nth` changing call from now on raise ``hypervisor.unavailable`` at once, as one that missed its
-        deadline, and take effect when the returned event is set. `unseen` has it not linger meanwhile, as when the
-        connection was lost over it."""
-        planned = Hang(asyncio.Event(), unseen)
-        self._hangs.setdefault(method, {})[self.calls(method) + nth] = planned
-        return planned.released
-
-    def next_hang(self, method: str) -> Hang | None:
-        return self._hangs.get(method, {}).get(self.calls(method) + 1)
-
-    def calls(self, method: str) -> int:
-        """How often `method` has been called."""
-        return self._calls.get(method, 0)
-
-    async def begin(self, method: str) -> Callable[[], None]:
-        """Count the call, delay it, fail it. The returned function raises what is due after the effect."""
-        number = self._calls[method] = self.calls(method) + 1
-        await asyncio.sleep(self.delays_s.get(method, 0))
-        every = self.fail_every.get(method)
-        if every and number % every == 0:
-            raise PpecError("hypervisor.failed", f"{method}: a fault planned for every call number {every}")
-        due = [(error, after) for nth, error, after in self._planned.get(method, []) if nth == number]
-        for error, after in due:
-            if not after:
-                raise error
-
-        def end() -> None:
-            for error, _after in due:
-                raise error
-
-        return end
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +137,38 @@ class FakeHypervisor:
             asyncio.get_running_loop().call_soon(self._power_off, vm_id)
         end()
         return changed
+
+    async def reboot(self, vm_id: UUID) -> bool:
+        end = await self._begin("reboot")
+        domain = self._must_find(vm_id)
+        if domain.state is VmState.RUNNING and not self._options.deaf_guests:
+            asyncio.get_running_loop().call_soon(self._changed, EventKind.REBOOTED, domain)
+        end()
+        return domain.state not in _OFF
+
+    async def reset(self, vm_id: UUID) -> bool:
+        return await self._change("reset", vm_id, lambda: self._reset(vm_id))
+
+    def _reset(self, vm_id: UUID) -> bool:
+        domain = self._must_find(vm_id)
+        if domain.state not in _OFF:
+            self._changed(EventKind.REBOOTED, domain)
+        return domain.state not in _OFF
+
+    async def pause(self, vm_id: UUID) -> bool:
+        return await self._change("pause", vm_id, lambda: self._switch(vm_id, VmState.PAUSED, EventKind.PAUSED))
+
+    async def resume(self, vm_id: UUID) -> bool:
+        return await self._change("resume", vm_id, lambda: self._switch(vm_id, VmState.RUNNING, EventKind.RESUMED))
+
+    def _switch(self, vm_id: UUID, state: VmState, kind: EventKind) -> bool:
+        domain = self._must_find(vm_id)
+        if domain.state in _OFF:
+            raise PpecError("vm.wrong_state", f"can't do this to vm {vm_id}: it is off", subject=f"vm {vm_id}")
+        if domain.state is state:
+            return False
+        self._put(replace(domain, state=state), kind)
+        return True
 
     async def destroy(self, vm_id: UUID) -> bool:
         return await self._change("destroy", vm_id, lambda: self._power_off(vm_id))

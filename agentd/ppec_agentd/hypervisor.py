@@ -173,6 +173,8 @@ class EventKind(StrEnum):
     SHUTTING_DOWN = "shutting-down"
     STOPPED = "stopped"
     CRASHED = "crashed"
+    # The guest began anew, by its own will, by ours, or by a reset; it ran before and runs on.
+    REBOOTED = "rebooted"
     DISCONNECTED = "disconnected"
     RECONNECTED = "reconnected"
 
@@ -233,6 +235,24 @@ class Hypervisor(Protocol):
 
         Raises ``vm.not_found``. `wait_state` tells whether the guest obeyed.
         """
+
+    async def reboot(self, vm_id: UUID) -> bool:
+        """Press the power button (ACPI) for a reboot and return at once; the guest decides. False if it doesn't run.
+
+        Raises ``vm.not_found``. The event ``REBOOTED`` tells that the guest obeyed.
+        """
+
+    async def reset(self, vm_id: UUID) -> bool:
+        """Press the reset button; the guest begins anew (``REBOOTED``), paused or not. False if it doesn't run.
+
+        Raises ``vm.not_found``.
+        """
+
+    async def pause(self, vm_id: UUID) -> bool:
+        """Stop its vCPUs. False if it is paused already. Raises ``vm.not_found``; ``vm.wrong_state`` if it is off."""
+
+    async def resume(self, vm_id: UUID) -> bool:
+        """Have its vCPUs run on. False if they do. Raises ``vm.not_found``; ``vm.wrong_state`` if it is off."""
 
     async def destroy(self, vm_id: UUID) -> bool:
         """Pull the plug. False if it doesn't run or doesn't exist."""

@@ -12,7 +12,7 @@ What a repeated request gets, by the fence it carries and the fence of the recor
 - the answer was a success: that answer, at any fence, unless the same operation has since done something else to the
   VM (a create, undone by a delete, may be asked for again with a higher fence);
 - the answer was a failure: with a higher fence the action is tried again (a failure leaves nothing behind). With the
-  same fence the failure is repeated, except that delete, start and stop are tried again when the failure was of the
+  same fence the failure is repeated, except that every action but create is tried again when the failure was of the
   "try again" class. Create is not: its plan may have moved on to another host, and a request delayed on the network
   would then make the VM twice.
 - A create that failed or was given up after its domain may have been defined is marked *undone* until a later create of
@@ -39,7 +39,17 @@ from ppec_agentd.files import os_errors, sync_directory, write_all
 from ppec_contract.agent import VmResult
 from ppec_contract.errors import PpecError
 
-Action = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms", "ResizeVms"]
+Action = Literal[
+    "CreateVms",
+    "DeleteVms",
+    "StartVms",
+    "StopVms",
+    "ResizeVms",
+    "RebootVms",
+    "ResetVms",
+    "PauseVms",
+    "ResumeVms",
+]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 Undo = Literal["", "due", "done"]
 KEEP_S = 7 * 24 * 3600.0

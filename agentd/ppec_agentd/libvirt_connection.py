@@ -117,6 +117,7 @@ class LibvirtConnection:
         connection.setKeepAlive(self._options.keepalive_interval_s, self._options.keepalive_count)
         connection.registerCloseCallback(self._on_close, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
+        connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None)
         if attempt != self._attempt:
             # This attempt hung, was given up, and woke: its events would come twice.
             _release(connection)
@@ -131,6 +132,9 @@ class LibvirtConnection:
             kind = EventKind.CRASHED
         if kind is not None:
             self._post(self._fanout.send, HypervisorEvent(kind, UUID(domain.UUIDString()), domain.name()))
+
+    def _on_reboot(self, _connection: Any, domain: Any, _opaque: None) -> None:
+        self._post(self._fanout.send, HypervisorEvent(EventKind.REBOOTED, UUID(domain.UUIDString()), domain.name()))
 
     def _post(self, callback: Callable[[Any], None], value: object) -> None:
         """From libvirt's event thread to ours."""

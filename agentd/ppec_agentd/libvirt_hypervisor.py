@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hypervisor port on libvirt: each method is one blocking function that runs in a thread of `LibvirtConnection`.
 
-This file and libvirt_connection.py are the only ones that import libvirt.
+The files named libvirt_… are the only ones that import libvirt: this one reads and defines domains, libvirt_power.py
+switches them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from ppec_agentd.domain_xml.build import HostProfile, domain_xml
 from ppec_agentd.domain_xml.observe import observe
 from ppec_agentd.hypervisor import Domain, DomainDefinition, EventCallback, HostFacts
 from ppec_agentd.libvirt_connection import LibvirtConnection, LibvirtOptions
-from ppec_agentd.lifecycle import EventFanout, vm_not_found, wait_for_state
+from ppec_agentd.libvirt_domains import STATES, false_if_gone, find, find_name, unless, wrong_state
+from ppec_agentd.libvirt_power import LibvirtPower
+from ppec_agentd.lifecycle import EventFanout, wait_for_state
 from ppec_agentd.local_host import choose_domain_type, read_local_host
 from ppec_agentd.topology import parse_capabilities
 from ppec_contract.errors import PpecError
@@ -29,17 +32,6 @@ __all__ = ["LibvirtHypervisor", "LibvirtOptions"]
 
 _log = logging.getLogger(__name__)
 
-_STATES = {
-    libvirt.VIR_DOMAIN_RUNNING: VmState.RUNNING,
-    libvirt.VIR_DOMAIN_BLOCKED: VmState.RUNNING,
-    # The guest is on its way down and still runs.
-    libvirt.VIR_DOMAIN_SHUTDOWN: VmState.RUNNING,
-    libvirt.VIR_DOMAIN_PAUSED: VmState.PAUSED,
-    libvirt.VIR_DOMAIN_PMSUSPENDED: VmState.PAUSED,
-    libvirt.VIR_DOMAIN_SHUTOFF: VmState.STOPPED,
-    libvirt.VIR_DOMAIN_CRASHED: VmState.CRASHED,
-}
-
 _UNDEFINE_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -48,7 +40,7 @@ _UNDEFINE_ALL = (
 )
 
 
-class LibvirtHypervisor:
+class LibvirtHypervisor(LibvirtPower):
     """`Hypervisor` on one libvirt connection."""
 
     def __init__(self, options: LibvirtOptions | None = None) -> None:
@@ -93,13 +85,13 @@ class LibvirtHypervisor:
             read_all = (self._observe(domain) for domain in connection.listAllDomains())
             return [domain for domain in read_all if domain is not None]
 
-        found = await self._connection.call("list the domains of", None, read)
-        return tuple(sorted(found, key=lambda domain: domain.vm_id))
+        listed = await self._connection.call("list the domains of", None, read)
+        return tuple(sorted(listed, key=lambda domain: domain.vm_id))
 
     async def domain(self, vm_id: UUID) -> Domain | None:
         def read(connection: Any) -> Domain | None:
-            found = _find(connection, vm_id)
-            return None if found is None else self._observe(found)
+            there = find(connection, vm_id)
+            return None if there is None else self._observe(there)
 
         return await self._connection.call("look at", vm_id, read)
 
@@ -108,7 +100,7 @@ class LibvirtHypervisor:
         try:
             state, xml = domain.state()[0], domain.XMLDesc()
             find_volume = partial(_volume_path, domain.connect())
-            seen = observe(xml, _STATES.get(state, VmState.UNKNOWN), find_volume)
+            seen = observe(xml, STATES.get(state, VmState.UNKNOWN), find_volume)
             if not seen.domain.managed and domain.isActive() and domain.isPersistent():
                 # By hand, a disk may be given to the next start alone.
                 later = observe(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), VmState.STOPPED, find_volume)
@@ -148,7 +140,7 @@ class LibvirtHypervisor:
 
     def _check_free(self, connection: Any, vm_id: UUID, name: str) -> bool:
         """Whether neither id nor name is in use; False if both are those of the same managed domain."""
-        by_id, by_name = _find(connection, vm_id), _find_name(connection, name)
+        by_id, by_name = find(connection, vm_id), find_name(connection, name)
         if by_name is not None and by_name.UUIDString() != str(vm_id):
             raise _exists(vm_id, name, f"the name belongs to domain {by_name.UUIDString()}")
         if by_id is None:
@@ -160,45 +152,16 @@ class LibvirtHypervisor:
             raise _exists(vm_id, name, "a domain of this id and name was not made by PPEC")
         return False
 
-    async def start(self, vm_id: UUID) -> bool:
-        def work(connection: Any) -> bool:
-            domain = _must_find(connection, vm_id)
-            state, reason = domain.state()
-            # As long as another call is starting it: `create` waits for the end of that.
-            starting = (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP)
-            if _STATES.get(state) is VmState.PAUSED and not starting:
-                raise _wrong_state(vm_id, "start", "is paused")
-            already = domain.isActive() == 1 and not starting
-            return _unless(already, domain.create, done=lambda: domain.isActive() == 1)
-
-        return await self._connection.call("start", vm_id, work, self._options.start_timeout_s)
-
-    async def shutdown(self, vm_id: UUID) -> bool:
-        def work(connection: Any) -> bool:
-            domain = _must_find(connection, vm_id)
-            # ACPI alone: the default may ask a guest agent first and wait for one that never answers.
-            press = partial(domain.shutdownFlags, libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
-            return _unless(domain.isActive() == 0, press, done=lambda: domain.isActive() == 0)
-
-        return await self._connection.call("shut down", vm_id, work)
-
-    async def destroy(self, vm_id: UUID) -> bool:
-        def work(connection: Any) -> bool:
-            domain = connection.lookupByUUIDString(str(vm_id))
-            return _unless(domain.isActive() == 0, domain.destroy, done=lambda: domain.isActive() == 0)
-
-        return await self._connection.call("destroy", vm_id, partial(_false_if_gone, work))
-
     async def undefine(self, vm_id: UUID) -> bool:
         def work(connection: Any) -> bool:
             domain = connection.lookupByUUIDString(str(vm_id))
             if domain.isActive():
-                raise _wrong_state(vm_id, "undefine", "runs")
+                raise wrong_state(vm_id, "undefine", "runs")
             remove = partial(domain.undefineFlags, _UNDEFINE_ALL)
             # The slower of two at once may be told that a transient domain can't be undefined.
-            return _unless(False, remove, done=lambda: _find(connection, vm_id) is None)
+            return unless(False, remove, done=lambda: find(connection, vm_id) is None)
 
-        return await self._connection.call("undefine", vm_id, partial(_false_if_gone, work))
+        return await self._connection.call("undefine", vm_id, partial(false_if_gone, work))
 
     async def wait_state(self, vm_id: UUID, state: VmState, timeout_s: float) -> bool:
         return await wait_for_state(self, vm_id, state, timeout_s)
@@ -215,48 +178,6 @@ def _volume_path(connection: Any, pool: str, volume: str) -> str:
         return ""
 
 
-def _find(connection: Any, vm_id: UUID) -> Any | None:
-    return _found(partial(connection.lookupByUUIDString, str(vm_id)))
-
-
-def _find_name(connection: Any, name: str) -> Any | None:
-    return _found(partial(connection.lookupByName, name))
-
-
-def _found(look: Callable[[], Any]) -> Any | None:
-    try:
-        return look()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise
-
-
-def _false_if_gone(work: Callable[[Any], bool], connection: Any) -> bool:
-    """The domain may vanish between any two calls; for what removes it, gone is done."""
-    return bool(_found(partial(work, connection)))
-
-
-def _must_find(connection: Any, vm_id: UUID) -> Any:
-    domain = _find(connection, vm_id)
-    if domain is None:
-        raise vm_not_found(vm_id)
-    return domain
-
-
-def _unless(already: bool, act: Callable[[], object], *, done: Callable[[], bool]) -> bool:
-    """Act unless it is `already` so. A refusal counts as "no change" if by then it is `done`: somebody was faster."""
-    if already:
-        return False
-    try:
-        act()
-    except libvirt.libvirtError as error:
-        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID and done():
-            return False
-        raise
-    return True
-
-
 def _version(number: int) -> str:
     """libvirt's version numbers: 9000000 is 9.0.0."""
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
@@ -264,7 +185,3 @@ def _version(number: int) -> str:
 
 def _exists(vm_id: UUID, name: str, reason: str) -> PpecError:
     return PpecError("vm.exists", f"vm {name} ({vm_id}) can't be defined: {reason}", subject=f"vm {name}")
-
-
-def _wrong_state(vm_id: UUID, what: str, found: str) -> PpecError:
-    return PpecError("vm.wrong_state", f"can't {what} vm {vm_id}: it {found}", subject=f"vm {vm_id}")

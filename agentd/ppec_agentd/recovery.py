@@ -7,7 +7,8 @@ By the journal's intents without an answer:
 - create, and the domain runs: it was done, only the answer is missing. It is recorded.
 - create, otherwise: taken back whole (domain, files, reservation); a repeated request begins anew.
 - delete: finished; deleting can't be undone, and what is half deleted is of no use.
-- start, stop: nothing to finish or undo; the VM is what it is, and a repeated request acts on that.
+- start, stop, reboot, reset, pause, resume: nothing to finish or undo; the VM is what it is, and a repeated request
+  acts on that (a guest may so be rebooted or reset a second time).
 
 Then domains are taken back that turned up after their create was undone, as the journal says (the hypervisor finished
 a call late), and folders are removed of VMs that the journal says are gone (deleted, or never made whole). Any other

@@ -83,6 +83,36 @@ class PlanRetune(Model):
     bounds: RetuneBounds = Field(default_factory=RetuneBounds)
 
 
+class RebootVms(WriteCall):
+    """Asks the guest to reboot (ACPI) and waits `timeout_s`; then `force` decides: reset it, or an error.
+
+    The machine stays the same one: what awaits its next start still does afterwards. A VM that doesn't run is
+    `vm.wrong_state`. After a crash of the agent a repeated call may reboot a guest once more.
+    """
+
+    vm_ids: VmIds
+    timeout_s: Annotated[float, Field(ge=0, le=600)] = 60.0
+    force: bool = False
+
+
+class ResetVms(WriteCall):
+    """Presses the reset button: at once, and without asking the guest. A VM that doesn't run is `vm.wrong_state`."""
+
+    vm_ids: VmIds
+
+
+class PauseVms(WriteCall):
+    """Stops the vCPUs; memory and devices stay as they are. One that is paused already is a success."""
+
+    vm_ids: VmIds
+
+
+class ResumeVms(WriteCall):
+    """Has paused vCPUs run on. A VM that runs is a success; one that is off has to be started."""
+
+    vm_ids: VmIds
+
+
 class VmSize(Model):
     """The size a VM is to have."""
 
@@ -125,7 +155,7 @@ class GetVersion(Model):
 
 
 class Stage(StrEnum):
-    """The stages of a change on a host, in the order a create goes through them."""
+    """The stages of a change on a host; those of a create in the order it goes through them."""
 
     ADMITTED = "admitted"
     IMAGE = "image"
@@ -135,6 +165,10 @@ class Stage(StrEnum):
     START = "start"
     STOP = "stop"
     PLUG = "plug"
+    REBOOT = "reboot"
+    RESET = "reset"
+    PAUSE = "pause"
+    RESUME = "resume"
     RESEAT = "reseat"
     UNDEFINE = "undefine"
     CLEANUP = "cleanup"
@@ -241,6 +275,10 @@ METHODS: dict[str, Method] = {
         Method("ResizeVms", ResizeVms, VmsReply, changes=True, streams=True),
         Method("RetuneHost", RetuneHost, VmsReply, changes=True, streams=True),
         Method("PlanRetune", PlanRetune, PlanRetuneReply, changes=False, streams=False),
+        Method("RebootVms", RebootVms, VmsReply, changes=True, streams=True),
+        Method("ResetVms", ResetVms, VmsReply, changes=True, streams=True),
+        Method("PauseVms", PauseVms, VmsReply, changes=True, streams=True),
+        Method("ResumeVms", ResumeVms, VmsReply, changes=True, streams=True),
         Method("ListVms", ListVms, ListVmsReply, changes=False, streams=False),
         Method("GetReport", GetReport, GetReportReply, changes=False, streams=False),
         Method("GetVersion", GetVersion, GetVersionReply, changes=False, streams=False),

@@ -84,6 +84,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "vm.exceeds_socket": ErrorRow(_F, "The VM is larger than any socket"),
     "vm.start_failed": ErrorRow(_I, "The hypervisor could not start the VM"),
     "vm.stop_timeout": ErrorRow(_T, "The guest did not shut down in time"),
+    "vm.reboot_timeout": ErrorRow(_T, "The guest did not reboot in time"),
     "vm.create_failed": ErrorRow(_I, "The VM could not be created"),
     # Hosts
     "host.not_found": ErrorRow(_N, "There is no such host"),

@@ -16,7 +16,17 @@ from ppec_contract.agent import VmProgress, VmResult
 from ppec_contract.errors import Problem
 from ppec_contract.model import HostName, Model, OperationId
 
-PlanAction = Literal["CreateVms", "DeleteVms", "StartVms", "StopVms", "ResizeVms"]
+PlanAction = Literal[
+    "CreateVms",
+    "DeleteVms",
+    "StartVms",
+    "StopVms",
+    "ResizeVms",
+    "RebootVms",
+    "ResetVms",
+    "PauseVms",
+    "ResumeVms",
+]
 
 
 class RunTerms(Model):

@@ -13,6 +13,7 @@ class Capability(StrEnum):
     """A feature an agent announces in its report; a caller asks for nothing that isn't announced."""
 
     VM_LIFECYCLE = "vm-lifecycle"
+    VM_POWER = "vm-power"
     PROGRESS_STREAM = "progress-stream"
     FENCING = "fencing"
     NUMA_PINNING = "numa-pinning"

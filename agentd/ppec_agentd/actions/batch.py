@@ -8,7 +8,7 @@ Flights on the same VM wait for one another. Nobody's leaving cancels a flight.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
@@ -16,25 +16,14 @@ from weakref import WeakValueDictionary
 
 import structlog
 
-from ppec_agentd.actions.context import Emit, HostContext, Outcome, Steps
-from ppec_agentd.actions.create import LEFT_BEHIND, came_late, create, undo_create
-from ppec_agentd.actions.delete import delete
-from ppec_agentd.actions.start import start
-from ppec_agentd.actions.stop import stop
+from ppec_agentd.actions.context import Emit, HostContext, Steps
+from ppec_agentd.actions.create import LEFT_BEHIND, came_late, undo_create
+from ppec_agentd.actions.items import Item, items_of
 from ppec_agentd.journal import Action, Key
-from ppec_contract.agent import CreateVms, DeleteVms, Stage, StartVms, StopVms, VmResult, VmsReply, WriteCall
+from ppec_contract.agent import Stage, VmResult, VmsReply, WriteCall
 from ppec_contract.errors import PpecError
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One VM's part of a call."""
-
-    vm_id: UUID
-    name: str
-    act: Callable[[Steps], Awaitable[Outcome]]
 
 
 @dataclass(slots=True)
@@ -74,8 +63,7 @@ class Actions:
 
         Raises `operation.fenced` and `request.invalid` for the whole call; what befalls one VM is in its result.
         """
-        action, items = self._items(request)
-        _refuse_twins(items)
+        action, items = items_of(self._host, request)
         journal, fence = self._host.journal, request.fence
         journal.refuse_lower(request.operation_id, fence)
         batch = _Batch(request.operation_id, fence, action, asyncio.get_running_loop().create_future())
@@ -231,40 +219,6 @@ class Actions:
         except PpecError as error:
             # It is done all the same; a repeated call finds the domain, and recovery does.
             log.error("answer_not_recorded", vm_id=key.vm_id, operation=key.operation_id, why=error.message)
-
-    # --- from request to items ----------------------------------------------------------------------------------
-
-    def _items(self, request: WriteCall) -> tuple[Action, list[Item]]:
-        host, operation = self._host, request.operation_id
-        match request:
-            case CreateVms(vms=vms):
-                return "CreateVms", [
-                    Item(vm.vm_id, vm.name, lambda steps, vm=vm: create(host, vm, operation, steps))  # type: ignore[misc]
-                    for vm in vms
-                ]
-            case DeleteVms(vm_ids=vm_ids):
-                return "DeleteVms", self._by_id(vm_ids, lambda vm_id, steps: delete(host, vm_id, steps))
-            case StartVms(vm_ids=vm_ids):
-                return "StartVms", self._by_id(vm_ids, lambda vm_id, steps: start(host, vm_id, steps))
-            case StopVms(vm_ids=vm_ids, timeout_s=timeout_s, force=force):
-                return "StopVms", self._by_id(
-                    vm_ids, lambda vm_id, steps: stop(host, vm_id, steps, timeout_s, force=force)
-                )
-        raise TypeError(f"{type(request).__name__} is no changing call")
-
-    def _by_id(self, vm_ids: Sequence[UUID], act: Callable[[UUID, Steps], Awaitable[Outcome]]) -> list[Item]:
-        def item(vm_id: UUID) -> Item:
-            held = self._host.ledger.holding(vm_id)
-            return Item(vm_id, held.name if held else "", lambda steps: act(vm_id, steps))
-
-        return [item(vm_id) for vm_id in vm_ids]
-
-
-def _refuse_twins(items: list[Item]) -> None:
-    ids = [item.vm_id for item in items]
-    names = [item.name for item in items if item.name]
-    if len(set(ids)) != len(ids) or len(set(names)) != len(names):
-        raise PpecError("request.invalid", "the call names a VM twice", hint="Name each VM once.", subject="request")
 
 
 def _failed(vm_id: UUID, name: str, error: PpecError) -> VmResult:

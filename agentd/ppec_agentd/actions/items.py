@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a changing call to the VMs it is about, each with the action on it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from ppec_agentd.actions.context import HostContext, Outcome, Steps
+from ppec_agentd.actions.create import create
+from ppec_agentd.actions.delete import delete
+from ppec_agentd.actions.power import PAUSE, RESET, RESUME, reboot, switch
+from ppec_agentd.actions.start import start
+from ppec_agentd.actions.stop import stop
+from ppec_agentd.journal import ACTIONS, Action
+from ppec_contract.agent import (
+    CreateVms,
+    DeleteVms,
+    PauseVms,
+    RebootVms,
+    ResetVms,
+    ResumeVms,
+    StartVms,
+    StopVms,
+    WriteCall,
+)
+from ppec_contract.errors import PpecError
+from ppec_contract.vm import VmSpec
+
+Act = Callable[[HostContext, Any, UUID, Steps], Awaitable[Outcome]]
+
+# What a call that names its VMs by id does to each. The calls' names are the actions'.
+_ACTS: dict[type[WriteCall], Act] = {
+    DeleteVms: lambda host, _call, vm_id, steps: delete(host, vm_id, steps),
+    StartVms: lambda host, _call, vm_id, steps: start(host, vm_id, steps),
+    StopVms: lambda host, call, vm_id, steps: stop(host, vm_id, steps, call.timeout_s, force=call.force),
+    RebootVms: lambda host, call, vm_id, steps: reboot(host, vm_id, steps, call.timeout_s, force=call.force),
+    ResetVms: lambda host, _call, vm_id, steps: switch(host, vm_id, steps, RESET),
+    PauseVms: lambda host, _call, vm_id, steps: switch(host, vm_id, steps, PAUSE),
+    ResumeVms: lambda host, _call, vm_id, steps: switch(host, vm_id, steps, RESUME),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One VM's part of a call."""
+
+    vm_id: UUID
+    name: str
+    act: Callable[[Steps], Awaitable[Outcome]]
+
+
+def items_of(host: HostContext, request: WriteCall) -> tuple[Action, list[Item]]:
+    """The call's action and its VMs, in order. Raises `request.invalid` if it names a VM twice."""
+    if isinstance(request, CreateVms):
+        items = [_creation(host, vm, request.operation_id) for vm in request.vms]
+    else:
+        items = [_by_id(host, vm_id, request) for vm_id in getattr(request, "vm_ids", ())]
+    _refuse_twins(items)
+    return _action(request), items
+
+
+def _action(request: WriteCall) -> Action:
+    name = type(request).__name__
+    if name not in ACTIONS:
+        raise TypeError(f"{name} is no changing call")
+    return name
+
+
+def _creation(host: HostContext, vm: VmSpec, operation_id: str) -> Item:
+    return Item(vm.vm_id, vm.name, lambda steps: create(host, vm, operation_id, steps))
+
+
+def _by_id(host: HostContext, vm_id: UUID, request: WriteCall) -> Item:
+    held, act = host.ledger.holding(vm_id), _ACTS[type(request)]
+    return Item(vm_id, held.name if held else "", lambda steps: act(host, request, vm_id, steps))
+
+
+def _refuse_twins(items: list[Item]) -> None:
+    ids = [item.vm_id for item in items]
+    names = [item.name for item in items if item.name]
+    if len(set(ids)) != len(ids) or len(set(names)) != len(names):
+        raise PpecError("request.invalid", "the call names a VM twice", hint="Name each VM once.", subject="request")
