@@ -11,7 +11,7 @@ from typing import Literal
 from ppec_contract.errors import PpecError
 from ppec_contract.host import Architecture
 
-_ARCHITECTURES: dict[str, Architecture] = {
+ARCHITECTURES: dict[str, Architecture] = {
     "x86_64": "x86_64",
     "amd64": "x86_64",
     "aarch64": "aarch64",
@@ -36,9 +36,9 @@ class LocalHost:
 def read_local_host(root: Path = Path("/")) -> LocalHost:
     """Read /proc and /sys under `root`. Raises ``hypervisor.failed`` on an architecture the contract doesn't know."""
     machine = platform.machine()
-    if machine not in _ARCHITECTURES:
+    if machine not in ARCHITECTURES:
         raise PpecError("hypervisor.failed", f"hosts of architecture {machine} are unknown", subject="this host")
-    architecture = _ARCHITECTURES[machine]
+    architecture = ARCHITECTURES[machine]
     cpuinfo = root / "proc/cpuinfo"
     return LocalHost(
         architecture=architecture,

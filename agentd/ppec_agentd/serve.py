@@ -130,12 +130,23 @@ async def _run(settings: Settings) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`ppec-agentd [--config FILE]`. Exit status 2: the settings are wrong; 1: it could not start."""
+    """`ppec-agentd [--config FILE]`. Exit status 2: the settings are wrong; 1: it could not start.
+
+    `ppec-agentd doctor` only looks at the host: see `doctor.command.run_doctor`.
+    """
     parser = argparse.ArgumentParser(prog="ppec-agentd", description="The host agent of PPEC.")
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (TOML)")
     parser.add_argument("--check", action="store_true", help="check the settings and leave")
     parser.add_argument("--version", action="version", version=AGENT_VERSION)
+    doctor = parser.add_subparsers(dest="command").add_parser("doctor", help="check whether this host can serve")
+    # Suppressed, or its default would win over a --config before the word "doctor".
+    doctor.add_argument("--config", type=Path, default=argparse.SUPPRESS, help="settings file (TOML)")
+    doctor.add_argument("--output", choices=("text", "json"), default="text")
     options = parser.parse_args(arguments)
+    if options.command == "doctor":
+        from ppec_agentd.doctor.command import run_doctor
+
+        return run_doctor(options.config, options.output)
     try:
         settings = load(options.config)
     except PpecError as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from ppec_agentd.settings import Settings
 from .agent_in_process import NOTHING, open_agent
 from .agent_process import agent_process
 from .agent_settings import settings, settings_of
+from .fleet_certificates import FleetCa
 from .orchestrator_double import orchestrator
 from .vm_specs import IMAGE, IMAGE_SHA256, image_file, vm
 
@@ -28,6 +30,7 @@ class Words:
 
     open_agent: Callable[[Settings], Any] = open_agent
     settings_of: Callable[..., Settings] = settings_of
+    fleet_ca: Callable[[Path], FleetCa] = FleetCa
     nothing: dict[str, object] = field(default_factory=lambda: dict(NOTHING))
     image: bytes = IMAGE
     image_sha256: str = IMAGE_SHA256
