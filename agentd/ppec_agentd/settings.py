@@ -91,10 +91,16 @@ class LibvirtSettings(Model):
 
 
 class ReserveSettings(Model):
-    """What of each NUMA cell VMs never get: the host's own buffer."""
+    """What of each NUMA cell VMs never get: the host's own buffer; and what they get only together.
+
+    `shared_cores_per_cell` cores, next to the reserved ones, are for VMs on shared CPUs, up to `shared_vcpus_per_cpu`
+    of their vCPUs for each of the CPUs. Fewer of them while VMs run there leave those VMs where they are.
+    """
 
     cores_per_cell: Annotated[int, between(0, 64)] = 0
     memory_per_cell_mib: Annotated[int, between(0, _LARGEST_MIB, "MiB")] = 512
+    shared_cores_per_cell: Annotated[int, between(0, 1024)] = 0
+    shared_vcpus_per_cpu: Annotated[int, between(1, 64)] = 4
 
 
 class ExpectSettings(Model):
