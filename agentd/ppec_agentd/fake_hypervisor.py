@@ -20,6 +20,8 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from ppec_agentd.fake_faults import FaultPlan, Hang
+from ppec_agentd.fake_resize import OFF as _OFF
+from ppec_agentd.fake_resize import FakeResize, shown, started_anew
 from ppec_agentd.hypervisor import (
     Domain,
     DomainDefinition,
@@ -35,12 +37,10 @@ from ppec_contract.errors import PpecError
 from ppec_contract.host import Architecture
 from ppec_contract.vm import VmState
 
-_OFF = (VmState.STOPPED, VmState.CRASHED)
-
 
 @dataclass(frozen=True, slots=True)
 class FakeOptions:
-    """`state_file` None keeps the domains in memory. `deaf_guests` don't obey the power button."""
+    """`state_file` None keeps the domains in memory. `deaf_guests` don't obey the power button, nor let go of vCPUs."""
 
     topology: Topology
     architecture: Architecture = "x86_64"
@@ -51,7 +51,7 @@ class FakeOptions:
     fail_every: dict[str, int] = field(default_factory=dict)
 
 
-class FakeHypervisor:
+class FakeHypervisor(FakeResize):
     """`Hypervisor` on records. Also what its tests do by hand on a real host: `make_by_hand`, `crash`, `cut_off`."""
 
     def __init__(self, options: FakeOptions) -> None:
@@ -90,11 +90,12 @@ class FakeHypervisor:
 
     async def domains(self) -> tuple[Domain, ...]:
         (await self._begin("domains"))()
-        return tuple(self._domains[vm_id] for vm_id in sorted(self._domains))
+        return tuple(shown(self._domains[vm_id]) for vm_id in sorted(self._domains))
 
     async def domain(self, vm_id: UUID) -> Domain | None:
         (await self._begin("domain"))()
-        return self._domains.get(vm_id)
+        found = self._domains.get(vm_id)
+        return None if found is None else shown(found)
 
     def lingers(self, vm_id: UUID) -> bool:
         return self._lingering[vm_id] > 0
@@ -199,7 +200,7 @@ class FakeHypervisor:
 
     def crash(self, vm_id: UUID) -> None:
         """The guest dies."""
-        self._put(replace(self._must_find(vm_id), state=VmState.CRASHED), EventKind.CRASHED)
+        self._put(started_anew(replace(self._must_find(vm_id), state=VmState.CRASHED)), EventKind.CRASHED)
 
     def cut_off(self) -> None:
         """The daemon goes away: calls raise ``hypervisor.unavailable`` until `come_back`; guests run on."""
@@ -247,16 +248,21 @@ class FakeHypervisor:
         domain = self._domains.get(vm_id)
         if domain is None or domain.state in _OFF:
             return False
-        self._put(replace(domain, state=VmState.STOPPED), EventKind.STOPPED)
+        self._put(started_anew(replace(domain, state=VmState.STOPPED)), EventKind.STOPPED)
         return True
 
-    def _put(self, domain: Domain, kind: EventKind) -> None:
+    @property
+    def deaf_guests(self) -> bool:
+        return self._options.deaf_guests
+
+    def _put(self, domain: Domain, kind: EventKind | None) -> None:
         self._domains[domain.vm_id] = domain
         self._changed(kind, domain)
 
-    def _changed(self, kind: EventKind, domain: Domain) -> None:
+    def _changed(self, kind: EventKind | None, domain: Domain) -> None:
         _save(self._options.state_file, tuple(self._domains.values()))
-        self._fanout.send(HypervisorEvent(kind, domain.vm_id, domain.name))
+        if kind is not None:
+            self._fanout.send(HypervisorEvent(kind, domain.vm_id, domain.name))
 
 
 def _domain(definition: DomainDefinition, state: VmState) -> Domain:
@@ -272,6 +278,8 @@ def _domain(definition: DomainDefinition, state: VmState) -> Domain:
         metadata=vm,
         macs=tuple(nic.mac for nic in definition.nics),
         disks=tuple(ObservedDisk(disk.path, disk.format) for disk in definition.disks),
+        max_vcpus=max(vm.vcpus, vm.max_vcpus),
+        max_memory_mib=max(vm.memory_mib, vm.max_memory_mib),
     )
 
 

@@ -257,6 +257,35 @@ class Hypervisor(Protocol):
     async def destroy(self, vm_id: UUID) -> bool:
         """Pull the plug. False if it doesn't run or doesn't exist."""
 
+    async def redefine(self, definition: DomainDefinition) -> None:
+        """Give the VM's definition the size, the pins and the metadata of `definition`, and leave all else as it is.
+
+        That is what its next start makes of it; what runs is not touched. Raises ``vm.not_found``; ``vm.wrong_state``
+        for a domain PPEC did not make.
+        """
+
+    async def annotate(self, metadata: DomainMetadata) -> None:
+        """Replace the metadata of the running domain, and not that of its definition.
+
+        Raises ``vm.not_found``; ``vm.wrong_state`` if it doesn't run.
+        """
+
+    async def set_vcpus(self, vm_id: UUID, vcpus: int, pins: tuple[VcpuPin, ...], timeout_s: float) -> int:
+        """Give the running domain so many vCPUs, as far as it goes, and return how many it has then.
+
+        New ones are pinned as `pins` say before they run. Fewer depends on the guest, which is asked and has
+        `timeout_s`; it may still obey later. More than the domain was started for can't be had. Raises
+        ``vm.not_found``; ``vm.wrong_state`` if it doesn't run.
+        """
+
+    async def grow_memory(self, vm_id: UUID, cells_mib: tuple[int, ...]) -> bool:
+        """Plug memory into the running domain, until each of the guest's cells (one, if it is shown none) has so much.
+
+        False, and nothing is plugged, if that can't be had without a new start: less than there is, beyond what the
+        domain was started for, no whole blocks, or too often. Raises ``vm.not_found``; ``vm.wrong_state`` if it doesn't
+        run.
+        """
+
     async def undefine(self, vm_id: UUID) -> bool:
         """Remove the definition; disks are not touched. False if there is none.
 

@@ -22,6 +22,7 @@ from ppec_agentd.hypervisor import Domain, DomainDefinition, EventCallback, Host
 from ppec_agentd.libvirt_connection import LibvirtConnection, LibvirtOptions
 from ppec_agentd.libvirt_domains import STATES, false_if_gone, find, find_name, unless, wrong_state
 from ppec_agentd.libvirt_power import LibvirtPower
+from ppec_agentd.libvirt_resize import LibvirtResize
 from ppec_agentd.lifecycle import EventFanout, wait_for_state
 from ppec_agentd.local_host import choose_domain_type, read_local_host
 from ppec_agentd.topology import parse_capabilities
@@ -40,7 +41,7 @@ _UNDEFINE_ALL = (
 )
 
 
-class LibvirtHypervisor(LibvirtPower):
+class LibvirtHypervisor(LibvirtPower, LibvirtResize):
     """`Hypervisor` on one libvirt connection."""
 
     def __init__(self, options: LibvirtOptions | None = None) -> None:
@@ -106,6 +107,9 @@ class LibvirtHypervisor(LibvirtPower):
                 later = observe(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), VmState.STOPPED, find_volume)
                 disks = dict.fromkeys((*seen.domain.disks, *later.domain.disks))
                 seen = replace(seen, domain=replace(seen.domain, disks=tuple(disks)))
+            if seen.domain.metadata is not None and seen.domain.metadata.pending and domain.isPersistent():
+                later = observe(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), VmState.STOPPED, find_volume)
+                seen = replace(seen, domain=replace(seen.domain, next=later.domain.metadata))
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
@@ -115,7 +119,8 @@ class LibvirtHypervisor(LibvirtPower):
         metadata = seen.domain.metadata
         if metadata is None or self._profile.bind:
             return seen.domain
-        return replace(seen.domain, pins=metadata.pins, memory_cells=metadata.cells)
+        there = tuple(pin for pin in metadata.pins if pin.vcpu < seen.domain.vcpus)
+        return replace(seen.domain, pins=there, memory_cells=metadata.cells)
 
     def lingers(self, vm_id: UUID) -> bool:
         return self._connection.lingers(vm_id)

@@ -22,6 +22,18 @@ class Observed:
     damage: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class PluggedMemory:
+    """A running domain's memory: what each of the guest's cells has, the most there can be, and the slots left.
+
+    A guest that isn't shown cells has one, and none can be plugged into it.
+    """
+
+    cells_mib: tuple[int, ...]
+    most_mib: int
+    slots_free: int
+
+
 # The path of a volume, by the names of its pool and itself; empty if it has none, or none that can be told now.
 VolumePath = Callable[[str, str], str]
 # What has a <source>: the disk, what it is built on, what it is copied to, where its data is.
@@ -98,7 +110,25 @@ def _vcpus_there(root: ElementTree.Element) -> Collection[int]:
 
 
 def _vcpus(root: ElementTree.Element) -> int:
-    return int(_attribute(root, "vcpu", "current") or root.findtext("vcpu", "1"))
+    current = _attribute(root, "vcpu", "current")
+    return int(root.findtext("vcpu", "1") if current is None else current)
+
+
+def plugged_memory(xml: str) -> PluggedMemory:
+    """The memory of the running domain of `xml`, DIMMs included."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 - libvirt's own document, from its socket
+    cells = {int(cell.get("id", "0")): int(cell.get("memory", "0")) // 1024 for cell in root.iterfind("cpu/numa/cell")}
+    dimms = root.findall("devices/memory[@model='dimm']")
+    for dimm in dimms:
+        node = int(dimm.findtext("target/node", "0"))
+        cells[node] = cells.get(node, 0) + _mib(dimm.find("target/size"))
+    most = root.find("maxMemory")
+    slots = 0 if most is None else int(most.get("slots") or "0")
+    return PluggedMemory(
+        cells_mib=tuple(cells[node] for node in sorted(cells)) or (_mib(root.find("memory")),),
+        most_mib=_mib(root.find("memory") if most is None else most),
+        slots_free=slots - len(dimms),
+    )
 
 
 def _mib(memory: ElementTree.Element | None) -> int:
