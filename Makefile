@@ -63,11 +63,15 @@ demo-down: ## Remove everything the demo made
 .PHONY: test
 test: setup ## All tests: units, properties, both databases, real libvirt, an end-to-end run on container hosts
 	@# A file's tests stay in one process, which so starts its fixtures (hosts, databases) once.
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long" $(PYTEST_ARGS)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long and not metal" $(PYTEST_ARGS)
 
 .PHONY: test-long
 test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, the Debian image by itself (about 4 minutes)
 	@$(BIN)/pytest -m long $(PYTEST_ARGS)
+
+.PHONY: metal
+metal: setup ## KVM, pins and strictly bound memory on an emulated two-socket machine (about 10 minutes; its disk once 2 more)
+	@$(BIN)/pytest -p no:xdist -s -m metal tests/metal $(PYTEST_ARGS)
 
 .PHONY: check
 check: setup ## ruff, mypy strict, import-linter, ansible-lint production

@@ -7,13 +7,14 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from ppec_lab.cache import say
 from ppec_lab.conditions import wait_until
-from ppec_lab.container_fleet import ContainerFleet
+from ppec_lab.fleet_network import FleetNetwork
 from ppec_lab.orchestrator_process import BIN, OrchestratorProcess
 
 PROJECT = Path(__file__).parents[2]
@@ -29,18 +30,70 @@ FLAVORS = {
 }
 
 
+# What the roles are told of hosts in containers.
+CONTAINER_HOSTS: Mapping[str, Any] = {
+    # The lab's network has made the bridge already, as a machine's own installer might.
+    "ppec_bridges": [],
+    "ppec_agentd_settings": {"lab": {"topology": DECLARED_TOPOLOGY}},
+}
+
+
+class FleetHost(Protocol):
+    """A host as the cloud needs it, whatever it is made of."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def address(self) -> str: ...
+
+    def bridge(self) -> str: ...
+
+
+class Fleet(Protocol):
+    """Running hosts on one network, reached by root's ssh: containers, or an emulated bare-metal machine."""
+
+    @property
+    def hosts(self) -> Sequence[FleetHost]: ...
+
+    @property
+    def network(self) -> FleetNetwork: ...
+
+    @property
+    def gateway(self) -> str: ...
+
+    @property
+    def ssh_key(self) -> Path: ...
+
+    @property
+    def known_hosts(self) -> Path: ...
+
+    def remove(self) -> None: ...
+
+
+F = TypeVar("F", bound=Fleet)
+
+
 @dataclass(frozen=True)
-class Cloud:
-    """`fleet` are the hosts; the orchestrator listens on loopback for people and on the fleet's gateway for hosts."""
+class Cloud(Generic[F]):
+    """`fleet` are the hosts; the orchestrator listens on loopback for people and on the fleet's gateway for hosts.
+
+    `host_variables` go to the roles, beside what any deployment needs.
+    """
 
     directory: Path
-    fleet: ContainerFleet
+    fleet: F
     orchestrator: OrchestratorProcess
+    host_variables: Mapping[str, Any]
 
     @classmethod
-    def on(cls, fleet: ContainerFleet, directory: Path, port: int) -> Cloud:
+    def on(cls, fleet: F, directory: Path, port: int, host_variables: Mapping[str, Any] = CONTAINER_HOSTS) -> Cloud[F]:
         addresses = ("127.0.0.1", fleet.gateway)
-        return cls(directory, fleet, OrchestratorProcess(directory / "orchestrator", port, addresses))
+        orchestrator = OrchestratorProcess(directory / "orchestrator", port, addresses)
+        return cls(directory, fleet, orchestrator, host_variables)
 
     def register(self) -> None:
         """Tells the orchestrator what there is: places, VRFs with a prefix each, flavors and hosts. Repeatable."""
@@ -127,9 +180,7 @@ class Cloud:
             "ppec_ca_file": str(self.orchestrator.ca),
             "ppec_release_archive": str(release),
             "ppec_allow_from": [f"{self.fleet.gateway}/32"],
-            # The lab's network has made the bridge already, as a machine's own installer might.
-            "ppec_bridges": [],
-            "ppec_agentd_settings": {"lab": {"topology": DECLARED_TOPOLOGY}},
+            **self.host_variables,
         }
 
 

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a whole machine shows: its true topology, KVM, pins and strictly bound memory, as its kernel has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from ppec_lab import guest_answer
+from ppec_lab.bare_metal import BareMetalFleet
+from ppec_lab.cloud import Cloud
+from ppec_lab.conditions import wait_until
+from ppec_lab.guest_process import GuestProcess, read_guest_process
+from ppec_lab.orchestrator_process import CliError
+
+pytestmark = [pytest.mark.metal, pytest.mark.slow, pytest.mark.timeout(2400)]
+
+Metal = Cloud[BareMetalFleet]
+# vCPUs, memory MiB, disk MiB. A cell has two cores of two threads. The cheaper VM to move is the slim one.
+FLAVORS = {"slim": (2, 192, 256), "broad": (2, 256, 256), "whole-cell": (4, 320, 256)}
+NO_CAPACITY = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _flavors(metal: Metal) -> None:
+    for name, (vcpus, memory_mib, disk_mib) in FLAVORS.items():
+        size = ("--vcpus", str(vcpus), "--memory-mib", str(memory_mib), "--disk-mib", str(disk_mib))
+        metal.orchestrator.ppec("flavor", "create", name, *size)
+
+
+def create(metal: Metal, name: str, flavor: str, *options: str) -> list[dict[str, Any]]:
+    """`ppec vm create … --wait`, and the VMs it made as they are once the host has reported them."""
+    ppec = metal.orchestrator.ppec
+    before = {vm["vm_id"] for vm in ppec("vm", "list")}
+    ppec("vm", "create", "--name", name, "--flavor", flavor, "--image", "small", *options, "--wait", timeout_s=600)
+
+    def made() -> list[dict[str, Any]]:
+        vms = [vm for vm in ppec("vm", "list") if vm["vm_id"] not in before]
+        return vms if vms and all(vm["observed"] == "running" and vm["pins"] for vm in vms) else []
+
+    return wait_until(made, f"{name} is seen running", timeout_s=120, every_s=0.5)
+
+
+def delete(metal: Metal, *names: str) -> None:
+    metal.orchestrator.ppec("vm", "delete", *names, "--wait", timeout_s=600)
+
+
+def cells(metal: Metal) -> list[dict[str, Any]]:
+    """The cells of the machine as the orchestrator has them of its report."""
+    return list(metal.orchestrator.ppec("host", "show", metal.fleet.host.name)["cells"])
+
+
+def cores_free(metal: Metal) -> list[int]:
+    return [cell["cores_free"] for cell in cells(metal)]
+
+
+def process(metal: Metal, name: str) -> GuestProcess:
+    def read(command: Sequence[str]) -> str:
+        return metal.fleet.host.run(*command).stdout
+
+    return read_guest_process(read, name)
+
+
+def virsh(metal: Metal, *words: str) -> str:
+    return metal.fleet.host.run("virsh", "--quiet", "--connect", "qemu:///system", *words).stdout
+
+
+def wait_for_answers(metal: Metal, *vms: dict[str, Any]) -> None:
+    """Each guest answers by its own address with its own name and identity."""
+    addresses = {vm["name"]: next(a["address"] for a in vm["addresses"] if ":" not in a["address"]) for vm in vms}
+    answers = guest_answer.wait_for_answers(addresses, timeout_s=300)
+    assert {name: answer.instance_id for name, answer in answers.items()} == {vm["name"]: vm["vm_id"] for vm in vms}
+
+
+def assert_sits_in(metal: Metal, vm: dict[str, Any], cell: int) -> GuestProcess:
+    """Of the orchestrator, of libvirt and of the machine's kernel alike: vCPUs on their pins, memory in the cell."""
+    own_cpus = set(range(4 * cell, 4 * cell + 4))
+    pins = {pin["vcpu"]: pin["pcpu"] for pin in vm["pins"]}
+    assert vm["cells"] == [cell]
+    assert set(pins.values()) <= own_cpus
+    shown = [line.split() for line in virsh(metal, "vcpupin", vm["name"]).splitlines()]
+    assert {int(vcpu): int(pcpu) for vcpu, pcpu in shown} == pins
+    tuned = virsh(metal, "numatune", vm["name"])
+    assert [line.split() for line in tuned.splitlines() if line] == [
+        ["numa_mode", ":", "strict"],
+        ["numa_nodeset", ":", str(cell)],
+    ]
+    found = process(metal, vm["name"])
+    assert found.allowed_cpus == {vcpu: str(pcpu) for vcpu, pcpu in pins.items()}
+    assert found.kvm, "the guest is emulated"
+    assert set(found.memory.kib_by_cell) == {cell}, found.memory
+    return found
+
+
+def test_the_report_shows_the_machine_as_it_is(metal: Metal) -> None:
+    host = metal.orchestrator.ppec("host", "show", metal.fleet.host.name)
+    assert host["domain_type"] == "kvm"
+    assert host["architecture"] == "x86_64"
+    assert host["bridges"] == ["br-ppec"]
+    assert host["kernel_version"] == metal.fleet.host.run("uname", "-r").stdout.strip()
+    shape = metal.fleet.shape
+    assert [(cell["cell"], cell["socket"]) for cell in host["cells"]] == [(0, 0), (1, 1)]
+    for cell in host["cells"]:
+        assert cell["cores"] == cell["cores_free"] == shape.cores
+        assert cell["threads_per_core"] == shape.threads
+        # The kernel keeps some for itself: 10 % at most.
+        assert 0.9 * shape.memory_per_cell_mib < cell["memory_mib"] < shape.memory_per_cell_mib
+        pages = [page for page in cell["huge_pages"] if page["pages"]]
+        held = {"size_kib": 2048, "pages": shape.huge_pages_per_cell, "pages_free": shape.huge_pages_per_cell}
+        assert pages == [held]
+        assert cell["memory_free_mib"] == cell["memory_mib"] - cell["memory_reserved_mib"]
+
+
+def test_a_cell_is_opened_for_a_vm_that_needs_it_whole(metal: Metal) -> None:
+    """Two VMs of a core each on both cells; neither cell has the cores for a third that needs a whole one."""
+    create(metal, "left", "broad", "--count", "2")
+    (pinned,) = create(metal, "pinned", "slim")
+    delete(metal, "left-2")
+    wait_until(lambda: cores_free(metal) == [1, 1], "each cell has one free core", timeout_s=60, every_s=0.5)
+    wait_for_answers(metal, pinned)
+    assert_sits_in(metal, pinned, cell=1)
+
+    with pytest.raises(CliError) as refused:
+        create(metal, "big", "whole-cell")
+    assert refused.value.exit_code == NO_CAPACITY
+    assert "1 host: 1 with no cell" in refused.value.errors
+
+    delete(metal, "left-1", "pinned")
+    wait_until(lambda: cores_free(metal) == [2, 2], "all cores are free", timeout_s=60, every_s=0.5)
+    assert virsh(metal, "list", "--all", "--name").split() == []
