@@ -52,7 +52,7 @@ def ipv4(vms: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def answers_of(cloud: Cloud, vms: list[dict[str, Any]], *, timeout_s: float = 300) -> dict[str, guest_answer.Answer]:
-    """The guests' answers. Of guests that stay silent the error tells what their consoles and hosts' links show."""
+    """The guests' answers. Of silent ones the error tells what their consoles, QEMU and their hosts' links show."""
     try:
         return guest_answer.wait_for_answers(ipv4(vms), timeout_s=timeout_s)
     except NotReachedError as silent:
@@ -60,7 +60,9 @@ def answers_of(cloud: Cloud, vms: list[dict[str, Any]], *, timeout_s: float = 30
             host = cloud.fleet.host(vm["host"])
             console = f"/var/lib/ppec/vms/{vm['vm_id']}/console.log"
             silent.add_note(f"{vm['name']}: {host.run('tail', '-c', '2000', console, check=False).stdout}")
-            for command in (("virsh", "list", "--all"), ("ip", "-br", "link"), ("bridge", "link")):
+            log = f"/var/log/libvirt/qemu/{vm['name']}.log"
+            state = ("virsh", "domstate", "--reason", vm["name"])
+            for command in (state, ("tail", "-n", "5", log), ("ip", "-br", "link"), ("bridge", "link")):
                 silent.add_note(f"{vm['host']}: {host.run(*command, check=False).stdout}")
         raise
 

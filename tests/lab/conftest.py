@@ -31,7 +31,7 @@ def guest_xml(spec: GuestSpec) -> str:
     domain = ElementTree.Element("domain", type="qemu")
     ElementTree.SubElement(domain, "name").text = spec.name
     ElementTree.SubElement(domain, "memory", unit="MiB").text = str(spec.memory_mib)
-    ElementTree.SubElement(domain, "vcpu").text = "1"
+    ElementTree.SubElement(domain, "vcpu").text = "2"
     machine = ElementTree.SubElement(domain, "os")
     ElementTree.SubElement(machine, "type", arch="x86_64", machine="q35").text = "hvm"
     ElementTree.SubElement(ElementTree.SubElement(domain, "features"), "acpi")
