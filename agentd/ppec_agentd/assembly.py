@@ -15,6 +15,7 @@ from ppec_agentd.disks import MIB, DiskMaker, FakeDisks, QemuImg
 from ppec_agentd.hypervisor import Hypervisor
 from ppec_agentd.image_eviction import ImageEviction
 from ppec_agentd.images import FetchLimits, ImageCache
+from ppec_agentd.inventory import Inventory
 from ppec_agentd.journal import Journal
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.settings import Settings, StorageSettings
@@ -90,6 +91,12 @@ def make_eviction(settings: Settings, context: HostContext) -> ImageEviction:
     """The end of images that this host's VMs need no more."""
     storage = settings.storage
     return ImageEviction(context.images, context.hypervisor, context.vms_dir, storage.image_keep_s)
+
+
+def make_inventory(settings: Settings) -> Inventory | None:
+    """A fake host has no parts."""
+    storage = settings.storage
+    return None if settings.hypervisor == "fake" else Inventory((storage.vms, storage.images))
 
 
 def prepare_state(storage: StorageSettings) -> Journal:

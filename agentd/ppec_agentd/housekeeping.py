@@ -19,6 +19,16 @@ Chore = Callable[[], Awaitable[None]]
 EVERY_S = 30.0
 # Events come in bursts; the ledger follows when a burst is over.
 SETTLE_S = 0.5
+_TO_FOLLOW = frozenset(
+    {
+        EventKind.DEFINED,
+        EventKind.STARTED,
+        EventKind.UNDEFINED,
+        EventKind.STOPPED,
+        EventKind.CHANGED,
+        EventKind.RECONNECTED,
+    }
+)
 
 
 class Housekeeping:
@@ -36,7 +46,7 @@ class Housekeeping:
         self._unfollowed = False
 
     def heard(self, event: HypervisorEvent) -> None:
-        if event.kind in (EventKind.DEFINED, EventKind.STARTED, EventKind.UNDEFINED, EventKind.RECONNECTED):
+        if event.kind in _TO_FOLLOW:
             self._changed.set()
 
     async def run(self) -> None:

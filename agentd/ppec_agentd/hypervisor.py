@@ -175,6 +175,8 @@ class EventKind(StrEnum):
     CRASHED = "crashed"
     # The guest began anew, by its own will, by ours, or by a reset; it ran before and runs on.
     REBOOTED = "rebooted"
+    # Pins, memory, devices or metadata are not what they were.
+    CHANGED = "changed"
     DISCONNECTED = "disconnected"
     RECONNECTED = "reconnected"
 

@@ -81,6 +81,10 @@ class ImageCache:
         self._looks = ThreadPoolExecutor(CONCURRENT_LOOKS, thread_name_prefix="image-look")
         self._closing = threading.Event()
 
+    @property
+    def directory(self) -> Path:
+        return self._directory
+
     def close(self) -> None:
         """Fetches under way end at their next chunk, those that wait for their next try at once."""
         self._closing.set()

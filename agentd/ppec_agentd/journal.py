@@ -89,12 +89,38 @@ class Entry:
         return VmResult.model_validate_json(self.answer).model_copy(update={"replayed": True})
 
 
+@dataclass(frozen=True, slots=True)
+class LastWord:
+    """The latest entry about a VM, whatever the action: by it one sees that something was done meanwhile. `made` is its
+    latest finished create or delete, if the journal still has one."""
+
+    name: str
+    ordinal: int
+    in_flight: bool
+    made: Entry | None
+
+    def stands(self) -> bool | None:
+        """Whether the VM should be on the host; None if the journal doesn't know."""
+        return None if self.made is None else _stands(self.made)
+
+
 def _stands(entry: Entry) -> bool:
     """Whether this leaves the VM on the host."""
     if not entry.answer:
         return entry.key.action == "DeleteVms"
     failed = entry.result().problem is not None
     return failed == (entry.key.action == "DeleteVms")
+
+
+def _last_word(entries: list[Entry]) -> LastWord:
+    made = [e for e in entries if e.key.action in ("CreateVms", "DeleteVms") and e.answer is not None]
+    latest = max(entries, key=lambda e: e.ordinal)
+    return LastWord(
+        name=latest.name,
+        ordinal=latest.ordinal,
+        in_flight=any(e.answer is None for e in entries),
+        made=max(made, key=lambda e: e.ordinal, default=None),
+    )
 
 
 def _line(record: dict[str, Any]) -> bytes:
@@ -190,6 +216,14 @@ class Journal:
                     known = last.get(key.vm_id)
                     last[key.vm_id] = entry if known is None or entry.ordinal > known.ordinal else known
         return frozenset(vm_id for vm_id, entry in last.items() if not _stands(entry))
+
+    def last_words(self) -> dict[str, LastWord]:
+        """What was last recorded about each VM, by its id."""
+        by_vm: dict[str, list[Entry]] = {}
+        with self._lock:
+            for entry in self._entries.values():
+                by_vm.setdefault(entry.key.vm_id, []).append(entry)
+        return {vm_id: _last_word(entries) for vm_id, entries in by_vm.items()}
 
     def undone(self, key: Key) -> bool:
         """Whether the create was undone, and a domain its operation made is therefore there by mistake."""

@@ -44,6 +44,15 @@ _EVENTS = {
     libvirt.VIR_DOMAIN_EVENT_CRASHED: EventKind.CRASHED,
 }
 
+# What of a running domain somebody changed; of changes to its next start alone libvirt tells nobody.
+_CHANGES = (
+    libvirt.VIR_DOMAIN_EVENT_ID_TUNABLE,
+    libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+    libvirt.VIR_DOMAIN_EVENT_ID_METADATA_CHANGE,
+)
+
 _CODES = {
     libvirt.VIR_ERR_NO_DOMAIN: "vm.not_found",
     libvirt.VIR_ERR_DOM_EXIST: "vm.exists",
@@ -118,6 +127,8 @@ class LibvirtConnection:
         connection.registerCloseCallback(self._on_close, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None)
+        for event in _CHANGES:
+            connection.domainEventRegisterAny(None, event, self._on_change, None)
         if attempt != self._attempt:
             # This attempt hung, was given up, and woke: its events would come twice.
             _release(connection)
@@ -135,6 +146,9 @@ class LibvirtConnection:
 
     def _on_reboot(self, _connection: Any, domain: Any, _opaque: None) -> None:
         self._post(self._fanout.send, HypervisorEvent(EventKind.REBOOTED, UUID(domain.UUIDString()), domain.name()))
+
+    def _on_change(self, _connection: Any, domain: Any, *_details: object) -> None:
+        self._post(self._fanout.send, HypervisorEvent(EventKind.CHANGED, UUID(domain.UUIDString()), domain.name()))
 
     def _post(self, callback: Callable[[Any], None], value: object) -> None:
         """From libvirt's event thread to ours."""

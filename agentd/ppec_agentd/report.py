@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ppec_agentd import AGENT_VERSION
 from ppec_agentd.actions.context import HostContext
+from ppec_agentd.drift_watch import DriftWatch
 from ppec_agentd.hypervisor import Domain, HostFacts
+from ppec_agentd.inventory import NO_PARTS, Inventory, MachineParts
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.observed import vm_info
 from ppec_contract.host import HostReport
@@ -14,8 +18,10 @@ from ppec_contract.version import API_VERSION, Capability
 CAPABILITIES = tuple(sorted(capability.value for capability in Capability))
 
 
-def host_report(host: str, facts: HostFacts, ledger: Ledger, domains: tuple[Domain, ...]) -> HostReport:
-    """Pure. Lists are ordered, so that an unchanged host gives an unchanged digest."""
+def host_report(
+    host: str, facts: HostFacts, ledger: Ledger, domains: tuple[Domain, ...], parts: MachineParts = NO_PARTS
+) -> HostReport:
+    """Pure. Lists are ordered, so that an unchanged host gives an unchanged digest. Drift is added by who looks."""
     totals = ledger.totals()
     return HostReport(
         host=host,
@@ -33,15 +39,24 @@ def host_report(host: str, facts: HostFacts, ledger: Ledger, domains: tuple[Doma
         disk_free_mib=max(0, totals.disk_free_mib),
         bridges=tuple(sorted(facts.bridges)),
         vms=tuple(sorted((vm_info(domain) for domain in domains), key=lambda vm: vm.vm_id)),
+        cpu=parts.cpu,
+        drives=parts.drives,
+        file_systems=parts.file_systems,
+        nics=parts.nics,
     )
 
 
 class ReportSource:
-    """Reads the hypervisor, brings the ledger in line with it, and builds the report."""
+    """Reads the hypervisor, brings the ledger in line with it, looks for drift, and builds the report.
 
-    def __init__(self, host: str, context: HostContext) -> None:
+    Without an `inventory` the report says nothing of the machine's parts: a fake host has none.
+    """
+
+    def __init__(self, host: str, context: HostContext, inventory: Inventory | None = None) -> None:
         self.host = host
         self._context = context
+        self._inventory = inventory
+        self._watch = DriftWatch(context)
 
     async def domains(self) -> tuple[Domain, ...]:
         return await self._context.hypervisor.domains()
@@ -50,12 +65,16 @@ class ReportSource:
         """Raises `hypervisor.unavailable`."""
         context = self._context
         context.facts = await context.hypervisor.facts()
+        parts = NO_PARTS if self._inventory is None else await asyncio.to_thread(self._inventory.read)
         domains = await self.follow()
-        return host_report(self.host, context.facts, context.ledger, domains)
+        report = host_report(self.host, context.facts, context.ledger, domains, parts)
+        return report.model_copy(update={"drift": self._watch.drift})
 
     async def follow(self) -> tuple[Domain, ...]:
-        """Brings the ledger in line with the hypervisor and returns its domains."""
+        """Brings the ledger in line with the hypervisor, looks for drift, and returns the hypervisor's domains."""
         held_before = self._context.ledger.held_ids()
+        before = await self._watch.before()
         domains = await self._context.hypervisor.domains()
         self._context.ledger.follow(domains, held_before)
+        self._watch.look(before, domains)
         return domains

@@ -16,7 +16,7 @@ import structlog
 
 from ppec_agentd import AGENT_VERSION
 from ppec_agentd.actions.batch import Actions
-from ppec_agentd.assembly import make_context, make_eviction, make_hypervisor, prepare_state
+from ppec_agentd.assembly import make_context, make_eviction, make_hypervisor, make_inventory, prepare_state
 from ppec_agentd.housekeeping import Housekeeping
 from ppec_agentd.hypervisor import HypervisorEvent
 from ppec_agentd.log_setup import set_up_logs
@@ -57,7 +57,7 @@ class Daemon:
             context = await make_context(settings, hypervisor, journal)
             if not await self._reached("recovery", lambda: recover(context)):
                 return
-            source = ReportSource(settings.host, context)
+            source = ReportSource(settings.host, context, make_inventory(settings))
             reporter = self._reporter(source)
             actions = Actions(context, reporter.touch if reporter else lambda: None)
             housekeeping = Housekeeping(actions, source, (make_eviction(settings, context).once_due,))

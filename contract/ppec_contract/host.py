@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import hashlib
+from enum import StrEnum
 from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import Field
 
-from ppec_contract.model import HostName, Model, Sha256, digest
+from ppec_contract.model import HostName, Model, Sha256, canonical_json
 from ppec_contract.vm import VmInfo
 
 Architecture = Literal["x86_64", "aarch64", "ppc64le", "s390x", "riscv64"]
@@ -45,10 +48,84 @@ class CellReport(Model):
     huge_pages: tuple[HugePagesReport, ...] = ()
 
 
+class CpuReport(Model):
+    """The CPUs that are online; `threads` are logical ones. `model` is the firmware's word, empty if it says none."""
+
+    model: str = ""
+    sockets: Count = 0
+    cores: Count = 0
+    threads: Count = 0
+
+
+class DriveReport(Model):
+    """A drive of the machine itself. What a drive doesn't say is empty; `cell` is the NUMA cell it is nearest to."""
+
+    name: str
+    size_mib: Count
+    rotational: bool
+    model: str = ""
+    serial: str = ""
+    cell: int | None = None
+
+
+class FileSystemReport(Model):
+    """A file system that VMs' disks or images are on, by the folder of the agent's that is on it.
+
+    `free_mib` is coarse on purpose: it follows what is free only when that has moved by a 32nd of the size, so that
+    guests that write don't make a new report of every heartbeat. The exact figure is in `HostUse`.
+    """
+
+    path: str
+    size_mib: Count
+    free_mib: Count
+
+
+class NicReport(Model):
+    """A NIC of the machine, or a bond of them. `speed_mbit` is None while there is no link; `master` is its bridge or
+    bond."""
+
+    name: str
+    mac: str
+    state: str
+    speed_mbit: int | None = None
+    master: str = ""
+    cell: int | None = None
+
+
+class DriftKind(StrEnum):
+    """How a host differs from what was decided. `made_by_hand`: a domain PPEC did not make. `domain_removed`: a VM
+    whose domain is gone, and nobody ordered it. `orphaned_disk`: a folder with a VM's disk and no VM. `disks`: a VM has
+    disks it was not given, or lacks its own. `pins_overlap`, `pins_reserved`: pins on CPUs that are another's, or the
+    host's. The others name what differs."""
+
+    MADE_BY_HAND = "made_by_hand"
+    DOMAIN_REMOVED = "domain_removed"
+    ORPHANED_DISK = "orphaned_disk"
+    NAME = "name"
+    VCPUS = "vcpus"
+    MEMORY = "memory"
+    PINS = "pins"
+    PINS_OVERLAP = "pins_overlap"
+    PINS_RESERVED = "pins_reserved"
+    MEMORY_CELLS = "memory_cells"
+    DISKS = "disks"
+
+
+class Drift(Model):
+    """One difference, never repaired without an order. `before` is what was granted, `after` what is there, in words
+    that stay the same as long as it does; either may be empty."""
+
+    kind: DriftKind
+    vm_id: UUID | None = None
+    name: str = ""
+    before: str = ""
+    after: str = ""
+
+
 class HostReport(Model):
     """Everything the orchestrator needs to place on a host; equal pictures have equal digests.
 
-    Nothing volatile (time, load) belongs here: an unchanged host must give an unchanged digest.
+    Nothing volatile (time, load) belongs here: an unchanged host must give an unchanged digest. That is in `Vitals`.
     """
 
     host: HostName
@@ -66,25 +143,84 @@ class HostReport(Model):
     disk_free_mib: Count
     bridges: tuple[str, ...]
     vms: tuple[VmInfo, ...]
+    cpu: CpuReport | None = None
+    drives: tuple[DriveReport, ...] = ()
+    file_systems: tuple[FileSystemReport, ...] = ()
+    nics: tuple[NicReport, ...] = ()
+    drift: tuple[Drift, ...] = ()
 
     def digest(self) -> str:
-        return digest(self)
+        """Of what differs from the fields' defaults alone: an agent that doesn't know a field yet, and an orchestrator
+        that does, compute the same."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude_defaults=True))).hexdigest()
+
+
+class HealthLevel(StrEnum):
+    """`note`: can't be told, or good to know. `warning`: will fail if nobody looks. `error`: fails already."""
+
+    OK = "ok"
+    NOTE = "note"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class HealthFinding(Model):
+    """What one check of a host's health says. `found` is of the moment when the level last changed."""
+
+    check: str
+    level: HealthLevel
+    found: str
+
+
+class VmUse(Model):
+    """What a VM has used: CPU time since its start, the host's memory and the disk blocks it holds now."""
+
+    vm_id: UUID
+    cpu_time_ms: Count = 0
+    memory_mib: Count = 0
+    disk_mib: Count = 0
+
+
+class HostUse(Model):
+    """A look at what is used now; `free_mib` is by the path of `FileSystemReport`."""
+
+    memory_available_mib: Count = 0
+    free_mib: dict[str, int] = Field(default_factory=dict)
+    vms: tuple[VmUse, ...] = ()
+
+
+class Vitals(Model):
+    """What changes by itself and is therefore no part of the report: `health` is every check, ordered by name."""
+
+    health: tuple[HealthFinding, ...] = ()
+    use: HostUse = HostUse()
 
 
 class ReportEnvelope(Model):
-    """`PUT /v1/hosts/{host}/report`: a full report. `sequence` grows by one per message of one agent process."""
+    """`PUT /v1/hosts/{host}/report`: a full report. `sequence` grows by one per message of one agent process.
+
+    `snapshot_tick` is of the process's moments (`vm.Moment`), earlier than anything the report looked at: what a result
+    of a later moment says of its VM stays. It is no part of the report, whose digest must not change by itself.
+    """
 
     agent_started_at_unix_ms: Count
     sequence: Count
     report: HostReport
+    snapshot_tick: Annotated[int, Field(strict=True, ge=0, le=2**53)] | None = None
+    vitals: Vitals | None = None
 
 
 class Heartbeat(Model):
-    """`POST /v1/hosts/{host}/heartbeat`: "nothing changed since the report with this digest"."""
+    """`POST /v1/hosts/{host}/heartbeat`: "nothing changed since the report with this digest".
+
+    `vitals` come with the first message of a process, whenever a health check changes its level, and once in each
+    report interval; other messages leave them out.
+    """
 
     agent_started_at_unix_ms: Count
     sequence: Count
     digest: Sha256
+    vitals: Vitals | None = None
 
 
 class HeartbeatReply(Model):

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the host differs from what was decided: granted against observed. Pure; nothing here repairs anything.
+
+What was granted stands in each domain's metadata, which libvirt keeps and nobody changes by accident; which VMs there
+should be is known from the journal, and from having seen them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from ppec_agentd.disks import VmFolder
+from ppec_agentd.hypervisor import Domain, DomainMetadata
+from ppec_agentd.ledger import Finding, FindingKind
+from ppec_contract.host import Drift, DriftKind
+from ppec_contract.vm import VcpuPin
+
+_FROM_AUDIT = {
+    FindingKind.PINS_OVERLAP: DriftKind.PINS_OVERLAP,
+    FindingKind.PINS_RESERVED: DriftKind.PINS_RESERVED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HostLook:
+    """One look at the host. `expected` are the VMs that should be here, by id, with their names; `folders` the names
+    in the VMs' folder. VMs in `busy` are being changed by order: nothing is said of them."""
+
+    domains: tuple[Domain, ...]
+    vms_dir: Path
+    images_dir: Path
+    expected: dict[UUID, str] = field(default_factory=dict)
+    folders: tuple[str, ...] = ()
+    busy: frozenset[UUID] = frozenset()
+    audit: tuple[Finding, ...] = ()
+
+
+def find_drift(look: HostLook) -> tuple[Drift, ...]:
+    """In an order that only depends on what there is."""
+    found = [
+        *(drift for domain in look.domains if domain.vm_id not in look.busy for drift in _of_domain(domain, look)),
+        *_of_the_absent(look),
+        *(
+            _crowded(finding)
+            for finding in look.audit
+            if finding.kind in _FROM_AUDIT and finding.vm_id not in look.busy
+        ),
+    ]
+    return tuple(sorted(found, key=lambda drift: (str(drift.vm_id or ""), drift.kind, drift.name, drift.after)))
+
+
+def _of_domain(domain: Domain, look: HostLook) -> Iterator[Drift]:
+    granted = domain.metadata
+    if granted is None:
+        size = f"{domain.vcpus} vCPUs, {domain.memory_mib} MiB"
+        yield Drift(kind=DriftKind.MADE_BY_HAND, vm_id=domain.vm_id, name=domain.name, after=size)
+        return
+    if domain.name != granted.name:
+        yield _drift(DriftKind.NAME, domain, granted.name, domain.name)
+    if _differs(domain.vcpus, granted.vcpus, granted):
+        yield _drift(DriftKind.VCPUS, domain, str(granted.vcpus), str(domain.vcpus))
+    if _differs(domain.memory_mib, granted.memory_mib, granted):
+        yield _drift(DriftKind.MEMORY, domain, f"{granted.memory_mib} MiB", f"{domain.memory_mib} MiB")
+    yield from _of_pins(granted, domain)
+    if set(granted.cells) != set(domain.memory_cells):
+        before, after = (_numbers(cells) for cells in (granted.cells, domain.memory_cells))
+        yield _drift(DriftKind.MEMORY_CELLS, domain, before, after or "any")
+    yield from _of_disks(domain, look)
+
+
+def _differs(found: int, held: int, granted: DomainMetadata) -> bool:
+    """Between a resize and its next start a VM holds the larger of what it has and what it will have."""
+    return found > held if granted.pending else found != held
+
+
+def _of_pins(granted: DomainMetadata, domain: Domain) -> Iterator[Drift]:
+    """A VM between a resize and its next start may have fewer vCPUs than it holds pins for."""
+    wanted, found = _by_vcpu(granted.pins), _by_vcpu(domain.pins)
+    strays = any(wanted.get(vcpu) != pcpu for vcpu, pcpu in found.items())
+    if strays or (not granted.pending and wanted != found):
+        yield _drift(DriftKind.PINS, domain, _pins(wanted), _pins(found) or "none")
+
+
+def _of_disks(domain: Domain, look: HostLook) -> Iterator[Drift]:
+    """Its own disks lie in its folder, on images of the cache; nothing else is a VM's."""
+    folder = VmFolder(look.vms_dir, domain.vm_id)
+    paths = {disk.path or disk.elsewhere for disk in domain.disks}
+    strange = sorted(path for path in paths if not path.startswith((f"{folder.path}/", f"{look.images_dir}/")))
+    own = str(folder.root_disk)
+    if strange:
+        yield _drift(DriftKind.DISKS, domain, own, ", ".join(strange))
+    elif own not in paths:
+        yield _drift(DriftKind.DISKS, domain, own, "detached")
+
+
+def _of_the_absent(look: HostLook) -> Iterator[Drift]:
+    there = {domain.vm_id for domain in look.domains}
+    missing = {vm_id: name for vm_id, name in look.expected.items() if vm_id not in there and vm_id not in look.busy}
+    folders = set(look.folders)
+    for vm_id, name in missing.items():
+        left = "its disk is there" if str(vm_id) in folders else "its disk is gone"
+        yield Drift(kind=DriftKind.DOMAIN_REMOVED, vm_id=vm_id, name=name, before="defined", after=left)
+    accounted = {str(vm_id) for vm_id in (*there, *missing, *look.busy)}
+    for name in sorted(folders - accounted):
+        yield Drift(kind=DriftKind.ORPHANED_DISK, vm_id=_uuid(name), name=name[:255], after=f"{look.vms_dir}/{name}")
+
+
+def _crowded(finding: Finding) -> Drift:
+    others = f" of {', '.join(map(str, finding.others))}" if finding.others else ""
+    return Drift(
+        kind=_FROM_AUDIT[finding.kind],
+        vm_id=finding.vm_id,
+        name=finding.name,
+        after=f"on CPUs {_numbers(finding.found)}{others}",
+    )
+
+
+def _drift(kind: DriftKind, domain: Domain, before: str, after: str) -> Drift:
+    return Drift(kind=kind, vm_id=domain.vm_id, name=domain.name, before=before, after=after)
+
+
+def _by_vcpu(pins: Iterable[VcpuPin]) -> dict[int, int]:
+    return {pin.vcpu: pin.pcpu for pin in pins}
+
+
+def _pins(pins: dict[int, int]) -> str:
+    return " ".join(f"{vcpu}:{pins[vcpu]}" for vcpu in sorted(pins))
+
+
+def _numbers(numbers: Iterable[int]) -> str:
+    return ",".join(map(str, sorted(numbers)))
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
