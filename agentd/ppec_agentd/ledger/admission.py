@@ -27,6 +27,7 @@ from ppec_agentd.topology import Topology
 from ppec_contract.host import CellReport
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 
+_ANYWHERE = 1_000_000
 _Result = TypeVar("_Result")
 
 
@@ -151,7 +152,8 @@ class Ledger:
         for held in self.holdings():
             if held.committed and held.vm_id in held_before and held.vm_id not in present:
                 self.release(held.vm_id)
-        for domain in present.values():
+        # Whoever can be in one cell only comes first: the memory of the others is then split over what is left.
+        for domain in sorted(present.values(), key=_cells_named):
             if domain.vm_id not in held_before:
                 self.adopt(domain)
 
@@ -212,3 +214,8 @@ class Ledger:
         width = max((known[cell].threads_per_core for cell in claim.cells if cell in known), default=1)
         cores = claim.vcpus if claim.policy.smt is SmtPolicy.ISOLATE else -(-claim.vcpus // width)
         return {CORES: cores} | wanted
+
+
+def _cells_named(domain: Domain) -> int:
+    ours = domain.metadata
+    return len(ours.cells if ours else domain.memory_cells) or _ANYWHERE
