@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from ppec_lab.fleet_network import BRIDGE, FleetNetwork, claim_network, ip
 NAME = "metal1"
 # A busy machine outside may take several times what an idle one does (see lab/README.md).
 BOOT_TIMEOUT_S = 420.0
+BOOTS = 2
 CONSOLE_LINES = 40
 
 
@@ -123,8 +124,7 @@ class BareMetalFleet:
             fleet._plug_in()
             command = qemu_command(NAME, fleet.shape, MachineFiles(disk, overlay, seed, fleet.console), fleet._tap)
             # Even a killed test leaves no machine behind. In a session of its own, so that Ctrl-C ends it in order.
-            fleet.process.start(["setpriv", "--pdeathsig", "KILL", "--", *command])
-            fleet._wait_booted()
+            fleet._boot(["setpriv", "--pdeathsig", "KILL", "--", *command])
         except BaseException:
             fleet.remove()
             raise
@@ -167,16 +167,21 @@ class BareMetalFleet:
             "etc/systemd/network/10-eth0.network": (network_file(self.host.address, self.gateway), 0o644),
         }
 
-    def _wait_booted(self) -> None:
-        def booted() -> bool:
-            if self.process.pid() is None:
-                raise RuntimeError(f"{NAME} ended while it booted: {self.process.tail()}\n{self.console_tail()}")
-            return self.host.greets()
+    def _boot(self, command: Sequence[str]) -> None:
+        """Starts QEMU; returns when ssh greets. The emulator itself may crash (see lab/README.md): twice is a fault."""
+        for attempt in range(1, BOOTS + 1):
+            self.process.start(command)
+            try:
+                wait_until(self._greets_or_ended, f"ssh on {NAME} greets", timeout_s=BOOT_TIMEOUT_S, every_s=0.5)
+            except NotReachedError as late:
+                raise RuntimeError(f"{late}; the end of its console:\n{self.console_tail()}") from late
+            if self.process.pid() is not None:
+                return
+            say(f"{NAME} ended by itself in boot {attempt} of {BOOTS}: {self.process.tail()}")
+        raise RuntimeError(f"{NAME} doesn't boot; the end of its console:\n{self.console_tail()}")
 
-        try:
-            wait_until(booted, f"ssh on {NAME} greets", timeout_s=BOOT_TIMEOUT_S, every_s=0.5)
-        except NotReachedError as late:
-            raise RuntimeError(f"{late}; the end of its console:\n{self.console_tail()}") from late
+    def _greets_or_ended(self) -> bool:
+        return self.process.pid() is None or self.host.greets()
 
 
 def network_file(address: str, gateway: str) -> str:
