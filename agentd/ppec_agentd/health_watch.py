@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks at the host's health every few seconds, says in the log what changed, and has the reporter tell it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+from uuid import UUID
+
+import structlog
+
+from ppec_agentd.health import HealthBook, LibvirtFigures, judge
+from ppec_agentd.health_figures import read_figures, read_file_systems, read_memory
+from ppec_agentd.hypervisor import Hypervisor
+from ppec_agentd.vm_use import read_vm_use
+from ppec_contract.errors import PpecError
+from ppec_contract.host import HealthFinding, HealthLevel, HostUse, Vitals
+
+log = structlog.get_logger(__name__)
+LOOK_EVERY_S = 10.0
+# So long may libvirt take to answer before it counts as hung. Far below its keepalive, which gives the connection up.
+PROBE_S = 5.0
+_NOBODY = UUID(int=0)
+
+
+class HealthWatch:
+    """`run` until cancelled. `folders` are those of VMs and of images, in this order."""
+
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        folders: tuple[Path, Path],
+        on_change: Callable[[], None] = lambda: None,
+        root: Path = Path("/"),
+    ) -> None:
+        self._hypervisor = hypervisor
+        self._folders = folders
+        self._root = root
+        self._book = HealthBook()
+        self.on_change = on_change
+
+    @property
+    def findings(self) -> tuple[HealthFinding, ...]:
+        return self._book.findings
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.look()
+            except Exception:
+                # A bug; nobody would start this task again.
+                log.exception("health_look_broke")
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """One look at everything; never waits for libvirt longer than `PROBE_S`."""
+        libvirt = await self._probe()
+        figures = await asyncio.to_thread(read_figures, self._folders, libvirt, self._root)
+        changes = self._book.enter(judge(figures))
+        for change in changes:
+            finding = change.finding
+            say = log.warning if finding.level in (HealthLevel.WARNING, HealthLevel.ERROR) else log.info
+            before = None if change.before is None else change.before.value
+            say("health_changed", check=finding.check, level=finding.level.value, before=before, found=finding.found)
+        if changes:
+            self.on_change()
+
+    async def vitals(self) -> Vitals:
+        """What the reporter sends: the health as of the last look, and what is used now."""
+        return Vitals(health=self.findings, use=await asyncio.to_thread(self._use))
+
+    def _use(self) -> HostUse:
+        return HostUse(
+            memory_available_mib=read_memory(self._root).available_mib,
+            free_mib={fs.path: fs.free_mib for fs in read_file_systems(self._folders)},
+            vms=read_vm_use(self._folders[0], self._root),
+        )
+
+    async def _probe(self) -> LibvirtFigures:
+        """A light call: to look a VM up that nobody has."""
+        begun = time.monotonic()
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await self._hypervisor.domain(_NOBODY)
+        except TimeoutError:
+            return LibvirtFigures(problem=f"no answer within {PROBE_S:g} s")
+        except PpecError as error:
+            return LibvirtFigures(problem=error.message)
+        return LibvirtFigures(latency_s=time.monotonic() - begun)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each VM uses now: from its QEMU process and from its folder.
+
+libvirt is not asked: its statistics queue behind whatever else it does, and the kernel knows the same.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+from ppec_contract.host import VmUse
+
+_MIB = 1024 * 1024
+
+
+def read_vm_use(vms_dir: Path, root: Path = Path("/")) -> tuple[VmUse, ...]:
+    """Of every VM that runs or has a folder, ordered by id. Blocking."""
+    processes = dict(_processes(root))
+    folders = dict(_folders(vms_dir))
+    return tuple(
+        VmUse(
+            vm_id=vm_id,
+            cpu_time_ms=processes.get(vm_id, (0, 0))[0],
+            memory_mib=processes.get(vm_id, (0, 0))[1],
+            disk_mib=folders.get(vm_id, 0),
+        )
+        for vm_id in sorted(processes.keys() | folders.keys())
+    )
+
+
+def _processes(root: Path) -> Iterator[tuple[UUID, tuple[int, int]]]:
+    """Each QEMU's CPU time in milliseconds and resident memory in MiB (proc(5)), by the uuid on its command line."""
+    tick_ms, page = 1000 / os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    for process in (root / "proc").glob("[0-9]*"):
+        try:
+            # The name is in parentheses and may hold anything but is cut to 15 bytes: "qemu-system-x86".
+            name, _, rest = (process / "stat").read_text(errors="replace").rpartition(")")
+            if "(qemu" not in name:
+                continue
+            words = (process / "cmdline").read_bytes().split(b"\0")
+            vm_id = UUID(words[words.index(b"-uuid") + 1].decode())
+            fields = rest.split()
+            cpu_ms = (int(fields[11]) + int(fields[12])) * tick_ms
+            resident = int((process / "statm").read_text().split()[1]) * page
+        except (OSError, ValueError, IndexError):
+            # It ended meanwhile, or is a QEMU that libvirt didn't start.
+            continue
+        yield vm_id, (round(cpu_ms), resident // _MIB)
+
+
+def _folders(vms_dir: Path) -> Iterator[tuple[UUID, int]]:
+    """What each VM's files take up on the disk, in MiB."""
+    try:
+        entries = list(os.scandir(vms_dir))
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            vm_id, files = UUID(entry.name), os.scandir(entry)
+            yield vm_id, sum(file.stat(follow_symlinks=False).st_blocks for file in files) * 512 // _MIB
+        except (OSError, ValueError):
+            continue
