@@ -73,13 +73,15 @@ async def _settle(host: HostContext, entry: Entry, domain: Domain | None) -> boo
     key, vm_id = entry.key, UUID(entry.key.vm_id)
     if key.action == "CreateVms":
         if domain is not None and entry.undo != "due" and _made_and_running(domain, key.operation_id):
-            result = VmResult(vm_id=vm_id, name=domain.name, changed=True, vm=vm_info(domain))
+            seen, seen_at = vm_info(domain), host.moments.observed()
+            result = VmResult(vm_id=vm_id, name=domain.name, changed=True, vm=seen, observed_at=seen_at)
             await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
             return True
         await undo_create(host, vm_id, key.operation_id)
     elif key.action == "DeleteVms" and (domain is None or domain.managed):
         outcome = await delete(host, vm_id, Steps(vm_id, entry.name))
-        result = VmResult(vm_id=vm_id, name=outcome.name or entry.name, changed=outcome.changed)
+        name, gone_at = outcome.name or entry.name, host.moments.observed()
+        result = VmResult(vm_id=vm_id, name=name, changed=outcome.changed, observed_at=gone_at)
         await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
         return True
     await asyncio.to_thread(partial(host.journal.append_abandoned, key, undone=key.action == "CreateVms"))

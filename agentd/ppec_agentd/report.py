@@ -11,6 +11,7 @@ from ppec_agentd.drift_watch import DriftWatch
 from ppec_agentd.hypervisor import Domain, HostFacts
 from ppec_agentd.inventory import NO_PARTS, Inventory, MachineParts
 from ppec_agentd.ledger import Ledger
+from ppec_agentd.moments import Moments
 from ppec_agentd.observed import vm_info
 from ppec_contract.host import HostReport
 from ppec_contract.version import API_VERSION, Capability
@@ -57,6 +58,15 @@ class ReportSource:
         self._context = context
         self._inventory = inventory
         self._watch = DriftWatch(context)
+
+    @property
+    def moments(self) -> Moments:
+        return self._context.moments
+
+    async def snapshot(self) -> tuple[int, HostReport]:
+        """The report, and a moment from before its first look. Raises `hypervisor.unavailable`."""
+        tick = self._context.moments.before_snapshot()
+        return tick, await self.build()
 
     async def domains(self) -> tuple[Domain, ...]:
         return await self._context.hypervisor.domains()

@@ -61,9 +61,10 @@ class Reporter:
         self._report_interval_s = settings.report_interval_s
         self._touched = asyncio.Event()
         self._touched.set()
-        self._started_at_unix_ms = time.time_ns() // 1_000_000
+        self._started_at_unix_ms = source.moments.started_at_unix_ms
         self._sequence = 0
         self._digest = ""
+        self._snapshot_tick = 0
         self._reported_s = float("-inf")
         self._failures = 0
 
@@ -97,19 +98,26 @@ class Reporter:
             await self._heartbeat()
             return
         self._touched.clear()
-        report = await self._source.build()
-        if report.digest() == self._digest:
+        tick, report = await self._source.snapshot()
+        # An answer later than the last report stands in that report's place, or will when it arrives: what is true now
+        # must be told even if it is what was true before.
+        answered = self._source.moments.observed_since(self._snapshot_tick)
+        if report.digest() == self._digest and not answered:
             self._reported_s = time.monotonic()
             await self._heartbeat()
         else:
-            await self._report(report)
+            await self._report(tick, report)
 
-    async def _report(self, report: HostReport) -> None:
+    async def _report(self, snapshot_tick: int, report: HostReport) -> None:
         envelope = ReportEnvelope(
-            agent_started_at_unix_ms=self._started_at_unix_ms, sequence=self._next_sequence(), report=report
+            agent_started_at_unix_ms=self._started_at_unix_ms,
+            sequence=self._next_sequence(),
+            report=report,
+            snapshot_tick=snapshot_tick,
         )
         await asyncio.to_thread(self._sink.send_report, envelope)
         self._digest = report.digest()
+        self._snapshot_tick = snapshot_tick
         self._reported_s = time.monotonic()
 
     async def _heartbeat(self) -> None:
@@ -120,7 +128,7 @@ class Reporter:
         self._heartbeat_interval_s = min(max(reply.heartbeat_interval_s, 0.5), 3600.0)
         self._report_interval_s = min(max(reply.report_interval_s, 1.0), 86400.0)
         if reply.send_report:
-            await self._report(await self._source.build())
+            await self._report(*await self._source.snapshot())
 
     def _next_sequence(self) -> int:
         self._sequence += 1

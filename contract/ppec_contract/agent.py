@@ -19,7 +19,7 @@ from ppec_contract.errors import Problem
 from ppec_contract.host import HostReport
 from ppec_contract.model import Model, OperationId
 from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
-from ppec_contract.vm import MemoryMib, Vcpus, VmInfo, VmSpec, even_vcpus
+from ppec_contract.vm import MemoryMib, Moment, Vcpus, VmInfo, VmSpec, even_vcpus
 
 INTERFACE = "cloud.ppec.agent"
 # The Varlink error whose parameters are a `Problem`.
@@ -203,7 +203,8 @@ class VmResult(Model):
     """How it ended for one VM: a problem, or the VM as it is now (None once deleted).
 
     `stage_ms` is the time spent in each stage. `replayed` says the answer came from the journal. `resized` is there
-    after a resize.
+    after a resize. `observed_at` is later than the look at `vm`, or at the place where it was; a replayed answer keeps
+    its first. A report whose snapshot began after it knows more, one whose snapshot began before may know less.
     """
 
     vm_id: UUID
@@ -214,6 +215,7 @@ class VmResult(Model):
     stage_ms: dict[Stage, int] = Field(default_factory=dict)
     replayed: bool = False
     resized: Resized | None = None
+    observed_at: Moment | None = None
 
 
 class VmsReply(Model):

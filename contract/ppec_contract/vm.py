@@ -187,6 +187,16 @@ class Size(Model):
     memory_mib: int
 
 
+class Moment(Model):
+    """When an agent looked, by an order of its own: the process it was, and a count that only grows in that process.
+
+    It says what came first on one host, and nothing of the time between. Two hosts' moments can't be compared.
+    """
+
+    agent_started_at_unix_ms: Annotated[int, Field(strict=True, ge=0, le=2**53)]
+    tick: Annotated[int, Field(strict=True, ge=0, le=2**53)]
+
+
 class VmInfo(Model):
     """A VM as the host sees it. `managed` is false for a domain PPEC did not make, of which less is known.
 

@@ -22,7 +22,8 @@ class ReportIntake:
         self._settings = settings
 
     def report(self, host: str, envelope: ReportEnvelope, *, now: datetime) -> HeartbeatReply:
-        """Stores a report that differs from the stored one. An older message than the last is dropped."""
+        """Stores a report that differs from the stored one, or has a later moment: an equal picture that an agent sends
+        again says that it is true after what was answered meanwhile. An older message than the last is dropped."""
         if envelope.report.host != host:
             raise PpecError(
                 "auth.wrong_identity",
@@ -36,9 +37,9 @@ class ReportIntake:
             stored = self._stored(host)
             if not self._accepts(host, stored, message, now):
                 return self._reply(send_report=False)
-            if stored.digest == digest:
+            if stored.digest == digest and not _is_later(stored, message, envelope.snapshot_tick):
                 break
-            new = NewReport(stored.host_id, message, digest, envelope.report, after=stored.message)
+            new = NewReport(stored.host_id, message, digest, envelope.report, stored.message, envelope.snapshot_tick)
             with self._database.write() as conn:
                 if apply_report(conn, new, now=now):
                     break
@@ -47,7 +48,8 @@ class ReportIntake:
         return self._reply(send_report=False)
 
     def heartbeat(self, host: str, beat: Heartbeat, *, now: datetime) -> HeartbeatReply:
-        """Asks for the full report when the stored one has another digest."""
+        """Asks for the full report when the stored one has another digest, or is of a time before the host's clock was
+        set back: its moments would be later than all that is to come."""
         message = MessageId(beat.agent_started_at_unix_ms, beat.sequence)
         heard = self._liveness.heard(host)
         if heard is not None and heard.digest == beat.digest and message > heard.message:
@@ -57,7 +59,10 @@ class ReportIntake:
         if not self._accepts(host, stored, message, now):
             return self._reply(send_report=False)
         self._liveness.note(host, Heard(stored.host_id, message, stored.digest, now))
-        return self._reply(send_report=stored.digest != beat.digest)
+        set_back = stored.message is not None and (
+            message.agent_started_at_unix_ms < stored.message.agent_started_at_unix_ms
+        )
+        return self._reply(send_report=stored.digest != beat.digest or set_back)
 
     def _stored(self, host: str) -> StoredReport:
         with self._database.read() as conn:
@@ -76,3 +81,10 @@ class ReportIntake:
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             report_interval_s=self._settings.report_interval_s,
         )
+
+
+def _is_later(stored: StoredReport, message: MessageId, tick: int | None) -> bool:
+    """Whether the report's moment, if it has one, is another than the stored one's: the message is the later one."""
+    if tick is None or stored.message is None:
+        return False
+    return (message.agent_started_at_unix_ms, tick) != (stored.message.agent_started_at_unix_ms, stored.tick)

@@ -209,6 +209,7 @@ class Actions:
             changed=outcome.changed,
             vm=outcome.vm,
             stage_ms=steps.stage_ms,
+            observed_at=self._host.moments.observed(),
         )
 
     async def _keep(self, key: Key, fence: int, result: VmResult) -> None:

@@ -16,6 +16,7 @@ from ppec_agentd.hypervisor import Domain, HostFacts, Hypervisor
 from ppec_agentd.images import ImageCache
 from ppec_agentd.journal import Journal
 from ppec_agentd.ledger import Ledger
+from ppec_agentd.moments import Moments
 from ppec_contract.agent import Stage, VmProgress, VmsReply
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmInfo, VmSpec
@@ -36,6 +37,7 @@ class HostContext:
     vms_dir: Path
     starts: asyncio.Semaphore
     preparations: asyncio.Semaphore
+    moments: Moments = field(default_factory=Moments)
 
     def folder(self, vm_id: UUID) -> VmFolder:
         return VmFolder(self.vms_dir, vm_id)

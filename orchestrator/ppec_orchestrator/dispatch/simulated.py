@@ -12,13 +12,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 from uuid import UUID
 
 from ppec_contract.agent import Stage, VmProgress, VmResult
 from ppec_contract.errors import PpecError, Problem
 from ppec_contract.run import PlanAction, RunEvent, RunResult
-from ppec_contract.vm import VmInfo, VmSpec, VmState
+from ppec_contract.vm import Moment, VmInfo, VmSpec, VmState
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest, vm_ids_in
 
 
@@ -53,6 +54,9 @@ class SimulatedFleet:
         self.deeds: list[tuple[str, str, UUID]] = []
         self._journal: dict[tuple[str, str, str, UUID], VmResult] = {}
         self._fences: dict[tuple[str, str], int] = {}
+        # All hosts share one agent's moments, which is one more order than they need.
+        self.started_at_unix_ms = _now_ms()
+        self._ticks = count(1)
         self._lock = threading.Lock()
 
     def everywhere(self) -> list[UUID]:
@@ -94,7 +98,8 @@ class SimulatedFleet:
     def _change(self, action: PlanAction, host: str, vm_id: UUID, name: str, spec: VmSpec | None) -> VmResult:
         mine = self.vms[host]
         if action == "DeleteVms":
-            return VmResult(vm_id=vm_id, name=name, changed=mine.pop(vm_id, None) is not None)
+            changed = mine.pop(vm_id, None) is not None
+            return VmResult(vm_id=vm_id, name=name, changed=changed, observed_at=self.moment())
         if action == "CreateVms":
             if vm_id in mine or spec is None:
                 problem = PpecError("vm.exists", f"vm {name} is on host {host}").problem()
@@ -106,7 +111,18 @@ class SimulatedFleet:
         else:
             state = VmState.RUNNING if action == "StartVms" else VmState.STOPPED
             mine[vm_id] = mine[vm_id].model_copy(update={"state": state})
-        return VmResult(vm_id=vm_id, name=name, changed=True, vm=mine[vm_id], stage_ms={Stage.DEFINE: 1})
+        return VmResult(
+            vm_id=vm_id,
+            name=name,
+            changed=True,
+            vm=mine[vm_id],
+            stage_ms={Stage.DEFINE: 1},
+            observed_at=self.moment(),
+        )
+
+    def moment(self) -> Moment:
+        """The next one."""
+        return Moment(agent_started_at_unix_ms=self.started_at_unix_ms, tick=next(self._ticks))
 
 
 class _Record:

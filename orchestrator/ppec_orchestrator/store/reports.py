@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, not_, or_, select, update
 
 from ppec_contract.host import CellReport, HostReport
-from ppec_contract.vm import VmInfo, VmState
+from ppec_contract.vm import VmState
 from ppec_orchestrator.liveness import MessageId
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.tables import allocation, host, host_cell, vm
@@ -36,23 +36,31 @@ _NO_ROOM = {"cores": 0, "memory_mib": 0, "cores_reserved": 0, "memory_reserved_m
 
 @dataclass(frozen=True, slots=True)
 class StoredReport:
-    """Which report of a host the database holds; `message` None means none yet."""
+    """Which report of a host the database holds; `message` None means none yet. `tick`: see `NewReport`."""
 
     host_id: int
     message: MessageId | None
     digest: str | None
     last_seen_at: datetime | None
+    tick: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class NewReport:
-    """A report accepted from the host. `after` is the message it was found to follow."""
+    """A report accepted from the host. `after` is the message it was found to follow. `tick` is the moment before its
+    snapshot, in the process that sent the message; None from agents that don't say."""
 
     host_id: int
     message: MessageId
     digest: str
     report: HostReport
     after: MessageId | None
+    tick: int | None = None
+
+    @property
+    def clock_was_set_back(self) -> bool:
+        """Then nothing that an earlier process said can be later, whatever its moment."""
+        return self.after is not None and self.message.agent_started_at_unix_ms < self.after.agent_started_at_unix_ms
 
 
 def stored_report(conn: Connection, host_name: str) -> StoredReport:
@@ -63,12 +71,13 @@ def stored_report(conn: Connection, host_name: str) -> StoredReport:
         host.c.report_sequence,
         host.c.report_digest,
         host.c.last_seen_at,
+        host.c.report_tick,
     )
     row = conn.execute(select(*columns).where(host.c.name == host_name)).one_or_none()
     if row is None:
         raise not_found("host", "host", host_name)
     message = MessageId(row.agent_started_at_unix_ms, row.report_sequence) if row.report_digest else None
-    return StoredReport(row.id, message, row.report_digest, row.last_seen_at)
+    return StoredReport(row.id, message, row.report_digest, row.last_seen_at, row.report_tick)
 
 
 def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
@@ -86,6 +95,7 @@ def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
         .values(
             agent_started_at_unix_ms=new.message.agent_started_at_unix_ms,
             report_sequence=new.message.sequence,
+            report_tick=new.tick,
             report_digest=new.digest,
             report=dumped,
             facts={name: dumped[name] for name in FACTS},
@@ -96,7 +106,10 @@ def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
     if updated.rowcount != 1:
         return False
     _apply_cells(conn, new.host_id, report.cells)
-    _apply_vms(conn, new.host_id, report.vms, now)
+    if new.clock_was_set_back:
+        forgotten = {"seen_started_at_unix_ms": None, "seen_tick": None}
+        conn.execute(update(allocation).where(allocation.c.host_id == new.host_id).values(forgotten))
+    _apply_vms(conn, new, now)
     return True
 
 
@@ -117,6 +130,16 @@ def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) 
             conn.execute(_cell(delete(host_cell), host_id, number))
 
 
+def _answered_after(new: NewReport) -> ColumnElement[bool]:
+    """Of an agent that doesn't give moments only what an older process said is older."""
+    process, tick = allocation.c.seen_started_at_unix_ms, allocation.c.seen_tick
+    started = new.message.agent_started_at_unix_ms
+    later = process > started
+    if new.tick is not None:
+        later = or_(later, and_(process == started, tick > new.tick))
+    return and_(process.is_not(None), later)
+
+
 def _cell(statement: Any, host_id: int, number: int) -> Any:
     return statement.where(host_cell.c.host_id == host_id, host_cell.c.cell == number)
 
@@ -132,16 +155,18 @@ def _cell_values(cell: CellReport) -> dict[str, int]:
     }
 
 
-def _apply_vms(conn: Connection, host_id: int, reported: tuple[VmInfo, ...], now: datetime) -> None:
+def _apply_vms(conn: Connection, new: NewReport, now: datetime) -> None:
     """Only VMs allocated on this host: a host may say nothing of another's. Rows that stay the same aren't written.
 
     An allocated VM that the host doesn't have is unknown: it may be under way. Reconciliation decides what it means.
+    A VM of which the host answered after it began to look is left as it is: an agent reports anew, whole, after every
+    answer. The host's row is written already, so no answer is being recorded meanwhile (`observations.py`).
     """
-    seen = {info.vm_id: info for info in reported if info.managed}
+    seen = {info.vm_id: info for info in new.report.vms if info.managed}
     rows = conn.execute(
         select(vm.c.id, vm.c.observed, vm.c.pins)
         .join(allocation, allocation.c.vm_id == vm.c.id)
-        .where(allocation.c.host_id == host_id)
+        .where(allocation.c.host_id == new.host_id, not_(_answered_after(new)))
         .order_by(vm.c.id)
     )
     changes = []

@@ -135,6 +135,8 @@ host = Table(
     Column("agent_started_at_unix_ms", BigInteger, nullable=False, default=0),
     Column("report_sequence", BigInteger, nullable=False, default=0),
     Column("report_digest", String(64)),
+    # The moment in that process before the report's snapshot began; null from agents that don't say.
+    Column("report_tick", BigInteger),
     Column("report", JSON),
     # The small part of the report that every list shows; parsing 500 whole reports for a page would be slow.
     Column("facts", JSON),
@@ -275,6 +277,10 @@ allocation = Table(
     Column("vm_id", ForeignKey("vm.id", ondelete="CASCADE"), primary_key=True),
     Column("host_id", ForeignKey("host.id"), nullable=False, index=True),
     Column("disk_mib", BigInteger, nullable=False),
+    # The moment, by the host's agent, of the latest answer about the VM: a report from before it says nothing of it.
+    # Kept here, because another host's moments are of another order.
+    Column("seen_started_at_unix_ms", BigInteger),
+    Column("seen_tick", BigInteger),
 )
 
 allocation_cell = Table(

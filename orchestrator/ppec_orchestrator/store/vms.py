@@ -7,14 +7,13 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from ppec_contract.api import VmRecord
 from ppec_contract.errors import PpecError
-from ppec_contract.vm import ImageSource, VmInfo, VmState
+from ppec_contract.vm import ImageSource, VmState
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.ipdb import GrantedAddress
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm
@@ -126,30 +125,6 @@ def leave_to_operator(conn: Connection, operation_id: str) -> None:
     held = vm.c.id.in_(select(allocation.c.vm_id))
     conn.execute(update(vm).where(*mine, held).values(record=VmRecord.ACTIVE.value))
     conn.execute(update(vm).where(*mine).values(record=VmRecord.FAILED.value))
-
-
-def record_observed(conn: Connection, seen: Sequence[VmInfo], now: datetime, record: VmRecord | None = None) -> None:
-    """What hosts answered about VMs just now, and `record` for all of them if given."""
-    if not seen:
-        return
-    values: dict[str, Any] = {
-        "observed": bindparam("seen_state"),
-        "observed_at": now,
-        "pins": bindparam("seen_pins", type_=vm.c.pins.type),
-    }
-    if record is not None:
-        values["record"] = record.value
-    conn.execute(
-        update(vm).where(vm.c.id == bindparam("which")).values(**values),
-        [
-            {
-                "which": info.vm_id,
-                "seen_state": info.state.value,
-                "seen_pins": [pin.model_dump() for pin in info.pins],
-            }
-            for info in seen
-        ],
-    )
 
 
 def forget(conn: Connection, vm_ids: Collection[UUID]) -> None:

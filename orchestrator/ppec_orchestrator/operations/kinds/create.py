@@ -35,6 +35,7 @@ from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.request import PlanRequest, Refusal, VmRequest
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store import vms
+from ppec_orchestrator.store.observations import record_observed
 from ppec_orchestrator.store.operations import Item, ItemChange
 from ppec_orchestrator.store.reservations import release, reserve
 
@@ -64,8 +65,8 @@ def _call(context: Context, items: Sequence[Item]) -> Call:
         return {host: {"vms": [specs[vm_id].model_dump(mode="json") for vm_id in mine]} for host, mine in hosts.items()}
 
     def record(conn: Connection, outcomes: Sequence[Outcome]) -> None:
-        made = [o.result.vm for o in outcomes if o.problem is None and o.result and o.result.vm]
-        vms.record_observed(conn, made, context.ports.now(), VmRecord.ACTIVE)
+        made = [outcome.result for outcome in outcomes if outcome.problem is None and outcome.result]
+        record_observed(conn, made, context.ports.now(), VmRecord.ACTIVE)
         store.change_items(conn, context.operation_id, [_change(outcome) for outcome in outcomes])
 
     targets = {item.vm_id: item.host for item in items if item.host is not None}

@@ -21,7 +21,7 @@ from ppec_orchestrator.operations.steps import Kind, NoUndo, Step, StepEnd, done
 from ppec_orchestrator.operations.verdicts import by_items
 from ppec_orchestrator.operations.wanted import StopInput
 from ppec_orchestrator.store import operations as store
-from ppec_orchestrator.store import vms
+from ppec_orchestrator.store.observations import record_observed
 from ppec_orchestrator.store.operations import ItemChange
 
 START_NAME = "vm.start"
@@ -34,8 +34,8 @@ def _on_hosts(context: Context, action: PlanAction, more: dict[str, Any], patien
     targets = {item.vm_id: item.host for item in items if item.host is not None}
 
     def record(conn: Connection, outcomes: Sequence[Outcome]) -> None:
-        seen = [outcome.result.vm for outcome in outcomes if outcome.result and outcome.result.vm]
-        vms.record_observed(conn, seen, context.ports.now())
+        answers = [outcome.result for outcome in outcomes if outcome.problem is None and outcome.result]
+        record_observed(conn, answers, context.ports.now())
         store.change_items(conn, context.operation_id, [_change(outcome) for outcome in outcomes])
 
     if targets:
