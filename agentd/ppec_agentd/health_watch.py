@@ -33,11 +33,12 @@ class HealthWatch:
         hypervisor: Hypervisor,
         folders: tuple[Path, Path],
         on_change: Callable[[], None] = lambda: None,
-        root: Path = Path("/"),
+        *,
+        probe_s: float = PROBE_S,
     ) -> None:
         self._hypervisor = hypervisor
         self._folders = folders
-        self._root = root
+        self._probe_s = probe_s
         self._book = HealthBook()
         self.on_change = on_change
 
@@ -55,9 +56,9 @@ class HealthWatch:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:
-        """One look at everything; never waits for libvirt longer than `PROBE_S`."""
+        """One look at everything; never waits for libvirt longer than `probe_s`."""
         libvirt = await self._probe()
-        figures = await asyncio.to_thread(read_figures, self._folders, libvirt, self._root)
+        figures = await asyncio.to_thread(read_figures, self._folders, libvirt)
         changes = self._book.enter(judge(figures))
         for change in changes:
             finding = change.finding
@@ -73,19 +74,19 @@ class HealthWatch:
 
     def _use(self) -> HostUse:
         return HostUse(
-            memory_available_mib=read_memory(self._root).available_mib,
+            memory_available_mib=read_memory(Path("/")).available_mib,
             free_mib={fs.path: fs.free_mib for fs in read_file_systems(self._folders)},
-            vms=read_vm_use(self._folders[0], self._root),
+            vms=read_vm_use(self._folders[0]),
         )
 
     async def _probe(self) -> LibvirtFigures:
         """A light call: to look a VM up that nobody has."""
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(PROBE_S):
+            async with asyncio.timeout(self._probe_s):
                 await self._hypervisor.domain(_NOBODY)
         except TimeoutError:
-            return LibvirtFigures(problem=f"no answer within {PROBE_S:g} s")
+            return LibvirtFigures(problem=f"no answer within {self._probe_s:g} s")
         except PpecError as error:
             return LibvirtFigures(problem=error.message)
         return LibvirtFigures(latency_s=time.monotonic() - begun)

@@ -18,12 +18,26 @@ import structlog
 from ppec_agentd.orchestrator_link import OrchestratorLink
 from ppec_agentd.report import ReportSource
 from ppec_agentd.settings import ReportSettings
-from ppec_contract.host import Heartbeat, HeartbeatReply, HostReport, ReportEnvelope
+from ppec_contract.errors import PpecError
+from ppec_contract.host import HealthFinding, Heartbeat, HeartbeatReply, HostReport, ReportEnvelope, Vitals
 
 log = structlog.get_logger(__name__)
 # Changes come in bursts (define, start, commit): wait this long for the burst to end.
 SETTLE_S = 0.3
 FIRST_BACKOFF_S = 1.0
+
+
+# A hypervisor that takes longer to show its domains is not waited for: the orchestrator hears of that, too.
+SNAPSHOT_S = 8.0
+
+
+class HealthSource(Protocol):
+    """What `health_watch.HealthWatch` offers: the findings of its last look, none before the first."""
+
+    @property
+    def findings(self) -> tuple[HealthFinding, ...]: ...
+
+    async def vitals(self) -> Vitals: ...
 
 
 class Sink(Protocol):
@@ -51,25 +65,45 @@ class OrchestratorSink:
 
 
 class Reporter:
-    """`touch` whenever something may have changed; `run` until cancelled."""
+    """`touch` whenever something may have changed, `wake` if only the health has; `run` until cancelled.
 
-    def __init__(self, source: ReportSource, sink: Sink, settings: ReportSettings) -> None:
+    A hypervisor that is away or hangs keeps no heartbeat back: the last report stands, and the health says what is up.
+    """
+
+    def __init__(
+        self,
+        source: ReportSource,
+        sink: Sink,
+        settings: ReportSettings,
+        health: HealthSource | None = None,
+        *,
+        snapshot_s: float = SNAPSHOT_S,
+    ) -> None:
         self._source = source
         self._sink = sink
         self._settings = settings
+        self._health = health
+        self._snapshot_s = snapshot_s
         self._heartbeat_interval_s = settings.heartbeat_interval_s
         self._report_interval_s = settings.report_interval_s
-        self._touched = asyncio.Event()
-        self._touched.set()
+        self._woken = asyncio.Event()
+        self._touched = True
         self._started_at_unix_ms = source.moments.started_at_unix_ms
         self._sequence = 0
         self._digest = ""
         self._snapshot_tick = 0
         self._reported_s = float("-inf")
+        self._told_health: tuple[HealthFinding, ...] = ()
+        self._told_use_s = float("-inf")
         self._failures = 0
 
     def touch(self) -> None:
-        self._touched.set()
+        self._touched = True
+        self._woken.set()
+
+    def wake(self) -> None:
+        """Have a message sent soon, without a look at the hypervisor."""
+        self._woken.set()
 
     async def run(self) -> None:
         while True:
@@ -80,7 +114,7 @@ class Reporter:
                 # The first failure is worth a line; an orchestrator that is away for a day is not worth thousands.
                 say = log.warning if self._failures == 1 else log.debug
                 say("report_failed", why=str(error), failures=self._failures)
-                self._touched.set()
+                self._touched = True
                 await asyncio.sleep(self._backoff_s())
                 continue
             if self._failures:
@@ -88,17 +122,21 @@ class Reporter:
             self._failures = 0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_jittered(self._heartbeat_interval_s)):
-                    await self._touched.wait()
+                    await self._woken.wait()
                 await asyncio.sleep(SETTLE_S)
 
     async def beat(self) -> None:
         """Sends what is due: a report if anything changed or the last one is old, else a heartbeat."""
+        self._woken.clear()
         due = time.monotonic() - self._reported_s >= self._report_interval_s
-        if not self._touched.is_set() and not due:
+        if not self._touched and not due:
             await self._heartbeat()
             return
-        self._touched.clear()
-        tick, report = await self._source.snapshot()
+        seen = await self._snapshot()
+        if seen is None:
+            await self._heartbeat()
+            return
+        tick, report = seen
         # An answer later than the last report stands in that report's place, or will when it arrives: what is true now
         # must be told even if it is what was true before.
         answered = self._source.moments.observed_since(self._snapshot_tick)
@@ -108,27 +146,60 @@ class Reporter:
         else:
             await self._report(tick, report)
 
+    async def _snapshot(self) -> tuple[int, HostReport] | None:
+        """None while the hypervisor doesn't answer; the look is then made up for with the next message."""
+        self._touched = False
+        try:
+            async with asyncio.timeout(self._snapshot_s):
+                return await self._source.snapshot()
+        except (TimeoutError, PpecError) as error:
+            # With no report at all there is nothing that a heartbeat could stand for.
+            if not self._digest or (isinstance(error, PpecError) and error.code != "hypervisor.unavailable"):
+                raise
+            self._touched = True
+            log.debug("report_put_off", why=str(error))
+            return None
+
     async def _report(self, snapshot_tick: int, report: HostReport) -> None:
+        vitals = await self._due_vitals()
         envelope = ReportEnvelope(
             agent_started_at_unix_ms=self._started_at_unix_ms,
             sequence=self._next_sequence(),
             report=report,
             snapshot_tick=snapshot_tick,
+            vitals=vitals,
         )
         await asyncio.to_thread(self._sink.send_report, envelope)
+        self._told(vitals)
         self._digest = report.digest()
         self._snapshot_tick = snapshot_tick
         self._reported_s = time.monotonic()
 
     async def _heartbeat(self) -> None:
+        vitals = await self._due_vitals()
         heartbeat = Heartbeat(
-            agent_started_at_unix_ms=self._started_at_unix_ms, sequence=self._next_sequence(), digest=self._digest
+            agent_started_at_unix_ms=self._started_at_unix_ms,
+            sequence=self._next_sequence(),
+            digest=self._digest,
+            vitals=vitals,
         )
         reply = await asyncio.to_thread(self._sink.send_heartbeat, heartbeat)
+        self._told(vitals)
         self._heartbeat_interval_s = min(max(reply.heartbeat_interval_s, 0.5), 3600.0)
         self._report_interval_s = min(max(reply.report_interval_s, 1.0), 86400.0)
-        if reply.send_report:
-            await self._report(*await self._source.snapshot())
+        if reply.send_report and (seen := await self._snapshot()) is not None:
+            await self._report(*seen)
+
+    async def _due_vitals(self) -> Vitals | None:
+        """When a check changed, and once in each report interval: the use has changed by then."""
+        if self._health is None or not self._health.findings:
+            return None
+        due = time.monotonic() - self._told_use_s >= self._report_interval_s
+        return await self._health.vitals() if due or self._health.findings != self._told_health else None
+
+    def _told(self, vitals: Vitals | None) -> None:
+        if vitals is not None:
+            self._told_health, self._told_use_s = vitals.health, time.monotonic()
 
     def _next_sequence(self) -> int:
         self._sequence += 1

@@ -17,6 +17,7 @@ import structlog
 from ppec_agentd import AGENT_VERSION
 from ppec_agentd.actions.batch import Actions
 from ppec_agentd.assembly import make_context, make_eviction, make_hypervisor, make_inventory, prepare_state
+from ppec_agentd.health_watch import HealthWatch
 from ppec_agentd.housekeeping import Housekeeping
 from ppec_agentd.hypervisor import HypervisorEvent
 from ppec_agentd.log_setup import set_up_logs
@@ -58,13 +59,14 @@ class Daemon:
             if not await self._reached("recovery", lambda: recover(context)):
                 return
             source = ReportSource(settings.host, context, make_inventory(settings))
-            reporter = self._reporter(source)
+            health = HealthWatch(hypervisor, (settings.storage.vms, settings.storage.images))
+            reporter = self._reporter(source, health)
             actions = Actions(context, reporter.touch if reporter else lambda: None)
             housekeeping = Housekeeping(actions, source, (make_eviction(settings, context).once_due,))
             unsubscribe = hypervisor.on_event(lambda event: _heard(event, housekeeping, reporter))
             server = Server(settings.socket, Service(actions, source))
             await server.open(handed_over)
-            await self._serve(housekeeping, reporter)
+            await self._serve(housekeeping, health, reporter)
             unsubscribe()
             # Who waits for work under way gets its answer still.
             server.stop_listening()
@@ -76,8 +78,11 @@ class Daemon:
             await hypervisor.close()
             journal.close()
 
-    async def _serve(self, housekeeping: Housekeeping, reporter: Reporter | None) -> None:
-        background = [asyncio.create_task(housekeeping.run(), name="housekeeping")]
+    async def _serve(self, housekeeping: Housekeeping, health: HealthWatch, reporter: Reporter | None) -> None:
+        background = [
+            asyncio.create_task(housekeeping.run(), name="housekeeping"),
+            asyncio.create_task(health.run(), name="health"),
+        ]
         if reporter is not None:
             background.append(asyncio.create_task(reporter.run(), name="reporter"))
         notify("READY=1", "STATUS=serving")
@@ -106,12 +111,14 @@ class Daemon:
                 return True
         return False
 
-    def _reporter(self, source: ReportSource) -> Reporter | None:
+    def _reporter(self, source: ReportSource, health: HealthWatch) -> Reporter | None:
         reports = self._settings.reports
         if reports.orchestrator_url is None:
             return None
         link = OrchestratorLink(reports.orchestrator_url, self._settings.tls, reports.timeout_s)
-        return Reporter(source, OrchestratorSink(self._settings.host, link), reports)
+        reporter = Reporter(source, OrchestratorSink(self._settings.host, link), reports, health)
+        health.on_change = reporter.wake
+        return reporter
 
 
 def _heard(event: HypervisorEvent, housekeeping: Housekeeping, reporter: Reporter | None) -> None:
