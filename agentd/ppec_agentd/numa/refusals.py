@@ -15,6 +15,7 @@ _CORES = {
     SmtPolicy.ISOLATE: ", one to a core",
     SmtPolicy.REQUIRE: " on cores with SMT siblings",
 }
+_SHARED = ", each to find a shared CPU free of the VM's others"
 
 
 def odd_vcpus(request: PinRequest) -> PpecError:
@@ -30,9 +31,9 @@ def odd_vcpus(request: PinRequest) -> PpecError:
 def exceeds_socket(request: PinRequest, largest: int) -> PpecError:
     return PpecError(
         "vm.exceeds_socket",
-        f"{request.subject} asks for {request.vcpus} vCPUs{_CORES[request.smt]}; "
+        f"{request.subject} asks for {request.vcpus} vCPUs{_SHARED if request.shared else _CORES[request.smt]}; "
         f"this host's largest socket offers {largest}",
-        hint="Choose a smaller flavor, a host with larger sockets, or a flavor that spans cells.",
+        hint="Choose a smaller flavor, a host with larger sockets, or a dedicated flavor that spans cells.",
         subject=request.subject,
         details={"resource": "vcpus", "wanted": request.vcpus, "largest_socket": largest},
     )
