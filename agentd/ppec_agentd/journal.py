@@ -49,6 +49,8 @@ Action = Literal[
     "ResetVms",
     "PauseVms",
     "ResumeVms",
+    "FreezeVms",
+    "ThawVms",
 ]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 Undo = Literal["", "due", "done"]

@@ -16,8 +16,16 @@ from uuid import UUID
 from pydantic import Field, field_validator
 
 from ppec_contract.errors import Problem
+from ppec_contract.guest import (
+    QueryGuests,
+    QueryGuestsReply,
+    ReadConsole,
+    ReadConsoleReply,
+    WriteConsole,
+    WriteConsoleReply,
+)
 from ppec_contract.host import HostReport
-from ppec_contract.model import Model, OperationId
+from ppec_contract.model import MAX_VMS_PER_CALL, Model, OperationId, VmIds
 from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
 from ppec_contract.vm import MemoryMib, Moment, Vcpus, VmInfo, VmSpec, even_vcpus
 
@@ -26,10 +34,9 @@ INTERFACE = "cloud.ppec.agent"
 FAILED = f"{INTERFACE}.Failed"
 SOCKET_PATH = "/run/ppec/agentd.sock"
 PROXY_PORT = 7443
-MAX_VMS_PER_CALL = 256
 NDJSON = "application/x-ndjson"
+MAX_FROZEN_S = 600
 
-VmIds = Annotated[tuple[UUID, ...], Field(min_length=1, max_length=MAX_VMS_PER_CALL)]
 Fence = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 
 
@@ -140,6 +147,23 @@ class ResizeVms(WriteCall):
     timeout_s: Annotated[float, Field(ge=0, le=600)] = 10.0
 
 
+class FreezeVms(WriteCall):
+    """Has the guest's agent flush and freeze its file systems, for a copy of the disks that is whole.
+
+    The host thaws them by itself after `thaw_after_s`, whatever becomes of the caller, and of its own agent: a
+    restarted one goes on counting. Freezing again counts anew and is a success that changed nothing.
+    """
+
+    vm_ids: VmIds
+    thaw_after_s: Annotated[float, Field(ge=1, le=MAX_FROZEN_S)] = 60.0
+
+
+class ThawVms(WriteCall):
+    """Ends a freeze. A VM that is not frozen, or is off, is a success that changed nothing."""
+
+    vm_ids: VmIds
+
+
 class ListVms(Model):
     """All VMs, or those named; ids the host doesn't know are simply absent from the answer."""
 
@@ -164,11 +188,13 @@ class Stage(StrEnum):
     DEFINE = "define"
     START = "start"
     STOP = "stop"
-    PLUG = "plug"
+    RESIZE = "resize"
     REBOOT = "reboot"
     RESET = "reset"
     PAUSE = "pause"
     RESUME = "resume"
+    FREEZE = "freeze"
+    THAW = "thaw"
     RESEAT = "reseat"
     UNDEFINE = "undefine"
     CLEANUP = "cleanup"
@@ -250,13 +276,19 @@ class GetVersionReply(Model):
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One method: its parameters, its reply, whether it changes anything and whether it streams."""
+    """One method: its parameters, its reply, whether it changes anything and whether it streams.
+
+    What `changes` carries an operation id and may be repeated. `once` is for what has none and must not be: the call is
+    made on a connection known to live. The replies of one that `follows` go on until the caller leaves.
+    """
 
     name: str
     request: type[Model]
     reply: type[Model]
     changes: bool
     streams: bool
+    once: bool = False
+    follows: bool = False
 
     @property
     def varlink_name(self) -> str:
@@ -281,6 +313,11 @@ METHODS: dict[str, Method] = {
         Method("ResetVms", ResetVms, VmsReply, changes=True, streams=True),
         Method("PauseVms", PauseVms, VmsReply, changes=True, streams=True),
         Method("ResumeVms", ResumeVms, VmsReply, changes=True, streams=True),
+        Method("FreezeVms", FreezeVms, VmsReply, changes=True, streams=True),
+        Method("ThawVms", ThawVms, VmsReply, changes=True, streams=True),
+        Method("QueryGuests", QueryGuests, QueryGuestsReply, changes=False, streams=False),
+        Method("ReadConsole", ReadConsole, ReadConsoleReply, changes=False, streams=True, follows=True),
+        Method("WriteConsole", WriteConsole, WriteConsoleReply, changes=False, streams=False, once=True),
         Method("ListVms", ListVms, ListVmsReply, changes=False, streams=False),
         Method("GetReport", GetReport, GetReportReply, changes=False, streams=False),
         Method("GetVersion", GetVersion, GetVersionReply, changes=False, streams=False),

@@ -17,7 +17,18 @@ from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_
 
 from ppec_contract.agent import PROXY_PORT, Stage
 from ppec_contract.errors import Problem
-from ppec_contract.host import Architecture, CellReport
+from ppec_contract.host import (
+    Architecture,
+    CellReport,
+    CpuReport,
+    Drift,
+    DriveReport,
+    FileSystemReport,
+    HealthFinding,
+    HealthLevel,
+    HostUse,
+    NicReport,
+)
 from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, TagValue, UserData, VmName
 from ppec_contract.vm import DiskMib, MemoryMib, VcpuPin, Vcpus, VmState, even_vcpus
 
@@ -138,6 +149,9 @@ class HostLiveness(StrEnum):
 
 
 class HostView(Model):
+    """A host. What stands from `cpu` on is told of one host alone, not in lists; `health_level` is the worst of its
+    checks. `use` is what it last said, if this replica heard it."""
+
     name: HostName
     rack: ResourceName
     cluster: ResourceName
@@ -160,6 +174,31 @@ class HostView(Model):
     bridges: tuple[str, ...] = ()
     vm_count: int = 0
     last_seen_at: datetime | None = None
+    health_level: HealthLevel | None = None
+    drift_count: int = 0
+    cpu: CpuReport | None = None
+    drives: tuple[DriveReport, ...] = ()
+    file_systems: tuple[FileSystemReport, ...] = ()
+    nics: tuple[NicReport, ...] = ()
+    health: tuple[HealthFinding, ...] = ()
+    drift: tuple[Drift, ...] = ()
+    use: HostUse | None = None
+
+
+class HostEventView(Model):
+    """A check of the host's health entered a level; `before` is None for one that was not known."""
+
+    at: datetime
+    check: str
+    before: HealthLevel | None
+    after: HealthLevel
+    found: str
+
+
+class HostEvents(Model):
+    """The latest first."""
+
+    items: tuple[HostEventView, ...]
 
 
 class EnrolmentTokenView(Model):

@@ -86,6 +86,9 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "vm.stop_timeout": ErrorRow(_T, "The guest did not shut down in time"),
     "vm.reboot_timeout": ErrorRow(_T, "The guest did not reboot in time"),
     "vm.create_failed": ErrorRow(_I, "The VM could not be created"),
+    "console.busy": ErrorRow(_T, "The console's input is in other hands"),
+    "guest.agent_unavailable": ErrorRow(_T, "The agent inside the guest does not answer"),
+    "guest.agent_failed": ErrorRow(_C, "The agent inside the guest refused or failed"),
     # Hosts
     "host.not_found": ErrorRow(_N, "There is no such host"),
     "host.exists": ErrorRow(_C, "A host with this name exists"),

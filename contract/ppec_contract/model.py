@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
@@ -56,6 +57,9 @@ OperationId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63
 TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
 TagValue = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
 Tags = Annotated[dict[TagKey, TagValue], Field(max_length=64)]
+
+MAX_VMS_PER_CALL = 256
+VmIds = Annotated[tuple[UUID, ...], Field(min_length=1, max_length=MAX_VMS_PER_CALL)]
 
 MAX_USER_DATA_BYTES = 64 * 1024
 

@@ -14,7 +14,6 @@ from typing import Any
 from ppec_contract.agent import (
     FAILED,
     INTERFACE,
-    MAX_VMS_PER_CALL,
     METHODS,
     NDJSON,
     PROXY_PORT,
@@ -22,6 +21,7 @@ from ppec_contract.agent import (
 )
 from ppec_contract.errors import CLASS_RULES, ERROR_TABLE, http_status
 from ppec_contract.frames import MAX_FRAME_BYTES
+from ppec_contract.model import MAX_VMS_PER_CALL
 from ppec_contract.version import API_VERSION
 
 TABLE_PATH = "collections/ppec/plugins/module_utils/contract_table.py"

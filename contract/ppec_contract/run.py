@@ -26,6 +26,8 @@ PlanAction = Literal[
     "ResetVms",
     "PauseVms",
     "ResumeVms",
+    "FreezeVms",
+    "ThawVms",
 ]
 
 

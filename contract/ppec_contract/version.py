@@ -14,6 +14,8 @@ class Capability(StrEnum):
 
     VM_LIFECYCLE = "vm-lifecycle"
     VM_POWER = "vm-power"
+    VM_CONSOLE = "vm-console"
+    GUEST_AGENT = "guest-agent"
     PROGRESS_STREAM = "progress-stream"
     FENCING = "fencing"
     NUMA_PINNING = "numa-pinning"

@@ -18,8 +18,9 @@ from uuid import UUID
 import structlog
 from sqlalchemy import Connection
 
-from ppec_contract.agent import MAX_VMS_PER_CALL, VmResult
+from ppec_contract.agent import VmResult
 from ppec_contract.errors import PpecError, Problem
+from ppec_contract.model import MAX_VMS_PER_CALL
 from ppec_contract.run import PlanAction, RunEvent
 from ppec_orchestrator.dispatch.port import HostTarget, Run, RunRequest
 from ppec_orchestrator.operations.bounds import bounded

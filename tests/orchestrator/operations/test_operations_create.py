@@ -13,9 +13,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import select, update
 
-from ppec_contract.agent import MAX_VMS_PER_CALL
 from ppec_contract.api import BatchMode, ItemState, OperationState, OperationView, Policy, VmAction, VmsAction
 from ppec_contract.errors import PpecError
+from ppec_contract.model import MAX_VMS_PER_CALL
 from ppec_contract.run import RunEvent
 from ppec_contract.vm import VmInfo, VmState
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest
