@@ -7,10 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import creating, numa
+from bench import creating, ledger, numa
 from bench.figures import Figures
 
-SUBJECTS: dict[str, Callable[[Figures], None]] = {"creating": creating.run, "numa": numa.run}
+SUBJECTS: dict[str, Callable[[Figures], None]] = {"creating": creating.run, "numa": numa.run, "ledger": ledger.run}
 
 
 def main() -> int:

@@ -85,8 +85,9 @@ class DetailsSection:
     def commit(self, vm_ids: Iterable[UUID]) -> Amounts:
         """Raises KeyError."""
         with self._lock:
-            settled = [replace(self._holdings[vm_id], committed=True, before=None) for vm_id in vm_ids]
-            return self._swap(settled)
+            held = [self._holdings[vm_id] for vm_id in vm_ids]
+            self._holdings |= {one.vm_id: replace(one, committed=True) for one in held if not one.pending}
+            return self._swap([replace(one, committed=True, before=None) for one in held if one.pending])
 
     def revert(self, vm_ids: Iterable[UUID]) -> Amounts:
         """VMs that no change is pending for are left alone. Raises KeyError, and `vm.wrong_state` for an overlap."""

@@ -34,15 +34,12 @@ def replan(pool: CpuPool, plan: NumaPlan, request: PinRequest) -> NumaPlan:
         return replace(stay, guest_cells=_mirrored(pool, plan, stay, request))
     if plan.guest_cells:
         return _grow_across(pool, cells, plan, request)
-    largest = pool.largest_socket(request.smt)
-    if request.vcpus > largest:
-        raise refusals.exceeds_socket(request, largest)
     idle = _idle(pool, pinned, request.smt)
     wanted = request.vcpus - len(pinned)
     socket = next((core.socket for core in _own(pool, pinned)), None)
     more = on_one_socket(pool, cells, max(0, wanted - len(idle)), request.smt, socket)
     if isinstance(more, int):
-        raise refusals.too_few_cores(request, more + len(idle) + len(pinned))
+        raise refusals.too_large(pool, request, more + len(idle) + len(pinned))
     new = [*idle, *seated(more, max(0, wanted - len(idle)), request.smt)][:wanted]
     return granted(pool, cells, pinned + new, request)
 

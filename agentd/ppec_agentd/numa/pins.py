@@ -41,12 +41,9 @@ def plan_pins(pool: CpuPool, request: PinRequest) -> NumaPlan:
         return plan_shared(pool, cells, request)
     if request.policy.multi_cell:
         return _plan_across(pool, cells, request)
-    largest = pool.largest_socket(request.smt)
-    if request.vcpus > largest:
-        raise refusals.exceeds_socket(request, largest)
     cores = on_one_socket(pool, cells, request.vcpus, request.smt)
     if isinstance(cores, int):
-        raise refusals.too_few_cores(request, cores)
+        raise refusals.too_large(pool, request, cores)
     return granted(pool, cells, seated(cores, request.vcpus, request.smt), request)
 
 

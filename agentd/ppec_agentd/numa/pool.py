@@ -52,6 +52,8 @@ class CpuPool:
 
     def share(self, vcpus_by_cell: Mapping[int, int]) -> CpuPool:
         """The pool after so many more vCPUs float in each cell; negative numbers take them away."""
+        if not vcpus_by_cell:
+            return self
         cells = self.shared_taken.keys() | vcpus_by_cell.keys()
         return replace(
             self, shared_taken={c: self.shared_taken.get(c, 0) + vcpus_by_cell.get(c, 0) for c in sorted(cells)}

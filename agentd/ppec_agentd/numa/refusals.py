@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ppec_agentd.numa.plan import PinRequest
+from ppec_agentd.numa.pool import CpuPool
 from ppec_agentd.topology import format_cpu_list
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import SmtPolicy
@@ -37,6 +38,12 @@ def exceeds_socket(request: PinRequest, largest: int) -> PpecError:
         subject=request.subject,
         details={"resource": "vcpus", "wanted": request.vcpus, "largest_socket": largest},
     )
+
+
+def too_large(pool: CpuPool, request: PinRequest, free: int) -> PpecError:
+    """For now, or for good if no socket of this host is large enough."""
+    largest = pool.largest_socket(request.smt)
+    return exceeds_socket(request, largest) if request.vcpus > largest else too_few_cores(request, free)
 
 
 def too_few_cores(request: PinRequest, free: int) -> PpecError:
