@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from ppec_agentd.hypervisor import Domain
-from ppec_contract.vm import VmInfo
+from ppec_agentd.domain_xml.architecture import rules_for
+from ppec_agentd.domain_xml.sizing import Sizing
+from ppec_agentd.hypervisor import Domain, DomainDefinition
+from ppec_contract.vm import Size, VmInfo, VmState
 
 
 def vm_info(domain: Domain) -> VmInfo:
@@ -23,4 +25,30 @@ def vm_info(domain: Domain) -> VmInfo:
         image_sha256=ours.image_sha256 if ours else "",
         macs=domain.macs,
         operation_id=ours.operation_id if ours else "",
+        max_vcpus=domain.max_vcpus,
+        max_memory_mib=domain.max_memory_mib,
+        numa=ours.numa if ours else None,
+        pending=Size(vcpus=domain.next.vcpus, memory_mib=domain.next.memory_mib) if domain.next else None,
+    )
+
+
+def started_info(definition: DomainDefinition, architecture: str) -> VmInfo:
+    """The VM that was just started from this definition, as it will be seen."""
+    vm, size = definition.metadata, Sizing(definition, rules_for(architecture), bind=True)
+    return VmInfo(
+        vm_id=vm.vm_id,
+        name=vm.name,
+        state=VmState.RUNNING,
+        managed=True,
+        vcpus=vm.vcpus,
+        memory_mib=vm.memory_mib,
+        cells=vm.cells,
+        pins=vm.pins,
+        disk_mib=vm.disk_mib,
+        image_sha256=vm.image_sha256,
+        macs=tuple(nic.mac for nic in definition.nics),
+        operation_id=vm.operation_id,
+        max_vcpus=size.most_vcpus,
+        max_memory_mib=size.most_memory_mib,
+        numa=vm.numa,
     )

@@ -10,6 +10,13 @@ By the journal's intents without an answer:
 - start, stop, reboot, reset, pause, resume: nothing to finish or undo; the VM is what it is, and a repeated request
   acts on that (a guest may so be rebooted or reset a second time).
 
+- resize: what stands in the definition counts, be it the old size or the new, and so does what the VM runs with. What
+  it holds is brought in line with both, and nothing more is plugged: a repeated request does that. The same is done
+  for all VMs that had a resize waiting for their next start.
+
+- retune: each of its VMs is put where its metadata says, whether it was moved by then or not; a repeated request makes
+  the moves that are left.
+
 Then domains are taken back that turned up after their create was undone, as the journal says (the hypervisor finished
 a call late), and folders are removed of VMs that the journal says are gone (deleted, or never made whole). Any other
 folder without a domain is left and named in the log: somebody may have undefined the domain by hand, and the disk is
@@ -19,6 +26,7 @@ all there is.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from uuid import UUID
@@ -28,6 +36,8 @@ import structlog
 from ppec_agentd.actions.context import HostContext, Steps
 from ppec_agentd.actions.create import came_late, undo_create
 from ppec_agentd.actions.delete import delete
+from ppec_agentd.actions.resize import fit
+from ppec_agentd.actions.retune import HOST_ID, settle_seat
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.journal import Entry
 from ppec_agentd.observed import vm_info
@@ -61,6 +71,7 @@ async def recover(host: HostContext) -> Recovered:
     for entry in host.journal.in_flight():
         done = await _settle(host, entry, domains.get(UUID(entry.key.vm_id)))
         (finished if done else undone).append(entry.key.vm_id)
+    await _fit_resized(host, domains.values())
     late = await _undo_late_domains(host)
     removed = await _remove_orphan_folders(host)
     recovered = Recovered(adopted, tuple(finished), tuple(undone), late, removed)
@@ -84,8 +95,23 @@ async def _settle(host: HostContext, entry: Entry, domain: Domain | None) -> boo
         result = VmResult(vm_id=vm_id, name=name, changed=outcome.changed, observed_at=gone_at)
         await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
         return True
+    elif key.action == "RetuneHost" and vm_id != HOST_ID:
+        await settle_seat(host, vm_id)
     await asyncio.to_thread(partial(host.journal.append_abandoned, key, undone=key.action == "CreateVms"))
     return False
+
+
+async def _fit_resized(host: HostContext, domains: Iterable[Domain]) -> None:
+    """A resize that was interrupted, or that waits for a start, shows in the domain and not in the journal alone."""
+    for domain in domains:
+        if domain.metadata is None or not domain.metadata.pending:
+            continue
+        host.unfit[domain.vm_id] = None
+        try:
+            await fit(host, domain.vm_id)
+        except PpecError as error:
+            # What it holds is enough, only more than it needs: housekeeping comes back to it.
+            log.warning("still_unfit", vm_id=str(domain.vm_id), code=error.code, why=error.message)
 
 
 async def _undo_late_domains(host: HostContext) -> tuple[str, ...]:

@@ -12,15 +12,16 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 import structlog
 
 from ppec_agentd.actions.context import Emit, HostContext, Steps
 from ppec_agentd.actions.create import LEFT_BEHIND, came_late, undo_create
 from ppec_agentd.actions.items import Item, items_of
+from ppec_agentd.actions.resize import settle_resize
+from ppec_agentd.actions.retune import results_by_vm, settle_seat, without_the_host
 from ppec_agentd.journal import Action, Key
-from ppec_contract.agent import Stage, VmResult, VmsReply, WriteCall
+from ppec_contract.agent import RetuneHost, Stage, VmResult, VmsReply, WriteCall
 from ppec_contract.errors import PpecError
 
 log = structlog.get_logger(__name__)
@@ -56,13 +57,14 @@ class Actions:
         # Creates that could not be undone whole, by VM: see `settle`.
         self._unsettled: dict[UUID, Key] = {}
         self._journal_turn = asyncio.Lock()
-        self._vm_locks: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
 
     async def run(self, request: WriteCall, emit: Emit) -> VmsReply:
         """All VMs' results, in the order of the request; `emit` gets progress and results as they come.
 
         Raises `operation.fenced` and `request.invalid` for the whole call; what befalls one VM is in its result.
         """
+        if isinstance(request, RetuneHost):
+            emit = without_the_host(emit)
         action, items = items_of(self._host, request)
         journal, fence = self._host.journal, request.fence
         journal.refuse_lower(request.operation_id, fence)
@@ -80,22 +82,41 @@ class Actions:
         finally:
             if not batch.intents.done():
                 batch.intents.cancel()
-        return VmsReply(results=tuple(await asyncio.gather(*waiting)))
+        results = tuple(await asyncio.gather(*waiting))
+        if isinstance(request, RetuneHost):
+            results = await results_by_vm(self._host, request, results[0])
+        return VmsReply(results=results)
 
     def in_flight(self) -> frozenset[Key]:
         return frozenset(self._flights)
 
     async def settle(self) -> None:
-        """Undoes what could not be undone before, and domains that turned up after their create had been undone.
+        """Undoes what could not be undone before, and domains that turned up after their create had been undone; gives
+        back what VMs no longer need that were resized; puts VMs in place whose move broke off.
 
         To be called when domains came or the hypervisor is back, and now and then. Raises `hypervisor.unavailable`.
         """
         for vm_id in list(self._unsettled):
-            async with self._lock_of(vm_id):
+            async with self._host.lock_of(vm_id):
                 try:
                     await self._settle(vm_id)
                 except PpecError as error:
                     log.warning("still_left_behind", vm_id=str(vm_id), code=error.code, why=error.message)
+        for vm_id in list(self._host.unfit):
+            async with self._host.lock_of(vm_id):
+                try:
+                    await settle_resize(self._host, vm_id)
+                except PpecError as error:
+                    log.warning("still_unfit", vm_id=str(vm_id), code=error.code, why=error.message)
+        for vm_id, key in list(self._host.open_seats.items()):
+            async with self._host.lock_of(vm_id):
+                try:
+                    await settle_seat(self._host, vm_id)
+                except PpecError as error:
+                    log.warning("seat_still_open", vm_id=str(vm_id), code=error.code, why=error.message)
+                    continue
+                del self._host.open_seats[vm_id]
+                await asyncio.to_thread(self._host.journal.append_abandoned, key)
         if self._host.journal.undone_creates():
             for domain in await self._host.hypervisor.domains():
                 if came_late(self._host.journal, domain):
@@ -133,7 +154,7 @@ class Actions:
         key, steps = flight.key, flight.steps
         try:
             await batch.intents
-            async with self._lock_of(item.vm_id):
+            async with self._host.lock_of(item.vm_id):
                 # Meanwhile a newer owner, or a delete, may have gone first.
                 self._host.journal.recorded(key, flight.fence)
                 if await self._settle(item.vm_id) == key:
@@ -155,9 +176,6 @@ class Actions:
             self._flights.pop(key, None)
             self._on_change()
 
-    def _lock_of(self, vm_id: UUID) -> asyncio.Lock:
-        return self._vm_locks.setdefault(vm_id, asyncio.Lock())
-
     async def _leave_behind(self, key: Key) -> None:
         self._unsettled[UUID(key.vm_id)] = key
         try:
@@ -176,7 +194,7 @@ class Actions:
         return key
 
     async def _undo_late(self, vm_id: UUID) -> None:
-        async with self._lock_of(vm_id):
+        async with self._host.lock_of(vm_id):
             domain = await self._host.hypervisor.domain(vm_id)
             # Looked at again: while this waited for its turn a create may have begun anew and made the VM.
             if domain is None or domain.metadata is None:
@@ -209,6 +227,7 @@ class Actions:
             changed=outcome.changed,
             vm=outcome.vm,
             stage_ms=steps.stage_ms,
+            resized=outcome.resized,
             observed_at=self._host.moments.observed(),
         )
 

@@ -10,14 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from ppec_agentd.disks import DiskMaker, VmFolder
-from ppec_agentd.hypervisor import Domain, HostFacts, Hypervisor
+from ppec_agentd.hypervisor import Domain, DomainDefinition, HostFacts, Hypervisor
 from ppec_agentd.images import ImageCache
-from ppec_agentd.journal import Journal
+from ppec_agentd.journal import Journal, Key
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.moments import Moments
-from ppec_contract.agent import Stage, VmProgress, VmsReply
+from ppec_contract.agent import Resized, Stage, VmProgress, VmsReply
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmInfo, VmSpec
 
@@ -26,7 +27,12 @@ Emit = Callable[[VmsReply], None]
 
 @dataclass
 class HostContext:
-    """One host's parts. `facts` are refreshed by reports and whenever a bridge seems to be missing."""
+    """One host's parts. `facts` are refreshed by reports and whenever a bridge seems to be missing.
+
+    `unfit` are VMs of which more is held than they will need, or of which a resize could not be taken back: then the
+    definition to go back to (`actions/resize.py`). `open_seats` are VMs whose move broke off and could not be taken back,
+    each with the journal's key of the move (`actions/retune.py`).
+    """
 
     hypervisor: Hypervisor
     facts: HostFacts
@@ -38,6 +44,13 @@ class HostContext:
     starts: asyncio.Semaphore
     preparations: asyncio.Semaphore
     moments: Moments = field(default_factory=Moments)
+    unfit: dict[UUID, DomainDefinition | None] = field(default_factory=dict)
+    open_seats: dict[UUID, Key] = field(default_factory=dict)
+    _vm_locks: WeakValueDictionary[UUID, asyncio.Lock] = field(default_factory=WeakValueDictionary)
+
+    def lock_of(self, vm_id: UUID) -> asyncio.Lock:
+        """Held by whoever changes the VM. Whoever needs several takes them in the order of the ids."""
+        return self._vm_locks.setdefault(vm_id, asyncio.Lock())
 
     def folder(self, vm_id: UUID) -> VmFolder:
         return VmFolder(self.vms_dir, vm_id)
@@ -65,6 +78,7 @@ class Outcome:
     changed: bool
     vm: VmInfo | None
     name: str = ""
+    resized: Resized | None = None
 
 
 @dataclass

@@ -14,12 +14,12 @@ from ppec_agentd.hypervisor import BridgeNic, Disk, Domain, DomainDefinition, Do
 from ppec_agentd.journal import Journal, Key
 from ppec_agentd.ledger import Claim
 from ppec_agentd.numa import NumaPlan
-from ppec_agentd.observed import vm_info
+from ppec_agentd.observed import started_info, vm_info
 from ppec_agentd.seed import seed_iso
 from ppec_agentd.undo import UndoStack
 from ppec_contract.agent import Stage
 from ppec_contract.errors import PpecError
-from ppec_contract.vm import VmInfo, VmSpec, VmState
+from ppec_contract.vm import VmSpec, VmState
 
 # In a problem's details: the undos still to be done.
 LEFT_BEHIND = "left_behind"
@@ -59,7 +59,7 @@ async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps)
         if failed:
             raise _left_behind(vm, failed) from error
         raise
-    return Outcome(True, _running(vm, operation_id, plan), vm.name)
+    return Outcome(True, started_info(definition, host.facts.architecture), vm.name)
 
 
 def _claim(vm: VmSpec) -> Claim:
@@ -158,6 +158,10 @@ def _definition(vm: VmSpec, operation_id: str, plan: NumaPlan, folder: VmFolder)
             disk_mib=vm.root_disk.size_mib,
             image_sha256=vm.root_disk.image.sha256,
             pins=plan.pins,
+            numa=vm.numa,
+            max_vcpus=vm.max_vcpus or 0,
+            max_memory_mib=vm.max_memory_mib or 0,
+            guest_cells=plan.guest_cells,
         ),
         disks=(
             Disk(str(folder.root_disk), "qcow2", boot_order=1),
@@ -167,21 +171,5 @@ def _definition(vm: VmSpec, operation_id: str, plan: NumaPlan, folder: VmFolder)
         emulator_cpus=plan.emulator_cpus,
         threads_per_core=plan.threads_per_core,
         console_log=str(folder.console_log),
-    )
-
-
-def _running(vm: VmSpec, operation_id: str, plan: NumaPlan) -> VmInfo:
-    return VmInfo(
-        vm_id=vm.vm_id,
-        name=vm.name,
-        state=VmState.RUNNING,
-        managed=True,
-        vcpus=vm.vcpus,
-        memory_mib=vm.memory_mib,
-        cells=plan.cells,
-        pins=plan.pins,
-        disk_mib=vm.root_disk.size_mib,
-        image_sha256=vm.root_disk.image.sha256,
-        macs=tuple(nic.mac for nic in vm.nics),
-        operation_id=operation_id,
+        shared_cpus=plan.shared_cpus,
     )

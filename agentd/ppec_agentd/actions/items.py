@@ -12,6 +12,8 @@ from ppec_agentd.actions.context import HostContext, Outcome, Steps
 from ppec_agentd.actions.create import create
 from ppec_agentd.actions.delete import delete
 from ppec_agentd.actions.power import PAUSE, RESET, RESUME, reboot, switch
+from ppec_agentd.actions.resize import resize
+from ppec_agentd.actions.retune import HOST_ID, retune_host
 from ppec_agentd.actions.start import start
 from ppec_agentd.actions.stop import stop
 from ppec_agentd.journal import ACTIONS, Action
@@ -21,9 +23,12 @@ from ppec_contract.agent import (
     PauseVms,
     RebootVms,
     ResetVms,
+    ResizeVms,
     ResumeVms,
+    RetuneHost,
     StartVms,
     StopVms,
+    VmSize,
     WriteCall,
 )
 from ppec_contract.errors import PpecError
@@ -56,6 +61,11 @@ def items_of(host: HostContext, request: WriteCall) -> tuple[Action, list[Item]]
     """The call's action and its VMs, in order. Raises `request.invalid` if it names a VM twice."""
     if isinstance(request, CreateVms):
         items = [_creation(host, vm, request.operation_id) for vm in request.vms]
+    elif isinstance(request, ResizeVms):
+        items = [_resizing(host, size, request.timeout_s) for size in request.sizes]
+    elif isinstance(request, RetuneHost):
+        # One flight for all its VMs: the moves have an order.
+        items = [Item(HOST_ID, "", lambda steps: retune_host(host, request, steps))]
     else:
         items = [_by_id(host, vm_id, request) for vm_id in getattr(request, "vm_ids", ())]
     _refuse_twins(items)
@@ -71,6 +81,11 @@ def _action(request: WriteCall) -> Action:
 
 def _creation(host: HostContext, vm: VmSpec, operation_id: str) -> Item:
     return Item(vm.vm_id, vm.name, lambda steps: create(host, vm, operation_id, steps))
+
+
+def _resizing(host: HostContext, size: VmSize, timeout_s: float) -> Item:
+    held = host.ledger.holding(size.vm_id)
+    return Item(size.vm_id, held.name if held else "", lambda steps: resize(host, size, timeout_s, steps))
 
 
 def _by_id(host: HostContext, vm_id: UUID, request: WriteCall) -> Item:

@@ -109,6 +109,11 @@ class Sizing:
         return NumaTune(nodeset=format_cpu_list(vm.cells), guest_cells=tuple(bindings))
 
     @property
+    def most_memory_mib(self) -> int:
+        vm = self.definition.metadata
+        return vm.max_memory_mib if self._memory_grows else vm.memory_mib
+
+    @property
     def _memory_grows(self) -> bool:
         vm = self.definition.metadata
         return bool(self.rules.memory_block_mib) and vm.max_memory_mib > vm.memory_mib
