@@ -6,11 +6,13 @@ from __future__ import annotations
 from datetime import datetime
 
 from ppec_contract.errors import PpecError
-from ppec_contract.host import Heartbeat, HeartbeatReply, ReportEnvelope
+from ppec_contract.host import Heartbeat, HeartbeatReply, ReportEnvelope, Vitals
 from ppec_orchestrator.liveness import Heard, LivenessBook, MessageId
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.host_health import apply_health
 from ppec_orchestrator.store.reports import NewReport, StoredReport, apply_report, stored_report
+from ppec_orchestrator.vitals_book import VitalsBook
 
 
 class ReportIntake:
@@ -20,6 +22,7 @@ class ReportIntake:
         self._database = database
         self._liveness = liveness
         self._settings = settings
+        self.vitals = VitalsBook()
 
     def report(self, host: str, envelope: ReportEnvelope, *, now: datetime) -> HeartbeatReply:
         """Stores a report that differs from the stored one, or has a later moment: an equal picture that an agent sends
@@ -45,6 +48,7 @@ class ReportIntake:
                     break
             # Another message of this host came in between: see whether this one is still the newer.
         self._liveness.note(host, Heard(stored.host_id, message, digest, now))
+        self._take_vitals(host, stored.host_id, envelope.vitals, now)
         return self._reply(send_report=False)
 
     def heartbeat(self, host: str, beat: Heartbeat, *, now: datetime) -> HeartbeatReply:
@@ -54,15 +58,25 @@ class ReportIntake:
         heard = self._liveness.heard(host)
         if heard is not None and heard.digest == beat.digest and message > heard.message:
             self._liveness.note(host, Heard(heard.host_id, message, heard.digest, now))
+            self._take_vitals(host, heard.host_id, beat.vitals, now)
             return self._reply(send_report=False)
         stored = self._stored(host)
         if not self._accepts(host, stored, message, now):
             return self._reply(send_report=False)
         self._liveness.note(host, Heard(stored.host_id, message, stored.digest, now))
+        self._take_vitals(host, stored.host_id, beat.vitals, now)
         set_back = stored.message is not None and (
             message.agent_started_at_unix_ms < stored.message.agent_started_at_unix_ms
         )
         return self._reply(send_report=stored.digest != beat.digest or set_back)
+
+    def _take_vitals(self, host: str, host_id: int, vitals: Vitals | None, now: datetime) -> None:
+        if vitals is None:
+            return
+        if not self.vitals.is_known(host, vitals):
+            with self._database.write() as conn:
+                apply_health(conn, host_id, vitals.health, now=now)
+        self.vitals.note(host, vitals, now=now)
 
     def _stored(self, host: str) -> StoredReport:
         with self._database.read() as conn:

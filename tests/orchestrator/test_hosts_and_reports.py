@@ -21,10 +21,11 @@ HOST = {"name": "h1", "rack": "r1", "vrf": "red", "address": "192.0.2.1"}
 STARTED = 1_000_000
 
 
-def cell(number: int = 0, **values: int) -> dict[str, int]:
+def cell(number: int = 0, **values: int) -> dict[str, Any]:
     figures = {"cores": 8, "cores_reserved": 1, "cores_free": 7, "threads_per_core": 2, "socket": number}
     memory = {"memory_mib": 16384, "memory_reserved_mib": 2048, "memory_free_mib": 14336}
-    return {"cell": number, **figures, **memory, **values}
+    shared = {"cores_shared": 0, "shared_vcpus": 0, "shared_vcpus_free": 0, "huge_pages": []}
+    return {"cell": number, **figures, **memory, **shared, **values}
 
 
 def report(**values: Any) -> dict[str, Any]:

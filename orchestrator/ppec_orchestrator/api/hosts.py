@@ -7,15 +7,17 @@ from datetime import datetime
 
 from fastapi import APIRouter, Response
 
-from ppec_contract.api import EnrolmentTokenView, HostCreate, HostLiveness, HostUpdate, HostView, Page
+from ppec_contract.api import EnrolmentTokenView, HostCreate, HostEvents, HostLiveness, HostUpdate, HostView, Page
 from ppec_orchestrator.api.auth import Admin, Operator, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
-from ppec_orchestrator.api.pages import ByName, Filter, Name
+from ppec_orchestrator.api.pages import ByName, Filter, Limit, Name
 from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.liveness import liveness_of
 from ppec_orchestrator.pki.names import check_name
 from ppec_orchestrator.store import hosts
 from ppec_orchestrator.store.enrolment import create_enrolment_token
+from ppec_orchestrator.store.host_health import events_of
+from ppec_orchestrator.store.paging import DEFAULT_LIMIT
 
 router = APIRouter(prefix="/v1/hosts", tags=["hosts"], route_class=StrictJsonRoute)
 
@@ -59,7 +61,16 @@ def create_host(services: Here, caller: Admin, body: HostCreate) -> HostView:
 def get_host(services: Here, caller: Viewer, name: Name) -> HostView:
     """Show a host."""
     with services.database.read() as conn:
-        return hosts.get_host(conn, name, judge_of(services))
+        view = hosts.get_host(conn, name, judge_of(services))
+    use = services.reports.vitals.use_of(name)
+    return view if use is None else view.model_copy(update={"use": use[0]})
+
+
+@router.get("/{name}/events")
+def list_host_events(services: Here, caller: Viewer, name: Name, limit: Limit = DEFAULT_LIMIT) -> HostEvents:
+    """List what befell a host, the latest first: checks of its health that changed their level."""
+    with services.database.read() as conn:
+        return HostEvents(items=events_of(conn, name, limit))
 
 
 @router.patch("/{name}")
@@ -75,6 +86,7 @@ def delete_host(services: Here, caller: Admin, name: Name) -> Response:
     with services.database.write() as conn:
         hosts.delete_host(conn, name)
     services.liveness.forget(name)
+    services.reports.vitals.forget(name)
     services.certificates.forget()
     return Response(status_code=204)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppec_orchestrator.cli.resources import Resource, add_delete, add_list, add_show, create
+from ppec_orchestrator.cli.resources import Resource, add_delete, add_list, add_show, create, made_columns
 from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ HOST = Resource(
         ("memory free MiB>", _memory),
         ("disk free MiB>", lambda host: f"{host.disk_free_mib}/{host.disk_mib}"),
         ("VMs>", "vm_count"),
+        ("health", "health_level"),
+        ("drift>", "drift_count"),
         ("agent", "agent_version"),
     ),
 )
@@ -62,6 +64,21 @@ def add(
     """Register a host. It takes VMs once it has enrolled and reported."""
     values = {"name": name, "rack": rack, "vrf": vrf, "address": address, "port": port}
     create(context, HOST, "HostCreate", values)
+
+
+@app.command("events")
+def events(
+    context: typer.Context,
+    name: Name,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
+) -> None:
+    """What befell a host, the latest first: checks of its health that changed their level."""
+    from ppec_contract.api import HostEvents
+
+    session = session_of(context)
+    found = session.client.get(f"{HOST.url(name)}/events?limit={limit}", HostEvents)
+    columns = (("at", "at"), ("check", "check"), ("before", "before"), ("after", "after"), ("found", "found"))
+    session.output.items(found.items, made_columns(columns))
 
 
 @app.command("drain")

@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import HostCreate, HostLiveness, HostUpdate, HostView, Page
 from ppec_contract.errors import PpecError
-from ppec_contract.host import CellReport
+from ppec_contract.host import CellReport, HealthLevel
 from ppec_contract.identity import Identity
 from ppec_orchestrator.store.catalogue import id_of, insert_named, not_found
 from ppec_orchestrator.store.certificates import withdraw_certificates
@@ -28,6 +28,10 @@ Judge = Callable[[str, datetime | None, datetime | None], tuple[HostLiveness, da
 
 # In a run's inventory a host of this name would be taken for the group, and the run's other hosts be left out.
 _GROUPS = frozenset({"all", "ungrouped", "ppec_run"})
+
+
+# What of a report is shown of one host alone.
+_DETAILS = ("cpu", "drives", "file_systems", "nics", "drift")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +64,14 @@ def create_host(conn: Connection, wanted: HostCreate, judge: Judge) -> HostView:
 
 
 def get_host(conn: Connection, name: str, judge: Judge) -> HostView:
-    row = conn.execute(_select().where(host.c.name == name)).one_or_none()
+    """With what its last report says of its parts and of drift, as the report's own JSON is."""
+    row = conn.execute(_select().add_columns(host.c.report).where(host.c.name == name)).one_or_none()
     if row is None:
         raise not_found("host", "host", name)
-    return _views(conn, [row], judge)[0]
+    report = row.report or {}
+    told = {name: report[name] for name in _DETAILS if report.get(name)}
+    view = _views(conn, [row], judge)[0]
+    return HostView.model_validate(view.model_dump() | told | {"health": row.health or ()})
 
 
 def page_of_hosts(conn: Connection, wanted: Slice, chosen: HostFilter, judge: Judge) -> Page[HostView]:
@@ -128,6 +136,7 @@ def _select() -> Select[Any]:
             host.c.enrolled_at,
             host.c.last_seen_at,
             host.c.facts,
+            host.c.health,
             host.c.disk_mib,
             host.c.disk_used_mib,
         )
@@ -163,8 +172,14 @@ def _view(row: Row[Any], cells: Iterable[CellReport], vm_count: int, judge: Judg
         disk_free_mib=max(row.disk_mib - row.disk_used_mib, 0),
         vm_count=vm_count,
         last_seen_at=last_seen_at,
+        health_level=_worst(row.health),
         **(row.facts or {}),
     )
+
+
+def _worst(health: Sequence[Mapping[str, str]] | None) -> HealthLevel | None:
+    said = {finding["level"] for finding in health or ()}
+    return next((level for level in reversed(tuple(HealthLevel)) if level.value in said), None)
 
 
 def _cells(conn: Connection, host_ids: Sequence[int]) -> dict[int, list[CellReport]]:

@@ -98,7 +98,7 @@ def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
             report_tick=new.tick,
             report_digest=new.digest,
             report=dumped,
-            facts={name: dumped[name] for name in FACTS},
+            facts={name: dumped[name] for name in FACTS} | {"drift_count": len(report.drift)},
             disk_mib=report.disk_mib,
             last_seen_at=now,
         )

@@ -140,9 +140,25 @@ host = Table(
     Column("report", JSON),
     # The small part of the report that every list shows; parsing 500 whole reports for a page would be slow.
     Column("facts", JSON),
+    # The findings with which the host's checks entered their levels (`HealthFinding`); written when a level changes.
+    Column("health", JSON),
     Column("disk_mib", BigInteger, nullable=False, default=0),
     Column("disk_used_mib", BigInteger, nullable=False, default=0),
     CheckConstraint("disk_used_mib >= 0", name="disk_used_not_negative"),
+)
+
+# What befell a host: so far, checks of its health that changed their level. The latest few hundred of each are kept.
+host_event = Table(
+    "host_event",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("host_id", ForeignKey("host.id", ondelete="CASCADE"), nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("check", String(256), nullable=False),
+    Column("before", String(16)),
+    Column("after", String(16), nullable=False),
+    Column("found", Text, nullable=False),
+    Index(None, "host_id", "id"),
 )
 
 host_cell = Table(
