@@ -68,6 +68,11 @@ class ReportSource:
         tick = self._context.moments.before_snapshot()
         return tick, await self.build()
 
+    @property
+    def ledger(self) -> Ledger:
+        """In line with the hypervisor as of the last `build` or `follow`."""
+        return self._context.ledger
+
     async def domains(self) -> tuple[Domain, ...]:
         return await self._context.hypervisor.domains()
 
@@ -82,7 +87,7 @@ class ReportSource:
 
     async def follow(self) -> tuple[Domain, ...]:
         """Brings the ledger in line with the hypervisor, looks for drift, and returns the hypervisor's domains."""
-        held_before = self._context.ledger.held_ids()
+        held_before = self._context.ledger.held()
         before = await self._watch.before()
         domains = await self._context.hypervisor.domains()
         self._context.ledger.follow(domains, held_before)

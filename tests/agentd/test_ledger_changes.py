@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from ppec_agentd.hypervisor import Domain, DomainMetadata
-from ppec_agentd.ledger import Claim, Holding, Ledger, Move
+from ppec_agentd.ledger import Claim, FindingKind, Holding, Ledger, Move
 from ppec_agentd.numa import PinRequest, plan_pins
 from ppec_agentd.topology import declare_topology, parse_capabilities
 from ppec_contract.errors import PpecError
@@ -233,9 +233,23 @@ class LedgerChanges(RuleBasedStateMachine):
     def read_the_hypervisor(self) -> None:
         before = self.picture()
         there = [held for held in self.ledger.holdings() if held.vm_id in self.committed]
-        self.ledger.follow([domain_of(held) for held in there], self.ledger.held_ids())
+        self.ledger.follow([domain_of(held) for held in there], self.ledger.held())
         assert self.picture() == before
         assert self.ledger.audit(map(domain_of, there)) == ()
+
+    @rule(data=st.data(), cpu=st.integers(0, 39))
+    def pins_changed_by_hand_and_back(self, data: Any, cpu: int) -> None:
+        """While a VM runs on a free core that it was never granted, nobody else gets it; then all is as before."""
+        vm_id = data.draw(st.sampled_from(sorted(self.committed))) if self.committed else None
+        if vm_id is None or vm_id in self.before or cpu in self.ledger.pool().taken:
+            return
+        before, held = self.picture(), self.ledger.held()
+        drifted = replace(domain_of(held[vm_id]), pins=(VcpuPin(vcpu=0, pcpu=cpu),))
+        others = [domain_of(one) for one in held.values() if one.vm_id != vm_id]
+        self.ledger.follow([drifted, *others], held)
+        assert cpu in self.ledger.pool().taken
+        self.ledger.follow([domain_of(held[vm_id]), *others], self.ledger.held())
+        assert self.picture() == before
 
     @invariant()
     def nothing_is_shared_or_leaked(self) -> None:
@@ -495,6 +509,33 @@ def test_the_cpus_a_domain_was_found_on_are_granted_to_nobody() -> None:
     drifted = replace(domain_of(held), pins=pins_of(3, 4))
     rebuilt = new_ledger()
     rebuilt.follow([drifted])
+    (finding,) = rebuilt.audit([drifted])
+    assert (finding.kind, finding.granted, finding.found) == (FindingKind.PINS_DIFFER, (2, 22), (3, 4))
     assert figures(refused(lambda: rebuilt.reserve(claim())))[1:] == ("vcpus", 2, 0)
     assert rebuilt.release(vm_id)
     assert rebuilt.cells() == new_ledger().cells()
+
+
+def test_a_picture_older_than_a_move_does_not_undo_it() -> None:
+    ledger = new_ledger()
+    (vm_id,) = reserved(ledger, claim())
+    held_before = ledger.held()
+    old = domain_of(held_before[vm_id])
+    ledger.repin([Move(vm_id, pins_of(7, 27), (1,))])
+    ledger.commit(vm_id)
+    ledger.follow([old], held_before)
+    assert sorted(ledger.held()[vm_id].cpus) == [7, 27]
+    ledger.follow([old], ledger.held())
+    assert sorted(ledger.held()[vm_id].cpus) == [2, 7, 22, 27], "it is seen there now, and its grant is elsewhere"
+
+
+def test_a_domain_made_by_hand_is_followed_as_it_changes() -> None:
+    ledger = new_ledger()
+    by_hand = Domain(uuid.uuid4(), "hand", VmState.RUNNING, 2, 300, pins_of(2), (0,))
+    ledger.follow([by_hand])
+    changed = replace(by_hand, memory_mib=500, pins=pins_of(7), memory_cells=(1,))
+    ledger.follow([changed], ledger.held())
+    assert [cell.cores_free for cell in ledger.cells()] == [3, 2, 3, 3]
+    assert [cell.memory_free_mib for cell in ledger.cells()[:2]] == [ORDINARY_MIB, ORDINARY_MIB - 500]
+    ledger.follow([], ledger.held())
+    assert (ledger.totals(), ledger.cells()) == (new_ledger().totals(), new_ledger().cells())

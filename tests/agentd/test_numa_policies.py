@@ -272,6 +272,12 @@ def test_growth_fills_its_own_idle_threads_first() -> None:
     assert replan(host.take(plan.cpus), plan, PinRequest(12, (0,))).pins[:4] == plan.pins
 
 
+def test_growth_within_its_own_cores_needs_nothing_free() -> None:
+    host = pool("cores=1,threads=8")
+    plan = plan_pins(host, PinRequest(2, (0,)))
+    assert len(replan(host.take(plan.cpus), plan, PinRequest(8, (0,))).pins) == 8
+
+
 def test_growth_beyond_what_is_free_says_how_much_there_is() -> None:
     host = pool("cores=4,threads=2")
     plan = plan_pins(host, PinRequest(4, (0,)))

@@ -11,7 +11,7 @@ Pure and thread-safe. Nothing is stored: `adopt` rebuilds it from the domains' m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 from uuid import UUID
 
@@ -141,12 +141,16 @@ class Ledger:
             held, taken = adopted
             self._totals.enter(held.name, held.vm_id, taken)
 
-    def follow(self, domains: Iterable[Domain], held_before: frozenset[UUID] = frozenset()) -> None:
+    def follow(
+        self, domains: Iterable[Domain], held_before: Mapping[UUID, Holding] | frozenset[UUID] = frozenset()
+    ) -> None:
         """Brings the ledger in line with the domains that are there.
 
-        `held_before` is `held_ids()` from before the domains were read: what was created or deleted since is not
+        `held_before` is `held()` from before the domains were read: what was created, changed or deleted since is not
         judged by a picture older than itself. Domains made by hand are adopted; what a committed VM held is released
-        when its domain is gone. A mere reservation is left alone: its domain is yet to come.
+        when its domain is gone. A mere reservation is left alone: its domain is yet to come. CPUs that somebody pinned
+        a VM to by hand are its own as long as it is there, beside those it was granted: nobody else gets them. With
+        `held_ids()` alone no changes are followed.
         """
         present = {domain.vm_id: domain for domain in domains}
         for held in self.holdings():
@@ -156,6 +160,8 @@ class Ledger:
         for domain in sorted(present.values(), key=_cells_named):
             if domain.vm_id not in held_before:
                 self.adopt(domain)
+            elif isinstance(held_before, Mapping):
+                self._observe(domain, held_before[domain.vm_id])
 
     def audit(self, domains: Iterable[Domain]) -> tuple[Finding, ...]:
         """How the domains, as just read, differ from what is held: see `ledger.audit`."""
@@ -169,8 +175,12 @@ class Ledger:
     def holdings(self) -> tuple[Holding, ...]:
         return self._details.holdings()
 
+    def held(self) -> Mapping[UUID, Holding]:
+        """Who holds what at this moment."""
+        return self._details.held()
+
     def held_ids(self) -> frozenset[UUID]:
-        return self._details.held_ids()
+        return frozenset(self._details.held())
 
     def pool(self) -> CpuPool:
         """The CPUs as they are held now; a value, for planning ahead."""
@@ -195,6 +205,9 @@ class Ledger:
         finally:
             self._totals.settle(taken)
         return result
+
+    def _observe(self, domain: Domain, seen: Holding) -> None:
+        self._settled(lambda: self._details.observe(domain, seen))
 
     def _settled(self, change: Callable[[], Amounts]) -> None:
         self._changed(lambda: (None, change()))

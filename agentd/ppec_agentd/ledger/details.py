@@ -110,6 +110,17 @@ class DetailsSection:
             held = rebuild.holding_of(domain, self._pool, self._memory)
             return held, self._enter(held)
 
+    def observe(self, domain: Domain, seen: Holding) -> Amounts:
+        """`seen` is what it held before the domain was read: if it changed since, the domain tells nothing new."""
+        with self._lock:
+            if self._holdings.get(domain.vm_id) is not seen or seen.pending or not seen.committed:
+                return {}
+            if rebuild.as_held(domain, seen, self._pool):
+                return {}
+            taken = self._leave(domain.vm_id)
+            now = rebuild.observed(domain, seen, self._pool, self._memory)
+            return added(taken, self._enter(now))
+
     # --- looking ------------------------------------------------------------------------------------------------
 
     def holding(self, vm_id: UUID) -> Holding | None:
@@ -120,9 +131,9 @@ class DetailsSection:
         with self._lock:
             return tuple(self._holdings.values())
 
-    def held_ids(self) -> frozenset[UUID]:
+    def held(self) -> dict[UUID, Holding]:
         with self._lock:
-            return frozenset(self._holdings)
+            return dict(self._holdings)
 
     def pool(self) -> CpuPool:
         with self._lock:

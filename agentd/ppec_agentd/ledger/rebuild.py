@@ -49,6 +49,29 @@ def holding_of(domain: Domain, pool: CpuPool, memory: CellMemory) -> Holding:
     )
 
 
+def as_held(domain: Domain, held: Holding, pool: CpuPool) -> bool:
+    """Whether the domain uses what its holding says, as far as the ledger counts it.
+
+    Of ours only the pins can differ, its metadata says the rest; a foreign one may have been changed in any way.
+    """
+    if held.cpus != _used(domain, held, pool):
+        return False
+    if not held.foreign:
+        return True
+    bound = frozenset(domain.memory_cells) & pool.topology.by_cell.keys()
+    return held.memory_mib == domain.memory_mib and (not bound or bound == set(held.plan.cells))
+
+
+def observed(domain: Domain, held: Holding, pool: CpuPool, memory: CellMemory) -> Holding:
+    """What it holds now that it is seen to use other CPUs, or memory, than before."""
+    return holding_of(domain, pool, memory) if held.foreign else replace(held, cpus=_used(domain, held, pool))
+
+
+def _used(domain: Domain, held: Holding, pool: CpuPool) -> frozenset[int]:
+    granted = () if held.foreign else held.plan.cpus
+    return pool.whole([*granted, *(pin.pcpu for pin in domain.pins)])
+
+
 def plan_of(pool: CpuPool, request: PinRequest, pins: Sequence[VcpuPin]) -> NumaPlan:
     """The plan that these pins are, on cells that the host has."""
     cells = [pool.topology.by_cell[number] for number in sorted(set(request.cells))]

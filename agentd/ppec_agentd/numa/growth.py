@@ -36,12 +36,14 @@ def replan(pool: CpuPool, plan: NumaPlan, request: PinRequest) -> NumaPlan:
         return _grow_across(pool, cells, plan, request)
     idle = _idle(pool, pinned, request.smt)
     wanted = request.vcpus - len(pinned)
+    missing = wanted - len(idle)
+    if missing <= 0:
+        return granted(pool, cells, pinned + idle[:wanted], request)
     socket = next((core.socket for core in _own(pool, pinned)), None)
-    more = on_one_socket(pool, cells, max(0, wanted - len(idle)), request.smt, socket)
+    more = on_one_socket(pool, cells, missing, request.smt, socket)
     if isinstance(more, int):
         raise refusals.too_large(pool, request, more + len(idle) + len(pinned))
-    new = [*idle, *seated(more, max(0, wanted - len(idle)), request.smt)][:wanted]
-    return granted(pool, cells, pinned + new, request)
+    return granted(pool, cells, pinned + idle + seated(more, missing, request.smt), request)
 
 
 def _grow_across(pool: CpuPool, cells: Sequence[Cell], plan: NumaPlan, request: PinRequest) -> NumaPlan:
