@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fake hypervisor's resizing: records that have a size now and one at their next start."""
+"""The fake hypervisor's resizing and moving: records that have a size and a seat now, and those of their next start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
 
-from ppec_agentd.hypervisor import Domain, DomainDefinition, DomainMetadata, EventKind
+from ppec_agentd.hypervisor import Domain, DomainDefinition, DomainMetadata, EventKind, Seat
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
 
@@ -31,7 +31,7 @@ class _Records(Protocol):
 
 
 class FakeResize:
-    """The part of `FakeHypervisor` that resizes domains."""
+    """The part of `FakeHypervisor` that resizes and moves domains."""
 
     async def redefine(self: _Records, definition: DomainDefinition) -> None:
         wanted = definition.metadata
@@ -78,6 +78,15 @@ class FakeResize:
             return possible
 
         return await self._change("grow_memory", vm_id, effect)
+
+
+    async def reseat(self: _Records, vm_id: UUID, seat: Seat) -> None:
+        def effect() -> bool:
+            domain = _running(self._must_find(vm_id), "move")
+            self._put(replace(domain, pins=seat.pins, memory_cells=seat.cells), None)
+            return True
+
+        await self._change("reseat", vm_id, effect)
 
 
 def started_anew(domain: Domain) -> Domain:

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Literal, Protocol
 from uuid import UUID
 
+from ppec_agentd.guests import GuestPort
 from ppec_agentd.numa import GuestCell
 from ppec_agentd.topology import Topology
 from ppec_contract.host import Architecture
@@ -113,6 +114,18 @@ class BridgeNic:
 
 
 @dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a running domain is: a host CPU for each vCPU, the cells of its memory, the CPUs of QEMU's own threads.
+
+    Empty `emulator_cpus` leave those threads where they are.
+    """
+
+    pins: tuple[VcpuPin, ...]
+    cells: tuple[int, ...]
+    emulator_cpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DomainDefinition:
     """All it takes to define a domain; vCPUs, memory, cells, pins and names are those of `metadata`.
 
@@ -197,7 +210,7 @@ class HypervisorEvent:
 EventCallback = Callable[[HypervisorEvent], None]
 
 
-class Hypervisor(Protocol):
+class Hypervisor(GuestPort, Protocol):
     """One host's hypervisor. Calls may overlap, and those about different VMs don't wait for one another."""
 
     async def open(self) -> None:
@@ -286,6 +299,13 @@ class Hypervisor(Protocol):
         False, and nothing is plugged, if that can't be had without a new start: less than there is, beyond what the
         domain was started for, no whole blocks, or too often. Raises ``vm.not_found``; ``vm.wrong_state`` if it doesn't
         run.
+        """
+
+    async def reseat(self, vm_id: UUID, seat: Seat) -> None:
+        """Move the running domain's vCPUs, memory and QEMU's threads there; its definition and metadata stay.
+
+        Returns when the kernel has copied the memory. Broken off anywhere, it may be repeated, or taken back with the
+        seat before. Raises ``vm.not_found``; ``vm.wrong_state`` if the domain doesn't run.
         """
 
     async def undefine(self, vm_id: UUID) -> bool:

@@ -51,6 +51,7 @@ Action = Literal[
     "ResumeVms",
     "FreezeVms",
     "ThawVms",
+    "RetuneHost",
 ]
 ACTIONS: tuple[Action, ...] = get_args(Action)
 Undo = Literal["", "due", "done"]

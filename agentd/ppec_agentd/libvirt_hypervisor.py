@@ -20,8 +20,11 @@ from ppec_agentd.domain_xml.build import HostProfile, domain_xml
 from ppec_agentd.domain_xml.observe import observe
 from ppec_agentd.hypervisor import Domain, DomainDefinition, EventCallback, HostFacts
 from ppec_agentd.libvirt_connection import LibvirtConnection, LibvirtOptions
+from ppec_agentd.libvirt_console import LibvirtConsole
 from ppec_agentd.libvirt_domains import STATES, false_if_gone, find, find_name, unless, wrong_state
+from ppec_agentd.libvirt_guest_agent import LibvirtGuestAgent
 from ppec_agentd.libvirt_power import LibvirtPower
+from ppec_agentd.libvirt_reseat import LibvirtReseat
 from ppec_agentd.libvirt_resize import LibvirtResize
 from ppec_agentd.lifecycle import EventFanout, wait_for_state
 from ppec_agentd.local_host import choose_domain_type, read_local_host
@@ -41,10 +44,12 @@ _UNDEFINE_ALL = (
 )
 
 
-class LibvirtHypervisor(LibvirtPower, LibvirtResize):
+class LibvirtHypervisor(LibvirtGuestAgent, LibvirtConsole, LibvirtPower, LibvirtResize, LibvirtReseat):
     """`Hypervisor` on one libvirt connection."""
 
     def __init__(self, options: LibvirtOptions | None = None) -> None:
+        LibvirtGuestAgent.__init__(self)
+        LibvirtConsole.__init__(self)
         self._options = options or LibvirtOptions()
         self._fanout = EventFanout()
         self._connection = LibvirtConnection(self._options, self._fanout)
@@ -60,6 +65,7 @@ class LibvirtHypervisor(LibvirtPower, LibvirtResize):
         await self._connection.open()
 
     async def close(self) -> None:
+        await self.close_consoles()
         await self._connection.close()
 
     # What is there

@@ -9,7 +9,8 @@ By the journal's intents without an answer:
 - delete: finished; deleting can't be undone, and what is half deleted is of no use.
 - start, stop, reboot, reset, pause, resume: nothing to finish or undo; the VM is what it is, and a repeated request
   acts on that (a guest may so be rebooted or reset a second time).
-
+- freeze: the guest is thawed now, for nobody was told that it is frozen. Freezes that were answered go on to their end.
+- thaw: nothing; the end of the freeze comes in any case.
 - resize: what stands in the definition counts, be it the old size or the new, and so does what the VM runs with. What
   it holds is brought in line with both, and nothing more is plugged: a repeated request does that. The same is done
   for all VMs that had a resize waiting for their next start.
@@ -68,6 +69,7 @@ async def recover(host: HostContext) -> Recovered:
     adopted = len(domains)
     finished: list[str] = []
     undone: list[str] = []
+    frozen = host.thaws.resume()
     for entry in host.journal.in_flight():
         done = await _settle(host, entry, domains.get(UUID(entry.key.vm_id)))
         (finished if done else undone).append(entry.key.vm_id)
@@ -75,6 +77,8 @@ async def recover(host: HostContext) -> Recovered:
     late = await _undo_late_domains(host)
     removed = await _remove_orphan_folders(host)
     recovered = Recovered(adopted, tuple(finished), tuple(undone), late, removed)
+    if frozen:
+        log.info("frozen_guests", vm_ids=[str(vm_id) for vm_id in frozen])
     log.info("recovered", adopted=adopted, finished=finished, undone=undone, late=late, folders_removed=removed)
     return recovered
 
@@ -89,6 +93,8 @@ async def _settle(host: HostContext, entry: Entry, domain: Domain | None) -> boo
             await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
             return True
         await undo_create(host, vm_id, key.operation_id)
+    elif key.action == "FreezeVms" and host.thaws.frozen(vm_id):
+        await host.thaws.thaw_after(vm_id, 0)
     elif key.action == "DeleteVms" and (domain is None or domain.managed):
         outcome = await delete(host, vm_id, Steps(vm_id, entry.name))
         name, gone_at = outcome.name or entry.name, host.moments.observed()

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -12,9 +13,12 @@ import structlog
 from ppec_agentd import AGENT_VERSION
 from ppec_agentd.actions.batch import Actions
 from ppec_agentd.connection import Call, Reply
+from ppec_agentd.guest_views import GuestViews
 from ppec_agentd.introspection import answer_introspection, method_not_found
 from ppec_agentd.observed import vm_info
 from ppec_agentd.report import CAPABILITIES, ReportSource
+from ppec_agentd.retune.plan import plan_retune
+from ppec_agentd.retune.tenants import host_state
 from ppec_contract.agent import (
     INTERFACE,
     METHODS,
@@ -25,10 +29,13 @@ from ppec_contract.agent import (
     ListVms,
     ListVmsReply,
     Method,
+    PlanRetune,
+    PlanRetuneReply,
     VmsReply,
     WriteCall,
 )
 from ppec_contract.errors import PpecError
+from ppec_contract.guest import QueryGuests, ReadConsole, ReadConsoleReply, WriteConsole
 from ppec_contract.model import Model
 from ppec_contract.validation import parse
 from ppec_contract.version import API_VERSION
@@ -42,10 +49,14 @@ class Service:
     def __init__(self, actions: Actions, reports: ReportSource) -> None:
         self._actions = actions
         self._reports = reports
+        self._guests = GuestViews(actions.host)
         self._views: dict[type[Model], Callable[[Any], Awaitable[Model]]] = {
             ListVms: self._list_vms,
             GetReport: self._get_report,
             GetVersion: self._get_version,
+            PlanRetune: self._plan_retune,
+            QueryGuests: self._guests.query,
+            WriteConsole: self._guests.write_console,
         }
         # Kept here, so that work goes on when the connection that asked for it is gone.
         self._work: set[asyncio.Task[VmsReply]] = set()
@@ -66,6 +77,10 @@ class Service:
             if isinstance(request, WriteCall):
                 async for reply in self._change(request, method, call):
                     yield reply
+            elif isinstance(request, ReadConsole):
+                async with contextlib.aclosing(self._console(request, call)) as replies:
+                    async for reply in replies:
+                        yield reply
             else:
                 yield _reply(await self._views[method.request](request))
         except PpecError as error:
@@ -85,6 +100,18 @@ class Service:
                 yield _reply(reply, continues=True)
         yield _reply(await asyncio.shield(work))
 
+    async def _console(self, request: ReadConsole, call: Call) -> AsyncGenerator[Reply, None]:
+        last = ReadConsoleReply()
+        # Closed at once when the caller leaves, so that its place is free for another reader.
+        async with contextlib.aclosing(self._guests.read_console(request, more=call.more)) as pieces:
+            async for piece in pieces:
+                if call.more:
+                    yield _reply(piece, continues=True)
+                else:
+                    last = piece
+        # With `more` the last reply says no more than that the stream has ended.
+        yield _reply(last)
+
     # --- views --------------------------------------------------------------------------------------------------
 
     async def _list_vms(self, request: ListVms) -> ListVmsReply:
@@ -94,6 +121,12 @@ class Service:
 
     async def _get_report(self, request: GetReport) -> GetReportReply:
         return GetReportReply(report=await self._reports.build())
+
+    async def _plan_retune(self, request: PlanRetune) -> PlanRetuneReply:
+        await self._reports.follow()
+        # Off the loop: on a large host the search takes its time.
+        plan = await asyncio.to_thread(plan_retune, host_state(self._reports.ledger), request.want, request.bounds)
+        return PlanRetuneReply(plan=plan)
 
     async def _get_version(self, request: GetVersion) -> GetVersionReply:
         return GetVersionReply(

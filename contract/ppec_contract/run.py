@@ -28,6 +28,7 @@ PlanAction = Literal[
     "ResumeVms",
     "FreezeVms",
     "ThawVms",
+    "RetuneHost",
 ]
 
 

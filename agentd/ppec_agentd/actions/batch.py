@@ -87,6 +87,10 @@ class Actions:
             results = await results_by_vm(self._host, request, results[0])
         return VmsReply(results=results)
 
+    @property
+    def host(self) -> HostContext:
+        return self._host
+
     def in_flight(self) -> frozenset[Key]:
         return frozenset(self._flights)
 

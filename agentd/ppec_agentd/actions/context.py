@@ -18,6 +18,7 @@ from ppec_agentd.images import ImageCache
 from ppec_agentd.journal import Journal, Key
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.moments import Moments
+from ppec_agentd.thaws import Thaws
 from ppec_contract.agent import Resized, Stage, VmProgress, VmsReply
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmInfo, VmSpec
@@ -45,6 +46,10 @@ class HostContext:
     preparations: asyncio.Semaphore
     moments: Moments = field(default_factory=Moments)
     unfit: dict[UUID, DomainDefinition | None] = field(default_factory=dict)
+    thaws: Thaws = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.thaws = Thaws(self.hypervisor, self.vms_dir)
     open_seats: dict[UUID, Key] = field(default_factory=dict)
     _vm_locks: WeakValueDictionary[UUID, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 

@@ -11,6 +11,7 @@ from uuid import UUID
 from ppec_agentd.actions.context import HostContext, Outcome, Steps
 from ppec_agentd.actions.create import create
 from ppec_agentd.actions.delete import delete
+from ppec_agentd.actions.freeze import freeze, thaw
 from ppec_agentd.actions.power import PAUSE, RESET, RESUME, reboot, switch
 from ppec_agentd.actions.resize import resize
 from ppec_agentd.actions.retune import HOST_ID, retune_host
@@ -20,6 +21,7 @@ from ppec_agentd.journal import ACTIONS, Action
 from ppec_contract.agent import (
     CreateVms,
     DeleteVms,
+    FreezeVms,
     PauseVms,
     RebootVms,
     ResetVms,
@@ -28,6 +30,7 @@ from ppec_contract.agent import (
     RetuneHost,
     StartVms,
     StopVms,
+    ThawVms,
     VmSize,
     WriteCall,
 )
@@ -44,6 +47,8 @@ _ACTS: dict[type[WriteCall], Act] = {
     RebootVms: lambda host, call, vm_id, steps: reboot(host, vm_id, steps, call.timeout_s, force=call.force),
     ResetVms: lambda host, _call, vm_id, steps: switch(host, vm_id, steps, RESET),
     PauseVms: lambda host, _call, vm_id, steps: switch(host, vm_id, steps, PAUSE),
+    FreezeVms: lambda host, call, vm_id, steps: freeze(host, vm_id, steps, call.thaw_after_s),
+    ThawVms: lambda host, _call, vm_id, steps: thaw(host, vm_id, steps),
     ResumeVms: lambda host, _call, vm_id, steps: switch(host, vm_id, steps, RESUME),
 }
 

@@ -43,9 +43,12 @@ def resized_xml(xml: str, definition: DomainDefinition, profile: HostProfile) ->
 
 
 def _keep_iothread_pin(root: ElementTree.Element, fresh: ElementTree.Element) -> None:
-    """A size says nothing of disks, and so of the thread that serves them."""
+    """A size says nothing of disks, and so of the thread that serves them. It runs where QEMU's other threads do."""
     pinned, tune = root.find(f"cputune/iothreadpin[@iothread='{IOTHREAD}']"), fresh.find("cputune")
     if pinned is not None and tune is not None and tune.find("iothreadpin") is None:
+        emulator = tune.find("emulatorpin")
+        if emulator is not None:
+            pinned.set("cpuset", emulator.get("cpuset", ""))
         tune.append(pinned)
 
 

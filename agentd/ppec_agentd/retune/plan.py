@@ -15,7 +15,7 @@ from itertools import combinations
 from uuid import UUID
 
 from ppec_agentd.numa import CpuPool, PinRequest, plan_pins
-from ppec_agentd.retune.search import Bin, Bounds, Found, Goal, Shape, cheapest_moves
+from ppec_agentd.retune.search import EXPANSIONS, Bin, Bounds, Found, Goal, Shape, cheapest_moves
 from ppec_agentd.topology import Cell, format_cpu_list
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import MAX_MOVES, CellRoom, RetuneBounds, RetuneMove, RetunePlan, RetuneSeat, RetuneWant
@@ -72,7 +72,8 @@ def plan_retune(state: HostState, want: RetuneWant, bounds: RetuneBounds) -> Ret
 def _best(bins: Sequence[Bin], goals: Sequence[Goal], bounds: Bounds) -> tuple[Found, Goal] | None:
     best: tuple[Found, Goal] | None = None
     for goal in goals:
-        found = cheapest_moves(bins, goal, bounds)
+        # Shared among them: a host of many cells must not take many times as long.
+        found = cheapest_moves(bins, goal, bounds, EXPANSIONS // len(goals))
         if found is None:
             continue
         if best is None or _cost(found) < _cost(best[0]):

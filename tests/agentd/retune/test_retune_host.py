@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Carrying a plan out on the fake hypervisor: whole, or taken back; and after a crash at any of its calls."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from ppec_agentd.connection import Call
+from ppec_agentd.recovery import recover
+from ppec_contract.agent import RetuneHost, Stage
+from ppec_contract.errors import PpecError
+from ppec_contract.retune import RetunePlan
+from ppec_contract.vm import VmState
+
+# Three cells of four cores: to open cell 0 its VM needs the place of the one in cell 1, which has to leave first.
+CHAIN = {"lab": {"topology": "sockets=3,cores=4,memory_mib=8192", "bridges": ["br0"]}}
+CALLS = ("domain", "reseat", "annotate", "redefine")
+AWAY = PpecError("hypervisor.unavailable", "gone")
+
+Scenario = Callable[[Any], Awaitable[None]]
+
+
+def run(words: Any, short_dir: Path, scenario: Scenario, **changes: Any) -> None:
+    async def main() -> None:
+        async with words.open_agent(words.settings_of(short_dir, **(changes or CHAIN))) as agent:
+            await scenario(agent)
+
+    asyncio.run(main())
+
+
+async def chain(agent: Any, vm: Any) -> RetunePlan:
+    """`big` fills cell 0, `small` and `mid` sit in cells 1 and 2; the plan to open cell 0."""
+    vms = [
+        vm("big", vcpus=4, cells=[0]),
+        vm("small", vcpus=2, cells=[1], memory_mib=256),
+        vm("mid", vcpus=2, cells=[2]),
+    ]
+    assert all(result.problem is None for result in await agent.create(*vms))
+    plan = await planned(agent, want={"cells": [0]})
+    assert [(move.name, move.before.cell, move.after.cell) for move in plan.moves] == [("small", 1, 2), ("big", 0, 1)]
+    return plan
+
+
+async def planned(agent: Any, **parameters: Any) -> RetunePlan:
+    replies = [r async for r in agent.service.answer(Call("cloud.ppec.agent.PlanRetune", parameters))]
+    assert replies[-1].error is None, replies[-1]
+    return RetunePlan.model_validate(replies[-1].parameters["plan"], strict=False)
+
+
+def call(plan: RetunePlan, operation: str = "retune-1", fence: int = 1) -> RetuneHost:
+    return RetuneHost(operation_id=operation, fence=fence, plan=plan)
+
+
+async def seats(agent: Any) -> dict[str, tuple[int, ...]]:
+    """The cells of each VM, once everything that says where it is says the same, and nobody shares a core."""
+    domains = await agent.hypervisor.domains()
+    assert agent.context.ledger.audit(domains) == ()
+    pcpus = [pin.pcpu for domain in domains for pin in domain.pins]
+    assert len(pcpus) == len(set(pcpus))
+    seen = {}
+    for domain in domains:
+        held = agent.context.ledger.holding(domain.vm_id)
+        assert not held.pending
+        assert domain.state is VmState.RUNNING
+        assert domain.metadata.pins == domain.pins == held.plan.pins
+        assert domain.metadata.cells == domain.memory_cells == held.plan.cells
+        assert set(held.memory_by_cell_mib) == set(held.plan.cells)
+        seen[domain.name] = domain.memory_cells
+    totals = agent.context.ledger.totals()
+    assert totals.cores - totals.cores_free == 8
+    assert totals.memory_mib - totals.memory_free_mib == 512 + 256 + 512
+    return seen
+
+
+BEFORE = {"big": (0,), "small": (1,), "mid": (2,)}
+AFTER = {"big": (1,), "small": (2,), "mid": (2,)}
+
+
+def test_a_plan_is_carried_out_in_its_order_and_a_large_vm_fits(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        small, big = await agent.run(call(plan))
+        assert (small.name, big.name) == ("small", "big")
+        assert small.changed
+        assert big.changed
+        assert big.vm.cells == (1,)
+        assert await seats(agent) == AFTER
+        reseated = [r.progress.name for r in agent.emitted if r.progress and r.progress.stage is Stage.RESEAT]
+        assert reseated == ["small", "big"]
+        assert all(result.vm_id != UUID(int=0) for reply in agent.emitted for result in reply.results)
+        (large,) = await agent.create(vm("large", vcpus=4, cells=[0]), operation="op-2")
+        assert large.problem is None
+
+    run(words, short_dir, scenario)
+
+
+def test_a_repeated_call_moves_nothing_again(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        await agent.run(call(plan))
+        calls = agent.hypervisor.faults.calls("reseat")
+        assert all(result.replayed and result.changed for result in await agent.run(call(plan)))
+        assert not any(result.changed for result in await agent.run(call(plan, "retune-2")))
+        assert agent.hypervisor.faults.calls("reseat") == calls
+
+    run(words, short_dir, scenario)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["refused", "answer-lost"])
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("method", CALLS)
+def test_a_move_that_fails_takes_back_those_before_it(
+    short_dir: Path, words: Any, vm: Any, method: str, nth: int, after: bool
+) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        agent.hypervisor.faults.fail(method, PpecError("hypervisor.failed", "said no"), nth=nth, after=after)
+        results = await agent.run(call(plan))
+        assert {result.problem.code for result in results} == {"retune.failed"}
+        assert results[0].problem.details == {"code": "hypervisor.failed", "stayed": []}
+        assert await seats(agent) == BEFORE
+        again = await agent.run(call(plan, fence=2))
+        assert [result.problem for result in again] == [None, None]
+        assert await seats(agent) == AFTER
+
+    run(words, short_dir, scenario)
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("method", CALLS)
+def test_what_cannot_be_taken_back_keeps_both_places_until_it_is_settled(
+    short_dir: Path, words: Any, vm: Any, method: str, nth: int
+) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        agent.hypervisor.faults.fail(method, AWAY, nth=nth, after=True)
+        agent.hypervisor.faults.fail("domain", AWAY, nth=nth + 1)
+        await agent.run(call(plan))
+        held = {h.name: h for h in agent.context.ledger.holdings()}
+        open_names = {h.name for h in held.values() if h.pending}
+        assert open_names
+        with pytest.raises(PpecError) as refused:
+            agent.context.ledger.resize(held[min(open_names)].vm_id, 2, 512)
+        assert refused.value.code == "vm.wrong_state"
+        await agent.actions.settle()
+        assert agent.context.open_seats == {}
+        assert set((await seats(agent)).items()) <= set(BEFORE.items()) | set(AFTER.items())
+        again = await agent.run(call(plan, fence=2))
+        assert [result.problem for result in again] == [None, None]
+        assert await seats(agent) == AFTER
+
+    run(words, short_dir, scenario)
+
+
+def test_a_crash_at_any_call_leaves_each_vm_in_one_place_and_the_rest_can_be_done(
+    short_dir: Path, tmp_path: Path, words: Any, vm: Any
+) -> None:
+    """The state on disk as it is before each call of the hypervisor is what an agent killed there would find."""
+    copies: list[Path] = []
+    plans: list[RetunePlan] = []
+
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        plans.append(plan)
+        begin, state = agent.hypervisor.faults.begin, agent.settings.storage.state_dir
+
+        async def copied(method: str) -> Any:
+            copies.append(tmp_path / f"{len(copies)}-{method}")
+            shutil.copytree(state, copies[-1])
+            return await begin(method)
+
+        agent.hypervisor.faults.begin = copied
+        assert all(result.problem is None for result in await agent.run(call(plan)))
+
+    async def recovered(agent: Any) -> None:
+        await recover(agent.context)
+        assert agent.context.journal.in_flight() == ()
+        where = await seats(agent)
+        assert where["mid"] == (2,)
+        assert (where["small"], where["big"]) in (((1,), (0,)), ((2,), (0,)), ((2,), (1,)))
+        results = await agent.run(call(plans[0], fence=2))
+        assert [result.problem for result in results] == [None, None]
+        assert await seats(agent) == AFTER
+
+    run(words, short_dir, scenario)
+    assert sum("reseat" in copy.name for copy in copies) == 2
+    for copy in copies:
+        run(words, short_dir, recovered, **CHAIN, storage={"state_dir": str(copy)})
+
+
+def test_a_vm_that_is_off_is_moved_in_its_definition(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        small = plan.moves[0].vm_id
+        await agent.hypervisor.destroy(small)
+        assert all(result.problem is None for result in await agent.run(call(plan)))
+        assert agent.hypervisor.faults.calls("reseat") == 1
+        await agent.hypervisor.start(small)
+        assert await seats(agent) == AFTER
+
+    run(words, short_dir, scenario)
+
+
+def test_a_host_that_has_moved_on_refuses_the_plan_and_changes_nothing(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        await agent.delete(plan.moves[0].vm_id, operation="op-9")
+        results = await agent.run(call(plan))
+        assert {result.problem.code for result in results} == {"retune.outdated"}
+        # Somebody took the cores that `big` was to have.
+        (taken,) = await agent.create(vm("late", vcpus=4, cells=[1]), operation="op-10")
+        assert taken.problem is None
+        rest = RetunePlan(opened=(0,), moves=plan.moves[1:], before=plan.before, after=plan.after)
+        (refused,) = await agent.run(call(rest, "retune-2"))
+        assert refused.problem.code == "retune.failed"
+        assert refused.problem.details["code"] == "vm.wrong_state"
+        assert agent.hypervisor.faults.calls("reseat") == 0
+
+    run(words, short_dir, scenario)
+
+
+def test_a_plan_made_up_by_its_caller_is_checked_like_any(short_dir: Path, words: Any, vm: Any) -> None:
+    """Pins on another VM's cores, outside the cell, on CPUs there are not, or two vCPUs on one CPU."""
+
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        small = plan.moves[0]
+        for number, pcpus in enumerate([(0, 1), (9, 3), (99, 98), (9, 9)]):
+            pins = [{"vcpu": vcpu, "pcpu": pcpu} for vcpu, pcpu in enumerate(pcpus)]
+            wrong = small.model_copy(update={"after": type(small.after)(cell=2, pins=pins)})
+            (result,) = await agent.run(call(plan.model_copy(update={"moves": (wrong,)}), f"wrong-{number}"))
+            assert result.problem.code == "retune.failed", pcpus
+            assert result.problem.details["code"] in ("request.invalid", "vm.wrong_state")
+            assert await seats(agent) == BEFORE
+
+    run(words, short_dir, scenario)
+
+
+def test_two_retunes_at_once_take_turns(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        agent.hypervisor.faults.delays_s["reseat"] = 0.05
+        both = await asyncio.gather(agent.run(call(plan)), agent.run(call(plan, "retune-2")))
+        assert sorted(results[0].changed for results in both) == [False, True]
+        assert await seats(agent) == AFTER
+
+    run(words, short_dir, scenario)
