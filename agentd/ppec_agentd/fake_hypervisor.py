@@ -20,6 +20,7 @@ from uuid import UUID
 from pydantic import TypeAdapter
 
 from ppec_agentd.fake_faults import FaultPlan, Hang
+from ppec_agentd.fake_guests import FakeGuests
 from ppec_agentd.fake_resize import OFF as _OFF
 from ppec_agentd.fake_resize import FakeResize, shown, started_anew
 from ppec_agentd.hypervisor import (
@@ -51,10 +52,11 @@ class FakeOptions:
     fail_every: dict[str, int] = field(default_factory=dict)
 
 
-class FakeHypervisor(FakeResize):
+class FakeHypervisor(FakeResize, FakeGuests):
     """`Hypervisor` on records. Also what its tests do by hand on a real host: `make_by_hand`, `crash`, `cut_off`."""
 
     def __init__(self, options: FakeOptions) -> None:
+        FakeGuests.__init__(self)
         self._options = options
         self._fanout = EventFanout()
         self._domains: dict[UUID, Domain] = {}

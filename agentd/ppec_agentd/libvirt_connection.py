@@ -57,6 +57,8 @@ _CODES = {
     libvirt.VIR_ERR_NO_DOMAIN: "vm.not_found",
     libvirt.VIR_ERR_DOM_EXIST: "vm.exists",
     libvirt.VIR_ERR_OPERATION_INVALID: "vm.wrong_state",
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE: "guest.agent_unavailable",
+    libvirt.VIR_ERR_AGENT_UNSYNCED: "guest.agent_unavailable",
     # Another call on the same domain holds its job.
     libvirt.VIR_ERR_OPERATION_TIMEOUT: "hypervisor.unavailable",
     libvirt.VIR_ERR_NO_CONNECT: "hypervisor.unavailable",

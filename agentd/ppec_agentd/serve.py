@@ -71,6 +71,7 @@ class Daemon:
             # Who waits for work under way gets its answer still.
             server.stop_listening()
             left = await actions.drain(DRAIN_S)
+            await context.thaws.close()
             context.images.close()
             await server.close()
             log.info("stopped", unfinished=left)

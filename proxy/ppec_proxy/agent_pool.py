@@ -64,15 +64,16 @@ class AgentPool:
         self._slots = asyncio.Semaphore(max_connections)
         self._idle: list[_Connection] = []
 
-    async def replies(self, message: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def replies(self, message: dict[str, Any], *, once: bool = False) -> AsyncGenerator[dict[str, Any], None]:
         """The agent's replies, up to and including the first without `continues`.
 
+        `once` is for a call that must not be made twice: it gets a fresh connection, which can't turn out dead.
         Closing the generator early closes the connection; the agent works on all the same. Raises PpecError
         `agent.unavailable`, `agent.busy`, or `internal.error` for an answer that isn't Varlink.
         """
         await self._take_slot()
         try:
-            async for reply in self._converse(message):
+            async for reply in self._converse(message, once):
                 yield reply
         except _ConnectionLostError as error:
             raise agent_unavailable(str(error)) from error
@@ -83,8 +84,8 @@ class AgentPool:
         finally:
             self._slots.release()
 
-    async def _converse(self, message: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        connection, reply = await self._first_reply(message)
+    async def _converse(self, message: dict[str, Any], once: bool) -> AsyncGenerator[dict[str, Any], None]:
+        connection, reply = await self._first_reply(message, once)
         finished = False
         try:
             while not finished:
@@ -98,13 +99,13 @@ class AgentPool:
             if not finished:
                 connection.close()
 
-    async def _first_reply(self, message: dict[str, Any]) -> tuple[_Connection, dict[str, Any]]:
+    async def _first_reply(self, message: dict[str, Any], once: bool) -> tuple[_Connection, dict[str, Any]]:
         """On a kept connection if there is one.
 
         A kept connection can turn out dead because the agent was restarted; the call is then made once more on a fresh
         one. That is safe even if the agent had the first: changing calls carry an operation id it answers once.
         """
-        while self._idle:
+        while self._idle and not once:
             kept = self._idle.pop()
             if kept.usable:
                 try:

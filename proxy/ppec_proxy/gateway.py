@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +83,8 @@ class Gateway:
         """One line per reply. An error before the first line is a plain problem; after it, a line like the agent's.
 
         A client that goes away, or stops reading, is no reason to stop: the replies are read to the end, so that the
-        agent is never held up by its audience.
+        agent is never held up by its audience. Only a method that `follows` something has no end of its own: there the
+        client's leaving is it, and the agent is hung up on.
         """
         async with aclosing(self._answers(method, message)) as answers:
             first = await anext(answers)
@@ -93,19 +94,26 @@ class Gateway:
             await response.start()
             await response.line(_line(first))
             try:
-                async for reply in answers:
-                    await response.line(_line(reply))
+                if method.follows:
+                    await _while_there(request, _pass_on(answers, response))
+                else:
+                    async for reply in answers:
+                        await response.line(_line(reply))
             except PpecError as error:
                 request.state.access["error"] = error.code
                 await response.line(_line(error_reply(error)))
             await response.end()
 
     async def _answers(self, method: Method, message: dict[str, Any]) -> Replies:
-        """The agent's replies within the method's deadline, which counts from now to the last reply."""
+        """The agent's replies within the method's deadline, which counts from now to the last reply; for one that
+        `follows`, to each reply anew: an agent that says nothing for so long has gone."""
         limit = self.settings.change_timeout_s if method.changes else self.settings.read_timeout_s
-        deadline = asyncio.get_running_loop().time() + limit
-        async with aclosing(self.agent.replies(message)) as replies:
+        now = asyncio.get_running_loop().time
+        deadline = now() + limit
+        async with aclosing(self.agent.replies(message, once=method.once)) as replies:
             while True:
+                if method.follows:
+                    deadline = now() + limit
                 try:
                     async with asyncio.timeout_at(deadline):
                         reply = await anext(replies, None)
@@ -114,6 +122,31 @@ class Gateway:
                 if reply is None:
                     return
                 yield reply
+
+
+async def _pass_on(answers: Replies, response: NdjsonResponse) -> None:
+    async for reply in answers:
+        await response.line(_line(reply))
+        if response.stalled:
+            return
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, None]) -> None:
+    """Does the work as long as the client is there."""
+    working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _line(reply: dict[str, Any]) -> bytes:

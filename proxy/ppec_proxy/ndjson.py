@@ -22,6 +22,11 @@ class NdjsonResponse:
         self._stall_timeout_s = stall_timeout_s
         self._stalled = False
 
+    @property
+    def stalled(self) -> bool:
+        """Whether the client has stopped reading: nothing more reaches it."""
+        return self._stalled
+
     async def start(self) -> None:
         headers = [(b"content-type", NDJSON.encode()), (b"cache-control", b"no-store")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers})

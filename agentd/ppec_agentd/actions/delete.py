@@ -27,6 +27,7 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
             await host.hypervisor.undefine(vm_id)
     with steps.stage(Stage.CLEANUP):
         removed = await asyncio.to_thread(host.folder(vm_id).remove)
+    await host.thaws.forget(vm_id)
     released = host.ledger.release(vm_id)
     return Outcome(domain is not None or removed or released, None, domain.name if domain else "")
 
