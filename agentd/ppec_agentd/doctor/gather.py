@@ -34,7 +34,8 @@ from ppec_agentd.settings import Settings
 from ppec_contract.agent import INTERFACE, PROXY_PORT
 from ppec_contract.errors import PpecError
 
-LIBVIRT_TIMEOUT_S = 15.0
+# The call may be what starts libvirtd, which ends when idle and first asks QEMU what it can do: 20 s on a slow machine.
+LIBVIRT_TIMEOUT_S = 60.0
 SOCKET_TIMEOUT_S = 3.0
 _LONGEST_ANSWER = 64 * 1024
 _QEMU_USERS = ("libvirt-qemu", "qemu")
