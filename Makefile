@@ -71,7 +71,8 @@ test-long: setup ## The tests that `make test` leaves out: roles step by step on
 
 .PHONY: metal
 metal: setup ## KVM, pins and strictly bound memory on an emulated two-socket machine (about 10 minutes; its disk once 2 more)
-	@$(BIN)/pytest -p no:xdist -s -m metal tests/metal $(PYTEST_ARGS)
+	@$(BIN)/python -m ppec_lab.requirements
+	$(BIN)/pytest -p no:xdist -s -m metal tests/metal $(PYTEST_ARGS)
 
 .PHONY: check
 check: setup ## ruff, mypy strict, import-linter, ansible-lint production

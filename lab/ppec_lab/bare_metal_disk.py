@@ -19,7 +19,7 @@ from ppec_lab.cache import cached, recipe_hash, say
 from ppec_lab.debian_tree import TreeRecipe, build_tree
 
 # Room for releases, images and the guests' disks, which are sparse overlays.
-SPARE_MIB = 2048
+SPARE_MIB = 4096
 FILE_SYSTEM = ("-q", "-t", "ext4", "-L", "root", "-E", "lazy_itable_init=1")
 # virtio-blk cuts a serial after 20 bytes; udev names the disk after it.
 SEED_SERIAL = "ppec-seed"
@@ -61,6 +61,8 @@ RECIPE = TreeRecipe(
     files={
         "/etc/machine-id": "",
         "/etc/resolv.conf": "",
+        # Before libvirtd starts: else it finds no KVM, and asks QEMU for its capabilities twice.
+        "/etc/modules-load.d/ppec-lab.conf": "kvm_amd\n",
         "/etc/fstab": "/dev/vda / ext4 errors=remount-ro 0 0\n",
         "/etc/ssh/sshd_config.d/ppec-lab.conf": host_tree.SSHD,
         "/etc/systemd/system/ppec-seed.service": SEED_UNIT,

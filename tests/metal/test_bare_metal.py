@@ -5,11 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
+from ppec_agentd.topology import parse_capabilities
 from ppec_lab import guest_answer
+from ppec_lab.agent_socket import call_agent
 from ppec_lab.bare_metal import BareMetalFleet
+from ppec_lab.bare_metal_machine import HUGE_PAGE_MIB
 from ppec_lab.cloud import Cloud
 from ppec_lab.conditions import wait_until
 from ppec_lab.guest_process import GuestProcess, read_guest_process
@@ -63,6 +67,17 @@ def process(metal: Metal, name: str) -> GuestProcess:
     return read_guest_process(read, name)
 
 
+def agent(metal: Metal, method: str, **parameters: Any) -> dict[str, Any]:
+    """One call to the machine's agent, past orchestrator and proxy."""
+    return call_agent(lambda command: metal.fleet.host.run(*command, timeout_s=360).stdout, method, parameters)
+
+
+def huge_pages_free(metal: Metal) -> list[int]:
+    """By cell, of the one size that there are pages of."""
+    cells = agent(metal, "GetReport")["report"]["cells"]
+    return [page["pages_free"] for cell in cells for page in cell["huge_pages"] if page["pages"]]
+
+
 def virsh(metal: Metal, *words: str) -> str:
     return metal.fleet.host.run("virsh", "--quiet", "--connect", "qemu:///system", *words).stdout
 
@@ -72,6 +87,23 @@ def wait_for_answers(metal: Metal, *vms: dict[str, Any]) -> None:
     addresses = {vm["name"]: next(a["address"] for a in vm["addresses"] if ":" not in a["address"]) for vm in vms}
     answers = guest_answer.wait_for_answers(addresses, timeout_s=300)
     assert {name: answer.instance_id for name, answer in answers.items()} == {vm["name"]: vm["vm_id"] for vm in vms}
+
+
+def seen_in(metal: Metal, name: str, cell: int) -> dict[str, Any] | None:
+    """The VM as the orchestrator has it, once that is in `cell`."""
+    vm: dict[str, Any] = metal.orchestrator.ppec("vm", "show", name)
+    return vm if vm["cells"] == [cell] else None
+
+
+def plan_retune(metal: Metal, flavor: str) -> dict[str, Any]:
+    """What would have to move for a VM of `flavor` to fit."""
+    vcpus, memory_mib, _ = FLAVORS[flavor]
+    plan: dict[str, Any] = agent(metal, "PlanRetune", want={"vcpus": vcpus, "memory_mib": memory_mib})["plan"]
+    return plan
+
+
+def retune(metal: Metal, plan: dict[str, Any]) -> None:
+    agent(metal, "RetuneHost", operation_id="metal-retune", fence=1, plan=plan)
 
 
 def assert_sits_in(metal: Metal, vm: dict[str, Any], cell: int) -> GuestProcess:
@@ -95,14 +127,15 @@ def assert_sits_in(metal: Metal, vm: dict[str, Any], cell: int) -> GuestProcess:
 
 
 def test_the_report_shows_the_machine_as_it_is(metal: Metal) -> None:
-    host = metal.orchestrator.ppec("host", "show", metal.fleet.host.name)
-    assert host["domain_type"] == "kvm"
-    assert host["architecture"] == "x86_64"
-    assert host["bridges"] == ["br-ppec"]
-    assert host["kernel_version"] == metal.fleet.host.run("uname", "-r").stdout.strip()
+    """Nothing is declared: cells, siblings and huge pages are libvirt's, and that KVM works the CPU's flags say."""
     shape = metal.fleet.shape
-    assert [(cell["cell"], cell["socket"]) for cell in host["cells"]] == [(0, 0), (1, 1)]
-    for cell in host["cells"]:
+    report = agent(metal, "GetReport")["report"]
+    assert report["domain_type"] == "kvm"
+    assert report["architecture"] == "x86_64"
+    assert report["bridges"] == ["br-ppec"]
+    assert report["kernel_version"] == metal.fleet.host.run("uname", "-r").stdout.strip()
+    assert [(cell["cell"], cell["socket"]) for cell in report["cells"]] == [(0, 0), (1, 1)]
+    for cell in report["cells"]:
         assert cell["cores"] == cell["cores_free"] == shape.cores
         assert cell["threads_per_core"] == shape.threads
         # The kernel keeps some for itself: 10 % at most.
@@ -110,7 +143,22 @@ def test_the_report_shows_the_machine_as_it_is(metal: Metal) -> None:
         pages = [page for page in cell["huge_pages"] if page["pages"]]
         held = {"size_kib": 2048, "pages": shape.huge_pages_per_cell, "pages_free": shape.huge_pages_per_cell}
         assert pages == [held]
+        # The host's own half GiB, and what is set aside as huge pages.
+        assert cell["memory_reserved_mib"] == 512 + HUGE_PAGE_MIB * shape.huge_pages_per_cell
         assert cell["memory_free_mib"] == cell["memory_mib"] - cell["memory_reserved_mib"]
+    cpu = report["cpu"]
+    assert (cpu["sockets"], cpu["cores"], cpu["threads"]) == (2, 2 * shape.cores, shape.cpus)
+    assert report["drift"] == []
+    known = metal.orchestrator.ppec("host", "show", metal.fleet.host.name)
+    assert known["domain_type"] == "kvm"
+    assert [cell["cores_free"] for cell in known["cells"]] == [shape.cores, shape.cores]
+
+
+def test_libvirt_sees_two_sockets_apart_and_siblings(metal: Metal) -> None:
+    topology = parse_capabilities(virsh(metal, "capabilities"))
+    assert topology.sockets == (0, 1)
+    assert [cell.distances for cell in topology.cells] == [((0, 10), (1, 21)), ((0, 21), (1, 10))]
+    assert [core.cpus for core in topology.cores] == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
 
 def test_a_cell_is_opened_for_a_vm_that_needs_it_whole(metal: Metal) -> None:
@@ -120,13 +168,55 @@ def test_a_cell_is_opened_for_a_vm_that_needs_it_whole(metal: Metal) -> None:
     delete(metal, "left-2")
     wait_until(lambda: cores_free(metal) == [1, 1], "each cell has one free core", timeout_s=60, every_s=0.5)
     wait_for_answers(metal, pinned)
-    assert_sits_in(metal, pinned, cell=1)
+    before = assert_sits_in(metal, pinned, cell=1)
 
     with pytest.raises(CliError) as refused:
         create(metal, "big", "whole-cell")
     assert refused.value.exit_code == NO_CAPACITY
-    assert "1 host: 1 with no cell" in refused.value.errors
+    assert "1 host: 1 without a NUMA cell that has both cores and memory free" in refused.value.errors
 
-    delete(metal, "left-1", "pinned")
+    plan = plan_retune(metal, "whole-cell")
+    (move,) = plan["moves"]
+    assert (move["name"], move["before"]["cell"], move["after"]["cell"], plan["opened"]) == ("pinned", 1, 0, [1])
+    assert cores_free(metal) == [1, 1], "a plan changes nothing"
+    retune(metal, plan)
+    pinned = wait_until(lambda: seen_in(metal, "pinned", cell=0), "pinned is seen in cell 0", timeout_s=60, every_s=0.5)
+    after = assert_sits_in(metal, pinned, cell=0)
+    assert after.identity == before.identity, "the retune touched the guest's process"
+    wait_for_answers(metal, pinned)
+
+    (big,) = create(metal, "big", "whole-cell")
+    wait_for_answers(metal, big)
+    assert_sits_in(metal, big, cell=1)
+    assert cores_free(metal) == [0, 0]
+
+    delete(metal, "left-1", "pinned", "big")
     wait_until(lambda: cores_free(metal) == [2, 2], "all cores are free", timeout_s=60, every_s=0.5)
     assert virsh(metal, "list", "--all", "--name").split() == []
+
+
+def test_a_guest_on_huge_pages_has_them_of_its_cell(metal: Metal) -> None:
+    """Asked of the agent itself: a flavor has no word for huge pages."""
+    pages = metal.fleet.shape.huge_pages_per_cell
+    image = metal.orchestrator.ppec("image", "show", "small")
+    source = {key: image[key] for key in ("name", "sha256", "size_bytes", "format")}
+    source["url"] = f"{metal.orchestrator.url}/v1/images/{image['sha256']}/content"
+    vm = {
+        "vm_id": str(uuid4()),
+        "name": "huge",
+        "vcpus": 2,
+        "memory_mib": HUGE_PAGE_MIB * pages,
+        "numa": {"huge_page_kib": 1024 * HUGE_PAGE_MIB},
+        "cells": [1],
+        "root_disk": {"size_mib": 256, "image": source},
+    }
+    agent(metal, "CreateVms", operation_id="metal-huge", fence=1, vms=[vm])
+    assert huge_pages_free(metal) == [pages, 0]
+    found = process(metal, "huge")
+    assert found.kvm
+    assert found.memory.page_kib == 1024 * HUGE_PAGE_MIB
+    assert found.memory.policy == "bind:1"
+    assert dict(found.memory.kib_by_cell) == {1: 1024 * HUGE_PAGE_MIB * pages}
+
+    agent(metal, "DeleteVms", operation_id="metal-huge-away", fence=1, vm_ids=[vm["vm_id"]])
+    assert huge_pages_free(metal) == [pages, pages]
