@@ -215,7 +215,7 @@ class Effect(StrEnum):
 
     UNCHANGED = "unchanged"
     NOW = "now"
-    NEXT_START = "next-start"
+    NEXT_START = "next_start"
 
 
 class Resized(Model):

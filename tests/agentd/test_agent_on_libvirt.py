@@ -168,3 +168,39 @@ def _source(image: Path) -> dict[str, Any]:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     size = image.stat().st_size
     return {"name": "guest", "sha256": sha256, "size_bytes": size, "format": "qcow2", "url": image.as_uri()}
+
+
+def test_a_vm_is_resized_while_it_runs_and_at_its_next_start(agent: Any, daemon: PrivateLibvirtd, vm: Any) -> None:
+    agent.start()
+    one = vm(**SMALL, max_vcpus=4, max_memory_mib=320)
+    results(agent.client().call("CreateVms", create(one)))
+
+    def resize(fence: int, vcpus: int, memory_mib: int) -> dict[str, Any]:
+        size = {"vm_id": str(one.vm_id), "vcpus": vcpus, "memory_mib": memory_mib}
+        request = {"operation_id": f"op-resize-{fence}", "fence": fence, "sizes": [size], "timeout_s": 0}
+        (result,) = results(agent.client().call("ResizeVms", request, more=True))
+        assert result["problem"] is None
+        return result
+
+    def cores_free() -> int:
+        return int(agent.client().call("GetReport")["parameters"]["report"]["cells"][0]["cores_free"])
+
+    assert resize(1, 4, 192)["resized"] == {"vcpus": "now", "memory_mib": "now"}
+    assert virsh(daemon, "vcpucount", one.name, "--live", "--active") == "4"
+    assert "Max memory:     196608 KiB" in virsh(daemon, "dominfo", one.name)
+    assert cores_free() == 4
+    # The guest is in its firmware: it gives nothing back, and holds what it has over any restart of the agent.
+    shrunk = resize(2, 2, 64)
+    assert shrunk["resized"] == {"vcpus": "next_start", "memory_mib": "next_start"}
+    assert shrunk["vm"]["pending"] == {"vcpus": 2, "memory_mib": 64}
+    agent.kill()
+    agent.start()
+    assert cores_free() == 4
+    for method, more in (("StopVms", {"timeout_s": 0, "force": True}), ("StartVms", {})):
+        request = {"operation_id": "op-power", "fence": 1, "vm_ids": [str(one.vm_id)]} | more
+        (result,) = results(agent.client().call(method, request))
+        assert result["problem"] is None
+    assert (result["vm"]["vcpus"], result["vm"]["memory_mib"], result["vm"]["pending"]) == (2, 64, None)
+    assert cores_free() == 6
+    results(agent.client().call("DeleteVms", delete(one)))
+    assert virsh(daemon, "list", "--all", "--name") == ""

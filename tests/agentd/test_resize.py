@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Resize on the fake: what is live, what waits, what is held meanwhile, refusals, undo, and a crash at every call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from ppec_agentd.fake_faults import FaultPlan
+from ppec_agentd.hypervisor import Domain
+from ppec_agentd.recovery import recover
+from ppec_contract.agent import Effect, ResizeVms, StartVms, StopVms, VmResult, VmSize
+from ppec_contract.errors import PpecError
+from ppec_contract.vm import Size, VmState
+
+NOW, LATER, SAME = Effect.NOW, Effect.NEXT_START, Effect.UNCHANGED
+GROWS = {"max_vcpus": 6, "max_memory_mib": 2048}
+
+
+def size_of(vm_id: UUID, vcpus: int, memory_mib: int, fence: int = 1) -> ResizeVms:
+    size = VmSize(vm_id=vm_id, vcpus=vcpus, memory_mib=memory_mib)
+    return ResizeVms(operation_id=f"resize-{fence}", fence=fence, sizes=(size,), timeout_s=0)
+
+
+async def resized(agent: Any, vm_id: UUID, vcpus: int, memory_mib: int, fence: int = 1) -> VmResult:
+    (result,) = await agent.run(size_of(vm_id, vcpus, memory_mib, fence))
+    assert isinstance(result, VmResult)
+    return result
+
+
+async def restart(agent: Any, vm_id: UUID) -> None:
+    stop = StopVms(operation_id="stop", fence=9, vm_ids=(vm_id,), timeout_s=0, force=True)
+    start = StartVms(operation_id="start", fence=9, vm_ids=(vm_id,))
+    for request in (stop, start):
+        (result,) = await agent.run(request)
+        assert result.problem is None, result.problem
+
+
+def code(result: VmResult) -> str:
+    return "" if result.problem is None else result.problem.code
+
+
+def effects(result: VmResult) -> tuple[Effect, Effect]:
+    assert result.problem is None, result.problem
+    assert result.resized is not None
+    return result.resized.vcpus, result.resized.memory_mib
+
+
+def held(agent: Any, vm_id: UUID) -> tuple[int, int, int]:
+    """vCPUs, whole CPUs and memory that the ledger has for the VM; nothing is pending there."""
+    holding = agent.context.ledger.holding(vm_id)
+    assert holding.before is None
+    return holding.vcpus, len(holding.cpus), holding.memory_mib
+
+
+async def seen(agent: Any, vm_id: UUID) -> Domain:
+    domain = await agent.hypervisor.domain(vm_id)
+    assert domain is not None
+    return domain
+
+
+async def assert_all_agree(agent: Any) -> None:
+    """Ledger and metadata hold the larger of what runs and what starts next, and no CPU has two owners."""
+    domains = await agent.hypervisor.domains()
+    for domain in domains:
+        later = domain.next or domain.metadata
+        wanted = (max(domain.vcpus, later.vcpus), max(domain.memory_mib, later.memory_mib))
+        assert (domain.metadata.vcpus, domain.metadata.memory_mib) == wanted
+        vcpus, _, memory_mib = held(agent, domain.vm_id)
+        assert (vcpus, memory_mib) == wanted
+        assert domain.metadata.pending == ((domain.vcpus, domain.memory_mib) != (later.vcpus, later.memory_mib))
+        granted = agent.context.ledger.holding(domain.vm_id).plan.pins
+        assert domain.metadata.pins == granted
+        assert later.pins == granted[: later.vcpus]
+        assert domain.pins == granted[: domain.vcpus]
+    taken = [cpu for holding in agent.context.ledger.holdings() for cpu in holding.cpus]
+    assert len(taken) == len(set(taken))
+    assert agent.context.ledger.audit(domains) == ()
+
+
+def run_with_agent(settings: Any, words: Any, scenario: Callable[[Any], Any]) -> None:
+    async def whole() -> None:
+        async with words.open_agent(settings) as agent:
+            await scenario(agent)
+
+    asyncio.run(whole())
+
+
+def test_within_its_maxima_it_grows_at_once(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(**GROWS)
+        (made,) = await agent.create(one)
+        assert (made.vm.max_vcpus, made.vm.max_memory_mib, made.vm.pending) == (6, 2048, None)
+        result = await resized(agent, one.vm_id, 4, 768)
+        assert effects(result) == (NOW, NOW)
+        assert result.changed
+        info = result.vm
+        assert info is not None
+        assert (info.vcpus, info.memory_mib, info.pending) == (4, 768, None)
+        assert info.pins[:2] == made.vm.pins
+        assert len({pin.pcpu for pin in info.pins}) == 4
+        assert held(agent, one.vm_id) == (4, 4, 768)
+        await assert_all_agree(agent)
+        again = await resized(agent, one.vm_id, 4, 768, fence=2)
+        assert (again.changed, effects(again)) == (False, (SAME, SAME))
+        await restart(agent, one.vm_id)
+        domain = await seen(agent, one.vm_id)
+        assert (domain.vcpus, domain.memory_mib, domain.max_vcpus) == (4, 768, 6)
+        await assert_all_agree(agent)
+
+    run_with_agent(settings, words, scenario)
+
+
+def test_beyond_its_maxima_it_waits_and_holds_from_now_on(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm()
+        await agent.create(one)
+        result = await resized(agent, one.vm_id, 4, 1024)
+        assert effects(result) == (LATER, LATER)
+        assert result.vm is not None
+        assert (result.vm.vcpus, result.vm.memory_mib) == (2, 512)
+        assert result.vm.pending == Size(vcpus=4, memory_mib=1024)
+        assert held(agent, one.vm_id) == (4, 4, 1024)
+        await assert_all_agree(agent)
+        # Changed its mind: what was held for it is given back.
+        back = await resized(agent, one.vm_id, 2, 512, fence=2)
+        assert back.changed
+        assert (back.vm.pending, held(agent, one.vm_id)) == (None, (2, 2, 512))  # type: ignore[union-attr]
+        await resized(agent, one.vm_id, 4, 1024, fence=3)
+        await restart(agent, one.vm_id)
+        domain = await seen(agent, one.vm_id)
+        assert (domain.vcpus, domain.memory_mib, domain.next) == (4, 1024, None)
+        await assert_all_agree(agent)
+
+    run_with_agent(settings, words, scenario)
+
+
+@pytest.mark.parametrize("odd_mib", [64, 100])
+def test_memory_that_is_not_whole_blocks_waits(settings: Any, words: Any, vm: Any, odd_mib: int) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(**GROWS)
+        await agent.create(one)
+        assert effects(await resized(agent, one.vm_id, 4, 512 + odd_mib)) == (NOW, LATER)
+        assert held(agent, one.vm_id) == (4, 4, 512 + odd_mib)
+        await assert_all_agree(agent)
+
+    run_with_agent(settings, words, scenario)
+
+
+def test_a_guest_that_lets_go_shrinks_at_once_and_memory_at_its_next_start(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(vcpus=4, memory_mib=1024, max_vcpus=4)
+        await agent.create(one)
+        result = await resized(agent, one.vm_id, 2, 512)
+        assert effects(result) == (NOW, LATER)
+        assert result.vm.pending == Size(vcpus=2, memory_mib=512)  # type: ignore[union-attr]
+        assert held(agent, one.vm_id) == (2, 2, 1024), "what it still has is not given away"
+        await assert_all_agree(agent)
+        await agent.actions.settle()
+        assert held(agent, one.vm_id) == (2, 2, 1024)
+        await restart(agent, one.vm_id)
+        assert held(agent, one.vm_id) == (2, 2, 512)
+        assert agent.context.unfit != {}
+        await agent.actions.settle()
+        assert agent.context.unfit == {}
+        await assert_all_agree(agent)
+
+    run_with_agent(settings, words, scenario)
+
+
+def test_a_deaf_guest_keeps_its_vcpus_until_it_starts_anew(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(vcpus=4, max_vcpus=6)
+        await agent.create(one)
+        # One grows while the other waits: the ledger has the larger of each.
+        result = await resized(agent, one.vm_id, 2, 1024)
+        assert effects(result) == (LATER, LATER)
+        assert held(agent, one.vm_id) == (4, 4, 1024)
+        await assert_all_agree(agent)
+        # Started behind the agent's back: housekeeping gives back what is gone.
+        await agent.hypervisor.destroy(one.vm_id)
+        await agent.hypervisor.start(one.vm_id)
+        await agent.actions.settle()
+        assert held(agent, one.vm_id) == (2, 2, 1024)
+        await assert_all_agree(agent)
+
+    run_with_agent(words.settings_of(short_dir, lab={"deaf_guests": True}), words, scenario)
+
+
+def test_a_guest_that_obeys_later_is_believed_later(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(vcpus=4, max_vcpus=4)
+        await agent.create(one)
+        assert effects(await resized(agent, one.vm_id, 2, 512)) == (LATER, SAME)
+        domain = await seen(agent, one.vm_id)
+        agent.hypervisor.make_by_hand(replace(domain, vcpus=2, pins=domain.pins[:2]))
+        await agent.actions.settle()
+        domain = await seen(agent, one.vm_id)
+        assert (domain.next, held(agent, one.vm_id)) == (None, (2, 2, 512))
+        await assert_all_agree(agent)
+
+    run_with_agent(words.settings_of(short_dir, lab={"deaf_guests": True}), words, scenario)
+
+
+def test_a_vm_that_is_off_has_its_new_size_at_once(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(vcpus=4)
+        await agent.create(one)
+        await agent.run(StopVms(operation_id="stop", fence=1, vm_ids=(one.vm_id,), timeout_s=0, force=True))
+        for fence, (vcpus, memory_mib) in enumerate(((6, 256), (2, 4096)), start=1):
+            result = await resized(agent, one.vm_id, vcpus, memory_mib, fence)
+            assert effects(result) == (NOW, NOW)
+            assert (result.vm.vcpus, result.vm.memory_mib) == (vcpus, memory_mib)  # type: ignore[union-attr]
+            assert held(agent, one.vm_id) == (vcpus, vcpus, memory_mib)
+            await assert_all_agree(agent)
+
+    run_with_agent(settings, words, scenario)
+
+
+CHANGING = ("annotate", "redefine", "set_vcpus", "grow_memory")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "wanted", "details"),
+    [
+        ("vm.exceeds_socket", (10, 512), {"wanted": 10}),
+        ("host.no_capacity", (8, 512), {"resource": "vcpus"}),
+        ("host.no_capacity", (2, 8192), {"resource": "memory_mib"}),
+        ("request.invalid", (2, 513), {}),
+    ],
+)
+def test_a_refusal_changes_nothing(
+    short_dir: Path, words: Any, vm: Any, refusal: str, wanted: tuple[int, int], details: dict[str, Any]
+) -> None:
+    async def scenario(agent: Any) -> None:
+        neighbour, one = vm(vcpus=4, memory_mib=1024), vm(vcpus=2)
+        if refusal == "request.invalid":
+            one = vm(vcpus=2, numa={"huge_page_kib": 2048})
+        for result in await agent.create(neighbour, one):
+            assert code(result) == ""
+        before = (held(agent, one.vm_id), agent.context.ledger.totals(), await agent.hypervisor.domains())
+        result = await resized(agent, one.vm_id, *wanted)
+        assert code(result) == refusal
+        assert result.problem is not None
+        assert details.items() <= result.problem.details.items()
+        if refusal == "host.no_capacity":
+            assert result.problem.details["wanted"] > result.problem.details["free"]
+        assert (held(agent, one.vm_id), agent.context.ledger.totals(), await agent.hypervisor.domains()) == before
+        assert [agent.hypervisor.faults.calls(method) for method in CHANGING] == [0, 0, 0, 0]
+
+    topology = "sockets=2,cores=4,threads=2,memory_mib=8192"
+    if refusal == "request.invalid":
+        topology += ",huge_2m=1024"
+    run_with_agent(words.settings_of(short_dir, lab={"topology": topology}), words, scenario)
+
+
+def test_wrong_states_and_strangers(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one, pet = vm(), uuid4()
+        await agent.create(one)
+        agent.hypervisor.make_by_hand(Domain(pet, "pet", VmState.RUNNING, 2, 256))
+        await agent.hypervisor.pause(one.vm_id)
+        assert code(await resized(agent, one.vm_id, 4, 512)) == "vm.wrong_state"
+        assert code(await resized(agent, pet, 4, 512)) == "vm.wrong_state"
+        assert code(await resized(agent, uuid4(), 4, 512)) == "vm.not_found"
+        with pytest.raises(ValueError, match="odd"):
+            size_of(one.vm_id, 3, 512)
+        twice = VmSize(vm_id=one.vm_id, vcpus=2, memory_mib=512)
+        with pytest.raises(PpecError, match="twice"):
+            await agent.run(ResizeVms(operation_id="op-9", fence=1, sizes=(twice, twice)))
+
+    run_with_agent(settings, words, scenario)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["refused", "answer-lost"])
+@pytest.mark.parametrize("method", CHANGING)
+def test_what_fails_is_taken_back(settings: Any, words: Any, vm: Any, method: str, after: bool) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(**GROWS)
+        await agent.create(one)
+        agent.hypervisor.faults.fail(method, PpecError("hypervisor.failed", "no"), after=after)
+        assert code(await resized(agent, one.vm_id, 4, 768)) == "hypervisor.failed"
+        domain = await seen(agent, one.vm_id)
+        await assert_all_agree(agent)
+        assert (domain.next or domain.metadata).vcpus == 2  # type: ignore[union-attr]
+        # A DIMM can't be taken back before the next start; all else can.
+        stays = method == "grow_memory" and after
+        assert (domain.vcpus, domain.memory_mib) == (2, 768 if stays else 512)
+        assert held(agent, one.vm_id) == (2, 2, 768 if stays else 512)
+        assert effects(await resized(agent, one.vm_id, 4, 768, fence=2)) == (NOW, NOW)
+        await assert_all_agree(agent)
+
+    run_with_agent(settings, words, scenario)
+
+
+def test_a_call_that_hangs_is_taken_back_when_it_has_ended(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(**GROWS)
+        await agent.create(one)
+        ended = agent.hypervisor.faults.hang("redefine")
+        assert code(await resized(agent, one.vm_id, 4, 768)) == "hypervisor.unavailable"
+        assert agent.context.ledger.holding(one.vm_id).kept().memory_mib == 768, "it may yet come to that"
+        await agent.actions.settle()
+        assert one.vm_id in agent.context.unfit
+        ended.set()
+        await agent.hypervisor.wait_until_none_lingers()
+        await agent.actions.settle()
+        assert agent.context.unfit == {}
+        assert held(agent, one.vm_id) == (2, 2, 512)
+        domain = await seen(agent, one.vm_id)
+        assert (domain.vcpus, domain.memory_mib, domain.next) == (2, 512, None)
+        await restart(agent, one.vm_id)
+        await assert_all_agree(agent)
+
+    run_with_agent(settings, words, scenario)
+
+
+class CrashAt(FaultPlan):
+    """At the n-th call of the hypervisor the agent dies: nothing it does from there on reaches the host."""
+
+    def __init__(self, hypervisor: Any, nth: int, *, after: bool) -> None:
+        super().__init__()
+        self.died = False
+        self._hypervisor, self._left, self._after = hypervisor, nth, after
+
+    async def begin(self, method: str) -> Callable[[], None]:
+        self._left -= 1
+        if self._left or self.died:
+            return await super().begin(method)
+        if not self._after:
+            self._die()
+        return self._die
+
+    def _die(self) -> None:
+        self.died = True
+        self._hypervisor.cut_off()
+        raise PpecError("hypervisor.unavailable", "the agent is dead")
+
+
+TARGETS = {"grow": (4, 768), "shrink": (2, 256), "mixed": (2, 768), "wait": (8, 640), "grow-far": (4, 4096)}
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_crash_at_every_call(short_dir: Path, words: Any, vm: Any, target: str, after: bool) -> None:
+    """Recovery finds enough held and no more, and a repeated request ends where the first would have."""
+    vcpus, memory_mib = TARGETS[target]
+    first = 4 if target in ("shrink", "mixed") else 2
+
+    async def crash(settings: Any, one: Any, nth: int) -> bool:
+        async with words.open_agent(settings) as agent:
+            neighbour = vm(name=f"neighbour-{nth}", cells=[0])
+            assert [code(result) for result in await agent.create(neighbour, one)] == ["", ""]
+            plan = agent.hypervisor.faults = CrashAt(agent.hypervisor, nth, after=after)
+            result = await resized(agent, one.vm_id, vcpus, memory_mib)
+            assert plan.died == (code(result) != "")
+            return plan.died
+
+    async def recovered(settings: Any, one: Any) -> None:
+        async with words.open_agent(settings) as agent:
+            await recover(agent.context)
+            await assert_all_agree(agent)
+            effects(await resized(agent, one.vm_id, vcpus, memory_mib, fence=2))
+            await assert_all_agree(agent)
+            await restart(agent, one.vm_id)
+            await agent.actions.settle()
+            await assert_all_agree(agent)
+            domain = await seen(agent, one.vm_id)
+            assert (domain.vcpus, domain.memory_mib) == (vcpus, memory_mib)
+            everyone = [found.vm_id for found in await agent.hypervisor.domains()]
+            await agent.delete(*everyone, fence=99)
+            assert await agent.left_behind() == words.nothing
+            assert agent.context.ledger.totals().cores_free == agent.context.ledger.totals().cores
+
+    nth, died = 0, True
+    while died:
+        nth += 1
+        settings = words.settings_of(short_dir / str(nth), lab={"topology": "cores=6,threads=2,memory_mib=8192"})
+        (short_dir / str(nth)).mkdir()
+        one = vm(name="one", vcpus=first, max_vcpus=6, max_memory_mib=2048)
+        died = asyncio.run(crash(settings, one, nth))
+        asyncio.run(recovered(settings, one))
+    assert nth > 4, "every call of a resize was the last one once"
