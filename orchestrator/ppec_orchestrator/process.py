@@ -107,7 +107,12 @@ def _operating(services: Services) -> Iterator[Services]:
     with ExitStack() as stack:
         # Before anything is written beside it: another orchestrator may be at work in this directory.
         replica = stack.enter_context(closing(Replica(settings.state_dir)))
-        dispatcher = AnsibleDispatcher(settings.state_dir, credentials, fork_server=settings.fork_server)
+        dispatcher = AnsibleDispatcher(
+            settings.state_dir,
+            credentials,
+            fork_server=settings.fork_server,
+            most_standing=settings.most_standing_runs,
+        )
         ports = Ports(
             database=services.database,
             dispatcher=dispatcher,

@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     enrolment_token_lifetime_s: Annotated[float, between(1, 30 * _DAY_S, "s")] = 3600.0
     # Without it every run starts Ansible from cold: slower, and nothing else.
     fork_server: bool = True
+    # Started runs that wait for a request: two, and as many as bursts have lacked, of some 40 MiB each.
+    most_standing_runs: Annotated[int, between(1, 64)] = 8
     log_level: str = "info"
 
     @classmethod

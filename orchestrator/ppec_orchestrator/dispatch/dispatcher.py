@@ -12,6 +12,7 @@ import structlog
 
 from ppec_contract.run import HostCall, RunPlan, RunTerms
 from ppec_orchestrator.dispatch.adoption import FollowedRun, adopt
+from ppec_orchestrator.dispatch.demand import MOST_STANDING_BY
 from ppec_orchestrator.dispatch.fork_client import ForkClient, start_job_process
 from ppec_orchestrator.dispatch.installation import Installation
 from ppec_orchestrator.dispatch.job import remove_abandoned
@@ -42,11 +43,12 @@ class AnsibleDispatcher:
         *,
         installation: Installation | None = None,
         fork_server: bool = True,
+        most_standing: int = MOST_STANDING_BY,
     ) -> None:
         self._runs = RunDirectories(folder / "runs")
         self._credentials = credentials
         self._installation = installation or Installation.prepare(folder / "ansible")
-        self._forks = ForkClient(self._installation) if fork_server else None
+        self._forks = ForkClient(self._installation, most_standing=most_standing) if fork_server else None
         self._prune_at = 0.0
 
     def open(self, *, wait: bool = False) -> None:

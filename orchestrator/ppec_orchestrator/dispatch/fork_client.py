@@ -12,6 +12,7 @@ from pathlib import Path
 
 import structlog
 
+from ppec_orchestrator.dispatch.demand import MOST_STANDING_BY
 from ppec_orchestrator.dispatch.dropin import SOCKET_VARIABLE
 from ppec_orchestrator.dispatch.fork_server import Request
 from ppec_orchestrator.dispatch.installation import Imported, Installation
@@ -28,8 +29,15 @@ _STABLE_S = 5.0
 class ForkClient:
     """Keeps one fork server. Everything works without it, only slower, so nothing here raises for its sake."""
 
-    def __init__(self, installation: Installation, *, answer_timeout_s: float = _ANSWER_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        installation: Installation,
+        *,
+        answer_timeout_s: float = _ANSWER_TIMEOUT_S,
+        most_standing: int = MOST_STANDING_BY,
+    ) -> None:
         self._installation = installation
+        self._most_standing = most_standing
         self._answer_timeout_s = answer_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._imported: Imported | None = None
@@ -105,7 +113,7 @@ class ForkClient:
     def _launch(self) -> subprocess.Popen[bytes] | None:
         imported = self._installation.imported()
         process = subprocess.Popen(
-            server_command(self._installation),
+            server_command(self._installation, self._most_standing),
             env=imported.environment,
             cwd=self._installation.folder,
             stdin=subprocess.PIPE,
@@ -138,10 +146,10 @@ class ForkClient:
         process.kill()
 
 
-def server_command(installation: Installation) -> list[str]:
+def server_command(installation: Installation, most_standing: int = MOST_STANDING_BY) -> list[str]:
     """The fork server's command line."""
     where = ["--socket", str(installation.socket), "--playbook", str(installation.playbook)]
-    return [sys.executable, "-m", _SERVER_MODULE, *where]
+    return [sys.executable, "-m", _SERVER_MODULE, *where, "--most-standing", str(most_standing)]
 
 
 def start_job_process(installation: Installation, directory: Path, lock: int) -> int:

@@ -8,9 +8,10 @@ descriptors (SCM_RIGHTS):
 - `playbook` (from the drop-in `ansible-playbook`): a *keeper* is forked, which forks the playbook, waits for it and
   answers its exit code. When the drop-in is killed the keeper kills the playbook with all its workers.
 
-Two jobs *stand by*: forked and started before their runs are known, up to a playbook that waits for the plan. They end
-when the server does. The next one is started a moment after a request, so as not to compete with it; two, because a
-caller who deletes what it has made and goes on comes again sooner than that.
+Jobs *stand by*: forked and started before their runs are known, up to a playbook that waits for the plan. They end when
+the server does. The next one is started a moment after a request, so as not to compete with it. There are two, because
+a caller who deletes what it has made and goes on comes again sooner than that, and more when requests have found none
+(`dispatch/demand.py`).
 
 The server ends when its standard input does, that is with the orchestrator that started it. What was given work lives
 on: a keeper answers by itself, a job needs nobody.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import math
 import os
 import select
 import signal
@@ -36,13 +38,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppec_orchestrator.dispatch import descendants, job, playbook_child
+from ppec_orchestrator.dispatch.demand import MOST_STANDING_BY, Demand
 from ppec_orchestrator.dispatch.rundir import RunDirectory
 
 MAX_REQUEST_BYTES = 1 << 20
 _REQUEST_TIMEOUT_S = 5.0
-_STANDING_BY = 2
 # By then the host's agent has the request, and its work is mostly waiting.
 _REFILL_DELAY_S = 0.1
+# Requests that keep coming don't put it off for longer.
+_LONGEST_REFILL_DELAY_S = 0.3
+# Starting one takes a processor for about as long.
+_REFILL_PACE_S = 0.05
 # A job that ended sooner did so by itself; the pause after such ones grows up to this.
 _STABLE_S, _LONGEST_DELAY_S = 30.0, 60.0
 _FAILED = 250
@@ -75,12 +81,14 @@ class Request:
 class ForkServer:
     """The accept loop. Everything that can block for long happens in a fork."""
 
-    def __init__(self, path: Path, playbook: str) -> None:
+    def __init__(self, path: Path, playbook: str, most_standing: int = MOST_STANDING_BY) -> None:
         self._path = path
         self._playbook = playbook
+        self._demand = Demand(most_standing)
         # Oldest first.
         self._standby: deque[_Standby] = deque()
         self._fork_at_s = 0.0
+        self._short_since_s: float | None = None
         self._short_lived = 0
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -110,14 +118,23 @@ class ForkServer:
                     self._answer(connection)
 
     def stand_by(self) -> float | None:
-        """Sees that jobs stand by, starting one at most. In how many seconds to come again, if there is more to do."""
+        """Sees that as many jobs stand by as are wanted, starting one at most.
+
+        In how many seconds to come again, if there is more to do.
+        """
         now_s = time.monotonic()
-        if len(self._standby) < _STANDING_BY and now_s >= self._fork_at_s:
+        again_s = self._demand.look(now_s)
+        while len(self._standby) > self._demand.wanted:
+            # It ends without a run.
+            self._standby.popleft().channel.close()
+        if len(self._standby) < self._demand.wanted and now_s >= self._fork_at_s:
             # Where nothing can be forked now, the next request tries again, and so does the next look.
-            self._fork_at_s = now_s + _REFILL_DELAY_S
+            self._fork_at_s, self._short_since_s = now_s + _REFILL_PACE_S, None
             with contextlib.suppress(OSError):
                 self._standby.append(self._fork_job())
-        return None if len(self._standby) == _STANDING_BY else max(0.0, self._fork_at_s - now_s)
+        if len(self._standby) < self._demand.wanted:
+            again_s = min(again_s, self._fork_at_s)
+        return None if again_s == math.inf else max(0.0, again_s - now_s)
 
     def forget_ended(self, told: Container[int]) -> None:
         """Jobs that have ended while they stood by: their channels, on which they never say anything, tell."""
@@ -154,13 +171,17 @@ class ForkServer:
 
     def _hand_over(self, body: bytes, descriptors: Sequence[int], not_for_a_fork: Sequence[int]) -> int:
         """Gives the run to the job that stands by; its process id."""
-        self._fork_at_s = time.monotonic() + _REFILL_DELAY_S
+        now_s = time.monotonic()
+        self._short_since_s = now_s if self._short_since_s is None else self._short_since_s
+        self._fork_at_s = min(now_s + _REFILL_DELAY_S, self._short_since_s + _LONGEST_REFILL_DELAY_S)
         while self._standby:
             ready = self._standby.popleft()
             # One that has ended refuses.
             with ready.channel, contextlib.suppress(OSError):
                 _send(ready.channel, body, descriptors)
+                self._demand.taken(left=len(self._standby))
                 return ready.pid
+        self._demand.missed(now_s)
         fresh = self._fork_job(not_for_it=not_for_a_fork)
         with fresh.channel:
             _send(fresh.channel, body, descriptors)
@@ -249,15 +270,16 @@ def _keep_playbook(request: Request, connection: socket.socket) -> int:
     """In the keeper: the playbook as a child, its exit code as the answer, its end when nobody waits for it."""
     os.setsid()
     descendants.adopt_orphans()
+    connection.setblocking(True)
+    # First, or a keeper that is killed in between has the drop-in start a second playbook beside its own. A failure
+    # shows at the next look at the connection, which is what ends the playbook.
+    with contextlib.suppress(OSError):
+        connection.send(b"taken")
     child = os.fork()
     if child == 0:
         return _exit_with(lambda: _playbook(request, connection))
     for fd in request.descriptors:
         os.close(fd)
-    connection.setblocking(True)
-    # Its failure shows at the next look at the connection, which is what ends the playbook.
-    with contextlib.suppress(OSError):
-        connection.send(b"taken")
     code = _wait(child, connection)
     # Killed playbook or not: no worker of it may go on talking to a host.
     descendants.end_all()
@@ -321,6 +343,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="ppec-fork-server")
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--playbook", type=Path, required=True, help="what jobs run")
+    parser.add_argument("--most-standing", type=int, default=MOST_STANDING_BY, help="how many jobs may stand by")
     arguments = parser.parse_args()
     path = arguments.socket
     playbook_child.warm_up(job.callback_folder(), arguments.playbook)
@@ -328,7 +351,7 @@ def main() -> None:
     # Keeps the collector from touching, and so copying, what the forks share.
     gc.collect()
     gc.freeze()
-    server = ForkServer(path, str(arguments.playbook))
+    server = ForkServer(path, str(arguments.playbook), arguments.most_standing)
     try:
         os.write(1, b"ready\n")
     except BrokenPipeError:

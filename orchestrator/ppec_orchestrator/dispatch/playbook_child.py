@@ -183,6 +183,7 @@ def become_playbook(argv: Sequence[str], environment: Mapping[str, str], directo
     _renew_settings(changed)
     if before != {name: getattr(constants, name) for name in _FIXED}:
         _start_cold(argv)
+    _load_callbacks()
     try:
         _call(["ansible-playbook", *argv])
     except SystemExit as stop:
@@ -193,6 +194,15 @@ def become_playbook(argv: Sequence[str], environment: Mapping[str, str], directo
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     return code
+
+
+def _load_callbacks() -> None:
+    """Before the plan is there rather than after. Only in this process: see `_warm_callback`."""
+    from ansible import constants
+    from ansible.plugins.loader import callback_loader
+
+    callback_loader.get(constants.DEFAULT_STDOUT_CALLBACK, class_only=True)
+    list(callback_loader.all(class_only=True))
 
 
 def _call(argv: list[str]) -> None:

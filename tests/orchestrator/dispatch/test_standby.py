@@ -10,12 +10,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import cast
 
 import pytest
 from structlog.testing import capture_logs
 
+from ppec_orchestrator.dispatch.demand import QUIET_S
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher
 from ppec_orchestrator.dispatch.fork_client import ForkClient, server_command
 from ppec_orchestrator.dispatch.fork_server import ForkServer, Request, _await_run
@@ -235,6 +237,55 @@ def test_jobs_that_end_as_soon_as_they_stand_are_not_forked_in_a_circle(
     now_s += 3600.0
     server.forget_ended([job.channel.fileno() for job in server._standby])
     assert server.stand_by() == pytest.approx(0.1), "one that stood for long is made again at once"
+
+
+def test_burst_has_more_jobs_stand_by_for_the_next(
+    open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path
+) -> None:
+    dispatcher = open_dispatcher()
+    standing_by(dispatcher)
+    assert dispatcher.fork_server_pid is not None
+    # They all wait for it when it goes on, so it has no time between them to start others.
+    os.kill(dispatcher.fork_server_pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(6) as callers:
+            names = [f"op-{number}" for number in range(6)]
+            asked = [callers.submit(dispatcher.start, request(name, hosts=1)) for name in names]
+            until(
+                lambda: all((folder / "runs" / name / "1" / "plan.json").exists() for name in names), "all have plans"
+            )
+            os.kill(dispatcher.fork_server_pid, signal.SIGCONT)
+            runs = [one.result(WAIT_S) for one in asked]
+    finally:
+        os.kill(dispatcher.fork_server_pid, signal.SIGCONT)
+    assert [follow(run)[1].status for run in runs] == ["successful"] * 6
+    until(lambda: len(all_below(dispatcher.fork_server_pid or 0)) > 8, "more than two playbooks wait")
+    assert started_with(follow(dispatcher.start(request("op-more")))[0]) == {"warm=True"}
+
+
+def test_jobs_that_nobody_needed_any_more_are_let_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ForkServer(folder / "fork.sock", "site.yml", most_standing=4)
+    now_s = 0.0
+    monkeypatch.setattr(os, "fork", lambda: 1001)
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+
+    def go_on(until_s: float) -> None:
+        nonlocal now_s
+        while now_s < until_s and (wait_s := server.stand_by()) is not None:
+            now_s = min(now_s + wait_s, until_s)
+        now_s = until_s
+
+    go_on(1.0)
+    assert len(server._standby) == 2
+    for _ in range(5):
+        server._demand.missed(now_s)
+    go_on(2.0)
+    standing = [job.channel for job in server._standby]
+    assert len(standing) == 4, "as many as are allowed, of seven"
+    go_on(1.0 + 3 * QUIET_S)
+    assert len(server._standby) == 2
+    assert sum(channel.fileno() == -1 for channel in standing) == 2, "what is let go is told so"
+    assert server.stand_by() is None, "nothing is left to wake up for"
 
 
 def test_jobs_have_no_socket_of_the_servers(open_dispatcher: Callable[..., AnsibleDispatcher], folder: Path) -> None:
