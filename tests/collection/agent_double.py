@@ -24,6 +24,18 @@ from ppec_contract.frames import FrameReader, encode
 from ppec_contract.validation import parse
 from ppec_contract.vm import VcpuPin, VmInfo, VmSpec, VmState
 
+# None: the power state stays.
+_STATE_AFTER = {
+    "StartVms": "running",
+    "StopVms": "stopped",
+    "RebootVms": "running",
+    "ResetVms": "running",
+    "PauseVms": "paused",
+    "ResumeVms": "running",
+    "FreezeVms": None,
+    "ThawVms": None,
+}
+
 
 class FakeAgent:
     """VMs in a dict, a journal, and every request it ever got."""
@@ -34,6 +46,8 @@ class FakeAgent:
         self.specs: dict[str, VmSpec] = {}
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.failing: dict[str, str] = {}
+        self.frozen: set[str] = set()
+        self.sizes: dict[str, Any] = {}
         self.faults: list[str] = []
         self.connections = 0
         self._journal: dict[tuple[str, str, str], VmResult] = {}
@@ -118,6 +132,18 @@ class FakeAgent:
     def _StopVms(self, request: Any) -> Iterator[tuple[dict[str, Any], bool]]:
         yield from self._change("StopVms", request, self._named(request))
 
+    def _ResizeVms(self, request: Any) -> Iterator[tuple[dict[str, Any], bool]]:
+        self.sizes = {str(size.vm_id): size for size in request.sizes}
+        subjects = [(vm_id, self.vms[vm_id].name if vm_id in self.vms else "") for vm_id in self.sizes]
+        yield from self._change("ResizeVms", request, subjects)
+
+    def __getattr__(self, name: str) -> Any:
+        """The other changes of VMs by id are all alike."""
+        method = name.removeprefix("_")
+        if method not in _STATE_AFTER:
+            raise AttributeError(name)
+        return lambda request: self._change(method, request, self._named(request))
+
     def _named(self, request: Any) -> list[tuple[str, str]]:
         return [(str(i), self.vms[str(i)].name if str(i) in self.vms else "") for i in request.vm_ids]
 
@@ -146,8 +172,14 @@ class FakeAgent:
             self.vms[vm_id] = _info(self.specs[vm_id], operation_id)
         elif action == "DeleteVms":
             changed = self.vms.pop(vm_id, None) is not None
+        elif action == "ResizeVms":
+            size = self.sizes[vm_id]
+            self.vms[vm_id] = self.vms[vm_id].model_copy(update={"vcpus": size.vcpus, "memory_mib": size.memory_mib})
+        elif action in ("FreezeVms", "ThawVms"):
+            changed = (vm_id in self.frozen) == (action == "ThawVms")
+            (self.frozen.add if action == "FreezeVms" else self.frozen.discard)(vm_id)
         else:
-            state = "running" if action == "StartVms" else "stopped"
+            state = _STATE_AFTER[action] or self.vms[vm_id].state
             self.vms[vm_id] = self.vms[vm_id].model_copy(update={"state": VmState(state)})
         return VmResult(vm_id=vm_id, name=name, changed=changed, vm=self.vms.get(vm_id), stage_ms={"start": 1})
 

@@ -7,12 +7,14 @@ import json
 
 import pytest
 from ansible_collections.ppec.cloud.plugins.module_utils import agent_actions, agent_arguments
-from ansible_collections.ppec.cloud.plugins.module_utils.agent_vms import execute
+from ansible_collections.ppec.cloud.plugins.module_utils.agent_vms import METHOD_OF_STATE, execute
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
+
+from ppec_contract.vm import VmState
 
 
 def params(state, *vms, **other):
-    defaults = {"operation_id": None, "fence": 0, "timeout_s": 30.0, "force": False}
+    defaults = {"operation_id": None, "fence": 0, "timeout_s": 30.0, "force": False, "thaw_after_s": 60.0}
     return {"state": state, "vms": list(vms), **defaults, **other}
 
 
@@ -87,6 +89,66 @@ def test_power_needs_a_vm(agent, spec, state):
     outcome = execute(params(state, {"vm_id": spec("a")["vm_id"]}), agent, False)
     assert outcome["vms"][0]["problem"]["code"] == "vm.not_found"
     assert agent.changes == []
+
+
+@pytest.mark.parametrize("state", METHOD_OF_STATE)
+@pytest.mark.parametrize("power", ["running", "stopped", "paused"])
+def test_check_mode_says_of_every_state_what_then_happens(agent, spec, state, power):
+    execute(params("present", spec("a")), agent, False)
+    vm_id = spec("a")["vm_id"]
+    agent.vms[vm_id] = agent.vms[vm_id].model_copy(update={"state": VmState(power)})
+    if state == "thawed":
+        agent.frozen.add(vm_id)
+    size = {"vcpus": 4, "memory_mib": 512} if state == "resized" else {}
+    calls = len(agent.changes)
+    said = execute(params(state, spec("a", **size)), agent, True)
+    assert len(agent.changes) == calls
+    did = execute(params(state, spec("a", **size)), agent, False)
+    for key in ("changed", "diff", "failed_names"):
+        assert said[key] == did[key], key
+    again = execute(params(state, spec("a", **size)), agent, True)
+    if state not in ("restarted", "reset", "frozen", "thawed"):
+        assert not again["changed"]
+
+
+@pytest.mark.parametrize(
+    ("state", "power", "hint"),
+    [
+        ("restarted", "stopped", "Start"),
+        ("restarted", "paused", "Resume"),
+        ("reset", "stopped", "Start"),
+        ("reset", "paused", "Resume"),
+        ("paused", "stopped", "Start"),
+        ("resumed", "stopped", "Start"),
+        ("resumed", "crashed", "Start"),
+        ("frozen", "stopped", "Start"),
+        ("frozen", "paused", "Resume"),
+    ],
+)
+def test_a_switch_needs_a_vm_that_is_on(agent, spec, state, power, hint):
+    execute(params("present", spec("a")), agent, False)
+    vm_id = spec("a")["vm_id"]
+    agent.vms[vm_id] = agent.vms[vm_id].model_copy(update={"state": VmState(power)})
+    outcome = execute(params(state, {"vm_id": vm_id}), agent, False)
+    problem = outcome["vms"][0]["problem"]
+    assert (problem["code"], problem["hint"]) == ("vm.wrong_state", f"{hint} it first.")
+    assert len(agent.changes) == 1
+
+
+@pytest.mark.parametrize("state", ["restarted", "stopped"])
+def test_what_is_asked_of_a_guest_has_its_time_and_force(agent, spec, state):
+    execute(params("present", spec("a")), agent, False)
+    execute(params(state, spec("a"), timeout_s=7.0, force=True), agent, False)
+    _, sent = agent.changes[-1]
+    assert (sent["timeout_s"], sent["force"]) == (7.0, True)
+
+
+def test_the_end_of_a_freeze_travels(agent, spec):
+    execute(params("present", spec("a")), agent, False)
+    execute(params("frozen", spec("a"), thaw_after_s=9.0), agent, False)
+    method, sent = agent.changes[-1]
+    assert (method, sent["thaw_after_s"]) == ("FreezeVms", 9.0)
+    assert "force" not in sent
 
 
 def test_one_vm_failing_leaves_the_others_done(agent, spec):

@@ -15,7 +15,7 @@ from ansible_collections.ppec.cloud.plugins.module_utils.agent_vms import METHOD
 from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client import ENDED
 from conftest import ROOT
 
-from ppec_contract.agent import METHODS, CreateVms, DeleteVms, StopVms, VmResult
+from ppec_contract.agent import METHODS, CreateVms, DeleteVms, FreezeVms, StopVms, VmResult
 from ppec_contract.api import OperationState, VmsAction, VmsCreate
 from ppec_contract.module_table import TABLE_PATH, render
 from ppec_contract.run import PlanAction
@@ -99,15 +99,15 @@ def test_a_vm_s_options_are_the_contract_s_vm():
 
 
 def test_the_options_of_a_change_are_those_of_its_methods():
-    stop, create, delete = (schema_of(model) for model in (StopVms, CreateVms, DeleteVms))
+    stop, create, delete, freeze = (schema_of(model) for model in (StopVms, CreateVms, DeleteVms, FreezeVms))
     ours = {**agent_arguments.CHANGE}
     del ours["state"]
-    fields = {**stop.fields}
+    fields = {**stop.fields, **freeze.fields}
     del fields["vm_ids"]
     assert set(ours) == set(fields)
     for name in ours:
         assert ours[name]["type"] == ANSIBLE_TYPE[fields[name].node["type"]], name
-    for name in ("timeout_s", "force"):
+    for name in ("timeout_s", "force", "thaw_after_s"):
         assert ours[name]["default"] == fields[name].node["default"]
     assert set(create.fields) == {"operation_id", "fence", "vms"}
     assert set(delete.fields) == {"operation_id", "fence", "vm_ids"}
@@ -115,7 +115,9 @@ def test_the_options_of_a_change_are_those_of_its_methods():
 
 def test_every_changing_method_has_a_state_and_a_plan_action():
     changing = {name for name, method in METHODS.items() if method.changes}
-    assert set(METHOD_OF_STATE.values()) == changing == set(PlanAction.__args__)
+    assert changing == set(PlanAction.__args__)
+    # A retune is of the whole host, and no state of any VM.
+    assert set(METHOD_OF_STATE.values()) == changing - {"RetuneHost"}
 
 
 def test_the_orchestrator_s_vm_takes_what_its_api_takes():

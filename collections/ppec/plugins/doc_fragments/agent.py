@@ -69,12 +69,19 @@ options:
     default: 0
   timeout_s:
     description:
-      - Seconds a guest has to power off, for O(state=stopped).
+      - Seconds a guest has to obey, for O(state=stopped) and O(state=restarted), and to let go of vCPUs, for
+        O(state=resized).
     type: float
     default: 30.0
   force:
     description:
-      - Whether a guest that did not power off in time has its power cut, for O(state=stopped).
+      - Whether a guest that did not obey in time has its power cut, for O(state=stopped), or is reset, for
+        O(state=restarted).
     type: bool
     default: false
+  thaw_after_s:
+    description:
+      - Seconds after which the host thaws a guest by itself, for O(state=frozen), at most 600.
+    type: float
+    default: 60.0
 """

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from ansible_collections.ppec.cloud.plugins.module_utils.agent_vms import REQUIRED_TO_CREATE
+from ansible_collections.ppec.cloud.plugins.module_utils.agent_vms import (
+    METHOD_OF_STATE,
+    REQUIRED_TO_CREATE,
+    REQUIRED_TO_RESIZE,
+)
 from ansible_collections.ppec.cloud.plugins.module_utils.contract_table import PROXY_PORT
 
 # `no_log: False` says that a name that sounds like a secret is a path.
@@ -66,18 +70,19 @@ VM = {
 }
 
 CHANGE = {
-    "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
+    "state": {"type": "str", "choices": list(METHOD_OF_STATE), "default": "present"},
     "operation_id": {"type": "str"},
     "fence": {"type": "int", "default": 0},
     "timeout_s": {"type": "float", "default": 30.0},
     "force": {"type": "bool", "default": False},
+    "thaw_after_s": {"type": "float", "default": 60.0},
 }
 
 # Module: the keyword arguments of AnsibleModule, and of the validation in the action plugin.
 AGENT_VM = {
     "argument_spec": {**VM, **CHANGE, **CONNECTION},
     "mutually_exclusive": [("proxy_address", "socket_path")],
-    "required_if": [("state", "present", REQUIRED_TO_CREATE)],
+    "required_if": [("state", "present", REQUIRED_TO_CREATE), ("state", "resized", REQUIRED_TO_RESIZE)],
 }
 
 AGENT_VMS = {

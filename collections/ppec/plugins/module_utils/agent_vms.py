@@ -17,7 +17,32 @@ from ansible_collections.ppec.cloud.plugins.module_utils.vm_comparison import di
 
 # What `state: present` needs of a VM; the contract's VmSpec has the same list.
 REQUIRED_TO_CREATE = ("vm_id", "name", "vcpus", "memory_mib", "cells", "root_disk")
-METHOD_OF_STATE = {"present": "CreateVms", "absent": "DeleteVms", "started": "StartVms", "stopped": "StopVms"}
+REQUIRED_TO_RESIZE = ("vcpus", "memory_mib")
+METHOD_OF_STATE = {
+    "present": "CreateVms",
+    "absent": "DeleteVms",
+    "started": "StartVms",
+    "stopped": "StopVms",
+    "resized": "ResizeVms",
+    "restarted": "RebootVms",
+    "reset": "ResetVms",
+    "paused": "PauseVms",
+    "resumed": "ResumeVms",
+    "frozen": "FreezeVms",
+    "thawed": "ThawVms",
+}
+# What a guest is asked for, with a time to obey and what follows when it doesn't.
+ASKED_OF_GUESTS = ("stopped", "restarted")
+# The power state that a state is, where a host can see it; then there is nothing to do.
+POWER_OF_STATE = {"started": "running", "stopped": "stopped", "paused": "paused", "resumed": "running"}
+# The power states in which a VM can be brought into a state at all; otherwise a start or a resume comes first.
+POSSIBLE_IN = {
+    "restarted": ("running",),
+    "reset": ("running",),
+    "paused": ("running", "paused"),
+    "resumed": ("running", "paused"),
+    "frozen": ("running",),
+}
 
 # Of a frame, what is left when the call around the VMs has had its share.
 _VMS_BYTES = MAX_FRAME_BYTES - 64 * 1024
@@ -34,7 +59,7 @@ def execute(params, client, check_mode):
     to_do = [vm for vm in wanted if settled[vm["vm_id"]] is None]
     if check_mode:
         acted = {vm["vm_id"]: _result(vm, changed=True, vm=before.get(vm["vm_id"])) for vm in to_do}
-        after = {vm["vm_id"]: predicted(vm, before.get(vm["vm_id"]), state) for vm in to_do}
+        after = {vm["vm_id"]: predicted(vm, before.get(vm["vm_id"]), state, POWER_OF_STATE) for vm in to_do}
     else:
         acted = _act(params, to_do, client)
         after = {vm_id: shown(result["vm"]) for vm_id, result in acted.items() if result["problem"] is None}
@@ -47,9 +72,14 @@ def write_parameters(params, vms):
     call = {"operation_id": params["operation_id"], "fence": params["fence"]}
     if params["state"] == "present":
         return {**call, "vms": vms}
+    if params["state"] == "resized":
+        sizes = [{key: vm[key] for key in ("vm_id", *REQUIRED_TO_RESIZE)} for vm in vms]
+        return {**call, "sizes": sizes, "timeout_s": params["timeout_s"]}
     call["vm_ids"] = [vm["vm_id"] for vm in vms]
-    if params["state"] == "stopped":
+    if params["state"] in ASKED_OF_GUESTS:
         call.update(timeout_s=params["timeout_s"], force=params["force"])
+    if params["state"] == "frozen":
+        call["thaw_after_s"] = params["thaw_after_s"]
     return call
 
 
@@ -79,11 +109,12 @@ def _require_valid(wanted, state):
             raise ProblemError("request.invalid", f"vm_id {vm['vm_id']} is given twice", subject=f"vm {vm['vm_id']}")
         ids.add(vm["vm_id"])
     for vm in wanted:
-        missing = [name for name in REQUIRED_TO_CREATE if name not in vm] if state == "present" else []
+        required = {"present": REQUIRED_TO_CREATE, "resized": REQUIRED_TO_RESIZE}.get(state, ())
+        missing = [name for name in required if name not in vm]
         if missing:
             raise ProblemError(
                 "request.invalid",
-                f"vm {vm.get('name', vm['vm_id'])}: state present needs {', '.join(missing)} too",
+                f"vm {vm.get('name', vm['vm_id'])}: state {state} needs {', '.join(missing)} too",
                 subject=f"vm {vm['vm_id']}",
             )
 
@@ -124,8 +155,28 @@ def _settled(vm, found, state):
             subject=f"vm {vm['vm_id']}",
         )
         return _result(vm, problem=problem.body())
-    right = {"started": "running", "stopped": "stopped"}[state]
-    return _result(vm, vm=found) if found["state"] == right else None
+    if found["state"] == POWER_OF_STATE.get(state) or (state == "thawed" and found["state"] == "stopped"):
+        return _result(vm, vm=found)
+    if state == "resized" and all(vm[key] == _to_be(found)[key] for key in REQUIRED_TO_RESIZE):
+        return _result(vm, vm=found)
+    possible = POSSIBLE_IN.get(state)
+    return _impossible(vm, found, state) if possible and found["state"] not in possible else None
+
+
+def _to_be(found):
+    """The size a VM has, or will have from its next start on."""
+    return found.get("pending") or found
+
+
+def _impossible(vm, found, state):
+    problem = ProblemError(
+        "vm.wrong_state",
+        f"vm {found['name']} can't be {state}: it is {found['state']}",
+        hint="Resume it first." if found["state"] == "paused" else "Start it first.",
+        subject=f"vm {vm['vm_id']}",
+        details={"state": found["state"]},
+    )
+    return _result(vm, vm=found, problem=problem.body())
 
 
 def _existing(vm, found):

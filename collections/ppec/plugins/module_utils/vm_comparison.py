@@ -38,13 +38,15 @@ def differences(spec, found):
     ]
 
 
-def predicted(spec, found, state):
-    """What the diff shows after the change, when the change is not made."""
+def predicted(spec, found, state, power):
+    """What the diff shows after the change, when the change is not made; `power` is the power state of each state."""
     if state == "absent":
         return None
     if state == "present":
         return {"state": "running", **as_info(spec)}
-    return {**shown(found), "state": {"started": "running", "stopped": "stopped"}[state]}
+    if state == "resized":
+        return {**shown(found), "vcpus": spec["vcpus"], "memory_mib": spec["memory_mib"]}
+    return {**shown(found), "state": power.get(state, found["state"])}
 
 
 def _comparable(key, value):

@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: agent_vm
-short_description: Create, delete, start or stop one VM on a host
+short_description: Create, delete, start, stop or otherwise switch one VM on a host
 version_added: "0.1.0"
 description:
   - Makes one VM of a bare-metal host be as described, through the host's proxy or its agent's socket.
@@ -25,9 +25,15 @@ options:
   state:
     description:
       - V(present) creates and starts the VM. V(absent) deletes it with its disks.
-      - V(started) and V(stopped) need a VM that exists.
+      - V(started) and V(stopped) need a VM that exists, as do all that follow.
+      - V(resized) gives the VM the vCPUs and memory named here: at once as far as can be, the rest at its next start.
+      - V(restarted) asks the guest to reboot, V(reset) presses the reset button. Both change something whenever they
+        are asked for, and need a running VM.
+      - V(paused) stops the vCPUs and V(resumed) has them run on. Neither starts a VM that is off.
+      - V(frozen) has the guest's agent flush and freeze its file systems, V(thawed) ends that. What is frozen can't be
+        seen from the host, so check mode says that both would change something.
     type: str
-    choices: [present, absent, started, stopped]
+    choices: [present, absent, started, stopped, resized, restarted, reset, paused, resumed, frozen, thawed]
     default: present
   vm_id:
     description: The VM's UUID.
@@ -37,10 +43,10 @@ options:
     description: The VM's name, a DNS label. Needed for O(state=present).
     type: str
   vcpus:
-    description: Number of vCPUs, an even one. Needed for O(state=present).
+    description: Number of vCPUs, an even one. Needed for O(state=present) and O(state=resized).
     type: int
   memory_mib:
-    description: Memory in MiB. Needed for O(state=present).
+    description: Memory in MiB. Needed for O(state=present) and O(state=resized).
     type: int
   max_vcpus:
     description: Up to how many vCPUs the VM can grow while it runs, an even number. Left out, no more than O(vcpus).

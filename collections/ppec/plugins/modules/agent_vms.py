@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: agent_vms
-short_description: Create, delete, start or stop several VMs on a host
+short_description: Create, delete, start, stop or otherwise switch several VMs on a host
 version_added: "0.1.0"
 description:
   - Makes VMs of a bare-metal host be as described, in one call to the host's proxy or its agent's socket.
@@ -26,10 +26,16 @@ options:
   state:
     description:
       - V(present) creates and starts the VMs. V(absent) deletes them with their disks.
-      - V(started) and V(stopped) need VMs that exist.
+      - V(started) and V(stopped) need VMs that exist, as do all that follow.
+      - V(resized) gives each the vCPUs and memory named here: at once as far as can be, the rest at its next start.
+      - V(restarted) asks the guest to reboot, V(reset) presses the reset button. Both change something whenever they
+        are asked for, and need a running VM.
+      - V(paused) stops the vCPUs and V(resumed) has them run on. Neither starts VMs that are off.
+      - V(frozen) has the guest's agent flush and freeze its file systems, V(thawed) ends that. What is frozen can't be
+        seen from the host, so check mode says that both would change something.
       - Not used with O(plan_file), nor are the other options but that.
     type: str
-    choices: [present, absent, started, stopped]
+    choices: [present, absent, started, stopped, resized, restarted, reset, paused, resumed, frozen, thawed]
     default: present
   plan_file:
     description:
@@ -51,10 +57,10 @@ options:
         description: The VM's name, a DNS label. Needed for O(state=present).
         type: str
       vcpus:
-        description: Number of vCPUs, an even one. Needed for O(state=present).
+        description: Number of vCPUs, an even one. Needed for O(state=present) and O(state=resized).
         type: int
       memory_mib:
-        description: Memory in MiB. Needed for O(state=present).
+        description: Memory in MiB. Needed for O(state=present) and O(state=resized).
         type: int
       max_vcpus:
         description: Up to how many vCPUs the VM can grow while it runs, an even number. Left out, no further.
@@ -219,6 +225,12 @@ vms:
     replayed:
       description: Whether the answer came from the agent's journal.
       type: bool
+    resized:
+      description: After a resize, which part of the new size the VM has now and which from its next start on.
+      type: dict
+    observed_at:
+      description: The agent's own order of what it saw, to tell an older answer or report from a newer one.
+      type: dict
 failed_names:
   description: Names of the VMs that failed, or their ids where no name is known.
   returned: when the host answered
