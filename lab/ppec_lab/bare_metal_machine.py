@@ -75,6 +75,8 @@ def kernel_command_line(name: str, shape: MachineShape) -> str:
     words = ["root=/dev/vda", "ro", "console=ttyS0", "net.ifnames=0", f"systemd.hostname={name}"]
     # Mitigations guard against faults that an emulated CPU hasn't got, and cost it more than a real one.
     words += ["intel_iommu=on", "iommu=pt", "mitigations=off", "tsc=reliable", "no_timer_check", "panic=-1"]
+    # It finds an AMD CPU, tries each of its CPUs for power states in vain, and fills the console with that.
+    words += ["modprobe.blacklist=powernow_k8"]
     if shape.huge_pages_per_cell:
         words += [f"hugepagesz={HUGE_PAGE_MIB}M", f"hugepages={pages}"]
     return " ".join(words)
