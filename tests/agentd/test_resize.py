@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ppec_agentd.recovery import recover
 from ppec_contract.agent import Effect, ResizeVms, StartVms, StopVms, VmResult, VmSize
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import Size, VmState
+from ppec_lab.conditions import wait_until
 
 NOW, LATER, SAME = Effect.NOW, Effect.NEXT_START, Effect.UNCHANGED
 GROWS = {"max_vcpus": 6, "max_memory_mib": 2048}
@@ -387,3 +389,104 @@ def test_a_crash_at_every_call(short_dir: Path, words: Any, vm: Any, target: str
         died = asyncio.run(crash(settings, one, nth))
         asyncio.run(recovered(settings, one))
     assert nth > 4, "every call of a resize was the last one once"
+
+
+async def assert_memory_lies_as_shown(agent: Any, vm_id: UUID) -> None:
+    """What the ledger counts on each host cell is what the guest's cells there have."""
+    holding, domain = agent.context.ledger.holding(vm_id), await seen(agent, vm_id)
+    assert domain.metadata is not None
+    shown = {cell.cell: cell.memory_mib for cell in domain.metadata.guest_cells}
+    assert shown == dict(holding.memory_by_cell_mib)
+    assert sum(shown.values()) == domain.metadata.memory_mib
+
+
+def test_a_guest_of_several_cells_grows_and_shrinks_in_each(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        policy = {"multi_cell": True}
+        one = vm(vcpus=8, memory_mib=1024, cells=[0, 1], numa=policy, max_vcpus=12, max_memory_mib=4096)
+        (made,) = await agent.create(one)
+        assert code(made) == ""
+        assert made.vm.numa.multi_cell
+        assert effects(await resized(agent, one.vm_id, 12, 1024 + 512)) == (NOW, NOW)
+        await assert_all_agree(agent)
+        await assert_memory_lies_as_shown(agent, one.vm_id)
+        at = agent.context.facts.topology.cell_of_cpu
+        domain = await seen(agent, one.vm_id)
+        for guest_cell in domain.metadata.guest_cells:  # type: ignore[union-attr]
+            mine = {pin.pcpu for pin in domain.pins if pin.vcpu in guest_cell.vcpus}
+            assert {at[cpu] for cpu in mine} == {guest_cell.cell}, "each vCPU is where its guest was told"
+        assert effects(await resized(agent, one.vm_id, 12, 700, fence=2)) == (SAME, LATER)
+        assert held(agent, one.vm_id)[2] == 1536
+        await assert_all_agree(agent)
+        await restart(agent, one.vm_id)
+        await agent.actions.settle()
+        assert held(agent, one.vm_id)[2] == 700
+        await assert_all_agree(agent)
+        await assert_memory_lies_as_shown(agent, one.vm_id)
+
+    run_with_agent(settings, words, scenario)
+
+
+def test_shared_vcpus_are_counted_and_not_pinned(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        one = vm(numa={"cpus": "shared"}, max_vcpus=4)
+        (made,) = await agent.create(one)
+        assert (code(made), made.vm.pins) == ("", ())
+        assert effects(await resized(agent, one.vm_id, 4, 512)) == (NOW, SAME)
+        assert held(agent, one.vm_id) == (4, 0, 512)
+        await assert_all_agree(agent)
+        assert code(await resized(agent, one.vm_id, 64, 512, fence=2)) == "vm.exceeds_socket"
+        await assert_all_agree(agent)
+
+    settings = words.settings_of(short_dir, reserve={"memory_per_cell_mib": 0, "shared_cores_per_cell": 2})
+    run_with_agent(settings, words, scenario)
+
+
+def test_huge_pages_come_back_when_the_vm_starts_smaller(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        def pages_free() -> int:
+            return int(agent.context.ledger.cells()[0].huge_pages[0].pages_free)
+
+        one = vm(numa={"huge_page_kib": 2048}, memory_mib=1024)
+        assert [code(result) for result in await agent.create(one)] == [""]
+        assert pages_free() == 1024 - 512
+        refusal = await resized(agent, one.vm_id, 2, 4096)
+        assert code(refusal) == "host.no_capacity"
+        assert refusal.problem.details["resource"] == "huge_pages_2048_kib"  # type: ignore[union-attr]
+        assert effects(await resized(agent, one.vm_id, 2, 512, fence=2)) == (SAME, LATER)
+        assert pages_free() == 1024 - 512
+        await restart(agent, one.vm_id)
+        assert pages_free() == 1024 - 256
+        await assert_all_agree(agent)
+
+    topology = "sockets=1,cores=4,threads=2,memory_mib=8192,huge_2m=1024"
+    run_with_agent(words.settings_of(short_dir, lab={"topology": topology}), words, scenario)
+
+
+@pytest.mark.parametrize("slow", CHANGING)
+def test_killed_in_mid_resize_it_comes_back_clean_and_a_repeat_succeeds(
+    agent_process: Callable[..., Any], vm: Any, slow: str
+) -> None:
+    agent = agent_process(lab={"delays_s": {slow: 600}}).start()
+    one = vm(**GROWS)
+    create = {"operation_id": "op-1", "fence": 1, "vms": [one.model_dump(mode="json")]}
+    assert agent.client().call("CreateVms", create)["parameters"]["results"][0]["problem"] is None
+    request = size_of(one.vm_id, 4, 768).model_dump(mode="json")
+    agent.client().send("cloud.ppec.agent.ResizeVms", request, more=True)
+    journal = agent.settings.storage.journal
+    wait_until(lambda: b"ResizeVms" in journal.read_bytes(), "the intent is on disk", timeout_s=60)
+    time.sleep(0.3)
+    agent.kill()
+    settings = agent.settings
+    agent.write_settings(settings.model_copy(update={"lab": settings.lab.model_copy(update={"delays_s": {}})}))
+    agent.start()
+    (result,) = agent.client().call("ResizeVms", request)["parameters"]["results"]
+    # The answer tells what the repeated call did: by the time of its last step the first had plugged the vCPUs.
+    vcpus = "unchanged" if slow == "grow_memory" else "now"
+    assert (result["problem"], result["resized"]) == (None, {"vcpus": vcpus, "memory_mib": "now"})
+    report = agent.client().call("GetReport")["parameters"]["report"]
+    (info,) = report["vms"]
+    assert (info["vcpus"], info["memory_mib"], info["pending"]) == (4, 768, None)
+    cell = report["cells"][0]
+    assert cell["memory_mib"] - cell["memory_free_mib"] == 768
+    assert cell["cores"] - cell["cores_reserved"] - cell["cores_free"] == 2
