@@ -34,7 +34,7 @@ class LibvirtReseat:
             # A declared topology's CPUs don't exist: there nothing is pinned.
             if self._profile.bind:
                 _pin(connection, domain, seat)
-                domain.setNumaParameters({"numa_nodeset": format_cpu_list(seat.cells)}, _LIVE)
+                _bind(domain, seat)
 
         await self._connection.call("move", vm_id, work, _RESEAT_TIMEOUT_S)
 
@@ -50,6 +50,13 @@ def _pin(connection: Any, domain: Any, seat: Seat) -> None:
         domain.pinEmulator(_bits(cpus, seat.emulator_cpus), _LIVE)
         for thread in domain.ioThreadInfo(_LIVE):
             domain.pinIOThread(thread[0], _bits(cpus, seat.emulator_cpus), _LIVE)
+
+
+def _bind(domain: Any, seat: Seat) -> None:
+    """Memory that is there already needs no copying, nor the cpuset controller that copies it."""
+    cells = format_cpu_list(seat.cells)
+    if domain.numaParameters(_LIVE).get("numa_nodeset") != cells:
+        domain.setNumaParameters({"numa_nodeset": cells}, _LIVE)
 
 
 def _bits(cpus: int, chosen: Iterable[int]) -> tuple[bool, ...]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent's tests share. The fixtures lie beside this file, by subject: agent_settings.py, agent_process.py,
-orchestrator_double.py, vm_specs.py."""
+orchestrator_double.py, vm_specs.py, hypervisor_suite.py."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from .agent_in_process import NOTHING, open_agent
 from .agent_process import agent_process
 from .agent_settings import settings, settings_of
 from .fleet_certificates import FleetCa
+from .hypervisor_suite import host, libvirtd
 from .orchestrator_double import orchestrator
 from .vm_specs import IMAGE, IMAGE_SHA256, image_file, vm
 
 # pytest finds the fixtures here.
-__all__ = ["agent_process", "image_file", "orchestrator", "settings", "vm", "words"]
+__all__ = ["agent_process", "host", "image_file", "libvirtd", "orchestrator", "settings", "vm", "words"]
 
 
 @dataclass(frozen=True)

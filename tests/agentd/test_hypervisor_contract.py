@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -15,8 +13,7 @@ import pytest
 from ppec_agentd.hypervisor import Disk, DomainDefinition, EventKind, Hypervisor, HypervisorEvent, ObservedDisk
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
-from ppec_lab.hypervisor_hosts import FakeHost, LibvirtHost, SuiteHost, with_nic
-from ppec_lab.private_libvirtd import PrivateLibvirtd, private_libvirtd
+from ppec_lab.hypervisor_hosts import SuiteHost, with_nic
 
 pytestmark = pytest.mark.anyio
 
@@ -28,22 +25,6 @@ def anyio_backend() -> str:
 
 # Long enough for a loaded machine; reached only when a test fails.
 SOON_S = 60
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[PrivateLibvirtd]:
-    with private_libvirtd() as daemon:
-        yield daemon
-
-
-@pytest.fixture(params=["fake", pytest.param("libvirt", marks=pytest.mark.libvirt)])
-def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SuiteHost]:
-    if request.param == "fake":
-        yield FakeHost(tmp_path)
-        return
-    real = LibvirtHost(request.getfixturevalue("libvirtd"), tmp_path, os.cpu_count() or 1)
-    yield real
-    real.sweep()
 
 
 class Heard:

@@ -15,8 +15,8 @@ import pytest
 from ppec_agentd.hypervisor import Domain, DomainDefinition, Hypervisor
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
-from ppec_lab.hypervisor_hosts import FakeHost, LibvirtHost, SuiteHost, with_nic
-from ppec_lab.private_libvirtd import PrivateLibvirtd, private_libvirtd
+from ppec_lab.hypervisor_hosts import LibvirtHost, SuiteHost, with_nic
+from ppec_lab.private_libvirtd import PrivateLibvirtd
 
 pytestmark = pytest.mark.anyio
 CPUS = os.cpu_count() or 1
@@ -25,22 +25,6 @@ CPUS = os.cpu_count() or 1
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@pytest.fixture(scope="module")
-def libvirtd() -> Iterator[PrivateLibvirtd]:
-    with private_libvirtd() as daemon:
-        yield daemon
-
-
-@pytest.fixture(params=["fake", pytest.param("libvirt", marks=pytest.mark.libvirt)])
-def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[SuiteHost]:
-    if request.param == "fake":
-        yield FakeHost(tmp_path)
-        return
-    real = LibvirtHost(request.getfixturevalue("libvirtd"), tmp_path, CPUS)
-    yield real
-    real.sweep()
 
 
 @pytest.fixture
