@@ -62,9 +62,8 @@ def audit(domains: Iterable[Domain], holdings: Iterable[Holding], pool: CpuPool)
 
 def _differences(domain: Domain, holding: Holding) -> Iterator[Finding]:
     states = [state for state in (holding, holding.before) if state is not None]
-    # Between a resize and its next start a VM may have fewer vCPUs than it holds pins for; its metadata says so.
-    waits = domain.metadata is not None and domain.metadata.pending
-    granted = ([pin for pin in state.plan.pins if not waits or pin.vcpu < domain.vcpus] for state in states)
+    # Between a resize and its next start a VM may have fewer vCPUs than it holds pins for.
+    granted = ([pin for pin in state.plan.pins if pin.vcpu < domain.vcpus] for state in states)
     if all(_by_vcpu(pins) != _by_vcpu(domain.pins) for pins in granted):
         yield Finding(
             FindingKind.PINS_DIFFER,
