@@ -310,10 +310,18 @@ class VmAction(StrEnum):
     DELETE = "delete"
     START = "start"
     STOP = "stop"
+    REBOOT = "reboot"
+    RESET = "reset"
+    PAUSE = "pause"
+    RESUME = "resume"
 
 
 class VmsAction(Model):
-    """`POST /v1/vms/actions`: one action on several VMs, as one operation. VMs by name or id."""
+    """`POST /v1/vms/actions`: one action on several VMs, as one operation. VMs by name or id.
+
+    `timeout_s` and `force` are of stop and reboot: how long the guests may take to obey, and whether the others then
+    have the plug pulled or the reset button pressed.
+    """
 
     action: VmAction
     vms: Annotated[tuple[VmRef, ...], Field(min_length=1, max_length=MAX_BATCH)]

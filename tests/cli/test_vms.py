@@ -184,6 +184,13 @@ def test_show_and_its_absence(orchestrator: Any, ppec: Any, make: Any) -> None:
 def test_actions_carry_their_options(orchestrator: Any, ppec: Any) -> None:
     ppec("vm", "stop", "a", "b", "--timeout-s", "5", "--force")
     assert orchestrator.requests[-1].json == {"action": "stop", "vms": ["a", "b"], "timeout_s": 5.0, "force": True}
+    ppec("vm", "reboot", "a", "--timeout", "5", "--force")
+    assert orchestrator.requests[-1].json == {"action": "reboot", "vms": ["a"], "timeout_s": 5.0, "force": True}
+    ppec("vm", "reboot", "a")
+    assert orchestrator.requests[-1].json == {"action": "reboot", "vms": ["a"], "timeout_s": 60.0, "force": False}
+    for action in ("reset", "pause", "resume"):
+        ppec("vm", action, "a", "b")
+        assert orchestrator.requests[-1].json == {"action": action, "vms": ["a", "b"]}
     ppec("vm", "delete", "a")
     assert orchestrator.requests[-1].json == {"action": "delete", "vms": ["a"]}
 

@@ -113,7 +113,7 @@ class FakeOrchestrator:
 def _after(action: VmsAction) -> dict[str, Any] | None:
     if action.action == "delete":
         return None
-    return {"observed": "running" if action.action == "start" else "stopped"}
+    return {"observed": {"stop": "stopped", "pause": "paused"}.get(action.action, "running")}
 
 
 def _vm(create: VmsCreate, operation_id: str) -> VmView:

@@ -73,7 +73,9 @@ def create_vms(
     return _accepted(request, response, operations.create(body, _ask(caller, idempotency_key, request, body)))
 
 
-@router.post("/actions", name="act_on_vms", summary="Start, stop or delete VMs", status_code=202)
+@router.post(
+    "/actions", name="act_on_vms", summary="Start, stop, reboot, reset, pause, resume, delete VMs", status_code=202
+)
 def act_on_vms(
     operations: Engine,
     caller: Operator,

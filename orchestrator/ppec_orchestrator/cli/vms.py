@@ -19,6 +19,7 @@ Record = Literal["creating", "active", "deleting", "failed"]
 Mode = Literal["all-or-nothing", "best-effort"]
 Names = Annotated[list[str], typer.Argument(help="VMs, by name or id.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")]
+_TIMEOUT = ("--timeout-s", "--timeout")
 
 
 def _pins(vm: VmView) -> str:
@@ -126,12 +127,42 @@ def start(context: typer.Context, names: Names, wait: Wait = False) -> None:
 def stop(
     context: typer.Context,
     names: Names,
-    timeout_s: Annotated[float, typer.Option(help="How long the guests may take to shut down.")] = 30.0,
+    timeout_s: Annotated[float, typer.Option(*_TIMEOUT, help="How long the guests may take to shut down.")] = 30.0,
     force: Annotated[bool, typer.Option("--force", help="Then pull the plug.")] = False,
     wait: Wait = False,
 ) -> None:
     """Stop VMs: ask the guests to shut down."""
     _act(context, {"action": "stop", "vms": names, "timeout_s": timeout_s, "force": force}, wait=wait)
+
+
+@app.command("reboot")
+def reboot(
+    context: typer.Context,
+    names: Names,
+    timeout_s: Annotated[float, typer.Option(*_TIMEOUT, help="How long the guests may take to reboot.")] = 60.0,
+    force: Annotated[bool, typer.Option("--force", help="Then press the reset button.")] = False,
+    wait: Wait = False,
+) -> None:
+    """Reboot VMs: ask the guests to."""
+    _act(context, {"action": "reboot", "vms": names, "timeout_s": timeout_s, "force": force}, wait=wait)
+
+
+@app.command("reset")
+def reset(context: typer.Context, names: Names, wait: Wait = False) -> None:
+    """Press the reset button of VMs: at once, without asking the guests."""
+    _act(context, {"action": "reset", "vms": names}, wait=wait)
+
+
+@app.command("pause")
+def pause(context: typer.Context, names: Names, wait: Wait = False) -> None:
+    """Stop the vCPUs of VMs; their memory stays as it is."""
+    _act(context, {"action": "pause", "vms": names}, wait=wait)
+
+
+@app.command("resume")
+def resume(context: typer.Context, names: Names, wait: Wait = False) -> None:
+    """Have paused VMs run on."""
+    _act(context, {"action": "resume", "vms": names}, wait=wait)
 
 
 def _act(context: typer.Context, given: dict[str, Any], *, wait: bool) -> None:

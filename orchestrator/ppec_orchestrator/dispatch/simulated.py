@@ -40,6 +40,24 @@ class Fault:
 FaultScript = Callable[[PlanAction, str, UUID], Fault | None]
 
 
+# The power state after an action, the states it is possible in, and the actions that do something each time.
+_POWER: dict[PlanAction, VmState] = {
+    "StartVms": VmState.RUNNING,
+    "StopVms": VmState.STOPPED,
+    "RebootVms": VmState.RUNNING,
+    "ResetVms": VmState.RUNNING,
+    "PauseVms": VmState.PAUSED,
+    "ResumeVms": VmState.RUNNING,
+}
+_POSSIBLE_IN: dict[PlanAction, tuple[VmState, ...]] = {
+    "RebootVms": (VmState.RUNNING,),
+    "ResetVms": (VmState.RUNNING,),
+    "PauseVms": (VmState.RUNNING, VmState.PAUSED),
+    "ResumeVms": (VmState.RUNNING, VmState.PAUSED),
+}
+_AGAIN: tuple[PlanAction, ...] = ("RebootVms", "ResetVms")
+
+
 def no_faults(action: PlanAction, host: str, vm_id: UUID) -> Fault | None:
     return None
 
@@ -105,16 +123,20 @@ class SimulatedFleet:
                 problem = PpecError("vm.exists", f"vm {name} is on host {host}").problem()
                 return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
             mine[vm_id] = _info(spec)
+            changed = True
         elif vm_id not in mine:
             problem = PpecError("vm.not_found", f"vm {vm_id} is not on host {host}").problem()
             return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
+        elif mine[vm_id].state not in _POSSIBLE_IN.get(action, tuple(VmState)):
+            problem = PpecError("vm.wrong_state", f"vm {name} is {mine[vm_id].state}").problem()
+            return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
         else:
-            state = VmState.RUNNING if action == "StartVms" else VmState.STOPPED
-            mine[vm_id] = mine[vm_id].model_copy(update={"state": state})
+            changed = mine[vm_id].state is not _POWER[action] or action in _AGAIN
+            mine[vm_id] = mine[vm_id].model_copy(update={"state": _POWER[action]})
         return VmResult(
             vm_id=vm_id,
             name=name,
-            changed=True,
+            changed=changed,
             vm=mine[vm_id],
             stage_ms={Stage.DEFINE: 1},
             observed_at=self.moment(),

@@ -19,7 +19,7 @@ from ppec_orchestrator.operations.kinds import create, delete, power
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
 from ppec_orchestrator.operations.registry import KINDS
-from ppec_orchestrator.operations.wanted import CreateInput, StopInput
+from ppec_orchestrator.operations.wanted import CreateInput, GuestInput
 from ppec_orchestrator.placement.request import VmRequest
 from ppec_orchestrator.store import idempotency, vms
 from ppec_orchestrator.store import operations as store
@@ -32,7 +32,9 @@ from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, im
 from ppec_orchestrator.store.vms import KnownVm, NewVm
 
 T = TypeVar("T")
-_KINDS = {VmAction.DELETE: delete.NAME, VmAction.START: power.START_NAME, VmAction.STOP: power.STOP_NAME}
+_KINDS = {VmAction.DELETE: delete.NAME} | {action: kind.name for action, kind in power.KINDS.items()}
+# What a guest is asked for, and has a time to obey.
+_ASKED_OF_GUESTS = (VmAction.STOP, VmAction.REBOOT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +132,8 @@ class Acceptor:
                 # Who waits for a VM to be gone finds here what to wait for.
                 vms.set_record(conn, ids, VmRecord.DELETING, operation_id)
             more: dict[str, Any] = {}
-            if asked.action is VmAction.STOP:
-                more = StopInput(timeout_s=asked.timeout_s, force=asked.force).model_dump()
+            if asked.action in _ASKED_OF_GUESTS:
+                more = GuestInput(timeout_s=asked.timeout_s, force=asked.force).model_dump()
             items = [NewItem(one.vm_id, one.name, one.host) for one in chosen]
             return self._enqueue(conn, ask, _New(operation_id, _KINDS[asked.action], more, items))
 

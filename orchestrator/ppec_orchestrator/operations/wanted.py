@@ -39,8 +39,8 @@ class CreateInput(Model):
         )
 
 
-class StopInput(Model):
-    """A stop: how long the guest is asked, and what then."""
+class GuestInput(Model):
+    """A stop or a reboot: how long the guest is asked, and what then."""
 
     timeout_s: float
     force: bool

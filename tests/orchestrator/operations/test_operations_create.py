@@ -441,13 +441,45 @@ def test_delete_that_fails_can_be_asked_for_again(world: Any) -> None:
     world.assert_empty()
 
 
-def test_stop_and_start_are_recorded(world: Any) -> None:
+def test_power_is_recorded(world: Any) -> None:
     replica = world.replica()
     name = create(world, replica, 1).items[0].name
-    for action, state in ((VmAction.STOP, "stopped"), (VmAction.START, "running")):
+    for action, state in (
+        (VmAction.STOP, "stopped"),
+        (VmAction.START, "running"),
+        (VmAction.PAUSE, "paused"),
+        (VmAction.RESUME, "running"),
+        (VmAction.REBOOT, "running"),
+        (VmAction.RESET, "running"),
+    ):
         ended = world.ended(replica.act(VmsAction(action=action, vms=(name,)), world.ask).operation_id)
         assert ended.state is OperationState.SUCCEEDED
+        assert (ended.kind, [step.name for step in ended.steps]) == (f"vm.{action}", ["accept", action])
         assert world.vm(name).observed == state
+    done = ["CreateVms", "StopVms", "StartVms", "PauseVms", "ResumeVms", "RebootVms", "ResetVms"]
+    assert [action for action, _, _ in world.fleet.deeds] == done
+
+
+def test_only_guests_that_are_asked_are_told_how_long(world: Any) -> None:
+    replica = world.replica()
+    name = create(world, replica, 1).items[0].name
+    asked = {"timeout_s": 7.0, "force": True}
+    for action in (VmAction.REBOOT, VmAction.STOP, VmAction.START, VmAction.PAUSE, VmAction.RESUME, VmAction.RESET):
+        world.ended(replica.act(VmsAction(action=action, vms=(name,), **asked), world.ask).operation_id)
+        request = world.dispatcher.started[-1]
+        (target,) = request.hosts.values()
+        told = {key: value for key, value in target.parameters.items() if key != "vm_ids"}
+        assert told == (asked if action in (VmAction.REBOOT, VmAction.STOP) else {}), action
+
+
+def test_vm_in_the_wrong_power_state_says_so(world: Any) -> None:
+    replica = world.replica()
+    name = create(world, replica, 1).items[0].name
+    world.ended(replica.act(VmsAction(action=VmAction.STOP, vms=(name,)), world.ask).operation_id)
+    for action in (VmAction.REBOOT, VmAction.RESET, VmAction.PAUSE, VmAction.RESUME):
+        ended = world.ended(replica.act(VmsAction(action=action, vms=(name,)), world.ask).operation_id)
+        assert (ended.state, ended.problem.code) == (OperationState.FAILED, "vm.wrong_state")
+        assert world.vm(name).observed == "stopped"
 
 
 def test_one_operation_at_a_time_changes_a_vm(world: Any) -> None:

@@ -17,10 +17,11 @@ CONNECTION = {
     "request_timeout_s": {"type": "float", "default": 30.0},
 }
 
+STATES = ["present", "absent", "started", "stopped", "restarted", "reset", "paused", "resumed"]
 VM = {
     "argument_spec": {
         "name": {"type": "str", "required": True},
-        "state": {"type": "str", "choices": ["present", "absent", "started", "stopped"], "default": "present"},
+        "state": {"type": "str", "choices": STATES, "default": "present"},
         "flavor": {"type": "str"},
         "image": {"type": "str"},
         "policy": {"type": "str", "choices": ["balanced", "pack", "spread"], "default": "balanced"},

@@ -14,8 +14,28 @@ from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemE
 _CREATE = ("flavor", "image", "policy", "datacentre", "cluster", "rack", "host", "vrf", "user_data", "tags")
 _PLACE_OF_HOST = ("datacentre", "cluster", "rack")
 _SHOWN = ("flavor", "image", "vrf", "host", "tags")
-_OBSERVED = {"started": "running", "stopped": "stopped"}
-_ACTION = {"absent": "delete", "started": "start", "stopped": "stop"}
+_ACTION = {
+    "absent": "delete",
+    "started": "start",
+    "stopped": "stop",
+    "restarted": "reboot",
+    "reset": "reset",
+    "paused": "pause",
+    "resumed": "resume",
+}
+# The power state that a state is; then there is nothing to do.
+_OBSERVED = {"started": "running", "stopped": "stopped", "paused": "paused", "resumed": "running"}
+# The power state after any of them.
+_AFTER = {**_OBSERVED, "restarted": "running", "reset": "running"}
+# The power states in which a VM can be brought into a state at all. Of one that is unknown the host decides.
+_POSSIBLE_IN = {
+    "restarted": ("running", "unknown"),
+    "reset": ("running", "unknown"),
+    "paused": ("running", "paused", "unknown"),
+    "resumed": ("running", "paused", "unknown"),
+}
+# What a guest is asked for, with a time to obey and what follows when it doesn't.
+_ASKED_OF_GUESTS = ("stopped", "restarted")
 
 
 def execute(params, client, check_mode):
@@ -28,15 +48,9 @@ def execute(params, client, check_mode):
         return _outcome(params, found, found)
     if state == "absent" and found is None:
         return _outcome(params, None, None)
-    if state in _OBSERVED:
-        if found is None:
-            raise ProblemError(
-                "vm.not_found",
-                f"vm {name} does not exist",
-                hint="Create it with state present first.",
-                subject=f"vm {name}",
-            )
-        if found["observed"] == _OBSERVED[state]:
+    if state in _AFTER:
+        _require_possible(params, found)
+        if found["observed"] == _OBSERVED.get(state):
             return _outcome(params, found, found)
     if check_mode:
         return _outcome(params, found, found, changed=True, predicted=True)
@@ -44,6 +58,26 @@ def execute(params, client, check_mode):
     if params["wait"]:
         operation = _ended(client, operation, params, name)
     return _outcome(params, found, _find(client, name), changed=True, operation=operation)
+
+
+def _require_possible(params, found):
+    state, name = params["state"], params["name"]
+    if found is None:
+        raise ProblemError(
+            "vm.not_found",
+            f"vm {name} does not exist",
+            hint="Create it with state present first.",
+            subject=f"vm {name}",
+        )
+    observed = found["observed"]
+    if observed not in _POSSIBLE_IN.get(state, (observed,)):
+        raise ProblemError(
+            "vm.wrong_state",
+            f"vm {name} can't be {state}: it is {observed}",
+            hint="Resume it first." if observed == "paused" else "Start it first.",
+            subject=f"vm {name}",
+            details={"state": observed},
+        )
 
 
 def _find(client, name):
@@ -74,7 +108,7 @@ def _change(params):
         body = {option: params[option] for option in _CREATE if params[option] is not None}
         return "vms", {"name": name, **body}
     body = {"action": _ACTION[params["state"]], "vms": [name]}
-    if params["state"] == "stopped":
+    if params["state"] in _ASKED_OF_GUESTS:
         body.update(timeout_s=params["timeout_s"], force=params["force"])
     return "vms/actions", body
 
@@ -138,4 +172,4 @@ def _predicted(params, before):
         return {}
     if params["state"] == "present":
         return {"state": "running", **{key: params[key] for key in _SHOWN if params[key] is not None}}
-    return {**_shown(before), "state": _OBSERVED[params["state"]]}
+    return {**_shown(before), "state": _AFTER[params["state"]]}

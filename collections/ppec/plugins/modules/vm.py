@@ -9,7 +9,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: vm
-short_description: Create, delete, start or stop a VM of the fleet
+short_description: Create, delete, start, stop, reboot, reset, pause or resume a VM of the fleet
 version_added: "0.1.0"
 description:
   - Makes one VM be as described, through the orchestrator, which chooses its host, its NUMA cells and its addresses.
@@ -28,9 +28,10 @@ options:
   state:
     description:
       - V(present) creates and starts the VM. V(absent) deletes it with its disks and gives its addresses back.
-      - V(started) and V(stopped) need a VM that exists.
+      - All others need a VM that exists. V(resumed) has a paused one run on, V(started) one that is off.
+      - V(restarted) asks the guest to reboot and V(reset) presses the reset button, each time; both need a VM that runs.
     type: str
-    choices: [present, absent, started, stopped]
+    choices: [present, absent, started, stopped, restarted, reset, paused, resumed]
     default: present
   flavor:
     description: The VM's size. Needed for O(state=present).
@@ -67,11 +68,12 @@ options:
     description: Words of yours for the VM, text to text.
     type: dict
   timeout_s:
-    description: Seconds the guest has to power off, for O(state=stopped).
+    description: Seconds the guest has to obey, for O(state=stopped) and O(state=restarted).
     type: float
     default: 30.0
   force:
-    description: Whether a guest that did not power off in time has its power cut, for O(state=stopped).
+    description:
+      - Whether a guest that did not obey in time has its power cut (O(state=stopped)) or is reset (O(state=restarted)).
     type: bool
     default: false
   wait:

@@ -1,35 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vm.start` and `vm.stop`: one run for all hosts, each VM's new state recorded as its host answers.
+"""`vm.start`, `vm.stop`, `vm.reboot`, `vm.reset`, `vm.pause` and `vm.resume`: one run for all hosts, each VM's new
+state recorded as its host answers.
 
 accept    do: by the accepting transaction        undo: VMs not dealt with are told why
-start     do: one run                             undo: none, on purpose: what runs was meant to run, and pulling
-or stop                                           the plug of a guest for another one's sake does harm
+the       do: one run                             undo: none, on purpose: what runs was meant to run, and pulling
+action                                            the plug of a guest for another one's sake does harm
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 from sqlalchemy import Connection
 
-from ppec_contract.api import ItemState
+from ppec_contract.api import ItemState, VmAction
 from ppec_contract.run import PlanAction
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.hosts import Call, Outcome, by_ids, carry
 from ppec_orchestrator.operations.steps import Kind, NoUndo, Step, StepEnd, done_on_accept
 from ppec_orchestrator.operations.verdicts import by_items
-from ppec_orchestrator.operations.wanted import StopInput
+from ppec_orchestrator.operations.wanted import GuestInput
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.observations import record_observed
 from ppec_orchestrator.store.operations import ItemChange
 
-START_NAME = "vm.start"
-STOP_NAME = "vm.stop"
 _WHY_NO_UNDO = "a guest is not switched for the sake of another one"
+_METHODS: dict[VmAction, PlanAction] = {
+    VmAction.START: "StartVms",
+    VmAction.STOP: "StopVms",
+    VmAction.REBOOT: "RebootVms",
+    VmAction.RESET: "ResetVms",
+    VmAction.PAUSE: "PauseVms",
+    VmAction.RESUME: "ResumeVms",
+}
 
 
-def _on_hosts(context: Context, action: PlanAction, more: dict[str, Any], patience_s: float = 0.0) -> StepEnd:
+def _on_hosts(action: PlanAction, context: Context) -> StepEnd:
+    # Only what guests are asked for has an input.
+    asked = GuestInput.model_validate(context.claimed.input) if context.claimed.input else None
+    more, patience_s = (asked.model_dump(), asked.timeout_s) if asked else ({}, 0.0)
     items = [item for item in context.items() if item.state is ItemState.RUNNING]
     targets = {item.vm_id: item.host for item in items if item.host is not None}
 
@@ -52,15 +62,6 @@ def _change(outcome: Outcome) -> ItemChange:
     )
 
 
-def start_on_hosts(context: Context) -> StepEnd:
-    return _on_hosts(context, "StartVms", {})
-
-
-def stop_on_hosts(context: Context) -> StepEnd:
-    asked = StopInput.model_validate(context.claimed.input)
-    return _on_hosts(context, "StopVms", asked.model_dump(), patience_s=asked.timeout_s)
-
-
 def undo_accept(context: Context) -> StepEnd:
     problem = context.reason or cancelled(context.operation_id).problem()
     unfinished = [i for i in context.items() if i.state in (ItemState.PENDING, ItemState.RUNNING)]
@@ -68,9 +69,10 @@ def undo_accept(context: Context) -> StepEnd:
     return StepEnd(lambda conn: store.change_items(conn, context.operation_id, changes))
 
 
-def _kind(name: str, step: str, do: Callable[[Context], StepEnd]) -> Kind:
-    return Kind(name, (Step("accept", done_on_accept, undo_accept), Step(step, do, NoUndo(_WHY_NO_UNDO))), by_items)
+def _kind(action: VmAction) -> Kind:
+    do = partial(_on_hosts, _METHODS[action])
+    steps = (Step("accept", done_on_accept, undo_accept), Step(action.value, do, NoUndo(_WHY_NO_UNDO)))
+    return Kind(f"vm.{action.value}", steps, by_items)
 
 
-START = _kind(START_NAME, "start", start_on_hosts)
-STOP = _kind(STOP_NAME, "stop", stop_on_hosts)
+KINDS: dict[VmAction, Kind] = {action: _kind(action) for action in _METHODS}
