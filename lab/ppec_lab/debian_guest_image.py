@@ -21,7 +21,8 @@ from ppec_lab.debian_tree import TreeRecipe, build_tree
 # Room besides the content, for logs and cloud-init's first minute; the root then grows to the disk.
 SPARE_MIB = 192
 ROOT_UUID = "70706563-0000-4000-8000-000000000001"
-COMMAND_LINE = f"root=PARTUUID={boot_disk.ROOT_PARTUUID} ro console=ttyS0 quiet net.ifnames=0 no_timer_check"
+# One CPU, however many the domain has: see the README's traps (QEMU 7.2 may crash under several emulated ones).
+COMMAND_LINE = f"root=PARTUUID={boot_disk.ROOT_PARTUUID} ro console=ttyS0 quiet net.ifnames=0 no_timer_check maxcpus=1"
 
 CLOUD_CFG = """\
 # Only a NoCloud seed is looked for: probing for clouds would wait for servers that aren't there.
