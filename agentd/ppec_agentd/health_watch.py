@@ -64,7 +64,7 @@ class HealthWatch:
             finding = change.finding
             say = log.warning if finding.level in (HealthLevel.WARNING, HealthLevel.ERROR) else log.info
             before = None if change.before is None else change.before.value
-            say("health_changed", check=finding.check, level=finding.level.value, before=before, found=finding.found)
+            say("health_changed", check=finding.check, entered=finding.level.value, before=before, found=finding.found)
         if changes:
             self.on_change()
 

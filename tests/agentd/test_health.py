@@ -186,7 +186,9 @@ def test_a_hypervisor_that_hangs_is_said_and_then_taken_back(settings: Any, word
                 await watch.look()
             assert (libvirt().level, libvirt().found) == (ERROR, "no answer within 0.05 s")
             said = [line for line in logs if line.get("check") == "libvirt"]
-            assert [(line["level"], line["before"], line["log_level"]) for line in said] == [("error", "ok", "warning")]
+            assert [(line["entered"], line["before"], line["log_level"]) for line in said] == [
+                ("error", "ok", "warning")
+            ]
             agent.hypervisor.faults.delays_s.clear()
             for _ in range(LOOKS_BEFORE_BETTER):
                 await watch.look()
