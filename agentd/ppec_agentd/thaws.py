@@ -33,10 +33,13 @@ LONGEST_PAUSE_S = 60.0
 class Thaws:
     """The freezes of one host. `turn` keeps what is done to one guest's freeze in order."""
 
-    def __init__(self, guests: GuestPort, vms_dir: Path, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, guests: GuestPort, vms_dir: Path, clock: Callable[[], float] = time.time, again_s: float = AGAIN_S
+    ) -> None:
         self._guests = guests
         self._vms_dir = vms_dir
         self._clock = clock
+        self._again_s = again_s
         self._turns: WeakValueDictionary[UUID, asyncio.Lock] = WeakValueDictionary()
         self._ends: dict[UUID, float] = {}
         self._moved: dict[UUID, asyncio.Event] = {}
@@ -107,7 +110,7 @@ class Thaws:
 
     async def _thaw_in_time(self, vm_id: UUID) -> None:
         moved = self._moved[vm_id] = asyncio.Event()
-        pause_s = AGAIN_S
+        pause_s = self._again_s
         try:
             while (end := self._ends.get(vm_id)) is not None:
                 moved.clear()

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from ppec_agentd.guests import NOBODY_ASKED
 from ppec_agentd.hypervisor import Disk, DomainDefinition, EventKind, Hypervisor, HypervisorEvent, ObservedDisk
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
@@ -183,6 +184,70 @@ async def test_a_guest_may_ignore_the_power_button(host: SuiteHost) -> None:
         assert await hypervisor.shutdown(vm_id) is True
         assert await hypervisor.wait_state(vm_id, VmState.STOPPED, 0.3) is False
         assert await hypervisor.wait_state(vm_id, VmState.RUNNING, SOON_S) is True
+
+
+async def test_a_reset_begins_the_guest_anew_and_a_deaf_one_ignores_a_reboot(host: SuiteHost) -> None:
+    guest = host.definition()
+    vm_id = guest.metadata.vm_id
+    async with host.opened() as hypervisor:
+        await hypervisor.define(guest)
+        for call in (hypervisor.reboot, hypervisor.reset):
+            assert await call(vm_id) is False
+            await refused("vm.not_found", call(uuid4()))
+        await hypervisor.start(vm_id)
+        heard = Heard(hypervisor, vm_id)
+        assert await hypervisor.reboot(vm_id) is True
+        await asyncio.sleep(0.3)
+        assert EventKind.REBOOTED not in heard.kinds
+        assert await hypervisor.reset(vm_id) is True
+        await heard.until(EventKind.REBOOTED)
+        domain = await hypervisor.domain(vm_id)
+        assert domain is not None
+        assert domain.state is VmState.RUNNING
+
+
+async def test_pause_and_resume_and_both_again(host: SuiteHost) -> None:
+    guest = host.definition()
+    vm_id = guest.metadata.vm_id
+    async with host.opened() as hypervisor:
+        await hypervisor.define(guest)
+        for call in (hypervisor.pause, hypervisor.resume):
+            await refused("vm.wrong_state", call(vm_id))
+            await refused("vm.not_found", call(uuid4()))
+        await hypervisor.start(vm_id)
+        assert await hypervisor.resume(vm_id) is False
+        for call, state in ((hypervisor.pause, VmState.PAUSED), (hypervisor.resume, VmState.RUNNING)):
+            assert [await call(vm_id), await call(vm_id)] == [True, False]
+            assert await hypervisor.wait_state(vm_id, state, SOON_S)
+
+
+async def test_a_guest_without_an_agent_is_said_so_at_once(host: SuiteHost) -> None:
+    guest = host.definition()
+    vm_id = guest.metadata.vm_id
+    async with host.opened() as hypervisor:
+        await hypervisor.define(guest)
+        assert await hypervisor.guest(vm_id, 5) is None
+        assert await hypervisor.thaw(vm_id) is False
+        await refused("vm.wrong_state", hypervisor.freeze(vm_id))
+        await hypervisor.start(vm_id)
+        assert await hypervisor.guest(vm_id, 5) is None
+        error = await refused("guest.agent_unavailable", hypervisor.freeze(vm_id))
+        assert error.details == NOBODY_ASKED
+        await refused("guest.agent_unavailable", hypervisor.thaw(vm_id))
+        for call in (hypervisor.freeze(uuid4()), hypervisor.thaw(uuid4()), hypervisor.guest(uuid4(), 5)):
+            await refused("vm.not_found", call)
+
+
+async def test_nobody_types_to_a_vm_that_is_off_or_not_there(host: SuiteHost) -> None:
+    guest = host.definition()
+    vm_id = guest.metadata.vm_id
+    async with host.opened() as hypervisor:
+        await hypervisor.define(guest)
+        await refused("vm.wrong_state", hypervisor.type_on_console(vm_id, b"x"))
+        await refused("vm.not_found", hypervisor.type_on_console(uuid4(), b"x"))
+        await hypervisor.start(vm_id)
+        await hypervisor.type_on_console(vm_id, b"x")
+        await hypervisor.type_on_console(vm_id, bytes(range(256)))
 
 
 async def test_a_wait_ends_when_the_state_comes(host: SuiteHost) -> None:
