@@ -13,6 +13,8 @@ from ppec_agentd.inventory import NO_PARTS, Inventory, MachineParts
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.moments import Moments
 from ppec_agentd.observed import vm_info
+from ppec_agentd.retune.plan import HostState
+from ppec_agentd.retune.tenants import host_state
 from ppec_contract.host import HostReport
 from ppec_contract.version import API_VERSION, Capability
 
@@ -68,10 +70,10 @@ class ReportSource:
         tick = self._context.moments.before_snapshot()
         return tick, await self.build()
 
-    @property
-    def ledger(self) -> Ledger:
-        """In line with the hypervisor as of the last `build` or `follow`."""
-        return self._context.ledger
+    async def movable(self) -> HostState:
+        """The host as retune sees it. Raises `hypervisor.unavailable`."""
+        waiting = {d.vm_id for d in await self.follow() if d.metadata is not None and d.metadata.pending}
+        return host_state(self._context.ledger, waiting)
 
     async def domains(self) -> tuple[Domain, ...]:
         return await self._context.hypervisor.domains()

@@ -18,7 +18,6 @@ from ppec_agentd.introspection import answer_introspection, method_not_found
 from ppec_agentd.observed import vm_info
 from ppec_agentd.report import CAPABILITIES, ReportSource
 from ppec_agentd.retune.plan import plan_retune
-from ppec_agentd.retune.tenants import host_state
 from ppec_contract.agent import (
     INTERFACE,
     METHODS,
@@ -123,9 +122,9 @@ class Service:
         return GetReportReply(report=await self._reports.build())
 
     async def _plan_retune(self, request: PlanRetune) -> PlanRetuneReply:
-        await self._reports.follow()
+        state = await self._reports.movable()
         # Off the loop: on a large host the search takes its time.
-        plan = await asyncio.to_thread(plan_retune, host_state(self._reports.ledger), request.want, request.bounds)
+        plan = await asyncio.to_thread(plan_retune, state, request.want, request.bounds)
         return PlanRetuneReply(plan=plan)
 
     async def _get_version(self, request: GetVersion) -> GetVersionReply:

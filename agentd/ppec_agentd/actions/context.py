@@ -31,8 +31,8 @@ class HostContext:
     """One host's parts. `facts` are refreshed by reports and whenever a bridge seems to be missing.
 
     `unfit` are VMs of which more is held than they will need, or of which a resize could not be taken back: then the
-    definition to go back to (`actions/resize.py`). `open_seats` are VMs whose move broke off and could not be taken back,
-    each with the journal's key of the move (`actions/retune.py`).
+    definition to go back to (`actions/resize.py`). `open_seats` are VMs whose move broke off and could not be taken
+    back, each with the journal's key of the move (`actions/retune.py`).
     """
 
     hypervisor: Hypervisor

@@ -52,6 +52,7 @@ async def retune_host(host: HostContext, call: RetuneHost, steps: Steps) -> Outc
         for vm_id in sorted({move.vm_id for move in call.plan.moves}):
             await locks.enter_async_context(host.lock_of(vm_id))
         moves = _left_to_do(host, call.plan.moves)
+        await _refuse_waiting(host, moves)
         if moves:
             await _in_the_journal(host, call, moves, steps)
         return Outcome(bool(moves), None)
@@ -255,6 +256,13 @@ def _left_to_do(host: HostContext, moves: Sequence[RetuneMove]) -> list[RetuneMo
             raise _outdated(chain[0], f"it is in cell {now.cell} on other CPUs than the plan says")
         left += chain[made:]
     return [move for move in moves if any(move is other for other in left)]
+
+
+async def _refuse_waiting(host: HostContext, moves: Sequence[RetuneMove]) -> None:
+    for move in moves:
+        domain = await host.hypervisor.domain(move.vm_id)
+        if domain is None or domain.metadata is None or domain.metadata.pending:
+            raise _outdated(move, "it is gone, or waits for its next start to get another size")
 
 
 def _same(one: RetuneSeat, other: RetuneSeat) -> bool:

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from uuid import UUID
+
 from ppec_agentd.ledger import Holding, Ledger
 from ppec_agentd.numa import CpuPool
 from ppec_agentd.retune.plan import HostState, Tenant
@@ -11,10 +14,13 @@ from ppec_contract.retune import RetuneSeat
 from ppec_contract.vm import CpuPolicy
 
 
-def host_state(ledger: Ledger) -> HostState:
-    """The two looks at the ledger are not one: a plan is checked again when it is carried out."""
+def host_state(ledger: Ledger, waiting: Collection[UUID] = ()) -> HostState:
+    """`waiting` are VMs that get another size at their next start: they have two definitions, and stay.
+
+    The looks at the ledger are not one: a plan is checked again when it is carried out.
+    """
     pool = ledger.pool()
-    tenants = (tenant_of(held, pool) for held in ledger.holdings())
+    tenants = (tenant_of(held, pool) for held in ledger.holdings() if held.vm_id not in waiting)
     return HostState(
         pool,
         {cell.cell: _memory_free_mib(cell) for cell in ledger.cells()},

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 
 from ppec_agentd.connection import Call
 from ppec_agentd.recovery import recover
-from ppec_contract.agent import RetuneHost, Stage
+from ppec_contract.agent import ResizeVms, RetuneHost, Stage
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetunePlan
 from ppec_contract.vm import VmState
@@ -22,6 +23,8 @@ from ppec_contract.vm import VmState
 # Three cells of four cores: to open cell 0 its VM needs the place of the one in cell 1, which has to leave first.
 CHAIN = {"lab": {"topology": "sockets=3,cores=4,memory_mib=8192", "bridges": ["br0"]}}
 CALLS = ("domain", "reseat", "annotate", "redefine")
+# Each VM is looked at once before anything is moved; a look that fails then is answered as it is.
+LOOKS = 2
 AWAY = PpecError("hypervisor.unavailable", "gone")
 
 Scenario = Callable[[Any], Awaitable[None]]
@@ -121,7 +124,8 @@ def test_a_move_that_fails_takes_back_those_before_it(
 ) -> None:
     async def scenario(agent: Any) -> None:
         plan = await chain(agent, vm)
-        agent.hypervisor.faults.fail(method, PpecError("hypervisor.failed", "said no"), nth=nth, after=after)
+        begun = LOOKS if method == "domain" else 0
+        agent.hypervisor.faults.fail(method, PpecError("hypervisor.failed", "said no"), nth=begun + nth, after=after)
         results = await agent.run(call(plan))
         assert {result.problem.code for result in results} == {"retune.failed"}
         assert results[0].problem.details == {"code": "hypervisor.failed", "stayed": []}
@@ -140,8 +144,8 @@ def test_what_cannot_be_taken_back_keeps_both_places_until_it_is_settled(
 ) -> None:
     async def scenario(agent: Any) -> None:
         plan = await chain(agent, vm)
-        agent.hypervisor.faults.fail(method, AWAY, nth=nth, after=True)
-        agent.hypervisor.faults.fail("domain", AWAY, nth=nth + 1)
+        agent.hypervisor.faults.fail(method, AWAY, nth=nth + (LOOKS if method == "domain" else 0), after=True)
+        agent.hypervisor.faults.fail("domain", AWAY, nth=LOOKS + nth + 1)
         await agent.run(call(plan))
         held = {h.name: h for h in agent.context.ledger.holdings()}
         open_names = {h.name for h in held.values() if h.pending}
@@ -250,5 +254,25 @@ def test_two_retunes_at_once_take_turns(short_dir: Path, words: Any, vm: Any) ->
         both = await asyncio.gather(agent.run(call(plan)), agent.run(call(plan, "retune-2")))
         assert sorted(results[0].changed for results in both) == [False, True]
         assert await seats(agent) == AFTER
+
+    run(words, short_dir, scenario)
+
+
+def test_a_vm_that_waits_for_another_size_stays(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        small = plan.moves[0].vm_id
+        sizes = [{"vm_id": str(small), "vcpus": 2, "memory_mib": 128}]
+        (resized,) = await agent.run(
+            ResizeVms.model_validate_json(json.dumps({"operation_id": "resize-1", "fence": 1, "sizes": sizes}))
+        )
+        assert resized.resized.memory_mib == "next_start", resized
+        results = await agent.run(call(plan))
+        assert {result.problem.code for result in results} == {"retune.outdated"}
+        assert agent.hypervisor.faults.calls("reseat") == 0
+        # There is another way, around it.
+        around = await planned(agent, want={"cells": [0]})
+        assert [(move.name, move.after.cell) for move in around.moves] == [("mid", 1), ("big", 2)]
+        assert all(result.problem is None for result in await agent.run(call(around, "retune-2")))
 
     run(words, short_dir, scenario)
