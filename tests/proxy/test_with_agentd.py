@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import grp
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +20,7 @@ from typing import Any
 import pytest
 
 from ppec_contract.agent import VmsReply
+from ppec_contract.guest import ReadConsoleReply
 from ppec_lab.conditions import wait_until
 
 IMAGE = bytes(1 << 20)
@@ -138,3 +142,26 @@ def test_an_agent_killed_and_started_again_is_found_again(fronted: Any, agent: A
     agent.start()
     wait_until(lambda: fronted.call("ListVms").status == 200, "the agent is back", timeout_s=60)
     assert [vm["name"] for vm in fronted.call("ListVms").json["vms"]] == ["web-1"]
+
+
+def test_a_console_from_the_agent_to_the_client_and_back(fronted: Any, create: Any, agent: Agent) -> None:
+    request = create("web-1")
+    assert fronted.call("CreateVms", request).status == 200
+    vm_id = request["vms"][0]["vm_id"]
+    console = agent.socket.parent / "state" / "vms" / vm_id / "console.log"
+    console.write_bytes(b"login: \xff")
+    with contextlib.closing(fronted.connection()) as connection:
+        headers = {"Accept": "application/x-ndjson"}
+        connection.request("POST", "/v1/agent/ReadConsole", json.dumps({"vm_id": vm_id}), headers)
+        response = connection.getresponse()
+        first = ReadConsoleReply.model_validate(json.loads(response.readline())["parameters"])
+        assert (base64.b64decode(first.data), first.state) == (b"login: \xff", "running")
+        typed = {"vm_id": vm_id, "data": base64.b64encode(b"root\n").decode()}
+        assert fronted.call("WriteConsole", typed).json == {"written_bytes": 5}
+        with console.open("ab") as log:
+            log.write(b"root")
+        while not (data := json.loads(response.readline())["parameters"]["data"]):
+            pass
+        assert base64.b64decode(data) == b"root"
+    (guest,) = fronted.call("QueryGuests", {"vm_ids": [vm_id]}).json["guests"]
+    assert (guest["hostname"], guest["agent_connected"]) == ("web-1", True)
