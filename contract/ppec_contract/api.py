@@ -30,7 +30,18 @@ from ppec_contract.host import (
     NicReport,
 )
 from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, TagValue, UserData, VmName
-from ppec_contract.vm import DiskMib, MemoryMib, VcpuPin, Vcpus, VmState, even_vcpus
+from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
+from ppec_contract.vm import (
+    DiskMib,
+    MemoryMib,
+    NumaPolicy,
+    VcpuPin,
+    Vcpus,
+    VmState,
+    even_maximum,
+    even_vcpus,
+    fitting_maxima,
+)
 
 T = TypeVar("T")
 
@@ -95,14 +106,27 @@ class RackView(RackCreate):
 
 
 class FlavorCreate(Model):
-    """A size. vCPUs are even; they are dedicated cores."""
+    """A size, and how its VMs sit on their hosts. vCPUs are even; on dedicated cores, unless `numa` says otherwise.
+
+    Up to `max_vcpus` and `max_memory_mib` (default: no more than they start with) its VMs can grow while they run;
+    nothing is set aside for that.
+    """
 
     name: ResourceName
     vcpus: Vcpus
     memory_mib: MemoryMib
     disk_mib: DiskMib
+    max_vcpus: Vcpus | None = None
+    max_memory_mib: MemoryMib | None = None
+    numa: NumaPolicy = Field(default_factory=NumaPolicy)
 
     _even = field_validator("vcpus")(even_vcpus)
+    _even_maximum = field_validator("max_vcpus")(even_maximum)
+
+    @model_validator(mode="after")
+    def _sized(self) -> FlavorCreate:
+        fitting_maxima(self)
+        return self
 
 
 class FlavorView(FlavorCreate):
@@ -137,6 +161,18 @@ class HostUpdate(Model):
     """`draining`: takes no new VMs."""
 
     draining: StrictBool
+
+
+class HostRetune(Model):
+    """`POST /v1/hosts/{name}/retune`: moves running VMs between the host's cells, so that `want` fits.
+
+    The host makes a plan within `bounds`; it is kept in the operation, and then carried out exactly as it is there, or,
+    with `plan_only`, not at all.
+    """
+
+    want: RetuneWant = Field(default_factory=RetuneWant)
+    bounds: RetuneBounds = Field(default_factory=RetuneBounds)
+    plan_only: StrictBool = False
 
 
 class HostLiveness(StrEnum):
@@ -417,7 +453,16 @@ class OperationStep(Model):
     detail: str = ""
 
 
+class RetuneView(HostRetune):
+    """What a retune was asked for, and the plan once its host has made it."""
+
+    host: HostName
+    plan: RetunePlan | None = None
+
+
 class OperationView(Model):
+    """`retune` is there of a retune alone."""
+
     operation_id: str
     kind: str
     state: OperationState
@@ -430,3 +475,4 @@ class OperationView(Model):
     steps: tuple[OperationStep, ...] = ()
     problem: Problem | None = None
     counters: dict[str, int] = Field(default_factory=dict)
+    retune: RetuneView | None = None

@@ -19,4 +19,6 @@ class Capability(StrEnum):
     PROGRESS_STREAM = "progress-stream"
     FENCING = "fencing"
     NUMA_PINNING = "numa-pinning"
+    # Takes a VM's `numa`, `max_vcpus` and `max_memory_mib`.
+    VM_POLICIES = "vm-policies"
     IMAGE_CACHE = "image-cache"

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 from uuid import UUID
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
@@ -32,6 +32,10 @@ def even_vcpus(vcpus: int) -> int:
             {"vcpus": vcpus, "lower": vcpus - 1, "higher": vcpus + 1},
         )
     return vcpus
+
+
+def even_maximum(vcpus: int | None) -> int | None:
+    return None if vcpus is None else even_vcpus(vcpus)
 
 
 class ImageSource(Model):
@@ -115,6 +119,31 @@ def whole_huge_pages(memory_mib: int, policy: NumaPolicy) -> None:
         )
 
 
+class Sized(Protocol):
+    """What has a VM's size and maxima: a spec, a flavor."""
+
+    @property
+    def vcpus(self) -> int: ...
+    @property
+    def memory_mib(self) -> int: ...
+    @property
+    def max_vcpus(self) -> int | None: ...
+    @property
+    def max_memory_mib(self) -> int | None: ...
+    @property
+    def numa(self) -> NumaPolicy: ...
+
+
+def fitting_maxima(sized: Sized) -> None:
+    """Raises ValueError if a maximum is below what the VM starts with, or memory is not made of whole pages."""
+    if sized.max_vcpus is not None and sized.max_vcpus < sized.vcpus:
+        raise ValueError(f"max_vcpus {sized.max_vcpus} is below vcpus {sized.vcpus}")
+    if sized.max_memory_mib is not None and sized.max_memory_mib < sized.memory_mib:
+        raise ValueError(f"max_memory_mib {sized.max_memory_mib} is below memory_mib {sized.memory_mib}")
+    for memory_mib in filter(None, (sized.memory_mib, sized.max_memory_mib)):
+        whole_huge_pages(memory_mib, sized.numa)
+
+
 class VmSpec(Model):
     """Everything a host needs to make one VM.
 
@@ -137,20 +166,11 @@ class VmSpec(Model):
     tags: Tags = Field(default_factory=dict)
 
     _even = field_validator("vcpus")(even_vcpus)
-
-    @field_validator("max_vcpus")
-    @classmethod
-    def _even_maximum(cls, vcpus: int | None) -> int | None:
-        return None if vcpus is None else even_vcpus(vcpus)
+    _even_maximum = field_validator("max_vcpus")(even_maximum)
 
     @model_validator(mode="after")
     def _sized(self) -> VmSpec:
-        if self.max_vcpus is not None and self.max_vcpus < self.vcpus:
-            raise ValueError(f"max_vcpus {self.max_vcpus} is below vcpus {self.vcpus}")
-        if self.max_memory_mib is not None and self.max_memory_mib < self.memory_mib:
-            raise ValueError(f"max_memory_mib {self.max_memory_mib} is below memory_mib {self.memory_mib}")
-        for memory_mib in filter(None, (self.memory_mib, self.max_memory_mib)):
-            whole_huge_pages(memory_mib, self.numa)
+        fitting_maxima(self)
         return self
 
     @model_validator(mode="after")
@@ -200,9 +220,9 @@ class Moment(Model):
 class VmInfo(Model):
     """A VM as the host sees it. `managed` is false for a domain PPEC did not make, of which less is known.
 
-    `vcpus` and `memory_mib` are what it has now, `max_vcpus` and `max_memory_mib` what it can have before its next start
-    (0 from agents that don't say). `pending` is the size it will start with next, where that is another one: the host
-    holds what the larger of the two takes.
+    `vcpus` and `memory_mib` are what it has now, `max_vcpus` and `max_memory_mib` what it can have before its next
+    start (0 from agents that don't say). `pending` is the size it will start with next, where that is another one: the
+    host holds what the larger of the two takes.
     """
 
     vm_id: UUID

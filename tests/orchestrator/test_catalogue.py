@@ -12,12 +12,23 @@ DATACENTRE = {"name": "dc1", "region": "north"}
 CLUSTER = {"name": "c1", "datacentre": "dc1"}
 RACK = {"name": "r1", "cluster": "c1"}
 FLAVOR = {"name": "small", "vcpus": 2, "memory_mib": 512, "disk_mib": 1024}
+ORDINARY = {
+    "max_vcpus": None,
+    "max_memory_mib": None,
+    "numa": {"cpus": "dedicated", "smt": "prefer", "multi_cell": False, "huge_page_kib": 0},
+}
+SPECIAL = {
+    "max_vcpus": 8,
+    "max_memory_mib": 1024,
+    "numa": {"cpus": "dedicated", "smt": "isolate", "multi_cell": True, "huge_page_kib": 2048},
+}
 VRF = {"name": "red"}
 CASES = [
     pytest.param("datacentres", DATACENTRE, {}, [], id="datacentres"),
     pytest.param("clusters", CLUSTER, {"architecture": "x86_64"}, [("datacentres", DATACENTRE)], id="clusters"),
     pytest.param("racks", RACK, {}, [("datacentres", DATACENTRE), ("clusters", CLUSTER)], id="racks"),
-    pytest.param("flavors", FLAVOR, {}, [], id="flavors"),
+    pytest.param("flavors", FLAVOR, ORDINARY, [], id="flavors"),
+    pytest.param("flavors", FLAVOR | SPECIAL, {}, [], id="flavors-with-a-policy"),
     pytest.param("vrfs", VRF, {"description": ""}, [], id="vrfs"),
 ]
 Needed = list[tuple[str, dict[str, Any]]]
@@ -106,6 +117,15 @@ def test_a_page_that_can_not_be_is_refused(client: TestClient, query: str) -> No
         ({"name": "../etc"}, "request.invalid"),
         ({"name": "a\n"}, "request.invalid"),
         ({"extra": 1}, "request.invalid"),
+        ({"max_vcpus": 5}, "vm.odd_vcpus"),
+        ({"vcpus": 4, "max_vcpus": 2}, "request.invalid"),
+        ({"max_memory_mib": 256}, "request.invalid"),
+        ({"memory_mib": 513, "numa": {"huge_page_kib": 2048}}, "request.invalid"),
+        ({"max_memory_mib": 515, "numa": {"huge_page_kib": 2048}}, "request.invalid"),
+        ({"numa": {"huge_page_kib": 4096}}, "request.invalid"),
+        ({"numa": {"cpus": "shared", "multi_cell": True}}, "request.invalid"),
+        ({"numa": {"cpus": "shared", "smt": "isolate"}}, "request.invalid"),
+        ({"numa": None}, "request.invalid"),
     ],
 )
 def test_a_bad_flavor_is_refused_and_changes_nothing(client: TestClient, change: dict[str, Any], code: str) -> None:

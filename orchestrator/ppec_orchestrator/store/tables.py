@@ -3,8 +3,8 @@
 
 Ids that leave the process are UUIDs or names; integers stay inside. Times are UTC (`UtcTime`). JSON columns hold
 contract models.
-Capacity lives in `host_cell`: `cores_used` and `memory_used_mib` are sums over `allocation` rows and change only
-together with them and with `host.generation` (compare-and-swap).
+Capacity lives in `host_cell`: its `…_used` columns are sums over `allocation_cell` rows and change only together with
+them and with `host.generation` (compare-and-swap).
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ flavor = Table(
     Column("vcpus", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
     Column("disk_mib", Integer, nullable=False),
+    Column("max_vcpus", Integer),
+    Column("max_memory_mib", Integer),
+    # A `NumaPolicy`, without what is at its default.
+    Column("numa", JSON, nullable=False, server_default="{}"),
 )
 
 image = Table(
@@ -175,8 +179,19 @@ host_cell = Table(
     Column("memory_reserved_mib", BigInteger, nullable=False, default=0),
     Column("cores_used", Integer, nullable=False, default=0),
     Column("memory_used_mib", BigInteger, nullable=False, default=0),
+    # vCPUs that may share, and on how many CPUs: no VM has more vCPUs than that. Huge pages of 2 MiB and of 1 GiB.
+    Column("shared_cpus", Integer, nullable=False, server_default="0"),
+    Column("shared_vcpus", Integer, nullable=False, server_default="0"),
+    Column("shared_vcpus_used", Integer, nullable=False, server_default="0"),
+    Column("pages_2m", BigInteger, nullable=False, server_default="0"),
+    Column("pages_2m_used", BigInteger, nullable=False, server_default="0"),
+    Column("pages_1g", BigInteger, nullable=False, server_default="0"),
+    Column("pages_1g_used", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("cores_used >= 0", name="cores_used_not_negative"),
     CheckConstraint("memory_used_mib >= 0", name="memory_used_not_negative"),
+    CheckConstraint("shared_vcpus_used >= 0", name="shared_vcpus_used_not_negative"),
+    CheckConstraint("pages_2m_used >= 0", name="pages_2m_used_not_negative"),
+    CheckConstraint("pages_1g_used >= 0", name="pages_1g_used_not_negative"),
 )
 
 enrolment_token = Table(
@@ -276,6 +291,10 @@ vm = Table(
     Column("observed", String(16), nullable=False, default="unknown"),
     Column("observed_at", UtcTime),
     Column("pins", JSON),
+    # Of the flavor, as the size is.
+    Column("max_vcpus", Integer),
+    Column("max_memory_mib", Integer),
+    Column("numa", JSON, nullable=False, server_default="{}"),
     # A name is taken by every VM but the failed ones, which keep theirs only as history.
     Index(
         "uq_vm_name_live",
@@ -305,7 +324,11 @@ allocation_cell = Table(
     Column("vm_id", ForeignKey("allocation.vm_id", ondelete="CASCADE"), primary_key=True),
     Column("cell", Integer, primary_key=True),
     Column("cores", Integer, nullable=False),
+    # On ordinary pages.
     Column("memory_mib", BigInteger, nullable=False),
+    Column("shared_vcpus", Integer, nullable=False, server_default="0"),
+    Column("pages_2m", BigInteger, nullable=False, server_default="0"),
+    Column("pages_1g", BigInteger, nullable=False, server_default="0"),
 )
 
 # --- operations ------------------------------------------------------------------------------------------------------
