@@ -81,6 +81,8 @@ class HealthWatch:
 
     async def _probe(self) -> LibvirtFigures:
         """A light call: to look a VM up that nobody has."""
+        if self._hypervisor.lingers(_NOBODY):
+            return LibvirtFigures(problem="an earlier call has not been answered yet")
         begun = time.monotonic()
         try:
             async with asyncio.timeout(self._probe_s):

@@ -193,6 +193,10 @@ class LibvirtConnection:
         subject = "libvirt" if vm_id is None else f"vm {vm_id}"
         if connection is None:
             raise _unavailable(f"{what} {subject}: no connection to libvirt at {self._options.uri}")
+        if vm_id is None and self._calls.lingers(None):
+            # Another look at the whole host would hang as well. Fewer threads then wait on a connection that may be
+            # closed under them: the client library of libvirt 9.0 does not always survive that.
+            raise _unavailable(f"{what} {subject}: an earlier call has not been answered yet")
         try:
             return await self._calls.run(partial(work, connection), timeout_s, about=vm_id)
         except libvirt.libvirtError as error:
