@@ -20,6 +20,7 @@ import structlog
 from ppec_agentd.console_log import READ_BYTES, LogFollower, Window
 from ppec_agentd.disks import VmFolder
 from ppec_agentd.hypervisor import Domain, Hypervisor
+from ppec_agentd.lifecycle import LOOK_AGAIN_S
 from ppec_contract.errors import PpecError
 from ppec_contract.guest import MAX_CONSOLE_TAIL_BYTES, ReadConsole, ReadConsoleReply
 from ppec_contract.vm import VmState
@@ -31,27 +32,32 @@ SIGN_OF_LIFE_S = 5.0
 
 
 class _Watched:
-    """One VM's console while somebody reads it."""
+    """One VM's console while somebody reads it; `state` is the VM's, None once it is gone."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, hypervisor: Hypervisor, domain: Domain, path: Path) -> None:
         self.window = Window(MAX_CONSOLE_TAIL_BYTES)
+        self.state: VmState | None = domain.state
         self.readers = 0
-        self.news = asyncio.Condition()
+        self._hypervisor = hypervisor
+        self._vm_id = domain.vm_id
+        self._news = asyncio.Condition()
         self._follower = LogFollower(path)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._begun = asyncio.Lock()
 
     async def begin(self) -> None:
         async with self._begun:
-            if self._task is None:
+            if not self._tasks:
                 self.window.put(await asyncio.to_thread(self._follower.tail, MAX_CONSOLE_TAIL_BYTES))
-                self._task = asyncio.create_task(self._follow(), name="console")
+                self._tasks = (
+                    asyncio.create_task(self._follow(), name="console"),
+                    asyncio.create_task(self._follow_state(), name="console-state"),
+                )
 
     async def end(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._follower.close()
 
     async def _follow(self) -> None:
@@ -62,17 +68,38 @@ class _Watched:
                 log.warning("console_log_unreadable", why=str(error))
                 data = b""
             if data:
-                async with self.news:
+                async with self._news:
                     self.window.put(data)
-                    self.news.notify_all()
+                    self._news.notify_all()
             else:
                 await asyncio.sleep(LOOK_EVERY_S)
 
-    async def wait(self, position: int, timeout_s: float) -> None:
-        """Until the window goes on behind `position`, or so long."""
+    async def _follow_state(self) -> None:
+        """Here and not in the readers: a hypervisor that hangs keeps none of them waiting."""
+        changed = asyncio.Event()
+        remove = self._hypervisor.on_event(lambda event: changed.set() if event.vm_id == self._vm_id else None)
+        try:
+            while self.state is not None:
+                changed.clear()
+                with suppress(PpecError):
+                    domain = await self._hypervisor.domain(self._vm_id)
+                    if domain is None:
+                        # Its last words come first.
+                        await asyncio.sleep(2 * LOOK_EVERY_S)
+                    async with self._news:
+                        self.state = domain.state if domain else None
+                        self._news.notify_all()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LOOK_AGAIN_S):
+                        await changed.wait()
+        finally:
+            remove()
+
+    async def wait(self, position: int, state: VmState | None, timeout_s: float) -> None:
+        """Until the window goes on behind `position`, the VM's state is another one, or so long."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s), self.news:
-                await self.news.wait_for(lambda: self.window.end > position)
+            async with asyncio.timeout(timeout_s), self._news:
+                await self._news.wait_for(lambda: self.window.end > position or self.state is not state)
 
 
 class Consoles:
@@ -86,12 +113,13 @@ class Consoles:
     async def read(self, request: ReadConsole, *, follow: bool) -> AsyncGenerator[ReadConsoleReply, None]:
         """Pieces of the console, in order. Raises `vm.not_found`, `vm.wrong_state` for a domain PPEC did not make,
         `agent.busy` when too many read."""
-        state = (await self._found(request.vm_id)).state
-        async with self._watching(request.vm_id) as watched:
+        domain = await self._found(request.vm_id)
+        async with self._watching(domain) as watched:
             window = watched.window
             position = max(window.begin, window.end - request.tail_bytes)
             shown: VmState | None = None
             while True:
+                state = watched.state
                 data, skipped = window.take(position, READ_BYTES if follow else MAX_CONSOLE_TAIL_BYTES)
                 position += skipped + len(data)
                 yield ReadConsoleReply(
@@ -104,24 +132,14 @@ class Consoles:
                     return
                 if window.end > position:
                     continue
-                await watched.wait(position, SIGN_OF_LIFE_S)
-                if window.end == position:
-                    domain = await self._look(request.vm_id)
-                    if domain is None:
-                        return
-                    state = domain.state if isinstance(domain, Domain) else state
+                if state is None:
+                    return
+                await watched.wait(position, state, SIGN_OF_LIFE_S)
 
     async def write(self, vm_id: UUID, data: bytes) -> None:
         """Raises as `read` does, and as the port's `type_on_console`. What is typed is logged nowhere."""
         await self._found(vm_id)
         await self._hypervisor.type_on_console(vm_id, data)
-
-    async def _look(self, vm_id: UUID) -> Domain | bool | None:
-        """The domain; None if it is gone; False if that can't be told now."""
-        try:
-            return await self._hypervisor.domain(vm_id)
-        except PpecError:
-            return False
 
     async def _found(self, vm_id: UUID) -> Domain:
         domain = await self._hypervisor.domain(vm_id)
@@ -137,7 +155,8 @@ class Consoles:
         return domain
 
     @asynccontextmanager
-    async def _watching(self, vm_id: UUID) -> AsyncIterator[_Watched]:
+    async def _watching(self, domain: Domain) -> AsyncIterator[_Watched]:
+        vm_id = domain.vm_id
         if sum(watched.readers for watched in self._watched.values()) >= MOST_READERS:
             raise PpecError(
                 "agent.busy",
@@ -146,8 +165,9 @@ class Consoles:
                 subject="console",
             )
         watched = self._watched.get(vm_id)
-        if watched is None:
-            watched = self._watched[vm_id] = _Watched(VmFolder(self._vms_dir, vm_id).console_log)
+        if watched is None or watched.state is None:
+            path = VmFolder(self._vms_dir, vm_id).console_log
+            watched = self._watched[vm_id] = _Watched(self._hypervisor, domain, path)
         watched.readers += 1
         try:
             await watched.begin()
@@ -155,5 +175,7 @@ class Consoles:
         finally:
             watched.readers -= 1
             if not watched.readers:
-                self._watched.pop(vm_id, None)
+                # Another one may have come in its place while this one's VM was deleted and made anew.
+                if self._watched.get(vm_id) is watched:
+                    del self._watched[vm_id]
                 await watched.end()

@@ -93,6 +93,35 @@ def test_a_batch_lives_and_ends_on_real_libvirt(agent: Any, daemon: PrivateLibvi
     assert report["domain_type"] == "qemu"
 
 
+def test_each_switch_on_a_real_vm(agent: Any, vm: Any) -> None:
+    agent.start()
+    one = vm(**SMALL)
+    results(agent.client().call("CreateVms", create(one)))
+    ids = [str(one.vm_id)]
+    for number, (method, more, state) in enumerate(
+        [
+            # Its disk is empty: it stays in its firmware, which hears no button.
+            ("RebootVms", {"timeout_s": 0.5, "force": True}, "running"),
+            ("ResetVms", {}, "running"),
+            ("PauseVms", {}, "paused"),
+            ("ResumeVms", {}, "running"),
+        ]
+    ):
+        request = {"operation_id": f"op-1{number}", "fence": 1, "vm_ids": ids, **more}
+        (done,) = results(agent.client().call(method, request))
+        assert (done["problem"], done["changed"], done["vm"]["state"]) == (None, True, state), method
+    ignored = {"operation_id": "op-20", "fence": 1, "vm_ids": ids, "timeout_s": 0.2}
+    assert results(agent.client().call("RebootVms", ignored))[0]["problem"]["code"] == "vm.reboot_timeout"
+    frozen = {"operation_id": "op-21", "fence": 1, "vm_ids": ids}
+    assert results(agent.client().call("FreezeVms", frozen))[0]["problem"]["code"] == "guest.agent_unavailable"
+    (guest,) = agent.client().call("QueryGuests", {"vm_ids": ids})["parameters"]["guests"]
+    assert (guest["agent_connected"], guest["frozen"], guest["problem"]) == (False, False, None)
+    reply = agent.client().call("ReadConsole", {"vm_id": ids[0]})
+    assert reply["parameters"]["state"] == "running"
+    assert agent.client().call("WriteConsole", {"vm_id": ids[0], "data": "DQ=="})["parameters"] == {"written_bytes": 1}
+    results(agent.client().call("DeleteVms", delete(one)))
+
+
 @pytest.mark.parametrize("records", [3, 4], ids=["none-answered", "one-answered"])
 def test_killed_in_mid_create_it_finishes_or_undoes(agent: Any, daemon: PrivateLibvirtd, vm: Any, records: int) -> None:
     agent.start()

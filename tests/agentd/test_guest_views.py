@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import uuid
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from ppec_agentd.consoles import MOST_READERS
 from ppec_agentd.guests import LONGEST_WORD, MOST_ADDRESSES, MOST_INTERFACES, GuestNic, GuestSays, guest_says
 from ppec_contract.errors import PpecError
-from ppec_contract.guest import QueryGuests
+from ppec_contract.guest import QueryGuests, ReadConsole
 from ppec_lab.conditions import wait_until
 
 TOLD = {
@@ -177,6 +178,50 @@ def test_a_reader_that_takes_nothing_holds_nobody_up(agent: Any) -> None:
         log.write(b"end")
     while not got.endswith(b"end"):
         got = piece(live)
+
+
+def test_a_hypervisor_that_hangs_keeps_no_reader_waiting(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            log = agent.context.folder(one.vm_id).console_log
+            log.write_bytes(b"before")
+            async with contextlib.aclosing(
+                agent.service._guests.read_console(ReadConsole(vm_id=one.vm_id), more=True)
+            ) as pieces:
+                assert base64.b64decode((await anext(pieces)).data) == b"before"
+                agent.hypervisor.faults.delays_s["domain"] = 600
+                agent.hypervisor.crash(one.vm_id)  # makes it look, and hang
+                with log.open("ab") as file:
+                    file.write(b"after")
+                async with asyncio.timeout(60):
+                    assert base64.b64decode((await anext(pieces)).data) == b"after"
+                    # And a sign of life, though nothing can be said of the VM.
+                    sign = await anext(pieces)
+                assert (sign.data, sign.state) == ("", None)
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_tells_each_change_of_state(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            async with contextlib.aclosing(
+                agent.service._guests.read_console(ReadConsole(vm_id=one.vm_id), more=True)
+            ) as pieces:
+                told = [(await anext(pieces)).state]
+                async with asyncio.timeout(60):
+                    for change in (agent.hypervisor.pause, agent.hypervisor.resume, agent.hypervisor.destroy):
+                        await change(one.vm_id)
+                        while (state := (await anext(pieces)).state) is None:
+                            pass
+                        told.append(state)
+                assert told == ["running", "paused", "running", "stopped"]
+
+    asyncio.run(scenario())
 
 
 def test_a_stream_ends_with_its_vm(agent: Any) -> None:
