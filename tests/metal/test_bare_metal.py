@@ -103,7 +103,8 @@ def plan_retune(metal: Metal, flavor: str) -> dict[str, Any]:
 
 
 def retune(metal: Metal, plan: dict[str, Any]) -> None:
-    agent(metal, "RetuneHost", operation_id="metal-retune", fence=1, plan=plan)
+    results = agent(metal, "RetuneHost", operation_id="metal-retune", fence=1, plan=plan)["results"]
+    assert [(result["name"], result.get("problem")) for result in results] == [("pinned", None)]
 
 
 def assert_sits_in(metal: Metal, vm: dict[str, Any], cell: int) -> GuestProcess:
@@ -162,13 +163,19 @@ def test_libvirt_sees_two_sockets_apart_and_siblings(metal: Metal) -> None:
 
 
 def test_a_cell_is_opened_for_a_vm_that_needs_it_whole(metal: Metal) -> None:
-    """Two VMs of a core each on both cells; neither cell has the cores for a third that needs a whole one."""
-    create(metal, "left", "broad", "--count", "2")
+    """Each cell has a VM on one of its two cores, so neither has the cores for a third that needs them all.
+
+    Best fit begins with the cell of less memory, which is cell 1 (the kernel keeps its own tables in the last), and
+    fills it before it goes on.
+    """
     (pinned,) = create(metal, "pinned", "slim")
-    delete(metal, "left-2")
+    create(metal, "filler", "broad")
+    (left,) = create(metal, "left", "broad")
+    delete(metal, "filler")
     wait_until(lambda: cores_free(metal) == [1, 1], "each cell has one free core", timeout_s=60, every_s=0.5)
     wait_for_answers(metal, pinned)
     before = assert_sits_in(metal, pinned, cell=1)
+    beside = assert_sits_in(metal, left, cell=0)
 
     with pytest.raises(CliError) as refused:
         create(metal, "big", "whole-cell")
@@ -183,14 +190,15 @@ def test_a_cell_is_opened_for_a_vm_that_needs_it_whole(metal: Metal) -> None:
     pinned = wait_until(lambda: seen_in(metal, "pinned", cell=0), "pinned is seen in cell 0", timeout_s=60, every_s=0.5)
     after = assert_sits_in(metal, pinned, cell=0)
     assert after.identity == before.identity, "the retune touched the guest's process"
-    wait_for_answers(metal, pinned)
+    assert assert_sits_in(metal, left, cell=0).identity == beside.identity
+    wait_for_answers(metal, pinned, left)
 
     (big,) = create(metal, "big", "whole-cell")
     wait_for_answers(metal, big)
     assert_sits_in(metal, big, cell=1)
     assert cores_free(metal) == [0, 0]
 
-    delete(metal, "left-1", "pinned", "big")
+    delete(metal, "left", "pinned", "big")
     wait_until(lambda: cores_free(metal) == [2, 2], "all cores are free", timeout_s=60, every_s=0.5)
     assert virsh(metal, "list", "--all", "--name").split() == []
 
@@ -210,7 +218,8 @@ def test_a_guest_on_huge_pages_has_them_of_its_cell(metal: Metal) -> None:
         "cells": [1],
         "root_disk": {"size_mib": 256, "image": source},
     }
-    agent(metal, "CreateVms", operation_id="metal-huge", fence=1, vms=[vm])
+    (made,) = agent(metal, "CreateVms", operation_id="metal-huge", fence=1, vms=[vm])["results"]
+    assert made.get("problem") is None, made
     assert huge_pages_free(metal) == [pages, 0]
     found = process(metal, "huge")
     assert found.kvm
