@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import BatchMode, ItemState, VmAction, VmRecord, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
+from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.operations.kinds import create, delete, power
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
@@ -100,6 +101,7 @@ class Acceptor:
             NewVm(
                 place.vm_id, place.name, wanted.flavor, meant.image_id, meant.input.vcpus, meant.input.memory_mib,
                 meant.input.disk_mib, user_data, wanted.tags,
+                meant.input.max_vcpus, meant.input.max_memory_mib, meant.input.numa,
             )
             for place in plan.placed
         ]  # fmt: skip
@@ -224,6 +226,9 @@ def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
         memory_mib=size.memory_mib,
         disk_mib=size.disk_mib,
         architecture=source.architecture,
+        max_vcpus=size.max_vcpus,
+        max_memory_mib=size.max_memory_mib,
+        numa=NumaPolicy(**size.numa),
     )
     return _Meant(source.id, meaning)
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, text
 
 from ppec_contract.errors import PpecError, Problem
+from ppec_contract.vm import CpuPolicy, SmtPolicy
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.request import Plan, PlanRequest, Refusal, Shape
@@ -25,6 +26,12 @@ T = TypeVar("T")
 _TRIES = 12
 # The same in every replica: whoever has lost a race plans and commits alone, and so loses none again but by chance.
 _PLAN_LOCK = 0x70706570
+# What a vCPU gets one of, by policy.
+_SEATS = {
+    SmtPolicy.PREFER: "usable threads",
+    SmtPolicy.ISOLATE: "usable cores",
+    SmtPolicy.REQUIRE: "usable threads of cores with siblings",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,9 @@ def _lost(error: PpecError) -> bool:
 
 def refusal(refused: Sequence[Refusal], shape: Shape, fleet: Fleet, wanted: int) -> PpecError:
     """Why not, for a whole batch: the reasons counted over hosts, as the first refused VM met them."""
-    largest = fleet.largest_socket_vcpus()
+    numa = shape.numa
+    of_one_socket = numa.cpus is CpuPolicy.DEDICATED and not numa.multi_cell
+    largest = fleet.largest_socket_vcpus(numa.smt) if of_one_socket else 0
     first = refused[0]
     details = {
         "reasons": {reason.value: count for reason, count in first.reasons.items()},
@@ -97,8 +106,8 @@ def refusal(refused: Sequence[Refusal], shape: Shape, fleet: Fleet, wanted: int)
     if fleet.hosts and 0 < largest < shape.vcpus:
         return PpecError(
             "vm.exceeds_socket",
-            f"{shape.vcpus} vCPUs are wanted, the largest socket of the fleet has {largest} usable threads",
-            hint="Choose a smaller flavor.",
+            f"{shape.vcpus} vCPUs are wanted, the largest socket of the fleet has {largest} {_SEATS[numa.smt]}",
+            hint="Choose a smaller flavor, or one that spans NUMA cells.",
             subject=f"vm {first.name}",
             details={**details, "largest_socket_vcpus": largest},
         )

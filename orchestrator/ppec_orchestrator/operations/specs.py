@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
-from ppec_contract.vm import Nic, RootDisk, VmSpec
+from ppec_contract.vm import Nic, NumaPolicy, RootDisk, VmSpec
 from ppec_orchestrator.store.ipdb import GrantedAddress
 from ppec_orchestrator.store.vms import PlacedVm
 
@@ -19,12 +20,23 @@ def vm_spec(placed: PlacedVm) -> VmSpec:
         name=placed.name,
         vcpus=placed.vcpus,
         memory_mib=placed.memory_mib,
+        max_vcpus=placed.max_vcpus,
+        max_memory_mib=placed.max_memory_mib,
+        numa=placed.numa,
         cells=placed.cells,
         root_disk=RootDisk(size_mib=placed.disk_mib, image=placed.image),
         nics=nics(placed.vm_id, placed.addresses),
         user_data=placed.user_data,
         tags=dict(placed.tags),
     )
+
+
+def told(spec: VmSpec) -> dict[str, Any]:
+    """The spec as it travels. What says nothing beyond its default stays at home: agents from before
+    `Capability.VM_POLICIES` refuse what they don't know, and they can make ordinary VMs."""
+    ordinary = {"max_vcpus": None, "max_memory_mib": None, "numa": NumaPolicy().model_dump(mode="json")}
+    whole = spec.model_dump(mode="json")
+    return {name: value for name, value in whole.items() if name not in ordinary or value != ordinary[name]}
 
 
 def nics(vm_id: UUID, addresses: Sequence[GrantedAddress]) -> tuple[Nic, ...]:

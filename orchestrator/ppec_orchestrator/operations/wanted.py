@@ -5,9 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pydantic import Field
+
 from ppec_contract.api import VmsCreate
 from ppec_contract.host import Architecture
 from ppec_contract.model import Model
+from ppec_contract.version import Capability
+from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest, Where
 
 
@@ -22,10 +26,19 @@ class CreateInput(Model):
     memory_mib: int
     disk_mib: int
     architecture: Architecture
+    max_vcpus: int | None = None
+    max_memory_mib: int | None = None
+    numa: NumaPolicy = Field(default_factory=NumaPolicy)
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.vcpus, self.memory_mib, self.disk_mib)
+        return Shape(self.vcpus, self.memory_mib, self.disk_mib, self.numa)
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What a host's agent must know to make such VMs."""
+        ordinary = self.numa == NumaPolicy() and self.max_vcpus is None and self.max_memory_mib is None
+        return frozenset() if ordinary else frozenset({Capability.VM_POLICIES.value})
 
     def plan_request(self, vms: Sequence[VmRequest], batch_hosts: Mapping[str, int] | None = None) -> PlanRequest:
         asked = self.request
@@ -36,6 +49,7 @@ class CreateInput(Model):
             policy=asked.policy,
             where=Where(asked.datacentre, asked.cluster, asked.rack, asked.host, asked.vrf),
             batch_hosts=dict(batch_hosts or {}),
+            capabilities=self.capabilities,
         )
 
 

@@ -11,8 +11,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
-from ppec_orchestrator.placement.request import PlanRequest, Reason, Shape
+from ppec_contract.vm import CpuPolicy, SmtPolicy
+from ppec_orchestrator.placement.demand import memory_resource
+from ppec_orchestrator.placement.fitting import Fitting
+from ppec_orchestrator.placement.fleet import BoolArray, Fleet
+from ppec_orchestrator.placement.request import PlanRequest, Reason
 
 HostFilter = Callable[[Fleet, PlanRequest], BoolArray]
 
@@ -45,12 +48,35 @@ def not_draining(fleet: Fleet, request: PlanRequest) -> BoolArray:
     return _mask(not h.draining for h in fleet.hosts)
 
 
+def knows_what_is_asked(fleet: Fleet, request: PlanRequest) -> BoolArray:
+    """Has the host's agent announced all that the VM's spec will ask of it?"""
+    return _mask(request.capabilities <= h.capabilities for h in fleet.hosts)
+
+
+def has_siblings(fleet: Fleet, request: PlanRequest) -> BoolArray:
+    if request.shape.numa.smt is not SmtPolicy.REQUIRE:
+        return _everywhere(fleet)
+    return _any_cell((fleet.threads_per_core > 1) & (fleet.cores > 0))
+
+
+def shares_cpus(fleet: Fleet, request: PlanRequest) -> BoolArray:
+    shared = request.shape.numa.cpus is CpuPolicy.SHARED
+    return _any_cell(fleet.shared_vcpus > 0) if shared else _everywhere(fleet)
+
+
+def has_huge_pages(fleet: Fleet, request: PlanRequest) -> BoolArray:
+    huge = request.shape.numa.huge_page_kib > 0
+    return _any_cell(fleet.capacity(memory_resource(request.shape)) > 0) if huge else _everywhere(fleet)
+
+
 def cell_large_enough(fleet: Fleet, request: PlanRequest) -> BoolArray:
     """Could the VM fit one of the host's cells if the host were empty?"""
-    enough_cores: BoolArray = fleet.cores >= cores_needed(fleet, request.shape)
-    enough_memory: BoolArray = fleet.memory_mib >= request.shape.memory_mib
-    fits: BoolArray = np.any(enough_cores & enough_memory, axis=1)
-    return fits
+    return _everywhere(fleet) if request.shape.numa.multi_cell else _could_fit(fleet, request)
+
+
+def cells_large_enough(fleet: Fleet, request: PlanRequest) -> BoolArray:
+    """Could the VM fit several of the host's cells, in equal parts, if the host were empty?"""
+    return _could_fit(fleet, request) if request.shape.numa.multi_cell else _everywhere(fleet)
 
 
 # What of a host never changes while one batch is placed.
@@ -59,14 +85,28 @@ STANDING: tuple[tuple[Reason, HostFilter], ...] = (
     (Reason.ARCHITECTURE, right_architecture),
     (Reason.SILENT, live),
     (Reason.DRAINING, not_draining),
+    (Reason.AGENT_TOO_OLD, knows_what_is_asked),
+    (Reason.NO_SIBLINGS, has_siblings),
+    (Reason.NO_SHARED_CPUS, shares_cpus),
+    (Reason.NO_HUGE_PAGES, has_huge_pages),
     (Reason.VM_LARGER_THAN_CELL, cell_large_enough),
+    (Reason.VM_LARGER_THAN_HOST, cells_large_enough),
 )
 
 
-def cores_needed(fleet: Fleet, shape: Shape) -> IntArray:
-    """Whole physical cores the VM takes in each cell: SMT siblings are never shared between VMs."""
-    needed: IntArray = -(-shape.vcpus // fleet.threads_per_core)
-    return needed
+def _could_fit(fleet: Fleet, request: PlanRequest) -> BoolArray:
+    fitting = Fitting(fleet, request.shape)
+    could: BoolArray = fitting.parts(fitting.capacity()) > 0
+    return could
+
+
+def _everywhere(fleet: Fleet) -> BoolArray:
+    return np.ones(len(fleet.hosts), dtype=np.bool_)
+
+
+def _any_cell(cells: BoolArray) -> BoolArray:
+    found: BoolArray = np.any(cells, axis=1)
+    return found
 
 
 def _mask(values: object) -> BoolArray:

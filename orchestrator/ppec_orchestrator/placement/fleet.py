@@ -8,10 +8,13 @@ rest. The snapshot is never changed: a planner works on its own copies of what i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ppec_contract.vm import SmtPolicy
+from ppec_orchestrator.placement.demand import CellResource
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -19,7 +22,11 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """One NUMA cell as the record has it: usable figures (reserve already taken off) and what is left of them."""
+    """One NUMA cell as the record has it: usable figures (reserve already taken off) and what is left of them.
+
+    `memory_mib` is on ordinary pages. `shared_cpus` are those that VMs may share, `shared_vcpus` how many of their
+    vCPUs are admitted there. Huge pages are counted by their size, 2 MiB and 1 GiB.
+    """
 
     cell: int
     socket: int
@@ -28,6 +35,13 @@ class CellState:
     cores_free: int
     memory_mib: int
     memory_free_mib: int
+    shared_cpus: int = 0
+    shared_vcpus: int = 0
+    shared_vcpus_free: int = 0
+    pages_2m: int = 0
+    pages_2m_free: int = 0
+    pages_1g: int = 0
+    pages_1g_free: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +49,7 @@ class HostState:
     """One host: where it stands, whether it may be used, and what is free.
 
     `prefixes` are the ids of the prefixes whose addresses a VM here would get, one tuple per address family that is
-    served: a VM needs one free address from each tuple.
+    served: a VM needs one free address from each tuple. `capabilities` are those its agent announced.
     """
 
     host_id: int
@@ -52,6 +66,7 @@ class HostState:
     live: bool = True
     draining: bool = False
     prefixes: tuple[tuple[int, ...], ...] = ()
+    capabilities: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +81,13 @@ class Fleet:
     socket: IntArray
     cores: IntArray
     memory_mib: IntArray
+    shared_cpus: IntArray
+    shared_vcpus: IntArray
+    shared_vcpus_free: IntArray
+    pages_2m: IntArray
+    pages_2m_free: IntArray
+    pages_1g: IntArray
+    pages_1g_free: IntArray
     disk_free_mib: IntArray
     disk_mib: IntArray
     index: Mapping[str, int] = field(repr=False)
@@ -92,15 +114,29 @@ class Fleet:
             **columns,
         )
 
-    def largest_socket_vcpus(self) -> int:
-        """The most vCPUs any one VM can have in this fleet: the usable threads of its largest socket."""
+    def capacity(self, resource: CellResource) -> IntArray:
+        """All there is of it, per cell."""
+        return self._column(resource)
+
+    def free(self, resource: CellResource) -> IntArray:
+        """What is left of it, per cell."""
+        return self._column("memory_free_mib" if resource == "memory_mib" else f"{resource}_free")
+
+    def largest_socket_vcpus(self, smt: SmtPolicy = SmtPolicy.PREFER) -> int:
+        """The most vCPUs any one VM on dedicated cores of one socket can have in this fleet."""
         largest = 0
         for host in self.hosts:
-            threads: dict[int, int] = {}
+            vcpus: dict[int, int] = {}
             for cell in host.cells:
-                threads[cell.socket] = threads.get(cell.socket, 0) + cell.cores * cell.threads_per_core
-            largest = max(largest, *threads.values(), 0)
+                if smt is not SmtPolicy.REQUIRE or cell.threads_per_core > 1:
+                    seats = cell.cores * (1 if smt is SmtPolicy.ISOLATE else cell.threads_per_core)
+                    vcpus[cell.socket] = vcpus.get(cell.socket, 0) + seats
+            largest = max(largest, *vcpus.values(), 0)
         return largest
 
+    def _column(self, name: str) -> IntArray:
+        column: IntArray = getattr(self, name)
+        return column
 
-_CELL_COLUMNS = ("cores_free", "memory_free_mib", "threads_per_core", "socket", "cores", "memory_mib")
+
+_CELL_COLUMNS = tuple(each.name for each in fields(CellState) if each.name != "cell")

@@ -11,6 +11,7 @@ from collections import Counter
 
 import numpy as np
 
+from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fleet import BoolArray, Fleet
 from ppec_orchestrator.placement.policies import Ranking
@@ -53,19 +54,18 @@ class _Batch:
         row = self.ranking.best(allowed)
         if row is None:
             return None
-        column = self.room.best_cell(row)
-        self.room.take(row, column)
+        columns = self.room.best_cells(row)
+        per_cell = dict.fromkeys(CELL_RESOURCES, 0) | self.room.take(row, columns)
         self.ranking.placed(row)
-        host, shape = self.fleet.hosts[row], self.request.shape
+        host = self.fleet.hosts[row]
         return Placement(
             vm_id=vm.vm_id,
             name=vm.name,
             host_id=host.host_id,
             host=host.name,
-            cells=(host.cells[column].cell,),
-            cores=int(self.room.needed[row, column]),
-            memory_mib=shape.memory_mib,
-            disk_mib=shape.disk_mib,
+            cells=tuple(host.cells[column].cell for column in columns),
+            disk_mib=self.request.shape.disk_mib,
+            **per_cell,
         )
 
     def _reasons(self, vm: VmRequest) -> dict[Reason, int]:

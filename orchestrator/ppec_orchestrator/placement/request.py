@@ -9,6 +9,8 @@ from enum import StrEnum
 from uuid import UUID
 
 from ppec_contract.api import Policy
+from ppec_contract.vm import NumaPolicy
+from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,7 @@ class Shape:
     vcpus: int
     memory_mib: int
     disk_mib: int
+    numa: NumaPolicy = field(default_factory=NumaPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,10 @@ class VmRequest:
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """A batch of equal VMs. `batch_hosts` says how many VMs of this batch already stand on a host (a replan)."""
+    """A batch of equal VMs. `batch_hosts` says how many VMs of this batch already stand on a host (a replan).
+
+    `capabilities` are what a host's agent must announce to be told of such VMs.
+    """
 
     vms: tuple[VmRequest, ...]
     shape: Shape
@@ -50,6 +56,7 @@ class PlanRequest:
     policy: Policy = Policy.BALANCED
     where: Where = field(default_factory=Where)
     batch_hosts: Mapping[str, int] = field(default_factory=dict)
+    capabilities: frozenset[str] = frozenset()
 
 
 class Reason(StrEnum):
@@ -60,10 +67,18 @@ class Reason(StrEnum):
     FAILED_BEFORE = "failed-before"
     SILENT = "silent"
     DRAINING = "draining"
+    AGENT_TOO_OLD = "agent-too-old"
+    NO_SIBLINGS = "no-siblings"
+    NO_SHARED_CPUS = "no-shared-cpus"
+    NO_HUGE_PAGES = "no-huge-pages"
     VM_LARGER_THAN_CELL = "vm-larger-than-cell"
+    VM_LARGER_THAN_HOST = "vm-larger-than-host"
     CORES = "cores"
+    SHARED_VCPUS = "shared-vcpus"
     MEMORY = "memory"
+    HUGE_PAGES = "huge-pages"
     NUMA_FIT = "numa-fit"
+    NUMA_PARTS = "numa-parts"
     DISK = "disk"
     ADDRESSES = "addresses"
 
@@ -79,10 +94,18 @@ _WORDS: Mapping[Reason, str] = {
     Reason.FAILED_BEFORE: "where it failed before",
     Reason.SILENT: "silent",
     Reason.DRAINING: "draining",
+    Reason.AGENT_TOO_OLD: "with an agent too old for the flavor's policy or maxima",
+    Reason.NO_SIBLINGS: "without SMT siblings",
+    Reason.NO_SHARED_CPUS: "without CPUs set aside for sharing",
+    Reason.NO_HUGE_PAGES: "without huge pages of that size",
     Reason.VM_LARGER_THAN_CELL: "with NUMA cells smaller than the VM",
+    Reason.VM_LARGER_THAN_HOST: "too small for the VM on any number of NUMA cells",
     Reason.CORES: "without enough free cores",
+    Reason.SHARED_VCPUS: "without enough free vCPUs on shared CPUs",
     Reason.MEMORY: "without enough free memory",
+    Reason.HUGE_PAGES: "without enough free huge pages",
     Reason.NUMA_FIT: "without a NUMA cell that has both cores and memory free",
+    Reason.NUMA_PARTS: "without NUMA cells that have equal parts of its cores and memory free",
     Reason.DISK: "without enough free disk",
     Reason.ADDRESSES: "without a free address",
 }
@@ -90,7 +113,8 @@ _WORDS: Mapping[Reason, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """One VM's place: a host and the NUMA cell it fits in, with the whole physical cores it takes there."""
+    """One VM's place: a host and the NUMA cells it fits in. All figures but the disk's are of each of these cells:
+    whole physical cores or shared vCPUs, ordinary memory or huge pages."""
 
     vm_id: UUID
     name: str
@@ -100,6 +124,14 @@ class Placement:
     cores: int
     memory_mib: int
     disk_mib: int
+    shared_vcpus: int = 0
+    pages_2m: int = 0
+    pages_1g: int = 0
+
+    @property
+    def per_cell(self) -> dict[CellResource, int]:
+        """What it takes of each of its cells, by every resource that cells have."""
+        return {resource: getattr(self, resource) for resource in CELL_RESOURCES}
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
             live=row.enrolled_at is not None and row.last_seen_at is not None and row.last_seen_at >= alive_since,
             draining=row.draining,
             prefixes=_serving(row, prefixes),
+            capabilities=frozenset((row.facts or {}).get("capabilities", ())),
         )
         for row in rows
     ]
@@ -74,6 +75,13 @@ def _cells(conn: Connection) -> Mapping[int, list[CellState]]:
                 cores_free=row.cores - row.cores_used,
                 memory_mib=row.memory_mib,
                 memory_free_mib=row.memory_mib - row.memory_used_mib,
+                shared_cpus=row.shared_cpus,
+                shared_vcpus=row.shared_vcpus,
+                shared_vcpus_free=row.shared_vcpus - row.shared_vcpus_used,
+                pages_2m=row.pages_2m,
+                pages_2m_free=row.pages_2m - row.pages_2m_used,
+                pages_1g=row.pages_1g,
+                pages_1g_free=row.pages_1g - row.pages_1g_used,
             )
         )
     return found

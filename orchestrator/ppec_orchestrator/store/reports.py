@@ -15,7 +15,9 @@ from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, inser
 from ppec_contract.host import CellReport, HostReport
 from ppec_contract.vm import VmState
 from ppec_orchestrator.liveness import MessageId
+from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.cells import used_column
 from ppec_orchestrator.store.tables import allocation, host, host_cell, vm
 
 # The part of a report that host lists show.
@@ -31,7 +33,7 @@ FACTS = (
 )
 
 
-_NO_ROOM = {"cores": 0, "memory_mib": 0, "cores_reserved": 0, "memory_reserved_mib": 0}
+_NO_ROOM = dict.fromkeys((*CELL_RESOURCES, "cores_reserved", "memory_reserved_mib", "shared_cpus"), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) 
             conn.execute(_cell(update(host_cell), host_id, cell.cell).values(values))
     for number, row in known.items():
         # A cell that is gone but still holds VMs by the record stays, with no room: what it holds must be released.
-        if row.cores_used or row.memory_used_mib:
+        if any(row._mapping[used_column(resource).name] for resource in CELL_RESOURCES):
             conn.execute(_cell(update(host_cell), host_id, number).values(_NO_ROOM))
         else:
             conn.execute(_cell(delete(host_cell), host_id, number))
@@ -152,7 +154,15 @@ def _cell_values(cell: CellReport) -> dict[str, int]:
         "memory_mib": max(cell.memory_mib - cell.memory_reserved_mib, 0),
         "cores_reserved": min(cell.cores_reserved, cell.cores),
         "memory_reserved_mib": min(cell.memory_reserved_mib, cell.memory_mib),
+        "shared_cpus": cell.cores_shared * cell.threads_per_core,
+        "shared_vcpus": cell.shared_vcpus,
+        "pages_2m": _pages(cell, 2048),
+        "pages_1g": _pages(cell, 1024 * 1024),
     }
+
+
+def _pages(cell: CellReport, size_kib: int) -> int:
+    return sum(pages.pages for pages in cell.huge_pages if pages.size_kib == size_kib)
 
 
 def _apply_vms(conn: Connection, new: NewReport, now: datetime) -> None:

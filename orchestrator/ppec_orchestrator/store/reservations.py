@@ -9,7 +9,7 @@ the same, for readers that want to know whether anything changed.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
@@ -17,8 +17,10 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.request import Placement
 from ppec_orchestrator.store import ipdb
+from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.ipdb import GrantedAddress
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
 
@@ -44,7 +46,7 @@ class _Share:
     host_id: int
     host: str
     disk_mib: int
-    cells: Mapping[int, tuple[int, int]]
+    cells: Mapping[int, Mapping[CellResource, int]]
 
 
 def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tuple[GrantedAddress, ...]]:
@@ -66,11 +68,7 @@ def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tup
     )
     conn.execute(
         insert(allocation_cell),
-        [
-            {"vm_id": p.vm_id, "cell": cell, "cores": p.cores, "memory_mib": p.memory_mib}
-            for p in placements
-            for cell in p.cells
-        ],
+        [{"vm_id": p.vm_id, "cell": cell} | p.per_cell for p in placements for cell in p.cells],
     )
     granted: dict[UUID, tuple[GrantedAddress, ...]] = {}
     by_host: dict[int, list[UUID]] = defaultdict(list)
@@ -94,8 +92,7 @@ def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
         select(
             allocation.c.host_id,
             allocation_cell.c.cell,
-            func.sum(allocation_cell.c.cores).label("cores"),
-            func.sum(allocation_cell.c.memory_mib).label("memory_mib"),
+            *(func.sum(allocation_cell.c[resource]).label(resource) for resource in CELL_RESOURCES),
         )
         .join(allocation, allocation.c.vm_id == allocation_cell.c.vm_id)
         .where(allocation_cell.c.vm_id.in_(ids))
@@ -114,10 +111,7 @@ def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
         conn.execute(
             update(host_cell)
             .where(host_cell.c.host_id == part.host_id, host_cell.c.cell == part.cell)
-            .values(
-                cores_used=host_cell.c.cores_used - int(part.cores),
-                memory_used_mib=host_cell.c.memory_used_mib - int(part.memory_mib),
-            )
+            .values({used_column(each): used_column(each) - int(part._mapping[each]) for each in CELL_RESOURCES})
         )
     conn.execute(delete(allocation_cell).where(allocation_cell.c.vm_id.in_(ids)))
     conn.execute(delete(allocation).where(allocation.c.vm_id.in_(ids)))
@@ -130,11 +124,10 @@ def _shares(placements: Sequence[Placement]) -> list[_Share]:
         by_host[p.host_id].append(p)
     shares = []
     for host_id, mine in by_host.items():
-        cells: dict[int, tuple[int, int]] = {}
+        cells: dict[int, Counter[CellResource]] = defaultdict(Counter)
         for p in mine:
             for cell in p.cells:
-                cores, memory_mib = cells.get(cell, (0, 0))
-                cells[cell] = (cores + p.cores, memory_mib + p.memory_mib)
+                cells[cell].update(p.per_cell)
         shares.append(_Share(host_id, mine[0].host, sum(p.disk_mib for p in mine), cells))
     return shares
 
@@ -151,16 +144,16 @@ def _take(conn: Connection, share: _Share) -> bool:
     )
     if taken.rowcount != 1:
         return False
-    for cell, (cores, memory_mib) in sorted(share.cells.items()):
+    for cell, amounts in sorted(share.cells.items()):
+        wanted = {resource: amount for resource, amount in amounts.items() if amount}
         taken = conn.execute(
             update(host_cell)
             .where(
                 host_cell.c.host_id == share.host_id,
                 host_cell.c.cell == cell,
-                host_cell.c.cores_used + cores <= host_cell.c.cores,
-                host_cell.c.memory_used_mib + memory_mib <= host_cell.c.memory_mib,
+                *(used_column(each) + amount <= whole_column(each) for each, amount in wanted.items()),
             )
-            .values(cores_used=host_cell.c.cores_used + cores, memory_used_mib=host_cell.c.memory_used_mib + memory_mib)
+            .values({used_column(each): used_column(each) + amount for each, amount in wanted.items()})
         )
         if taken.rowcount != 1:
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, delete, insert, or_, select, update
 
 from ppec_contract.api import VmRecord
 from ppec_contract.errors import PpecError
-from ppec_contract.vm import ImageSource, VmState
+from ppec_contract.vm import ImageSource, NumaPolicy, VmState
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.ipdb import GrantedAddress
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm
@@ -32,6 +32,9 @@ class NewVm:
     disk_mib: int
     user_data: str
     tags: Mapping[str, str]
+    max_vcpus: int | None = None
+    max_memory_mib: int | None = None
+    numa: NumaPolicy = field(default_factory=NumaPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,9 @@ class PlacedVm:
     host: str
     cells: tuple[int, ...]
     addresses: tuple[GrantedAddress, ...]
+    max_vcpus: int | None = None
+    max_memory_mib: int | None = None
+    numa: NumaPolicy = field(default_factory=NumaPolicy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,9 @@ def insert_vms(conn: Connection, new: Sequence[NewVm], operation_id: str, now: d
                 "vcpus": one.vcpus,
                 "memory_mib": one.memory_mib,
                 "disk_mib": one.disk_mib,
+                "max_vcpus": one.max_vcpus,
+                "max_memory_mib": one.max_memory_mib,
+                "numa": one.numa.model_dump(mode="json", exclude_defaults=True),
                 "user_data": one.user_data,
                 "tags": dict(one.tags),
                 "created_at": now,
@@ -168,6 +177,9 @@ def placed(conn: Connection, vm_ids: Collection[UUID], image_url: Callable[[str]
             host=row.host_name,
             cells=cells.get(row.id, ()),
             addresses=addresses.get(row.id, ()),
+            max_vcpus=row.max_vcpus,
+            max_memory_mib=row.max_memory_mib,
+            numa=NumaPolicy(**row.numa),
         )
         for row in rows
     ]

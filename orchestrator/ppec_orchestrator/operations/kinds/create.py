@@ -28,7 +28,7 @@ from ppec_orchestrator.operations.hosts import Call, Outcome, carry
 from ppec_orchestrator.operations.leftovers import Leftover
 from ppec_orchestrator.operations.outcomes import may_move, whole_host
 from ppec_orchestrator.operations.planning import Planned
-from ppec_orchestrator.operations.specs import vm_spec
+from ppec_orchestrator.operations.specs import told, vm_spec
 from ppec_orchestrator.operations.steps import Kind, Step, StepEnd, StepFailedError, done_on_accept
 from ppec_orchestrator.operations.verdicts import by_items, reason
 from ppec_orchestrator.operations.wanted import CreateInput
@@ -62,7 +62,7 @@ def _call(context: Context, items: Sequence[Item]) -> Call:
     def parameters(conn: Connection, hosts: Mapping[str, Sequence[UUID]]) -> dict[str, dict[str, Any]]:
         ids = [vm_id for mine in hosts.values() for vm_id in mine]
         specs = {one.vm_id: vm_spec(one) for one in vms.placed(conn, ids, context.ports.image_url)}
-        return {host: {"vms": [specs[vm_id].model_dump(mode="json") for vm_id in mine]} for host, mine in hosts.items()}
+        return {host: {"vms": [told(specs[vm_id]) for vm_id in mine]} for host, mine in hosts.items()}
 
     def record(conn: Connection, outcomes: Sequence[Outcome]) -> None:
         made = [outcome.result for outcome in outcomes if outcome.problem is None and outcome.result]
