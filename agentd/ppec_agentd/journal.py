@@ -142,8 +142,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
+def _to_disk(file: int, data: bytes) -> None:
+    write_all(file, data)
+    os.fsync(file)
+
+
 class Journal:
-    """Open by `Journal.open`. Thread-safe; `append…` block for an fsync, so call them off the event loop."""
+    """Open by `Journal.open`. Thread-safe; `append…` block for an fsync, so call them off the event loop.
+
+    `to_disk` is what takes new records to the file, whole lines at a time: tests put a crash there.
+    """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._path = path
@@ -156,6 +164,7 @@ class Journal:
         self._size = 0
         self._compact_at = COMPACT_BYTES
         self.damaged_lines = 0
+        self.to_disk: Callable[[int, bytes], None] = _to_disk
 
     @classmethod
     def open(cls, path: Path, clock: Callable[[], float] = time.time) -> Journal:
@@ -322,8 +331,7 @@ class Journal:
             return
         with os_errors(f"the journal {self._path} can't be written", str(self._path)):
             try:
-                write_all(self._file, data)
-                os.fsync(self._file)
+                self.to_disk(self._file, data)
             except OSError:
                 # Half a line may be there: cut it off, so that later lines stay readable.
                 with contextlib.suppress(OSError):

@@ -16,13 +16,25 @@ from ppec_agentd.settings import Settings
 from .agent_in_process import NOTHING, open_agent
 from .agent_process import agent_process
 from .agent_settings import settings, settings_of
+from .crash_points import CrashPoints, Scenario, crash_everywhere, memory_dir, tiny_vm
 from .fleet_certificates import FleetCa
 from .hypervisor_suite import host, libvirtd
 from .orchestrator_double import orchestrator
 from .vm_specs import IMAGE, IMAGE_SHA256, image_file, vm
 
 # pytest finds the fixtures here.
-__all__ = ["agent_process", "host", "image_file", "libvirtd", "orchestrator", "settings", "vm", "words"]
+__all__ = [
+    "agent_process",
+    "host",
+    "image_file",
+    "libvirtd",
+    "memory_dir",
+    "orchestrator",
+    "settings",
+    "tiny_vm",
+    "vm",
+    "words",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +44,8 @@ class Words:
     open_agent: Callable[[Settings], Any] = open_agent
     settings_of: Callable[..., Settings] = settings_of
     fleet_ca: Callable[[Path], FleetCa] = FleetCa
+    crash_everywhere: Callable[..., CrashPoints] = crash_everywhere
+    crash_scenario: Callable[..., Scenario] = Scenario
     nothing: dict[str, object] = field(default_factory=lambda: dict(NOTHING))
     image: bytes = IMAGE
     image_sha256: str = IMAGE_SHA256

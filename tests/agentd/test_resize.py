@@ -13,9 +13,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ppec_agentd.fake_faults import FaultPlan
 from ppec_agentd.hypervisor import Domain
-from ppec_agentd.recovery import recover
 from ppec_contract.agent import Effect, ResizeVms, StartVms, StopVms, VmResult, VmSize
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import Size, VmState
@@ -323,72 +321,54 @@ def test_a_call_that_hangs_is_taken_back_when_it_has_ended(settings: Any, words:
     run_with_agent(settings, words, scenario)
 
 
-class CrashAt(FaultPlan):
-    """At the n-th call of the hypervisor the agent dies: nothing it does from there on reaches the host."""
-
-    def __init__(self, hypervisor: Any, nth: int, *, after: bool) -> None:
-        super().__init__()
-        self.died = False
-        self._hypervisor, self._left, self._after = hypervisor, nth, after
-
-    async def begin(self, method: str) -> Callable[[], None]:
-        self._left -= 1
-        if self._left or self.died:
-            return await super().begin(method)
-        if not self._after:
-            self._die()
-        return self._die
-
-    def _die(self) -> None:
-        self.died = True
-        self._hypervisor.cut_off()
-        raise PpecError("hypervisor.unavailable", "the agent is dead")
-
-
 TARGETS = {"grow": (4, 768), "shrink": (2, 256), "mixed": (2, 768), "wait": (8, 640), "grow-far": (4, 4096)}
+CALLED = {
+    "grow": {"annotate", "redefine", "set_vcpus", "grow_memory"},
+    "shrink": {"annotate", "redefine", "set_vcpus"},
+    "mixed": {"annotate", "redefine", "set_vcpus", "grow_memory"},
+    "wait": {"annotate", "redefine", "set_vcpus", "grow_memory"},
+    "grow-far": {"annotate", "redefine", "set_vcpus", "grow_memory"},
+    "off": {"redefine"},
+}
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_crash_at_every_call(short_dir: Path, words: Any, vm: Any, target: str, after: bool) -> None:
+@pytest.mark.parametrize("target", CALLED)
+def test_a_crash_at_every_point(memory_dir: Path, words: Any, tiny_vm: Any, target: str) -> None:
     """Recovery finds enough held and no more, and a repeated request ends where the first would have."""
-    vcpus, memory_mib = TARGETS[target]
-    first = 4 if target in ("shrink", "mixed") else 2
+    off = target == "off"
+    vcpus, memory_mib = TARGETS["mixed" if off else target]
+    first = 4 if target in ("shrink", "mixed", "off") else 2
+    one = tiny_vm(name="one", vcpus=first, max_vcpus=6, max_memory_mib=2048)
 
-    async def crash(settings: Any, one: Any, nth: int) -> bool:
-        async with words.open_agent(settings) as agent:
-            neighbour = vm(name=f"neighbour-{nth}", cells=[0])
-            assert [code(result) for result in await agent.create(neighbour, one)] == ["", ""]
-            plan = agent.hypervisor.faults = CrashAt(agent.hypervisor, nth, after=after)
-            result = await resized(agent, one.vm_id, vcpus, memory_mib)
-            assert plan.died == (code(result) != "")
-            return plan.died
+    async def prepare(agent: Any) -> Callable[[int], ResizeVms]:
+        results = await agent.create(tiny_vm(name="neighbour"), one, operation="before")
+        assert [code(result) for result in results] == ["", ""]
+        if off:
+            await agent.run(StopVms(operation_id="off", fence=1, vm_ids=(one.vm_id,), timeout_s=0, force=True))
+        return lambda fence: size_of(one.vm_id, vcpus, memory_mib, fence).model_copy(update={"operation_id": "op-1"})
 
-    async def recovered(settings: Any, one: Any) -> None:
-        async with words.open_agent(settings) as agent:
-            await recover(agent.context)
-            await assert_all_agree(agent)
-            effects(await resized(agent, one.vm_id, vcpus, memory_mib, fence=2))
-            await assert_all_agree(agent)
-            await restart(agent, one.vm_id)
-            await agent.actions.settle()
-            await assert_all_agree(agent)
-            domain = await seen(agent, one.vm_id)
-            assert (domain.vcpus, domain.memory_mib) == (vcpus, memory_mib)
-            everyone = [found.vm_id for found in await agent.hypervisor.domains()]
-            await agent.delete(*everyone, fence=99)
-            assert await agent.left_behind() == words.nothing
-            assert agent.context.ledger.totals().cores_free == agent.context.ledger.totals().cores
+    async def recovered(agent: Any) -> None:
+        await assert_all_agree(agent)
+        domain = await seen(agent, one.vm_id)
+        assert domain.state is (VmState.STOPPED if off else VmState.RUNNING)
+        for found, allowed in ((domain.vcpus, {first, vcpus}), (domain.memory_mib, {512, memory_mib})):
+            assert found in allowed
 
-    nth, died = 0, True
-    while died:
-        nth += 1
-        settings = words.settings_of(short_dir / str(nth), lab={"topology": "cores=6,threads=2,memory_mib=8192"})
-        (short_dir / str(nth)).mkdir()
-        one = vm(name="one", vcpus=first, max_vcpus=6, max_memory_mib=2048)
-        died = asyncio.run(crash(settings, one, nth))
-        asyncio.run(recovered(settings, one))
-    assert nth > 4, "every call of a resize was the last one once"
+    async def done(agent: Any) -> None:
+        await assert_all_agree(agent)
+        await restart(agent, one.vm_id)
+        await agent.actions.settle()
+        await assert_all_agree(agent)
+        domain = await seen(agent, one.vm_id)
+        assert (domain.vcpus, domain.memory_mib) == (vcpus, memory_mib)
+
+    settings = words.settings_of(memory_dir, lab={"topology": "cores=8,threads=2,memory_mib=8192"})
+    found = words.crash_everywhere(words.crash_scenario(settings, prepare, recovered, done))
+    assert found.kinds == {"domain", "journal: ResizeVms intent", "journal: ResizeVms answer"} | CALLED[target]
+    for kind in found.kinds:
+        assert found.counted[kind, "before"] == found.counted[kind, "after"] > 0
+        assert (found.counted[kind, "torn"] > 0) == kind.startswith("journal")
+    assert found.recoveries > len(CALLED[target])
 
 
 async def assert_memory_lies_as_shown(agent: Any, vm_id: UUID) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from uuid import UUID
 import pytest
 
 from ppec_agentd.connection import Call
-from ppec_agentd.recovery import recover
 from ppec_contract.agent import ResizeVms, RetuneHost, Stage
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetunePlan
@@ -163,40 +161,29 @@ def test_what_cannot_be_taken_back_keeps_both_places_until_it_is_settled(
     run(words, short_dir, scenario)
 
 
-def test_a_crash_at_any_call_leaves_each_vm_in_one_place_and_the_rest_can_be_done(
-    short_dir: Path, tmp_path: Path, words: Any, vm: Any
+def test_a_crash_at_any_point_leaves_each_vm_in_one_place_and_the_rest_can_be_done(
+    memory_dir: Path, words: Any, tiny_vm: Any
 ) -> None:
-    """The state on disk as it is before each call of the hypervisor is what an agent killed there would find."""
-    copies: list[Path] = []
-    plans: list[RetunePlan] = []
-
-    async def scenario(agent: Any) -> None:
-        plan = await chain(agent, vm)
-        plans.append(plan)
-        begin, state = agent.hypervisor.faults.begin, agent.settings.storage.state_dir
-
-        async def copied(method: str) -> Any:
-            copies.append(tmp_path / f"{len(copies)}-{method}")
-            shutil.copytree(state, copies[-1])
-            return await begin(method)
-
-        agent.hypervisor.faults.begin = copied
-        assert all(result.problem is None for result in await agent.run(call(plan)))
+    async def prepare(agent: Any) -> Callable[[int], RetuneHost]:
+        plan = await chain(agent, tiny_vm)
+        return lambda fence: call(plan, fence=fence)
 
     async def recovered(agent: Any) -> None:
-        await recover(agent.context)
-        assert agent.context.journal.in_flight() == ()
         where = await seats(agent)
         assert where["mid"] == (2,)
         assert (where["small"], where["big"]) in (((1,), (0,)), ((2,), (0,)), ((2,), (1,)))
-        results = await agent.run(call(plans[0], fence=2))
-        assert [result.problem for result in results] == [None, None]
+
+    async def done(agent: Any) -> None:
         assert await seats(agent) == AFTER
 
-    run(words, short_dir, scenario)
-    assert sum("reseat" in copy.name for copy in copies) == 2
-    for copy in copies:
-        run(words, short_dir, recovered, **CHAIN, storage={"state_dir": str(copy)})
+    settings = words.settings_of(memory_dir, **CHAIN)
+    found = words.crash_everywhere(words.crash_scenario(settings, prepare, recovered, done))
+    assert found.kinds == {*CALLS, *(f"journal: RetuneHost {step}" for step in ("intent", "answer", "abandoned"))}
+    for kind in found.kinds:
+        assert found.counted[kind, "before"] == found.counted[kind, "after"] > 0
+        assert (found.counted[kind, "torn"] > 0) == kind.startswith("journal")
+    assert found.counted["reseat", "after"] == 2
+    assert found.recoveries > 10
 
 
 def test_a_vm_that_is_off_is_moved_in_its_definition(short_dir: Path, words: Any, vm: Any) -> None:
