@@ -7,10 +7,15 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import creating, ledger, numa
+from bench import creating, footprint, ledger, numa
 from bench.figures import Figures
 
-SUBJECTS: dict[str, Callable[[Figures], None]] = {"creating": creating.run, "numa": numa.run, "ledger": ledger.run}
+SUBJECTS: dict[str, Callable[[Figures], None]] = {
+    "creating": creating.run,
+    "footprint": footprint.run,
+    "numa": numa.run,
+    "ledger": ledger.run,
+}
 
 
 def main() -> int:

@@ -23,15 +23,15 @@ class AgentClient:
     def create(self, vm: dict[str, Any], operation_id: str) -> str:
         """Creates one VM; the code of its problem, empty if there was none."""
         call = {"operation_id": operation_id, "fence": 1, "vms": [vm]}
-        reply = self._call("CreateVms", call)
-        (result,) = reply["parameters"]["results"]
+        (result,) = self.call("CreateVms", call)["results"]
         problem = result.get("problem") or {}
         return str(problem.get("code", ""))
 
     def close(self) -> None:
         self._socket.close()
 
-    def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    def call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        """The reply's parameters."""
         message = {"method": f"cloud.ppec.agent.{method}", "parameters": parameters}
         self._socket.sendall(json.dumps(message).encode() + b"\0")
         while b"\0" not in self._pending:
@@ -43,7 +43,8 @@ class AgentClient:
         answer: dict[str, Any] = json.loads(frame)
         if "error" in answer:
             raise RuntimeError(f"{method}: {answer}")
-        return answer
+        reply: dict[str, Any] = answer["parameters"]
+        return reply
 
 
 def one_vm(name: str, image: Path, cell: int, memory_mib: int) -> dict[str, Any]:

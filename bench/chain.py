@@ -73,10 +73,17 @@ class Caller:
             raise RuntimeError(f"the operation ended {ended['state']}: {ended['problem'] or ended['items']}")
         return elapsed_s, ended
 
-    def delete(self, operation: dict[str, Any]) -> None:
+    def delete(self, operation: dict[str, Any]) -> float:
+        """The VMs of an operation that has created them; seconds as for `create`."""
         names = [item["vm_id"] for item in operation["items"]]
+        self.warm()
+        started = time.monotonic()
         asked = self.post("/v1/vms/actions", {"action": "delete", "vms": names})
-        self.follow(asked["operation_id"])
+        ended = self.follow(asked["operation_id"])
+        elapsed_s = time.monotonic() - started
+        if ended["state"] != "succeeded":
+            raise RuntimeError(f"the delete ended {ended['state']}: {ended['problem'] or ended['items']}")
+        return elapsed_s
 
     def _connect(self) -> http.client.HTTPSConnection:
         address, port = self.orchestrator.addresses[0], self.orchestrator.port

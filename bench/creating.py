@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creating VMs: the chain beside bare libvirt, its work counts, its latency, and a thousand at once."""
+"""Creating VMs, and deleting them: the chain beside bare libvirt, its work counts, its latency, and a thousand at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.chain import Caller, Chain, chain
-from bench.figures import PAIRS, Figures, paired
+from bench.figures import PAIRS, Figures, compared, paired
 from bench.floor import Floor
 from ppec_lab.local_cloud import LocalCloud
 
@@ -37,15 +37,20 @@ def _beside_libvirt(figures: Figures, made: Chain) -> None:
     caller.create(name="model")
     floor = Floor(made.uri, made.directory / "floor", "model")
     try:
-        ratio, chain_s, floor_s = paired(lambda: _one(caller), floor.create)
+        deletes_s: list[float] = []
+        ratio, chain_s, floor_s = paired(lambda: _one(caller, deletes_s), floor.create)
         figures.add("create.one.floor", floor_s, "s")
         figures.add("create.one.warm", chain_s, "s")
         figures.add("create.one.warm_ratio", ratio, "x", bar="<= 2.5")
+        _deletes(figures, "delete.one", deletes_s, floor)
         last: dict[str, Any] = {}
-        ratio, chain_s, floor_s = paired(lambda: _batch(caller, last), lambda: floor.create(BATCH, at_once=2))
+        ratio, chain_s, floor_s = paired(
+            lambda: _batch(caller, last, deletes_s), lambda: floor.create(BATCH, at_once=2)
+        )
         figures.add("create.eight.floor", floor_s, "s")
         figures.add("create.eight.warm", chain_s, "s")
         figures.add("create.eight.warm_ratio", ratio, "x", bar="<= 1.5")
+        _deletes(figures, "delete.eight", deletes_s, floor)
         for name, figure in last["counters"].items():
             figures.add(f"create.eight.{name}", figure, "count", bar=_count_bar(name))
         warm_ms = _to_agent(made, caller)
@@ -53,7 +58,7 @@ def _beside_libvirt(figures: Figures, made: Chain) -> None:
         for name, every_s in (("burst", 0.1 / BATCH), ("five_a_second", 0.2)):
             figures.add(f"create.request_to_agent.{name}", _row_to_agent(made, every_s), "ms", bar="<= 100")
         cold = made.restart_orchestrator(fork_server=False)
-        ratio, chain_s, _ = paired(lambda: _one(cold), floor.create)
+        ratio, chain_s, _ = paired(lambda: _one(cold, deletes_s), floor.create)
         figures.add("create.one.cold", chain_s, "s")
         figures.add("create.one.cold_ratio", ratio, "x", bar="<= 5")
         cold_ms = _to_agent(made, cold)
@@ -64,17 +69,27 @@ def _beside_libvirt(figures: Figures, made: Chain) -> None:
         floor.close()
 
 
-def _one(caller: Caller) -> float:
+def _one(caller: Caller, deletes_s: list[float]) -> float:
     elapsed_s, operation = caller.create()
-    caller.delete(operation)
+    deletes_s.append(caller.delete(operation))
     return elapsed_s
 
 
-def _batch(caller: Caller, last: dict[str, Any]) -> float:
+def _batch(caller: Caller, last: dict[str, Any], deletes_s: list[float]) -> float:
     elapsed_s, operation = caller.create(count=BATCH)
     last.update(operation)
-    caller.delete(operation)
+    deletes_s.append(caller.delete(operation))
     return elapsed_s
+
+
+def _deletes(figures: Figures, name: str, deletes_s: list[float], floor: Floor) -> None:
+    """Of the VMs that the pairs before have created; both lists are empty then."""
+    ratio, chain_s, floor_s = compared(deletes_s, floor.removals_s)
+    figures.add(f"{name}.floor", floor_s, "s")
+    figures.add(f"{name}.warm", chain_s, "s")
+    figures.add(f"{name}.warm_ratio", ratio, "x")
+    deletes_s.clear()
+    floor.removals_s.clear()
 
 
 def _to_agent(made: Chain, caller: Caller) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,9 +35,10 @@ class Figures:
 def paired(a: Callable[[], float], b: Callable[[], float], pairs: int = PAIRS) -> tuple[float, float, float]:
     """Runs a and b in turn, each returning its seconds; the median ratio a/b, and the median of each."""
     taken = [(a(), b()) if number % 2 else tuple(reversed((b(), a()))) for number in range(pairs)]
-    ratios = [first / second for first, second in taken]
-    return (
-        statistics.median(ratios),
-        statistics.median(first for first, _ in taken),
-        statistics.median(second for _, second in taken),
-    )
+    return compared([first for first, _ in taken], [second for _, second in taken])
+
+
+def compared(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """The same of seconds that were taken in turn: the median ratio a/b, and the median of each."""
+    ratios = [first / second for first, second in zip(a, b, strict=True)]
+    return statistics.median(ratios), statistics.median(a), statistics.median(b)
