@@ -36,7 +36,7 @@ class FakeGuests:
                 end = await self._begin("guest")
             except TimeoutError as error:
                 raise _silent(vm_id) if deadline.expired() else error from error
-        domain = self._must_find(vm_id)
+        domain = self._on(vm_id)
         end()
         if domain.state is not VmState.RUNNING or self._options.deaf_guests:
             return None
@@ -44,7 +44,7 @@ class FakeGuests:
 
     async def freeze(self, vm_id: UUID) -> None:
         end = await self._begin("freeze")
-        if self._must_find(vm_id).state is not VmState.RUNNING:
+        if self._on(vm_id).state is not VmState.RUNNING:
             raise PpecError("vm.wrong_state", f"can't freeze vm {vm_id}: it is off", subject=f"vm {vm_id}")
         if self._options.deaf_guests:
             raise nobody_asked(vm_id)
@@ -55,7 +55,7 @@ class FakeGuests:
 
     async def thaw(self, vm_id: UUID) -> bool:
         end = await self._begin("thaw")
-        running = self._must_find(vm_id).state is VmState.RUNNING
+        running = self._on(vm_id).state is VmState.RUNNING
         if running and self._options.deaf_guests:
             raise nobody_asked(vm_id)
         changed = running and vm_id in self.frozen
@@ -65,10 +65,16 @@ class FakeGuests:
 
     async def type_on_console(self, vm_id: UUID, data: bytes) -> None:
         end = await self._begin("type_on_console")
-        if self._must_find(vm_id).state is not VmState.RUNNING:
+        if self._must_find(vm_id).state not in (VmState.RUNNING, VmState.PAUSED):
             raise PpecError("vm.wrong_state", f"can't type to vm {vm_id}: it is off", subject=f"vm {vm_id}")
         self.typed[vm_id] += data
         end()
+
+    def _on(self, vm_id: UUID) -> Domain:
+        domain = self._must_find(vm_id)
+        if domain.state is VmState.PAUSED:
+            raise PpecError("vm.wrong_state", f"can't reach into vm {vm_id}: it is paused", subject=f"vm {vm_id}")
+        return domain
 
 
 def _silent(vm_id: UUID) -> PpecError:

@@ -45,7 +45,7 @@ class GuestSays:
 class GuestPort(Protocol):
     """Calls that a guest takes part in: each ends in a bounded time, whatever the guest does.
 
-    They raise ``vm.not_found``; ``guest.agent_unavailable`` if the guest has no agent that answers;
+    They raise ``vm.not_found``; ``vm.wrong_state`` while the domain is paused; ``guest.agent_unavailable`` if the guest has no agent that answers;
     ``guest.agent_failed`` if it answers with a refusal.
     """
 
@@ -54,14 +54,14 @@ class GuestPort(Protocol):
 
     async def freeze(self, vm_id: UUID) -> None:
         """Have the guest flush and freeze its file systems. When this fails it may be frozen all the same, or become
-        so later (thaw it), unless the error's details are `NOBODY_ASKED`. Raises ``vm.wrong_state`` if it is off."""
+        so later (thaw it), unless the error's details are `NOBODY_ASKED`. Raises ``vm.wrong_state`` if it is off, too."""
 
     async def thaw(self, vm_id: UUID) -> bool:
-        """Undo `freeze`. False if nothing was frozen, or the domain is off."""
+        """Undo `freeze`. False if nothing was frozen, or the domain is off. One that is paused stays frozen."""
 
     async def type_on_console(self, vm_id: UUID, data: bytes) -> None:
-        """Send bytes to the guest's serial port. Raises ``vm.wrong_state`` if it is off; ``console.busy`` while
-        somebody else has the console open."""
+        """Send bytes to the guest's serial port. Raises ``vm.wrong_state`` if it is off (and takes them while it is
+        paused); ``console.busy`` while somebody else has the console open."""
 
 
 def nobody_asked(vm_id: UUID) -> PpecError:

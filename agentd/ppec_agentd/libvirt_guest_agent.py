@@ -19,8 +19,9 @@ import libvirt
 
 from ppec_agentd.guests import GuestSays, guest_says, nobody_asked
 from ppec_agentd.libvirt_connection import LibvirtConnection
-from ppec_agentd.libvirt_domains import must_find
+from ppec_agentd.libvirt_domains import STATES, must_find, wrong_state
 from ppec_contract.errors import PpecError
+from ppec_contract.vm import VmState
 
 T = TypeVar("T")
 
@@ -70,6 +71,8 @@ class LibvirtGuestAgent:
     async def _ask(self, what: str, vm_id: UUID, work: Callable[[Any], T], timeout_s: float) -> T:
         def ask(connection: Any) -> T:
             domain = must_find(connection, vm_id)
+            if STATES.get(domain.state()[0]) is VmState.PAUSED:
+                raise wrong_state(vm_id, what, "is paused")
             domain.agentSetResponseTimeout(math.ceil(timeout_s))
             return work(domain)
 

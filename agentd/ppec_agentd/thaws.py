@@ -132,7 +132,8 @@ class Thaws:
             try:
                 await self._guests.thaw(vm_id)
             except PpecError as error:
-                if error.code not in ("vm.not_found", "vm.wrong_state"):
+                # A paused guest can't be thawed, and is frozen still when it runs on.
+                if error.code != "vm.not_found":
                     log.warning("not_thawed_yet", vm_id=str(vm_id), code=error.code, why=error.message)
                     return False
             await self.forget(vm_id)

@@ -134,6 +134,24 @@ def test_a_thaw_that_fails_is_tried_until_it_works(settings: Any, words: Any, vm
     run(scenario)
 
 
+def test_a_guest_paused_while_it_is_frozen_is_thawed_when_it_runs_on(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            agent.context.thaws = Thaws(agent.hypervisor, agent.context.vms_dir, again_s=0.01)
+            await agent.run(freeze(one, thaw_after_s=1))
+            await agent.hypervisor.pause(one.vm_id)
+            assert codes(await agent.run(thaw(one))) == ["vm.wrong_state"]
+            await until(lambda: agent.hypervisor.faults.calls("thaw") > 2)
+            assert records(agent) == [str(one.vm_id)]
+            await agent.hypervisor.resume(one.vm_id)
+            await until(lambda: not records(agent))
+            assert agent.hypervisor.frozen == set()
+
+    run(scenario)
+
+
 def test_without_an_agent_nothing_is_left_to_thaw(words: Any, vm: Any, short_dir: Any) -> None:
     async def scenario() -> None:
         async with words.open_agent(words.settings_of(short_dir, lab={"deaf_guests": True})) as agent:

@@ -234,6 +234,9 @@ async def test_a_guest_without_an_agent_is_said_so_at_once(host: SuiteHost) -> N
         error = await refused("guest.agent_unavailable", hypervisor.freeze(vm_id))
         assert error.details == NOBODY_ASKED
         await refused("guest.agent_unavailable", hypervisor.thaw(vm_id))
+        await hypervisor.pause(vm_id)
+        for call in (hypervisor.freeze(vm_id), hypervisor.thaw(vm_id), hypervisor.guest(vm_id, 5)):
+            await refused("vm.wrong_state", call)
         for call in (hypervisor.freeze(uuid4()), hypervisor.thaw(uuid4()), hypervisor.guest(uuid4(), 5)):
             await refused("vm.not_found", call)
 
