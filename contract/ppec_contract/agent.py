@@ -77,7 +77,8 @@ class RetuneHost(WriteCall):
     """Carries out a plan as it was shown, move by move, or takes back what it has done. The VMs run on meanwhile.
 
     Moves that an interrupted call has made already are left as they are. Raises `retune.outdated` if a VM is at neither
-    end of its moves, or a core that the plan needs is no longer free. A result for each VM of the plan.
+    end of its moves, or a core that the plan needs is no longer free. A result for each VM of the plan, and in each,
+    whatever went wrong, the VM as it is then.
     """
 
     plan: RetunePlan
@@ -226,7 +227,7 @@ class Resized(Model):
 
 
 class VmResult(Model):
-    """How it ended for one VM: a problem, or the VM as it is now (None once deleted).
+    """How it ended for one VM: a problem, or the VM as it is now (None once deleted). `RetuneHost` tells both.
 
     `stage_ms` is the time spent in each stage. `replayed` says the answer came from the journal. `resized` is there
     after a resize. `observed_at` is later than the look at `vm`, or at the place where it was; a replayed answer keeps

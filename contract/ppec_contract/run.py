@@ -29,6 +29,8 @@ PlanAction = Literal[
     "FreezeVms",
     "ThawVms",
     "RetuneHost",
+    # A view: it changes nothing, and its reply comes back whole.
+    "PlanRetune",
 ]
 
 
@@ -62,9 +64,10 @@ class RunPlan(Model):
 
 
 class RunEvent(Model):
-    """One line of `events.jsonl`. Exactly one of the four is set; `problem` means the whole host failed.
+    """One line of `events.jsonl`. Exactly one of the five is set; `problem` means the whole host failed.
 
-    `accepted` says the agent has the request (its first answer arrived).
+    `accepted` says the agent has the request (its first answer arrived). `view` is the reply of a view, as it came:
+    whoever reads it validates it.
     """
 
     host: HostName
@@ -73,6 +76,7 @@ class RunEvent(Model):
     progress: VmProgress | None = None
     result: VmResult | None = None
     problem: Problem | None = None
+    view: dict[str, Any] | None = None
 
 
 class RunResult(Model):

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from ppec_contract.api import (
     AddressView,
+    HostRetune,
     ItemState,
     OperationItem,
     OperationState,
@@ -157,6 +158,10 @@ class Orchestrator:
         return 200, self.current
 
     def _resource(self, request: Request, parts: list[str]) -> tuple[int, Any]:
+        if parts[-1] == "retune":
+            parse(HostRetune, request.json)
+            assert request.headers.get("idempotency-key")
+            return 202, self.current
         kept = self.resources.setdefault(parts[0], [])
         if request.method == "GET" and len(parts) == 1:
             return 200, self._page(request, kept)
@@ -300,6 +305,7 @@ def make() -> Any:
     """The builders of views, for tests (test folders are no packages to import from)."""
 
     class Make:
+        vm_id = staticmethod(vm_id)
         vm = staticmethod(vm_view)
         item = staticmethod(item)
         operation = staticmethod(operation)

@@ -50,6 +50,8 @@ class FakeAgent:
         self.sizes: dict[str, Any] = {}
         self.faults: list[str] = []
         self.connections = 0
+        # What a retune is planned as; None: it isn't possible.
+        self.retune_plan: dict[str, Any] | None = None
         self._journal: dict[tuple[str, str, str], VmResult] = {}
 
     @property
@@ -131,6 +133,21 @@ class FakeAgent:
 
     def _StopVms(self, request: Any) -> Iterator[tuple[dict[str, Any], bool]]:
         yield from self._change("StopVms", request, self._named(request))
+
+    def _PlanRetune(self, request: Any) -> Iterator[tuple[dict[str, Any], bool]]:
+        if self.retune_plan is None:
+            raise PpecError("retune.not_possible", "nothing can be moved")
+        yield {"plan": self.retune_plan}, False
+
+    def _RetuneHost(self, request: Any) -> Iterator[tuple[dict[str, Any], bool]]:
+        for move in request.plan.moves:
+            vm = self.vms[str(move.vm_id)]
+            self.vms[str(move.vm_id)] = vm.model_copy(update={"cells": (move.after.cell,), "pins": move.after.pins})
+        results = [
+            VmResult(vm_id=move.vm_id, name=move.name, changed=True, vm=self.vms[str(move.vm_id)])
+            for move in request.plan.moves
+        ]
+        yield {"results": [result.model_dump(mode="json") for result in results]}, False
 
     def _ResizeVms(self, request: Any) -> Iterator[tuple[dict[str, Any], bool]]:
         self.sizes = {str(size.vm_id): size for size in request.sizes}

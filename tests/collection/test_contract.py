@@ -13,6 +13,7 @@ from ansible_collections.ppec.cloud.plugins.module_utils import agent_arguments,
 from ansible_collections.ppec.cloud.plugins.module_utils.agent_actions import ACTIONS as AGENT_ACTIONS
 from ansible_collections.ppec.cloud.plugins.module_utils.agent_vms import METHOD_OF_STATE, REQUIRED_TO_CREATE
 from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client import ENDED
+from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import VIEWS
 from conftest import ROOT
 
 from ppec_contract.agent import METHODS, CreateVms, DeleteVms, FreezeVms, StopVms, VmResult
@@ -115,7 +116,8 @@ def test_the_options_of_a_change_are_those_of_its_methods():
 
 def test_every_changing_method_has_a_state_and_a_plan_action():
     changing = {name for name, method in METHODS.items() if method.changes}
-    assert changing == set(PlanAction.__args__)
+    assert changing | set(VIEWS) == set(PlanAction.__args__)
+    assert not any(METHODS[name].changes or METHODS[name].streams for name in VIEWS)
     # A retune is of the whole host, and no state of any VM.
     assert set(METHOD_OF_STATE.values()) == changing - {"RetuneHost"}
 

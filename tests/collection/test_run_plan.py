@@ -17,7 +17,9 @@ from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import (
     read_part,
 )
 
+from ppec_contract.agent import PlanRetuneReply
 from ppec_contract.frames import MAX_FRAME_BYTES
+from ppec_contract.retune import RetunePlan
 from ppec_contract.run import RunEvent
 
 # The first ones would be files that are there.
@@ -197,6 +199,63 @@ def test_the_other_actions_by_id(make_fleet, spec, action):
     result = carry_out(part_of(fleet, plan))
     assert (result["vm_count"], result["succeeded"]) == (1, 1)
     assert fleet.hosts["h1"].agent.changes[-1][0] == action
+
+
+def moves_of(fleet, *names):
+    """A retune of these VMs, all from cell 0 to cell 1."""
+    mine = {vm.name: vm for vm in fleet.hosts["h1"].agent.vms.values()}
+
+    def seat(cell):
+        return {"cell": cell, "pins": [{"vcpu": 0, "pcpu": cell}, {"vcpu": 1, "pcpu": cell + 2}]}
+
+    moves = [
+        {"vm_id": str(mine[n].vm_id), "name": n, "before": seat(0), "after": seat(1), "memory_mib": 512} for n in names
+    ]
+    return {"opened": [0], "moves": moves, "before": [], "after": []}
+
+
+def test_the_reply_of_a_view_is_passed_on_whole(make_fleet, spec):
+    fleet = make_fleet("h1")
+    carry_out(part_of(fleet, fleet.plan({"h1": {"vms": [spec("a")]}})))
+    agent = fleet.hosts["h1"].agent
+    agent.retune_plan = moves_of(fleet, "a")
+    asked = {"want": {"vcpus": 4, "memory_mib": 1024, "cells": [0]}, "bounds": {"moves": 3}}
+    plan = fleet.plan({"h1": asked}, action="PlanRetune", events_path=str(fleet.folder / "view.jsonl"))
+    result = carry_out(part_of(fleet, plan))
+    assert (result["changed"], result["vm_count"], result["succeeded"]) == (False, 0, 0)
+    assert agent.requests[-1] == ("PlanRetune", asked), "without an operation: it changes nothing"
+    (event,) = events_of(plan)
+    assert PlanRetuneReply.model_validate(event.view).plan == RetunePlan.model_validate(agent.retune_plan)
+    assert not predict(part_of(fleet, plan))["changed"]
+    agent.retune_plan = None
+    assert carry_out(part_of(fleet, plan))["code"] == "retune.not_possible"
+    assert events_of(plan)[-1].problem.code == "retune.not_possible"
+
+
+def test_a_retune_has_a_result_for_each_vm_of_its_plan(make_fleet, spec):
+    fleet = make_fleet("h1")
+    carry_out(part_of(fleet, fleet.plan({"h1": {"vms": [spec("a"), spec("b")]}})))
+    agent = fleet.hosts["h1"].agent
+    plan = fleet.plan({"h1": {"plan": moves_of(fleet, "a", "b")}}, action="RetuneHost")
+    changes = len(agent.changes)
+    assert predict(part_of(fleet, plan))["changed"]
+    assert len(agent.changes) == changes
+    result = carry_out(part_of(fleet, plan))
+    assert (result["changed"], result["vm_count"], result["succeeded"]) == (True, 2, 2)
+    assert [event.result.vm.cells for event in events_of(plan) if event.result][-2:] == [(1,), (1,)]
+    assert not predict(part_of(fleet, plan))["changed"]
+    agent.vms.clear()
+    assert predict(part_of(fleet, plan))["failed_vms"] == 2
+
+
+def test_sizes_are_a_call_s_vms_too(make_fleet, spec):
+    fleet = make_fleet("h1")
+    carry_out(part_of(fleet, fleet.plan({"h1": {"vms": [spec("a")]}})))
+    size = {"vm_id": spec("a")["vm_id"], "vcpus": 4, "memory_mib": 1024}
+    plan = fleet.plan({"h1": {"sizes": [size]}}, action="ResizeVms")
+    assert predict(part_of(fleet, plan))["changed"]
+    assert carry_out(part_of(fleet, plan))["succeeded"] == 1
+    assert not predict(part_of(fleet, plan))["changed"]
 
 
 def test_check_mode_asks_and_changes_nothing(make_fleet, spec):

@@ -26,7 +26,7 @@ from ppec_agentd.retune.tenants import seat_of, tenant_of
 from ppec_contract.agent import RetuneHost, Stage, VmResult, VmsReply
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetuneMove, RetuneSeat
-from ppec_contract.vm import VmState
+from ppec_contract.vm import VmInfo, VmState
 
 log = structlog.get_logger(__name__)
 # The journal knows a retune by the VMs it moves and by itself, which has the id of no VM.
@@ -69,14 +69,23 @@ def without_the_host(emit: Emit) -> Emit:
 
 
 async def results_by_vm(host: HostContext, call: RetuneHost, own: VmResult) -> tuple[VmResult, ...]:
-    """The host's result as that of each VM of the plan, with the VM as it is now."""
+    """The host's result as that of each VM of the plan, with the VM as it is now: of one that failed, too, because not
+    all of it may have been taken back."""
     results = []
     for vm_id, name in {move.vm_id: move.name for move in call.plan.moves}.items():
-        domain = await host.hypervisor.domain(vm_id) if own.problem is None else None
-        vm = vm_info(domain) if domain is not None else None
+        vm = await _seen(host, vm_id)
         shown = {"vm_id": vm_id, "name": name, "vm": vm, "observed_at": host.moments.observed() if vm else None}
         results.append(own.model_copy(update=shown))
     return tuple(results)
+
+
+async def _seen(host: HostContext, vm_id: UUID) -> VmInfo | None:
+    try:
+        domain = await host.hypervisor.domain(vm_id)
+    except PpecError:
+        # The next report tells.
+        return None
+    return vm_info(domain) if domain is not None else None
 
 
 async def _in_the_journal(host: HostContext, call: RetuneHost, moves: Sequence[RetuneMove], steps: Steps) -> None:

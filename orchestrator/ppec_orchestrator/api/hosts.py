@@ -5,11 +5,23 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from ppec_contract.api import EnrolmentTokenView, HostCreate, HostEvents, HostLiveness, HostUpdate, HostView, Page
+from ppec_contract.api import (
+    EnrolmentTokenView,
+    HostCreate,
+    HostEvents,
+    HostLiveness,
+    HostRetune,
+    HostUpdate,
+    HostView,
+    OperationView,
+    Page,
+)
+from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of
 from ppec_orchestrator.api.auth import Admin, Operator, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
+from ppec_orchestrator.api.operations import Engine
 from ppec_orchestrator.api.pages import ByName, Filter, Limit, Name
 from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.liveness import liveness_of
@@ -78,6 +90,21 @@ def update_host(services: Here, caller: Operator, name: Name, body: HostUpdate) 
     """Let a host take new VMs, or no longer."""
     with services.database.write() as conn:
         return hosts.update_host(conn, name, body, judge_of(services))
+
+
+@router.post("/{name}/retune", status_code=202)
+def retune_host(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
+    operations: Engine,
+    caller: Operator,
+    request: Request,
+    response: Response,
+    name: Name,
+    body: HostRetune,
+    idempotency_key: IdempotencyKey = None,
+) -> OperationView:
+    """Move running VMs between the host's NUMA cells, so that a large one fits; or only show what would move."""
+    ask = ask_of(caller, idempotency_key, request, body)
+    return accepted(request, response, operations.retune(name, body, ask))
 
 
 @router.delete("/{name}", status_code=204)

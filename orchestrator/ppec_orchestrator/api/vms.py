@@ -3,36 +3,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from ppec_contract.api import OperationView, Page, VmAction, VmRecord, VmsAction, VmsCreate, VmView
-from ppec_contract.model import Model, canonical_json
-from ppec_orchestrator.api.audited import changes
-from ppec_orchestrator.api.auth import Caller, Operator, Viewer
+from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of
+from ppec_orchestrator.api.auth import Operator, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.operations import Engine
 from ppec_orchestrator.api.pages import ByName
 from ppec_orchestrator.api.services import Here, Services
-from ppec_orchestrator.operations.accept import Ask
 from ppec_orchestrator.store import vm_views
-from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.vm_views import VmFilter
 
 router = APIRouter(prefix="/v1/vms", tags=["vms"], route_class=StrictJsonRoute)
 VmRefInPath = Annotated[str, Path(min_length=1, max_length=63, pattern=r"^[^\x00]+$", description="Name or id.")]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=128,
-        pattern=r"^[\x21-\x7e]+$",
-        description="The same request sent again under the same key makes no second operation.",
-    ),
-]
 NameFilter = Annotated[str | None, Query(max_length=63, pattern=r"^[^\x00]*$")]
 
 
@@ -46,20 +33,6 @@ def _silent_before(services: Services) -> datetime:
     return services.now() - timedelta(seconds=services.settings.silent_after_s)
 
 
-def _ask(caller: Caller, key: str | None, request: Request, body: Model) -> Ask:
-    if key is None:
-        return Ask(caller.name)
-    what = {"method": request.method, "path": request.url.path, "body": body.model_dump(mode="json")}
-    return Ask(caller.name, RequestKey(caller.name, key, hashlib.sha256(canonical_json(what)).hexdigest()))
-
-
-def _accepted(request: Request, response: Response, view: OperationView) -> OperationView:
-    # A VM may have been given its name just now, or have been called by its id.
-    changes(request, [item.name for item in view.items])
-    response.headers["Location"] = f"/v1/operations/{view.operation_id}"
-    return view
-
-
 @router.post("", name="create_vms", summary="Create one VM or a batch", status_code=202)
 def create_vms(
     operations: Engine,
@@ -70,7 +43,7 @@ def create_vms(
     idempotency_key: IdempotencyKey = None,
 ) -> OperationView:
     """Placed, given addresses and queued in one transaction, or refused with the reasons counted over hosts."""
-    return _accepted(request, response, operations.create(body, _ask(caller, idempotency_key, request, body)))
+    return accepted(request, response, operations.create(body, ask_of(caller, idempotency_key, request, body)))
 
 
 @router.post(
@@ -85,7 +58,7 @@ def act_on_vms(
     idempotency_key: IdempotencyKey = None,
 ) -> OperationView:
     """One operation for all of them; each VM's result is its own."""
-    return _accepted(request, response, operations.act(body, _ask(caller, idempotency_key, request, body)))
+    return accepted(request, response, operations.act(body, ask_of(caller, idempotency_key, request, body)))
 
 
 @router.get("", name="list_vms", summary="List VMs")
@@ -112,4 +85,4 @@ def delete_vm(
     idempotency_key: IdempotencyKey = None,
 ) -> OperationView:
     body = VmsAction(action=VmAction.DELETE, vms=(vm,))
-    return _accepted(request, response, operations.act(body, _ask(caller, idempotency_key, request, body)))
+    return accepted(request, response, operations.act(body, ask_of(caller, idempotency_key, request, body)))

@@ -13,6 +13,7 @@ from ppec_orchestrator.cli.session import session_of
 if TYPE_CHECKING:
     from ppec_contract.api import HostView
 
+SIZE = "In MiB, or with a unit: 512M, 8G, 1T."
 Name = Annotated[str, typer.Argument(help="The host.")]
 
 
@@ -98,6 +99,29 @@ def _set_draining(context: typer.Context, name: str, *, draining: bool) -> None:
 
     session = session_of(context)
     session.output.item(session.client.patch(HOST.url(name), HostUpdate(draining=draining), HostView))
+
+
+@app.command("retune")
+def retune(  # noqa: PLR0913, PLR0917 - one parameter per option
+    context: typer.Context,
+    name: Name,
+    vcpus: Annotated[int | None, typer.Option(help="Of a VM that is to fit.  [default: a whole cell empty]")] = None,
+    memory: Annotated[str | None, typer.Option(help=f"Its memory. {SIZE}")] = None,
+    cells: Annotated[str | None, typer.Option(help="Only these cells: 0,2.")] = None,
+    max_moves: Annotated[int | None, typer.Option(help="Move so many VMs at most.  [default: 16]")] = None,
+    max_memory: Annotated[
+        str | None, typer.Option(help=f"Copy so much memory at most.  [default: 256G] {SIZE}")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Only show what would move, before and after.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")] = False,
+) -> None:
+    """Move running VMs between a host's NUMA cells, so that a large one fits. They run on meanwhile."""
+    from ppec_orchestrator.cli import retune as retunes
+    from ppec_orchestrator.cli.sizes import mib
+
+    want = {"vcpus": vcpus, "memory_mib": mib(memory, "memory"), "cells": retunes.cells_of(cells)}
+    bounds = {"moves": max_moves, "memory_mib": mib(max_memory, "max-memory")}
+    retunes.retune(session_of(context), HOST.url(name), want, bounds, plan_only=plan, wait=wait)
 
 
 @app.command("enrolment-token")

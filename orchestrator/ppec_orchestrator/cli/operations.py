@@ -103,10 +103,15 @@ def show_operation(session: Session, view: OperationView) -> None:
     if output.as_json:
         output.json(view)
         return
-    output.results.print(fields(view.model_dump(mode="json", exclude={"items", "steps", "problem"})))
+    output.results.print(fields(view.model_dump(mode="json", exclude={"items", "steps", "problem", "retune"})))
     _print_table(session, "VMs", table(view.items, made_columns(_ITEMS)), bool(view.items))
     steps: tuple[OperationStep, ...] = view.steps
     _print_table(session, "steps", table(steps, made_columns(_STEPS)), bool(steps))
+    if view.retune is not None and view.retune.plan is not None:
+        from ppec_orchestrator.cli.retune import print_plan
+
+        output.results.print("\nplan")
+        print_plan(output, view.retune.plan)
     if view.problem:
         output.error(view.problem.error())
 

@@ -68,7 +68,10 @@ class Dispatcher(Protocol):
 
 
 def vm_ids_in(parameters: Mapping[str, Any]) -> frozenset[str]:
-    """The VMs that a call with these parameters is about."""
-    if "vms" in parameters:
-        return frozenset(str(vm["vm_id"]) for vm in parameters["vms"])
-    return frozenset(str(vm_id) for vm_id in parameters["vm_ids"])
+    """The VMs that a call with these parameters is about; none of a call that is about its host."""
+    for name in ("vms", "sizes"):
+        if name in parameters:
+            return frozenset(str(vm["vm_id"]) for vm in parameters[name])
+    if "plan" in parameters:
+        return frozenset(str(move["vm_id"]) for move in parameters["plan"]["moves"])
+    return frozenset(str(vm_id) for vm_id in parameters.get("vm_ids", ()))

@@ -16,11 +16,13 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-from ppec_contract.agent import Stage, VmProgress, VmResult
+from ppec_contract.agent import PlanRetune, PlanRetuneReply, Stage, VmProgress, VmResult
 from ppec_contract.errors import PpecError, Problem
+from ppec_contract.retune import RetunePlan
 from ppec_contract.run import PlanAction, RunEvent, RunResult
 from ppec_contract.vm import Moment, VmInfo, VmSpec, VmState
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest, vm_ids_in
+from ppec_orchestrator.dispatch.simulated_retune import carried_out, planned
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,8 @@ class SimulatedFleet:
 
     def __init__(self) -> None:
         self.vms: dict[str, dict[UUID, VmInfo]] = defaultdict(dict)
+        # How many NUMA cells each host has; only retunes look at it.
+        self.cells = 2
         self.faults: FaultScript = no_faults
         # (action, host, VM) of every deed that was really done, journal answers left out.
         self.deeds: list[tuple[str, str, UUID]] = []
@@ -90,6 +94,10 @@ class SimulatedFleet:
                 return [_problem(host, "operation.fenced")]
             self._fences[host, request.operation_id] = request.fence
             events = [RunEvent(host=host, at_unix_ms=_now_ms(), accepted=True)]
+            if request.action == "PlanRetune":
+                return [*events, self._plan(host, target.parameters)]
+            if request.action == "RetuneHost":
+                return events + self._retune(request, host, RetunePlan.model_validate(target.parameters["plan"]))
             for vm_id, name, spec in _subjects(target.parameters):
                 fault = self.faults(request.action, host, vm_id)
                 if fault is None or fault.done:
@@ -102,6 +110,52 @@ class SimulatedFleet:
                     failed = VmResult(vm_id=vm_id, name=name, changed=False, problem=fault.problem)
                     events.append(RunEvent(host=host, at_unix_ms=_now_ms(), result=failed))
             return events
+
+    def _plan(self, host: str, parameters: Mapping[str, Any]) -> RunEvent:
+        fault = self.faults("PlanRetune", host, UUID(int=0))
+        try:
+            if fault is not None:
+                raise fault.problem.error()
+            plan = planned(self.vms[host].values(), PlanRetune.model_validate(parameters), self.cells)
+        except PpecError as error:
+            return RunEvent(host=host, at_unix_ms=_now_ms(), problem=error.problem())
+        view = PlanRetuneReply(plan=plan).model_dump(mode="json")
+        return RunEvent(host=host, at_unix_ms=_now_ms(), view=view)
+
+    def _retune(self, request: RunRequest, host: str, plan: RetunePlan) -> list[RunEvent]:
+        """A fault for any of the VMs breaks the whole off. What was `done` by then stays: those before and this one."""
+        mine = self.vms[host]
+        problem: Problem | None = None
+        try:
+            after = carried_out(mine, plan)
+        except PpecError as error:
+            after, problem = {}, error.problem()
+        for vm_id, vm in after.items():
+            fault = self.faults("RetuneHost", host, vm_id)
+            if fault is not None and not fault.done:
+                problem = fault.problem
+                break
+            if mine[vm_id] != vm:
+                self.deeds.append(("RetuneHost", host, vm_id))
+                mine[vm_id] = vm
+            if fault is not None and fault.whole_host:
+                return [RunEvent(host=host, at_unix_ms=_now_ms(), problem=fault.problem)]
+            problem = fault.problem if fault is not None else problem
+            if problem is not None:
+                break
+        results = [
+            VmResult(
+                vm_id=move.vm_id,
+                name=move.name,
+                changed=problem is None,
+                problem=problem,
+                vm=mine.get(move.vm_id),
+                stage_ms={Stage.RESEAT: 1},
+                observed_at=self.moment(),
+            )
+            for move in plan.moves
+        ]
+        return [event for result in results for event in _told(host, result)]
 
     def _do(self, request: RunRequest, host: str, vm_id: UUID, name: str, spec: VmSpec | None) -> VmResult:
         key = (request.operation_id, request.action, host, vm_id)

@@ -13,14 +13,14 @@ from uuid import UUID
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from ppec_contract.api import BatchMode, ItemState, VmAction, VmRecord, VmsAction, VmsCreate
+from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy
-from ppec_orchestrator.operations.kinds import create, delete, power
+from ppec_orchestrator.operations.kinds import create, delete, power, retune
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
 from ppec_orchestrator.operations.registry import KINDS
-from ppec_orchestrator.operations.wanted import CreateInput, GuestInput
+from ppec_orchestrator.operations.wanted import CreateInput, GuestInput, RetuneInput
 from ppec_orchestrator.placement.request import VmRequest
 from ppec_orchestrator.store import idempotency, vms
 from ppec_orchestrator.store import operations as store
@@ -138,6 +138,20 @@ class Acceptor:
                 more = GuestInput(timeout_s=asked.timeout_s, force=asked.force).model_dump()
             items = [NewItem(one.vm_id, one.name, one.host) for one in chosen]
             return self._enqueue(conn, ask, _New(operation_id, _KINDS[asked.action], more, items))
+
+        return self._once_per_key(ask, lambda: self._write(writes))
+
+    def retune(self, name: str, asked: HostRetune, ask: Ask) -> NewOperation | str:
+        """Raises `host.not_found`. Which VMs it is about only the host's plan says."""
+
+        def writes(conn: Connection) -> NewOperation | str:
+            known = idempotency.earlier(conn, ask.key) if ask.key else None
+            if known is not None:
+                return known
+            if conn.execute(select(host.c.id).where(host.c.name == name)).first() is None:
+                raise not_found("host", "host", name)
+            kept = RetuneInput(host=name, **dict(asked)).model_dump(mode="json")
+            return self._enqueue(conn, ask, _New(new_id(), retune.KIND.name, kept, ()))
 
         return self._once_per_key(ask, lambda: self._write(writes))
 

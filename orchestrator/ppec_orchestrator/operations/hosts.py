@@ -25,21 +25,28 @@ from ppec_contract.run import PlanAction, RunEvent
 from ppec_orchestrator.dispatch.port import HostTarget, Run, RunRequest
 from ppec_orchestrator.operations.bounds import bounded
 from ppec_orchestrator.operations.context import Context, cancelled
+from ppec_orchestrator.operations.steps import StepFailedError
 from ppec_orchestrator.store import vms
 
 _log = structlog.get_logger(__name__)
 _LOOK_S = 0.5
+# In place of a VM where a call is about its host; no VM has this id.
+WHOLE_HOST = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How it went for one VM on one host: the host's own result, or the problem that kept it from giving one."""
+    """How it went for one VM on one host: the host's own result, or the problem that kept it from giving one.
+
+    `view` is what the host answered to a question about itself.
+    """
 
     vm_id: UUID
     name: str
     host: str
     result: VmResult | None
     problem: Problem | None
+    view: Mapping[str, Any] | None = None
 
 
 # Writes the outcomes of complete hosts. Without one nothing is committed on the way.
@@ -96,6 +103,8 @@ class _Progress:
             told = event.result.problem
             problem = bounded(told) if told is not None else _about_another(event.host, event.result)
             self._settle(event.host, event.result.vm_id, event.result, problem)
+        elif event.view is not None:
+            self._settle(event.host, WHOLE_HOST, None, None, event.view)
         elif event.problem is not None:
             for vm_id in tuple(self.left.get(event.host, ())):
                 self._settle(event.host, vm_id, None, bounded(event.problem))
@@ -105,10 +114,17 @@ class _Progress:
             for vm_id in tuple(ids):
                 self._settle(host, vm_id, None, problem)
 
-    def _settle(self, host: str, vm_id: UUID, result: VmResult | None, problem: Problem | None) -> None:
+    def _settle(
+        self,
+        host: str,
+        vm_id: UUID,
+        result: VmResult | None,
+        problem: Problem | None,
+        view: Mapping[str, Any] | None = None,
+    ) -> None:
         if vm_id in self.left.get(host, ()):
             self.left[host].discard(vm_id)
-            self.gathered[host].append(Outcome(vm_id, self.call.names[vm_id], host, result, problem))
+            self.gathered[host].append(Outcome(vm_id, self.call.names[vm_id], host, result, problem, view))
 
     def finished_hosts(self) -> list[Outcome]:
         """The outcomes of hosts that are complete and were not handed out yet."""
@@ -126,6 +142,15 @@ def _about_another(host: str, result: VmResult) -> Problem | None:
         hint=f"Don't trust host {host} before that is explained.",
         subject=f"host {host}",
     ).problem()
+
+
+def ask(context: Context, action: PlanAction, host: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A view's reply. Raises StepFailedError with the host's problem, and what `carry` raises."""
+    call = Call(action, {WHOLE_HOST: host}, {WHOLE_HOST: host}, lambda conn, hosts: dict.fromkeys(hosts, parameters))
+    (outcome,) = carry(context, call)
+    if outcome.view is None:
+        raise StepFailedError(outcome.problem or _silent())
+    return outcome.view
 
 
 def carry(context: Context, call: Call) -> list[Outcome]:
@@ -165,7 +190,8 @@ def _adopted(context: Context, call: Call) -> Run | None:
     if run is None or run.action != call.action:
         return None
     known = run.vm_ids
-    if not all(str(vm_id) in known.get(host, ()) for vm_id, host in call.targets.items()):
+    ours = ((vm_id, known.get(host)) for vm_id, host in call.targets.items())
+    if not all(ids is not None and (vm_id == WHOLE_HOST or str(vm_id) in ids) for vm_id, ids in ours):
         return None
     # The process that started it may have died before it could write that down.
     context.journal.count_up_to(runs=run.number)
@@ -262,6 +288,10 @@ def _ending(run: Run, may_repeat: bool) -> Problem | None:
         return None
     if result is not None and result.problem is not None:
         return result.problem
+    return _silent()
+
+
+def _silent() -> Problem:
     return PpecError(
         "run.failed",
         "the run ended without a word about this VM",

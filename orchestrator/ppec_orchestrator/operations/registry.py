@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from ppec_orchestrator.operations.kinds import cleanup, create, delete, power
+from ppec_orchestrator.operations.kinds import cleanup, create, delete, power, retune
 from ppec_orchestrator.operations.steps import Kind
 
-KINDS: dict[str, Kind] = {kind.name: kind for kind in (create.KIND, delete.KIND, *power.KINDS.values(), cleanup.KIND)}
+KINDS: dict[str, Kind] = {
+    kind.name: kind for kind in (create.KIND, delete.KIND, *power.KINDS.values(), retune.KIND, cleanup.KIND)
+}

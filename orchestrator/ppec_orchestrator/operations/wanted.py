@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from ppec_contract.api import VmsCreate
+from ppec_contract.api import HostRetune, VmsCreate
 from ppec_contract.host import Architecture
-from ppec_contract.model import Model
+from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest, Where
@@ -58,3 +58,9 @@ class GuestInput(Model):
 
     timeout_s: float
     force: bool
+
+
+class RetuneInput(HostRetune):
+    """A retune, and of which host."""
+
+    host: HostName

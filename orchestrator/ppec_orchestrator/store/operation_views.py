@@ -12,9 +12,17 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, and_, or_, select
 
 from ppec_contract.agent import Stage
-from ppec_contract.api import ItemState, OperationItem, OperationState, OperationStep, OperationView, Page
+from ppec_contract.api import (
+    ItemState,
+    OperationItem,
+    OperationState,
+    OperationStep,
+    OperationView,
+    Page,
+    RetuneView,
+)
 from ppec_contract.errors import PpecError, Problem
-from ppec_orchestrator.store.operations import NewOperation
+from ppec_orchestrator.store.operations import PLAN_STEP, RETUNE, NewOperation
 from ppec_orchestrator.store.paging import Slice, encode_cursor
 from ppec_orchestrator.store.tables import operation, operation_item, step
 
@@ -71,8 +79,11 @@ def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:
     for row in found:
         items[row.operation_id].append(_item(row))
     steps: dict[str, list[OperationStep]] = defaultdict(list)
+    planned: dict[str, Mapping[str, Any]] = {}
     for row in conn.execute(select(step).where(step.c.operation_id.in_(ids)).order_by(step.c.ordinal)):
         steps[row.operation_id].append(_step(row))
+        if row.name == PLAN_STEP:
+            planned[row.operation_id] = row.data
     return [
         OperationView(
             operation_id=row.id,
@@ -87,9 +98,14 @@ def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:
             steps=tuple(steps[row.id]),
             problem=Problem.model_validate(row.problem) if row.problem else None,
             counters=row.counters,
+            retune=_retune(row.kind, row.input, planned.get(row.id, {})),
         )
         for row in rows
     ]
+
+
+def _retune(kind: str, asked: Mapping[str, Any], planned: Mapping[str, Any]) -> RetuneView | None:
+    return RetuneView.model_validate({**asked, **planned}) if kind == RETUNE else None
 
 
 def _item(row: Row[Any]) -> OperationItem:
@@ -130,6 +146,7 @@ def enqueued(new: NewOperation) -> OperationView:
         ),
         steps=tuple(_enqueued_step(new, ordinal, name) for ordinal, name in enumerate(new.steps)),
         counters=dict(new.counters),
+        retune=_retune(new.kind, new.input, {}),
     )
 
 

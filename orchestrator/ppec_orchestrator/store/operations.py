@@ -12,8 +12,8 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from ppec_contract.api import ItemState, OperationState
-from ppec_contract.errors import Problem
-from ppec_orchestrator.store.tables import operation, operation_item, setting, step
+from ppec_contract.errors import PpecError, Problem
+from ppec_orchestrator.store.tables import operation, operation_item, setting, step, vm
 
 # Wakes the engines: something may be claimed. Wakes watchers: the operation named in the payload changed.
 WORK = "operations.work"
@@ -21,6 +21,9 @@ CHANGED = "operations.changed"
 OPEN = (OperationState.QUEUED.value, OperationState.RUNNING.value)
 # The kind that removes what a failed attempt left on a host.
 CLEANUP = "vm.cleanup"
+# The kind that moves VMs within a host, and the name of the step that has its plan.
+RETUNE = "host.retune"
+PLAN_STEP = "plan"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,9 @@ def enqueue(conn: Connection, new: NewOperation) -> None:
     )
     conn.execute(insert(step), [_new_step(new, ordinal, name) for ordinal, name in enumerate(new.steps)])
     if new.items:
-        conn.execute(insert(operation_item), [_new_item(new, at, item) for at, item in enumerate(new.items)])
+        conn.execute(
+            insert(operation_item), [_new_item(new.operation_id, at, item) for at, item in enumerate(new.items)]
+        )
 
 
 def _new_step(new: NewOperation, ordinal: int, name: str) -> dict[str, Any]:
@@ -106,9 +111,9 @@ def _new_step(new: NewOperation, ordinal: int, name: str) -> dict[str, Any]:
     }
 
 
-def _new_item(new: NewOperation, position: int, item: NewItem) -> dict[str, Any]:
+def _new_item(operation_id: str, position: int, item: NewItem) -> dict[str, Any]:
     return {
-        "operation_id": new.operation_id,
+        "operation_id": operation_id,
         "vm_id": item.vm_id,
         "position": position,
         "name": item.name,
@@ -133,6 +138,32 @@ def set_step(conn: Connection, operation_id: str, ordinal: int, state: str, now:
     if detail:
         values["detail"] = detail
     conn.execute(update(step).where(step.c.operation_id == operation_id, step.c.ordinal == ordinal).values(**values))
+
+
+def keep_data(conn: Connection, operation_id: str, name: str, data: Mapping[str, Any]) -> None:
+    """What a step leaves for those after it, and for who looks."""
+    mine = (step.c.operation_id == operation_id, step.c.name == name)
+    conn.execute(update(step).where(*mine).values(data=dict(data)))
+
+
+def add_items(conn: Connection, operation_id: str, items: Sequence[NewItem]) -> None:
+    """VMs of which only a step finds out that the operation is about them; once in an operation. Raises
+    `vm.wrong_state` when another one is at work on any of them."""
+    # Two requests for one VM follow one another, and the second sees the first one's operation.
+    ids = [item.vm_id for item in items]
+    conn.execute(select(vm.c.id).where(vm.c.id.in_(ids)).order_by(vm.c.id).with_for_update())
+    busy = {vm_id: other for vm_id, other in under_way(conn, ids).items() if other != operation_id}
+    first = next((item for item in items if item.vm_id in busy), None)
+    if first is not None:
+        raise PpecError(
+            "vm.wrong_state",
+            f"vm {first.name} can't be changed now: operation {busy[first.vm_id]} is under way",
+            hint="Wait for that operation, then ask again.",
+            subject=f"vm {first.name}",
+            details={"operation_id": busy[first.vm_id]},
+        )
+    if items:
+        conn.execute(insert(operation_item), [_new_item(operation_id, at, item) for at, item in enumerate(items)])
 
 
 def set_problem(conn: Connection, operation_id: str, problem: Problem) -> None:
@@ -266,6 +297,12 @@ def steps_of(conn: Connection, operation_id: str) -> list[StepRow]:
         .order_by(step.c.ordinal)
     )
     return [StepRow(row.ordinal, row.name, row.state) for row in rows]
+
+
+def data_of(conn: Connection, operation_id: str, name: str) -> Mapping[str, Any]:
+    """What `keep_data` kept, or nothing yet."""
+    found = conn.execute(select(step.c.data).where(step.c.operation_id == operation_id, step.c.name == name)).scalar()
+    return dict(found or {})
 
 
 def under_way(conn: Connection, vm_ids: Collection[UUID]) -> dict[UUID, str]:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What hosts report, applied to the record: the host's facts and cells, and what it observes of its VMs.
 
-What is decided (`…_used`, allocations, VM records) is never touched by a report.
+What is decided (VM records, their hosts and sizes) is never touched by a report. In which of its cells a VM sits is the
+host's own matter: see `seats.py`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from ppec_orchestrator.liveness import MessageId
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.cells import used_column
+from ppec_orchestrator.store.seats import follow
 from ppec_orchestrator.store.tables import allocation, host, host_cell, vm
 
 # The part of a report that host lists show.
@@ -179,9 +181,11 @@ def _apply_vms(conn: Connection, new: NewReport, now: datetime) -> None:
         .where(allocation.c.host_id == new.host_id, not_(_answered_after(new)))
         .order_by(vm.c.id)
     )
-    changes = []
+    changes, seats = [], {}
     for row in rows:
         info = seen.get(row.id)
+        if info is not None:
+            seats[row.id] = info.cells
         state = info.state if info is not None else VmState.UNKNOWN
         pins = [pin.model_dump() for pin in info.pins] if info is not None else None
         if (row.observed, row.pins) != (state.value, pins):
@@ -194,3 +198,4 @@ def _apply_vms(conn: Connection, new: NewReport, now: datetime) -> None:
             .values(observed=bindparam("state"), observed_at=bindparam("at"), pins=bindparam("pinned"))
         )
         conn.execute(statement, changes)
+    follow(conn, seats)

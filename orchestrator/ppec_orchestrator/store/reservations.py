@@ -10,7 +10,7 @@ the same, for readers that want to know whether anything changed.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -88,6 +88,8 @@ def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
     ).all()
     if not held:
         return 0
+    # Before the shares are read: a retune moves them from cell to cell, and a resize changes them.
+    lock_hosts(conn, {row.host_id for row in held})
     taken = conn.execute(
         select(
             allocation.c.host_id,
@@ -116,6 +118,14 @@ def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
     conn.execute(delete(allocation_cell).where(allocation_cell.c.vm_id.in_(ids)))
     conn.execute(delete(allocation).where(allocation.c.vm_id.in_(ids)))
     return len(held)
+
+
+def lock_hosts(conn: Connection, host_ids: Collection[int]) -> None:
+    """Takes turns with whoever else changes what these hosts' VMs hold, until the transaction ends."""
+    # By id: see `reserve`.
+    conn.execute(
+        select(host.c.id).where(host.c.id.in_(list(host_ids))).order_by(host.c.id).with_for_update(key_share=True)
+    ).all()
 
 
 def _shares(placements: Sequence[Placement]) -> list[_Share]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import uuid
@@ -35,6 +36,8 @@ from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operation_views import OperationFilter
 from ppec_orchestrator.store.paging import Slice
 
+# What test modules here share.
+sys.path.insert(0, str(Path(__file__).parent))
 WAIT_S = 60.0
 # The longest there may be, and longer than any test: what takes an operation from its living owner is the test, never
 # a slow machine.

@@ -231,3 +231,34 @@ def test_bad_requests_change_nothing(world: Any, operator: TestClient, body: dic
     assert (answer.status_code, answer.json()["code"]) == (422, "request.invalid")
     assert operator.get("/v1/operations").json()["items"] == []
     world.assert_empty()
+
+
+def test_retune_is_accepted_under_its_key_and_shows_its_plan(
+    world: Any, clients: dict[str, TestClient], operator: TestClient
+) -> None:
+    made = operator.post("/v1/vms", json={**BODY, "host": "h1"}).json()
+    world.ended(made["operation_id"])
+    asked = {"want": {"cells": [0]}, "plan_only": True}
+
+    def retune(host: str, body: Any, client: TestClient = operator) -> Any:
+        return client.post(f"/v1/hosts/{host}/retune", json=body, headers={"Idempotency-Key": "k"})
+
+    with capture_logs() as logs:
+        answer = retune("h1", asked)
+    assert answer.status_code == 202, answer.text
+    body = answer.json()
+    assert answer.headers["location"] == f"/v1/operations/{body['operation_id']}"
+    assert (body["kind"], body["items"]) == ("host.retune", [])
+    assert (body["retune"]["host"], body["retune"]["plan"]) == ("h1", None)
+    told = [(line["action"], line["subject"], line["operation"]) for line in logs if line["event"] == "audit"]
+    assert told == [("retune_host", "h1", body["operation_id"])]
+    assert world.ended(body["operation_id"]).state == "succeeded"
+    again = retune("h1", asked).json()
+    assert again["operation_id"] == body["operation_id"]
+    assert [move["name"] for move in again["retune"]["plan"]["moves"]] == ["web-1", "web-2"]
+    assert operator.get(f"/v1/operations/{body['operation_id']}").json() == again
+    assert operator.get(f"/v1/operations/{made['operation_id']}").json()["retune"] is None
+    assert retune("h1", {}).json()["code"] == "request.idempotency_mismatch"
+    assert operator.post("/v1/hosts/h9/retune", json={}).json()["code"] == "host.not_found"
+    assert operator.post("/v1/hosts/h1/retune", json={"bounds": {"moves": -1}}).json()["code"] == "request.invalid"
+    assert retune("h1", asked, clients["viewer"]).status_code == 403

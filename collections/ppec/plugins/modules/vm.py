@@ -29,7 +29,7 @@ options:
     description:
       - V(present) creates and starts the VM. V(absent) deletes it with its disks and gives its addresses back.
       - All others need a VM that exists. V(resumed) has a paused one run on, V(started) one that is off.
-      - V(restarted) asks the guest to reboot and V(reset) presses the reset button, each time; both need a VM that runs.
+      - V(restarted) asks the guest to reboot, V(reset) presses the reset button, each time; both need a VM that runs.
     type: str
     choices: [present, absent, started, stopped, restarted, reset, paused, resumed]
     default: present

@@ -22,7 +22,7 @@ class EventLog:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def append(self, **event):
-        """One of accepted=True, progress=…, result=… or problem=…, as the contract's `RunEvent` has them."""
+        """One of accepted=True, progress=…, result=…, problem=… or view=…, as the contract's `RunEvent` has them."""
         line = {"host": self._host, "at_unix_ms": int(self._clock() * 1000), **event}
         data = json.dumps(line, separators=(",", ":")).encode() + b"\n"
         if os.write(self._file, data) != len(data):

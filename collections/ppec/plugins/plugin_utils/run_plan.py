@@ -23,6 +23,11 @@ from ansible_collections.ppec.cloud.plugins.plugin_utils.event_log import EventL
 # The contract's pattern of a host's name: one part of a path, that never is hidden, `.` or `..`.
 _HOST_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 _STATE_OF_METHOD = {method: state for state, method in agent_vms.METHOD_OF_STATE.items()}
+# What is asked of a host as a whole: a change by a plan of its own, and views, whose replies are passed on.
+_RETUNE = "RetuneHost"
+VIEWS = ("PlanRetune",)
+# Where a call's VMs are in its parameters.
+_LISTS = ("vms", "sizes", "vm_ids")
 
 
 class PlanError(Exception):
@@ -37,11 +42,12 @@ class HostPart:
         self.action = terms["action"]
         self.events_path = terms["events_path"]
         self.call = call
-        if self.action not in _STATE_OF_METHOD:
-            raise PlanError(f"the plan's action {str(self.action)[:64]!r} is not one that changes VMs")
+        if self.action not in _STATE_OF_METHOD and self.action != _RETUNE and not self.is_view:
+            raise PlanError(f"the plan's action {str(self.action)[:64]!r} is not one that a run has")
         if self.call is None:
             return
-        self.parameters = {"operation_id": terms["operation_id"], "fence": terms["fence"], **call["parameters"]}
+        change = {} if self.is_view else {"operation_id": terms["operation_id"], "fence": terms["fence"]}
+        self.parameters = {**change, **call["parameters"]}
         self.connection = {
             "host_name": host,
             "proxy_address": call["address"],
@@ -50,15 +56,27 @@ class HostPart:
             **{name: terms[name] for name in ("ca_path", "certificate_path", "key_path")},
         }
 
+    @property
+    def is_view(self):
+        return self.action in VIEWS
+
     def calls(self):
         """The parameters of each call: a host with more VMs than one takes is called again, over the same session."""
-        name = "vms" if "vms" in self.parameters else "vm_ids"
+        name = next((name for name in _LISTS if name in self.parameters), None)
+        if name is None:
+            return [self.parameters]
         return [{**self.parameters, name: part} for part in agent_vms.parts(self.parameters[name])] or [self.parameters]
 
     @property
     def vm_ids(self):
-        if "vms" in self.parameters:
-            return [vm["vm_id"] for vm in self.parameters["vms"]]
+        """The VMs that a result is due for."""
+        if self.is_view:
+            return []
+        if self.action == _RETUNE:
+            return list(dict.fromkeys(move["vm_id"] for move in self.parameters["plan"]["moves"]))
+        for name in ("vms", "sizes"):
+            if name in self.parameters:
+                return [vm["vm_id"] for vm in self.parameters[name]]
         return list(self.parameters["vm_ids"])
 
 
@@ -121,8 +139,11 @@ def carry_out(part):
                 raise ProblemError("host.not_found", f"the plan has no part for host {part.host}")
             client = client_from_params(part.connection)
             try:
-                for parameters in part.calls():
-                    client.call(part.action, parameters, progress.on_reply)
+                if part.is_view:
+                    events.append(view=client.call(part.action, part.parameters))
+                else:
+                    for parameters in part.calls():
+                        client.call(part.action, parameters, progress.on_reply)
             except OFF_CONTRACT as error:
                 raise off_contract(error) from error
             finally:
@@ -142,12 +163,10 @@ def predict(part):
     """The task's result in check mode: the host is asked what it has, nothing is changed and no event written."""
     if part.call is None:
         return _failure(ProblemError("host.not_found", f"the plan has no part for host {part.host}"))
-    vms = part.parameters.get("vms") or [{"vm_id": vm_id} for vm_id in part.parameters["vm_ids"]]
     try:
         client = client_from_params(part.connection)
         try:
-            params = {"state": _STATE_OF_METHOD[part.action], "vms": vms}
-            outcome = agent_vms.execute(params, client, True)
+            outcome = _predicted(part, client)
         except OFF_CONTRACT as error:
             raise off_contract(error) from error
         finally:
@@ -155,6 +174,27 @@ def predict(part):
     except ProblemError as problem:
         return _failure(problem)
     return _counts(part, {result["vm_id"]: result for result in outcome["vms"]}, client.sessions_opened)
+
+
+def _predicted(part, client):
+    if part.is_view:
+        client.call(part.action, part.parameters)
+        return {"vms": []}
+    if part.action == _RETUNE:
+        # Whoever is in the plan moves, unless it is there already.
+        ends = {move["vm_id"]: move for move in part.parameters["plan"]["moves"]}
+        found = {vm["vm_id"]: vm for vm in client.call("ListVms", {"vm_ids": list(ends)})["vms"]}
+        return {"vms": [_predicted_move(vm_id, move, found.get(vm_id)) for vm_id, move in ends.items()]}
+    vms = part.parameters.get("vms") or part.parameters.get("sizes")
+    vms = vms or [{"vm_id": vm_id} for vm_id in part.parameters["vm_ids"]]
+    return agent_vms.execute({"state": _STATE_OF_METHOD[part.action], "vms": vms}, client, True)
+
+
+def _predicted_move(vm_id, move, found):
+    result = {"vm_id": vm_id, "name": move["name"], "changed": False}
+    if found is None:
+        return {**result, "problem": ProblemError("retune.outdated", f"vm {move['name']} is not on this host").body()}
+    return {**result, "changed": found["cells"] != [move["after"]["cell"]]}
 
 
 def _require_all(part, results):

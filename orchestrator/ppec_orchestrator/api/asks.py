@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all endpoints share that accept an operation: the idempotency key, and 202 with a `Location`."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+from fastapi import Header, Request, Response
+
+from ppec_contract.api import OperationView
+from ppec_contract.model import Model, canonical_json
+from ppec_orchestrator.api.audited import changes
+from ppec_orchestrator.api.auth import Caller
+from ppec_orchestrator.operations.accept import Ask
+from ppec_orchestrator.store.idempotency import RequestKey
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=128,
+        pattern=r"^[\x21-\x7e]+$",
+        description="The same request sent again under the same key makes no second operation.",
+    ),
+]
+
+
+def ask_of(caller: Caller, key: str | None, request: Request, body: Model) -> Ask:
+    """Who asks; under a key, for just this."""
+    if key is None:
+        return Ask(caller.name)
+    what = {"method": request.method, "path": request.url.path, "body": body.model_dump(mode="json")}
+    return Ask(caller.name, RequestKey(caller.name, key, hashlib.sha256(canonical_json(what)).hexdigest()))
+
+
+def accepted(request: Request, response: Response, view: OperationView) -> OperationView:
+    """The operation as the answer. The audit line names its VMs; one about a host names what is in the path."""
+    # A VM may have been given its name just now, or have been called by its id.
+    changes(request, [item.name for item in view.items])
+    response.headers["Location"] = f"/v1/operations/{view.operation_id}"
+    return view
