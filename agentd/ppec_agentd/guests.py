@@ -45,8 +45,8 @@ class GuestSays:
 class GuestPort(Protocol):
     """Calls that a guest takes part in: each ends in a bounded time, whatever the guest does.
 
-    They raise ``vm.not_found``; ``vm.wrong_state`` while the domain is paused; ``guest.agent_unavailable`` if the guest has no agent that answers;
-    ``guest.agent_failed`` if it answers with a refusal.
+    They raise ``vm.not_found``; ``vm.wrong_state`` while the domain is paused; ``guest.agent_unavailable`` if the guest
+    has no agent that answers; ``guest.agent_failed`` if it answers with a refusal.
     """
 
     async def guest(self, vm_id: UUID, timeout_s: float) -> GuestSays | None:
@@ -54,7 +54,7 @@ class GuestPort(Protocol):
 
     async def freeze(self, vm_id: UUID) -> None:
         """Have the guest flush and freeze its file systems. When this fails it may be frozen all the same, or become
-        so later (thaw it), unless the error's details are `NOBODY_ASKED`. Raises ``vm.wrong_state`` if it is off, too."""
+        so later (thaw it), unless the error's details are `NOBODY_ASKED`. ``vm.wrong_state`` also if it is off."""
 
     async def thaw(self, vm_id: UUID) -> bool:
         """Undo `freeze`. False if nothing was frozen, or the domain is off. One that is paused stays frozen."""
