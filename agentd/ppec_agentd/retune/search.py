@@ -11,7 +11,7 @@ that reaches the goal costs the least.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # Expansions before the search for the cheapest sequence becomes one for any good sequence: a second or so.
@@ -129,7 +129,7 @@ class _Search:
         """The moves, and whether the search came to its own end."""
         start = _Reached(0, 0, self._start)
         at_least = self.at_least_mib(start.arrangement)
-        if at_least is None:
+        if at_least is None or not self.room_in_all():
             return None, True
         best: dict[_Arrangement, list[tuple[int, int]]] = {start.arrangement: [(0, 0)]}
         # The order of arrival breaks ties, so that equal inputs give equal plans.
@@ -143,10 +143,13 @@ class _Search:
                 return None, False
             expansions -= 1
             for there in self._steps(here):
+                # Most arrangements are come to many times: what is known of them is asked before what has to be found.
+                if _dominated(best.setdefault(there.arrangement, []), there):
+                    continue
                 left = self.at_least_mib(there.arrangement)
                 if left is None or there.cost_mib + left > self._bounds.memory_mib:
                     continue
-                if _dominated(best.setdefault(there.arrangement, []), there):
+                if there.moves + self.at_least_moves(there.arrangement) > self._bounds.moves:
                     continue
                 arrivals += 1
                 heapq.heappush(queue, (there.cost_mib + haste * left, there.moves, arrivals, there))
@@ -198,6 +201,33 @@ class _Search:
             return None
         return max(int(weight_mib), memory_mib, 0)
 
+    def at_least_moves(self, arrangement: _Arrangement) -> int:
+        """A lower bound on the moves still to come: the largest VMs of the target cells leave first."""
+        cores, memory_mib = self._lacking(arrangement)
+        there = self._in_target(arrangement)
+        page_kib = self._goal.page_kib
+        return max(
+            _fewest(cores, ((shape.cores, count) for shape, count in there)),
+            _fewest(memory_mib, ((shape.memory_mib, count) for shape, count in there if shape.page_kib == page_kib)),
+        )
+
+    def room_in_all(self) -> bool:
+        """Whether the cells together have free what is to be free in some: moves only shift it.
+
+        Those of the same width, that is, for no VM moves to others. Without this all arrangements of a full host would
+        be tried before it is given up.
+        """
+        goal, widths = self._goal, {self._bins[position].width for position in self._target}
+        cores = memory_mib = 0
+        for position, bin_ in enumerate(self._bins):
+            if bin_.width not in widths:
+                continue
+            free_mib = bin_.memory_free_mib.get(goal.page_kib, 0)
+            cores += bin_.cores_free
+            # Where more is taken than there is, nobody else has less for it.
+            memory_mib += free_mib if position in self._target else max(0, free_mib)
+        return cores >= goal.cores and memory_mib >= goal.memory_mib
+
     def _in_target(self, arrangement: _Arrangement) -> list[tuple[Shape, int]]:
         there = [
             (shape, sum(arrangement[position][index] for position in self._target))
@@ -228,6 +258,18 @@ class _Search:
     def _gone(self, arrangement: _Arrangement, position: int) -> list[int]:
         """How many VMs of each shape have left the cell since the start; negative for those that came."""
         return [then - now for then, now in zip(self._start[position], arrangement[position], strict=True)]
+
+
+def _fewest(lacking: int, there: Iterable[tuple[int, int]]) -> int:
+    """How many of these sizes, each there so many times, make up for what is lacking; all of them if they don't."""
+    fewest = 0
+    for size, count in sorted(there, reverse=True):
+        if lacking <= 0 or not size:
+            break
+        used = min(count, -(-lacking // size))
+        lacking -= used * size
+        fewest += used
+    return fewest
 
 
 def _moved(arrangement: _Arrangement, source: int, target: int, index: int) -> _Arrangement:

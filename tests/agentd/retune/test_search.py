@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppec_agentd.retune.search import Bin, Bounds, Found, Goal, Shape, ShapeMove, cheapest_moves
+from ppec_agentd.retune.search import Bin, Bounds, Found, Goal, Shape, ShapeMove, _Search, cheapest_moves
 
 GENEROUS = Bounds(moves=5, memory_mib=10**9)
 
@@ -159,6 +159,22 @@ def test_room_is_made_first_where_there_is_none() -> None:
 def test_a_bound_that_is_too_low_finds_nothing(bounds: Bounds) -> None:
     bins = [bin_of(0, 4, 1000, BIG), bin_of(1, 4, 1000, SMALL), bin_of(2, 2, 1000)]
     assert cheapest_moves(bins, Goal(frozenset({0}), 4, 0), bounds) is None
+
+
+def test_a_host_without_the_room_in_all_is_given_up_before_anything_is_tried() -> None:
+    crowded = [bin_of(cell, 40, 100, *[Shape(cores, 1) for cores in (1, 2, 3) * 4]) for cell in range(4)]
+    assert sum(b.cores_free for b in crowded) == 64
+    search = _Search(crowded, Goal(frozenset({0, 1}), 65, 0), Bounds(256, 10**9))
+    assert search.run(1, expansions=0) == (None, True)
+    roomy = _Search(crowded, Goal(frozenset({0, 1}), 64, 0), Bounds(256, 10**9))
+    assert roomy.run(1, expansions=0) == (None, False)
+
+
+def test_too_few_moves_are_given_up_without_trying_all_of_them() -> None:
+    cells = [bin_of(0, 24, 100, *[Shape(cores, 1) for cores in (1, 2, 3) * 4]), bin_of(1, 24, 100)]
+    search = _Search(cells, Goal(frozenset({0}), 24, 0), Bounds(moves=11, memory_mib=10**9))
+    assert search.run(1, expansions=1) == (None, True)
+    assert len(cheapest_moves(cells, Goal(frozenset({0}), 24, 0), Bounds(12, 10**9)).moves) == 12  # type: ignore[union-attr]
 
 
 def test_two_full_cells_can_only_change_places_through_free_cores() -> None:
