@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
-from ppec_contract.agent import PROXY_PORT, Stage
+from ppec_contract.agent import PROXY_PORT, Resized, Stage
 from ppec_contract.errors import Problem
 from ppec_contract.host import (
     Architecture,
@@ -35,6 +35,7 @@ from ppec_contract.vm import (
     DiskMib,
     MemoryMib,
     NumaPolicy,
+    Size,
     VcpuPin,
     Vcpus,
     VmState,
@@ -365,6 +366,28 @@ class VmsAction(Model):
     force: StrictBool = False
 
 
+class VmResize(Model):
+    """`PATCH /v1/vms/{vm}`: another size, on the host where the VM is. What is left out stays as it is.
+
+    `timeout_s` is how long the guest of a running VM may take to let go of vCPUs.
+    """
+
+    vcpus: Vcpus | None = None
+    memory_mib: MemoryMib | None = None
+    timeout_s: Annotated[float, Field(ge=0, le=600)] = 10.0
+
+    @field_validator("vcpus")
+    @classmethod
+    def _even(cls, vcpus: int | None) -> int | None:
+        return None if vcpus is None else even_vcpus(vcpus)
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> VmResize:
+        if self.vcpus is None and self.memory_mib is None:
+            raise ValueError("give vcpus, memory_mib, or both")
+        return self
+
+
 class VmRecord(StrEnum):
     """What the orchestrator decided of a VM (its record), as against what a host observes.
 
@@ -378,7 +401,11 @@ class VmRecord(StrEnum):
 
 
 class VmView(Model):
-    """A VM: the record, and what its host last observed (`observed_at`; None means never or unknown)."""
+    """A VM: the record, and what its host last observed (`observed_at`; None means never or unknown).
+
+    `held` is the size for which its host keeps room besides: after a resize what the VM still runs with until its next
+    start, during one what it is to get.
+    """
 
     vm_id: UUID
     name: VmName
@@ -398,6 +425,7 @@ class VmView(Model):
     tags: dict[str, str] = Field(default_factory=dict)
     created_at: datetime
     operation_id: str
+    held: Size | None = None
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
@@ -430,7 +458,10 @@ class ItemState(StrEnum):
 
 
 class OperationItem(Model):
-    """One VM of an operation; `stage` is the latest the host reported, `stage_ms` the time spent in each."""
+    """One VM of an operation; `stage` is the latest the host reported, `stage_ms` the time spent in each.
+
+    `resized` says, after a resize, which part of the new size the VM has already.
+    """
 
     vm_id: UUID
     name: str
@@ -440,6 +471,7 @@ class OperationItem(Model):
     stage: Stage | None = None
     stage_ms: dict[Stage, int] = Field(default_factory=dict)
     problem: Problem | None = None
+    resized: Resized | None = None
 
 
 class OperationStep(Model):

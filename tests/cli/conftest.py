@@ -28,6 +28,7 @@ from ppec_contract.api import (
     Page,
     VmAction,
     VmRecord,
+    VmResize,
     VmsAction,
     VmsCreate,
     VmView,
@@ -143,6 +144,9 @@ class Orchestrator:
         if parts == ["vms", "actions"]:
             asked = parse(VmsAction, request.json)
             assert asked.action in VmAction
+            return 202, self.current
+        if request.method == "PATCH":
+            parse(VmResize, request.json)
             return 202, self.current
         parse(VmsCreate, request.json)
         assert request.headers.get("idempotency-key")

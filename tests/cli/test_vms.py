@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ppec_contract.agent import Effect, Resized
 from ppec_contract.api import BatchMode, OperationState, Policy, VmRecord
 from ppec_contract.errors import PpecError
 
@@ -181,6 +182,18 @@ def test_show_and_its_absence(orchestrator: Any, ppec: Any, make: Any) -> None:
     assert ran.err == "error: there is no VM a/../b [vm.not_found]\nhint: List them.\n"
 
 
+def test_resize_says_what_waits_for_the_next_start(orchestrator: Any, ppec: Any, make: Any) -> None:
+    effects = Resized(vcpus=Effect.NOW, memory_mib=Effect.NEXT_START)
+    orchestrator.current = make.operation("succeeded", make.item(0, "a", "succeeded", resized=effects))
+    ran = ppec("vm", "resize", "a", "--vcpus", "4", "--memory", "512", "--wait")
+    assert ran.code == 0, ran.err
+    assert "a: vCPUs changed, memory changed at the next start" in ran.err
+    sent = len(orchestrator.requests)
+    assert ppec("vm", "resize", "a").code == 2
+    assert ppec("vm", "resize", "a", "--vcpus", "3").code == 2
+    assert len(orchestrator.requests) == sent
+
+
 def test_actions_carry_their_options(orchestrator: Any, ppec: Any) -> None:
     ppec("vm", "stop", "a", "b", "--timeout-s", "5", "--force")
     assert orchestrator.requests[-1].json == {"action": "stop", "vms": ["a", "b"], "timeout_s": 5.0, "force": True}
@@ -191,6 +204,9 @@ def test_actions_carry_their_options(orchestrator: Any, ppec: Any) -> None:
     for action in ("reset", "pause", "resume"):
         ppec("vm", action, "a", "b")
         assert orchestrator.requests[-1].json == {"action": action, "vms": ["a", "b"]}
+    ppec("vm", "resize", "a", "--vcpus", "4", "--memory", "2G")
+    assert (orchestrator.requests[-1].method, orchestrator.requests[-1].path) == ("PATCH", "/v1/vms/a")
+    assert orchestrator.requests[-1].json == {"vcpus": 4, "memory_mib": 2048, "timeout_s": 10.0}
     ppec("vm", "delete", "a")
     assert orchestrator.requests[-1].json == {"action": "delete", "vms": ["a"]}
 

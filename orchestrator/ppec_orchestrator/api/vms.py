@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from ppec_contract.api import OperationView, Page, VmAction, VmRecord, VmsAction, VmsCreate, VmView
+from ppec_contract.api import OperationView, Page, VmAction, VmRecord, VmResize, VmsAction, VmsCreate, VmView
 from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of
 from ppec_orchestrator.api.auth import Operator, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
@@ -73,6 +73,21 @@ def list_vms(
 def get_vm(services: Here, caller: Viewer, vm: VmRefInPath) -> VmView:
     with services.database.read() as conn:
         return vm_views.show(conn, vm, _silent_before(services))
+
+
+@router.patch("/{vm}", name="resize_vm", summary="Resize a VM", status_code=202)
+def resize_vm(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
+    operations: Engine,
+    caller: Operator,
+    request: Request,
+    response: Response,
+    vm: VmRefInPath,
+    body: VmResize,
+    idempotency_key: IdempotencyKey = None,
+) -> OperationView:
+    """On its host, at once as far as it can be done while the VM runs, the rest at its next start."""
+    ask = ask_of(caller, idempotency_key, request, body)
+    return accepted(request, response, operations.resize(vm, body, ask))
 
 
 @router.delete("/{vm}", name="delete_vm", summary="Delete a VM", status_code=202)

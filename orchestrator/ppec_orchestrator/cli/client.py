@@ -52,8 +52,11 @@ class Client:
         response = self._sent("POST", path, body=body, headers=headers, repeat=idempotency_key is not None)
         return _parsed(response, answer)
 
-    def patch(self, path: str, body: Model, answer: type[M]) -> M:
-        return _parsed(self._sent("PATCH", path, body=body), answer)
+    def patch(self, path: str, body: Model, answer: type[M], *, idempotency_key: str | None = None) -> M:
+        """See `post`."""
+        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
+        response = self._sent("PATCH", path, body=body, headers=headers, repeat=idempotency_key is not None)
+        return _parsed(response, answer)
 
     def delete(self, path: str) -> None:
         self._sent("DELETE", path)

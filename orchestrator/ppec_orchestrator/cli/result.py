@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Up to here VMs are asked for one by one; for more, reading the list is less work for everybody.
 _ONE_BY_ONE = 32
+_WHEN = {"unchanged": "unchanged", "now": "changed", "next_start": "changed at the next start"}
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -56,6 +57,9 @@ def show(session: Session, view: OperationView) -> None:
     done = sum(item.state is ItemState.SUCCEEDED for item in view.items)
     took = f" in {(view.ended_at - view.created_at).total_seconds():.1f} s" if view.ended_at else ""
     output.say(f"operation {view.operation_id}: {view.state}, {done} of {len(view.items)} VMs{took}")
+    for item in view.items:
+        if item.resized is not None:
+            output.say(f"{item.name}: vCPUs {_WHEN[item.resized.vcpus]}, memory {_WHEN[item.resized.memory_mib]}")
     problems = [item.problem for item in view.items if item.problem] + ([view.problem] if view.problem else [])
     for problem in {(problem.code, problem.detail): problem for problem in problems}.values():
         output.error(problem.error())

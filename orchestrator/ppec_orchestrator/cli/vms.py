@@ -165,6 +165,29 @@ def resume(context: typer.Context, names: Names, wait: Wait = False) -> None:
     _act(context, {"action": "resume", "vms": names}, wait=wait)
 
 
+@app.command("resize")
+def resize(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The VM, by name or id.")],
+    vcpus: Annotated[int | None, typer.Option(help="How many vCPUs it is to have.")] = None,
+    memory: Annotated[str | None, typer.Option(help="Its memory, in MiB or with a unit: 512M, 8G.")] = None,
+    timeout_s: Annotated[float, typer.Option(*_TIMEOUT, help="How long its guest may take to let go of vCPUs.")] = 10.0,
+    wait: Wait = False,
+) -> None:
+    """Give a VM another size: at once as far as it can be done while it runs, the rest at its next start."""
+    from ppec_contract.api import OperationView, VmResize
+    from ppec_contract.validation import parse
+    from ppec_orchestrator.cli.operations import accepted
+    from ppec_orchestrator.cli.sizes import mib
+
+    given = {"vcpus": vcpus, "memory_mib": mib(memory, "memory")}
+    given = {key: value for key, value in given.items() if value is not None}
+    body = parse(VmResize, {**given, "timeout_s": timeout_s}, subject="vm resize")
+    session = session_of(context)
+    view = session.client.patch(VM.url(name), body, OperationView, idempotency_key=str(uuid.uuid4()))
+    accepted(session, view, wait=wait)
+
+
 def _act(context: typer.Context, given: dict[str, Any], *, wait: bool) -> None:
     from ppec_contract.api import OperationView, VmsAction
     from ppec_contract.validation import parse

@@ -16,11 +16,11 @@ from itertools import count
 from typing import Any
 from uuid import UUID
 
-from ppec_contract.agent import PlanRetune, PlanRetuneReply, Stage, VmProgress, VmResult
+from ppec_contract.agent import Effect, PlanRetune, PlanRetuneReply, Resized, Stage, VmProgress, VmResult, VmSize
 from ppec_contract.errors import PpecError, Problem
 from ppec_contract.retune import RetunePlan
 from ppec_contract.run import PlanAction, RunEvent, RunResult
-from ppec_contract.vm import Moment, VmInfo, VmSpec, VmState
+from ppec_contract.vm import Moment, Size, VmInfo, VmSpec, VmState
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest, vm_ids_in
 from ppec_orchestrator.dispatch.simulated_retune import carried_out, planned
 
@@ -98,10 +98,10 @@ class SimulatedFleet:
                 return [*events, self._plan(host, target.parameters)]
             if request.action == "RetuneHost":
                 return events + self._retune(request, host, RetunePlan.model_validate(target.parameters["plan"]))
-            for vm_id, name, spec in _subjects(target.parameters):
+            for vm_id, name, what in _subjects(target.parameters):
                 fault = self.faults(request.action, host, vm_id)
                 if fault is None or fault.done:
-                    result = self._do(request, host, vm_id, name, spec)
+                    result = self._do(request, host, vm_id, name, what)
                 if fault is None:
                     events += _told(host, result)
                 elif fault.whole_host:
@@ -157,26 +157,28 @@ class SimulatedFleet:
         ]
         return [event for result in results for event in _told(host, result)]
 
-    def _do(self, request: RunRequest, host: str, vm_id: UUID, name: str, spec: VmSpec | None) -> VmResult:
+    def _do(self, request: RunRequest, host: str, vm_id: UUID, name: str, what: VmSpec | VmSize | None) -> VmResult:
         key = (request.operation_id, request.action, host, vm_id)
         if key in self._journal:
             return self._journal[key].model_copy(update={"replayed": True})
-        result = self._change(request.action, host, vm_id, name, spec)
+        result = self._change(request.action, host, vm_id, name, what)
         self._journal[key] = result
         if result.changed:
             self.deeds.append((request.action, host, vm_id))
         return result
 
-    def _change(self, action: PlanAction, host: str, vm_id: UUID, name: str, spec: VmSpec | None) -> VmResult:
+    def _change(self, action: PlanAction, host: str, vm_id: UUID, name: str, what: VmSpec | VmSize | None) -> VmResult:
         mine = self.vms[host]
+        if isinstance(what, VmSize) and vm_id in mine:
+            return self._resize(mine, what)
         if action == "DeleteVms":
             changed = mine.pop(vm_id, None) is not None
             return VmResult(vm_id=vm_id, name=name, changed=changed, observed_at=self.moment())
         if action == "CreateVms":
-            if vm_id in mine or spec is None:
+            if vm_id in mine or not isinstance(what, VmSpec):
                 problem = PpecError("vm.exists", f"vm {name} is on host {host}").problem()
                 return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
-            mine[vm_id] = _info(spec)
+            mine[vm_id] = _info(what)
             changed = True
         elif vm_id not in mine:
             problem = PpecError("vm.not_found", f"vm {vm_id} is not on host {host}").problem()
@@ -186,13 +188,37 @@ class SimulatedFleet:
             return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
         else:
             changed = mine[vm_id].state is not _POWER[action] or action in _AGAIN
-            mine[vm_id] = mine[vm_id].model_copy(update={"state": _POWER[action]})
+            mine[vm_id] = _switched(mine[vm_id], _POWER[action])
         return VmResult(
             vm_id=vm_id,
             name=name,
             changed=changed,
             vm=mine[vm_id],
             stage_ms={Stage.DEFINE: 1},
+            observed_at=self.moment(),
+        )
+
+    def _resize(self, mine: dict[UUID, VmInfo], size: VmSize) -> VmResult:
+        """A running VM grows at once, and gives nothing back before its next start."""
+        before = mine[size.vm_id]
+        wanted = Size(vcpus=size.vcpus, memory_mib=size.memory_mib)
+        now = wanted
+        if before.state is not VmState.STOPPED:
+            now = Size(vcpus=max(before.vcpus, size.vcpus), memory_mib=max(before.memory_mib, size.memory_mib))
+        after = before.model_copy(update={**dict(now), "pending": None if now == wanted else wanted})
+        mine[size.vm_id] = after
+        later = before.pending or before
+        effects = {
+            name: _effect((getattr(before, name), getattr(later, name)), getattr(now, name), getattr(wanted, name))
+            for name in ("vcpus", "memory_mib")
+        }
+        return VmResult(
+            vm_id=size.vm_id,
+            name=after.name,
+            changed=after != before,
+            vm=after,
+            resized=Resized(**effects),
+            stage_ms={Stage.RESIZE: 1},
             observed_at=self.moment(),
         )
 
@@ -303,12 +329,27 @@ class SimulatedDispatcher:
             record.result = RunResult(status="failed", return_code=-1, problem=problem)
 
 
-def _subjects(parameters: Mapping[str, Any]) -> Iterable[tuple[UUID, str, VmSpec | None]]:
+def _subjects(parameters: Mapping[str, Any]) -> Iterable[tuple[UUID, str, VmSpec | VmSize | None]]:
     for raw in parameters.get("vms", ()):
         spec = VmSpec.model_validate(raw)
         yield spec.vm_id, spec.name, spec
+    for raw in parameters.get("sizes", ()):
+        size = VmSize.model_validate(raw)
+        yield size.vm_id, "", size
     for vm_id in parameters.get("vm_ids", ()):
         yield UUID(str(vm_id)), "", None
+
+
+def _effect(before: tuple[int, int], now: int, wanted: int) -> Effect:
+    if before == (wanted, wanted):
+        return Effect.UNCHANGED
+    return Effect.NOW if now == wanted else Effect.NEXT_START
+
+
+def _switched(vm: VmInfo, state: VmState) -> VmInfo:
+    """Off, it has the size it is to have."""
+    size = dict(vm.pending) if vm.pending is not None and state is VmState.STOPPED else {}
+    return vm.model_copy(update={"state": state, **size, **({"pending": None} if size else {})})
 
 
 def _info(spec: VmSpec) -> VmInfo:

@@ -13,16 +13,16 @@ from uuid import UUID
 from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
-from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmsAction, VmsCreate
+from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
-from ppec_contract.vm import NumaPolicy
-from ppec_orchestrator.operations.kinds import create, delete, power, retune
+from ppec_contract.vm import NumaPolicy, Size, whole_huge_pages
+from ppec_orchestrator.operations.kinds import create, delete, power, resize, retune
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
 from ppec_orchestrator.operations.registry import KINDS
-from ppec_orchestrator.operations.wanted import CreateInput, GuestInput, RetuneInput
+from ppec_orchestrator.operations.wanted import CreateInput, GuestInput, ResizeInput, RetuneInput
 from ppec_orchestrator.placement.request import VmRequest
-from ppec_orchestrator.store import idempotency, vms
+from ppec_orchestrator.store import idempotency, sizes, vms
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.database import Database
@@ -126,9 +126,7 @@ class Acceptor:
                 return known
             chosen = vms.find(conn, asked.vms)
             ids = [one.vm_id for one in chosen]
-            # Two requests for one VM follow one another, and the second sees the first one's operation.
-            conn.execute(select(vm.c.id).where(vm.c.id.in_(ids)).order_by(vm.c.id).with_for_update())
-            _check_states(chosen, asked.action, store.under_way(conn, ids))
+            _free_to(conn, asked.action, chosen)
             operation_id = new_id()
             if asked.action is VmAction.DELETE:
                 # Who waits for a VM to be gone finds here what to wait for.
@@ -138,6 +136,25 @@ class Acceptor:
                 more = GuestInput(timeout_s=asked.timeout_s, force=asked.force).model_dump()
             items = [NewItem(one.vm_id, one.name, one.host) for one in chosen]
             return self._enqueue(conn, ask, _New(operation_id, _KINDS[asked.action], more, items))
+
+        return self._once_per_key(ask, lambda: self._write(writes))
+
+    def resize(self, ref: str, asked: VmResize, ask: Ask) -> NewOperation | str:
+        """Raises `vm.not_found`, `vm.wrong_state`, `request.invalid`, and `host.no_capacity` with what is free."""
+
+        def writes(conn: Connection) -> NewOperation | str:
+            known = idempotency.earlier(conn, ask.key) if ask.key else None
+            if known is not None:
+                return known
+            (one,) = chosen = vms.find(conn, [ref])
+            _free_to(conn, "resize", chosen)
+            row = conn.execute(select(vm).where(vm.c.id == one.vm_id)).one()
+            size = Size(vcpus=asked.vcpus or row.vcpus, memory_mib=asked.memory_mib or row.memory_mib)
+            _check_pages(row.name, size, NumaPolicy(**row.numa))
+            kept = ResizeInput(size=size, held=sizes.held_of(row), timeout_s=asked.timeout_s).model_dump(mode="json")
+            sizes.begin(conn, one.vm_id, size)
+            items = [NewItem(one.vm_id, one.name, one.host)]
+            return self._enqueue(conn, ask, _New(new_id(), resize.NAME, kept, items))
 
         return self._once_per_key(ask, lambda: self._write(writes))
 
@@ -247,9 +264,23 @@ def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
     return _Meant(source.id, meaning)
 
 
-def _check_states(chosen: Sequence[KnownVm], action: VmAction, busy: dict[UUID, str]) -> None:
+def _check_pages(name: str, size: Size, numa: NumaPolicy) -> None:
+    try:
+        whole_huge_pages(size.memory_mib, numa)
+    except ValueError as error:
+        raise PpecError("request.invalid", f"vm {name}: {error}", subject=f"vm {name}") from error
+
+
+def _free_to(conn: Connection, action: str, chosen: Sequence[KnownVm]) -> None:
+    """Two requests for one VM follow one another, and the second sees the first one's operation."""
+    ids = [one.vm_id for one in chosen]
+    conn.execute(select(vm.c.id).where(vm.c.id.in_(ids)).order_by(vm.c.id).with_for_update())
+    _check_states(chosen, action, store.under_way(conn, ids))
+
+
+def _check_states(chosen: Sequence[KnownVm], action: str, busy: dict[UUID, str]) -> None:
     allowed = {VmRecord.ACTIVE}
-    if action is VmAction.DELETE:
+    if action == VmAction.DELETE:
         allowed |= {VmRecord.FAILED}
     wrong = [one for one in chosen if one.vm_id in busy or one.record not in allowed]
     if not wrong:
@@ -259,7 +290,7 @@ def _check_states(chosen: Sequence[KnownVm], action: VmAction, busy: dict[UUID, 
     more = f" (and {len(wrong) - 1} more VMs are in a wrong state)" if len(wrong) > 1 else ""
     raise PpecError(
         "vm.wrong_state",
-        f"vm {first.name} can't be asked to {action.value} now: {why}{more}",
+        f"vm {first.name} can't be asked to {action} now: {why}{more}",
         hint="Wait for the operation, then ask again." if first.vm_id in busy else "",
         subject=f"vm {first.name}",
         details={"vms": [one.name for one in wrong[:20]], "count": len(wrong)},

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from ppec_orchestrator.operations.kinds import cleanup, create, delete, power, retune
+from ppec_orchestrator.operations.kinds import cleanup, create, delete, power, resize, retune
 from ppec_orchestrator.operations.steps import Kind
 
 KINDS: dict[str, Kind] = {
-    kind.name: kind for kind in (create.KIND, delete.KIND, *power.KINDS.values(), retune.KIND, cleanup.KIND)
+    kind.name: kind
+    for kind in (create.KIND, delete.KIND, *power.KINDS.values(), resize.KIND, retune.KIND, cleanup.KIND)
 }

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from ppec_contract.api import HostRetune, OperationView, Page, VmsAction, VmsCreate
+from ppec_contract.api import HostRetune, OperationView, Page, VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.operations.accept import Acceptor, Ask
 from ppec_orchestrator.operations.context import Ports
@@ -50,6 +50,9 @@ class Operations:
 
     def act(self, asked: VmsAction, ask: Ask) -> OperationView:
         return self._accepted(self._acceptor.act(asked, ask))
+
+    def resize(self, vm: str, asked: VmResize, ask: Ask) -> OperationView:
+        return self._accepted(self._acceptor.resize(vm, asked, ask))
 
     def retune(self, host: str, asked: HostRetune, ask: Ask) -> OperationView:
         return self._accepted(self._acceptor.retune(host, asked, ask))

@@ -11,7 +11,7 @@ from ppec_contract.api import HostRetune, VmsCreate
 from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability
-from ppec_contract.vm import NumaPolicy
+from ppec_contract.vm import NumaPolicy, Size
 from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest, Where
 
 
@@ -64,3 +64,11 @@ class RetuneInput(HostRetune):
     """A retune, and of which host."""
 
     host: HostName
+
+
+class ResizeInput(Model):
+    """A resize: the size wanted, and the one that was held besides the VM's own when it was accepted."""
+
+    size: Size
+    held: Size | None = None
+    timeout_s: float

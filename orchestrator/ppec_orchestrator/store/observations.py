@@ -17,6 +17,7 @@ from sqlalchemy import Connection, Row, Select, bindparam, select, update
 
 from ppec_contract.agent import VmResult
 from ppec_contract.api import VmRecord
+from ppec_orchestrator.store import sizes
 from ppec_orchestrator.store.seats import follow
 from ppec_orchestrator.store.tables import allocation, host, vm
 
@@ -57,7 +58,10 @@ def record_observed(
         for vm_id, at in ((vm_id, answer.observed_at) for vm_id, answer in fresh.items())
         if at is not None
     ]
-    follow(conn, {vm_id: answer.vm.cells for vm_id, answer in fresh.items() if answer.vm is not None})
+    infos = {vm_id: answer.vm for vm_id, answer in fresh.items() if answer.vm is not None}
+    follow(conn, {vm_id: info.cells for vm_id, info in infos.items()})
+    between = select(vm.c.id).where(vm.c.id.in_(list(infos)), vm.c.held_vcpus.is_not(None))
+    sizes.follow(conn, {vm_id: infos[vm_id] for vm_id in conn.execute(between).scalars()})
     if moments:
         seen: dict[str, Any] = {"seen_started_at_unix_ms": bindparam("process"), "seen_tick": bindparam("count")}
         conn.execute(update(allocation).where(allocation.c.vm_id == bindparam("which")).values(seen), moments)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, and_, or_, select
 
-from ppec_contract.agent import Stage
+from ppec_contract.agent import Resized, Stage
 from ppec_contract.api import (
     ItemState,
     OperationItem,
@@ -22,7 +22,7 @@ from ppec_contract.api import (
     RetuneView,
 )
 from ppec_contract.errors import PpecError, Problem
-from ppec_orchestrator.store.operations import PLAN_STEP, RETUNE, NewOperation
+from ppec_orchestrator.store.operations import PLAN_STEP, RESIZE_STEP, RETUNE, NewOperation
 from ppec_orchestrator.store.paging import Slice, encode_cursor
 from ppec_orchestrator.store.tables import operation, operation_item, step
 
@@ -84,6 +84,8 @@ def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:
         steps[row.operation_id].append(_step(row))
         if row.name == PLAN_STEP:
             planned[row.operation_id] = row.data
+        if row.name == RESIZE_STEP and row.data:
+            items[row.operation_id] = [_with_effect(one, row.data) for one in items[row.operation_id]]
     return [
         OperationView(
             operation_id=row.id,
@@ -102,6 +104,11 @@ def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:
         )
         for row in rows
     ]
+
+
+def _with_effect(one: OperationItem, effects: Mapping[str, Any]) -> OperationItem:
+    told = effects.get(str(one.vm_id))
+    return one.model_copy(update={"resized": Resized.model_validate(told)}) if told else one
 
 
 def _retune(kind: str, asked: Mapping[str, Any], planned: Mapping[str, Any]) -> RetuneView | None:

@@ -24,6 +24,8 @@ CLEANUP = "vm.cleanup"
 # The kind that moves VMs within a host, and the name of the step that has its plan.
 RETUNE = "host.retune"
 PLAN_STEP = "plan"
+# The step that has, by VM, which part of a new size took effect.
+RESIZE_STEP = "resize"
 
 
 @dataclass(frozen=True, slots=True)

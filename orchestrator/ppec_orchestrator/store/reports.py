@@ -17,6 +17,7 @@ from ppec_contract.host import CellReport, HostReport
 from ppec_contract.vm import VmState
 from ppec_orchestrator.liveness import MessageId
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
+from ppec_orchestrator.store import sizes
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.cells import used_column
 from ppec_orchestrator.store.seats import follow
@@ -176,16 +177,18 @@ def _apply_vms(conn: Connection, new: NewReport, now: datetime) -> None:
     """
     seen = {info.vm_id: info for info in new.report.vms if info.managed}
     rows = conn.execute(
-        select(vm.c.id, vm.c.observed, vm.c.pins)
+        select(vm.c.id, vm.c.observed, vm.c.pins, vm.c.held_vcpus)
         .join(allocation, allocation.c.vm_id == vm.c.id)
         .where(allocation.c.host_id == new.host_id, not_(_answered_after(new)))
         .order_by(vm.c.id)
     )
-    changes, seats = [], {}
+    changes, seats, resized = [], {}, {}
     for row in rows:
         info = seen.get(row.id)
         if info is not None:
             seats[row.id] = info.cells
+            if row.held_vcpus is not None:
+                resized[row.id] = info
         state = info.state if info is not None else VmState.UNKNOWN
         pins = [pin.model_dump() for pin in info.pins] if info is not None else None
         if (row.observed, row.pins) != (state.value, pins):
@@ -199,3 +202,5 @@ def _apply_vms(conn: Connection, new: NewReport, now: datetime) -> None:
         )
         conn.execute(statement, changes)
     follow(conn, seats)
+    if resized:
+        sizes.follow_report(conn, resized)

@@ -287,6 +287,9 @@ vm = Table(
     Column("tags", JSON, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("operation_id", String(64), nullable=False),
+    # The other size that its host keeps room for, while a resize has not ended: see `sizes.py`. Both or none.
+    Column("held_vcpus", Integer),
+    Column("held_memory_mib", Integer),
     # What the host last reported of it.
     Column("observed", String(16), nullable=False, default="unknown"),
     Column("observed_at", UtcTime),

@@ -16,6 +16,7 @@ from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.paging import Slice, page_of
+from ppec_orchestrator.store.sizes import held_of
 from ppec_orchestrator.store.tables import allocation, host, image, prefix, vm, vrf
 from ppec_orchestrator.store.vms import cells_of, find
 
@@ -107,6 +108,7 @@ def _as_views(conn: Connection, rows: Sequence[Row[Any]], silent_before: datetim
             tags=row.tags,
             created_at=row.created_at,
             operation_id=row.operation_id,
+            held=held_of(row),
         )
         for row in rows
     )

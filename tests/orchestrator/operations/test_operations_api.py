@@ -262,3 +262,28 @@ def test_retune_is_accepted_under_its_key_and_shows_its_plan(
     assert operator.post("/v1/hosts/h9/retune", json={}).json()["code"] == "host.not_found"
     assert operator.post("/v1/hosts/h1/retune", json={"bounds": {"moves": -1}}).json()["code"] == "request.invalid"
     assert retune("h1", asked, clients["viewer"]).status_code == 403
+
+
+def test_resize_is_accepted_or_refused_with_what_is_free(
+    world: Any, clients: dict[str, TestClient], operator: TestClient
+) -> None:
+    made = operator.post("/v1/vms", json={**BODY, "count": 1, "host": "h1"}).json()
+    world.ended(made["operation_id"])
+    answer = operator.patch("/v1/vms/web", json={"vcpus": 4}, headers={"Idempotency-Key": "k"})
+    assert (answer.status_code, answer.json()["kind"]) == (202, "vm.resize")
+    operation_id = answer.json()["operation_id"]
+    assert answer.headers["location"] == f"/v1/operations/{operation_id}"
+    assert world.ended(operation_id).state == "succeeded"
+    again = operator.patch("/v1/vms/web", json={"vcpus": 4}, headers={"Idempotency-Key": "k"}).json()
+    assert (again["operation_id"], again["items"][0]["resized"]) == (
+        operation_id, {"vcpus": "now", "memory_mib": "unchanged"},
+    )  # fmt: skip
+    shown = operator.get("/v1/vms/web").json()
+    assert (shown["vcpus"], shown["memory_mib"], shown["held"]) == (4, 1024, None)
+    refused = operator.patch("/v1/vms/web", json={"vcpus": 18})
+    assert (refused.status_code, refused.json()["code"]) == (409, "host.no_capacity")
+    assert refused.json()["details"]["free"] == 6
+    for body in ({}, {"vcpus": 3}, {"vcpus": None}, {"memory_mib": 1}, {"disk_mib": 9}):
+        assert operator.patch("/v1/vms/web", json=body).status_code == 422, body
+    assert operator.patch("/v1/vms/nobody", json={"vcpus": 2}).status_code == 404
+    assert clients["viewer"].patch("/v1/vms/web", json={"vcpus": 2}).status_code == 403
