@@ -29,6 +29,11 @@ PREFIX = {
     "addresses_total": 253,
     "addresses_free": 250,
 }
+ORDINARY = {
+    "max_vcpus": None,
+    "max_memory_mib": None,
+    "numa": {"cpus": "dedicated", "smt": "prefer", "multi_cell": False, "huge_page_kib": 0},
+}
 IMAGE = {
     "name": "tiny",
     "format": "qcow2",
@@ -60,14 +65,53 @@ IMAGE = {
 def test_create_show_list_delete(orchestrator: Any, ppec: Any, line: str, path: str, body: dict[str, Any]) -> None:
     *command, _, name = line.partition(" --")[0].split()
     made = ppec(*line.split(), "-o", "json")
-    assert (made.code, made.json) == (0, body)
+    view = body | (ORDINARY if command == ["flavor"] else {})
+    assert (made.code, made.json) == (0, view)
     assert (orchestrator.requests[-1].path, orchestrator.requests[-1].json) == (path, body)
-    assert ppec(*command, "list", "-o", "json").json == [body]
+    assert ppec(*command, "list", "-o", "json").json == [view]
     assert name in ppec(*command, "list").out
     assert name in ppec(*command, "show", name).out
     deleted = ppec(*command, "delete", name)
     assert (deleted.code, deleted.out) == (0, "")
     assert ppec(*command, "show", name).code == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "sent", "shown"),
+    [
+        ("--smt isolate --multi-cell", {"numa": {"smt": "isolate", "multi_cell": True}}, "isolate, multi-cell"),
+        ("--smt require", {"numa": {"smt": "require"}}, "require"),
+        (
+            "--cpus shared --huge-pages 2M --max-memory 1024",
+            {"numa": {"cpus": "shared", "huge_page_kib": 2048}, "max_memory_mib": 1024},
+            "512..1024 1 shared, huge pages 2M",
+        ),
+        ("--max-vcpus 8", {"max_vcpus": 8}, "2..8"),
+    ],
+)
+def test_a_flavor_says_how_its_vms_sit_where_it_is_not_the_ordinary_way(
+    orchestrator: Any, ppec: Any, options: str, sent: dict[str, Any], shown: str
+) -> None:
+    size = {"name": "f", "vcpus": 2, "memory_mib": 512, "disk_mib": 1}
+    made = ppec("flavor", "create", "f", "--vcpus", "2", "--memory-mib", "512", "--disk-mib", "1", *options.split())
+    assert (made.code, made.err) == (0, "")
+    assert orchestrator.requests[-1].json == size | sent
+    assert shown in " ".join(ppec("flavor", "list").out.split())
+    told = ppec("flavor", "show", "f").out
+    assert ("numa" in told, "max vcpus" in told) == ("numa" in sent, "max_vcpus" in sent)
+
+
+def test_an_ordinary_flavor_has_no_word_of_policies(orchestrator: Any, ppec: Any) -> None:
+    ppec("flavor", "create", "f", "--vcpus", "2", "--memory-mib", "512", "--disk-mib", "1")
+    assert "policy" not in ppec("flavor", "list").out
+    assert "numa" not in ppec("flavor", "show", "f").out
+
+
+def test_a_policy_that_contradicts_itself_is_not_sent(orchestrator: Any, ppec: Any) -> None:
+    size = ("--vcpus", "2", "--memory-mib", "512", "--disk-mib", "1")
+    ran = ppec("flavor", "create", "f", *size, "--cpus", "shared", "--multi-cell")
+    assert (ran.code, orchestrator.requests) == (2, [])
+    assert "no cores of its own" in ran.err
 
 
 def test_odd_vcpus_are_refused_with_advice(orchestrator: Any, ppec: Any) -> None:

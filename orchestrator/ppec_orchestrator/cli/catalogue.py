@@ -3,20 +3,50 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from ppec_orchestrator.cli.resources import Resource, add_delete, add_list, add_show, create
 
 Architecture = Literal["x86_64", "aarch64", "ppc64le", "s390x", "riscv64"]
+Cpus = Literal["dedicated", "shared"]
+Smt = Literal["prefer", "isolate", "require"]
+Pages = Literal["2M", "1G"]
 Name = Annotated[str, typer.Argument(help="Its name.")]
+
+_PAGES_KIB = {None: None, "2M": 2048, "1G": 1024 * 1024}
+
+
+def _up_to(size: int, most: int | None) -> str:
+    """`4`, or `4..8` for what can grow."""
+    return str(size) if most is None else f"{size}..{most}"
+
+
+def _policy(numa: Any) -> str:
+    """What differs from the ordinary: `isolate, multi-cell, huge pages 2M`."""
+    pages = {kib: word for word, kib in _PAGES_KIB.items()}[numa.huge_page_kib or None]
+    said = (
+        "shared" if numa.cpus == "shared" else "",
+        numa.smt.value if numa.smt != "prefer" else "",
+        "multi-cell" if numa.multi_cell else "",
+        f"huge pages {pages}" if pages else "",
+    )
+    return ", ".join(filter(None, said)) or "-"
+
 
 FLAVOR = Resource(
     "flavor",
     "/v1/flavors",
     "FlavorView",
-    (("flavor", "name"), ("vcpus>", "vcpus"), ("memory MiB>", "memory_mib"), ("disk MiB>", "disk_mib")),
+    (
+        ("flavor", "name"),
+        ("vcpus>", lambda flavor: _up_to(flavor.vcpus, flavor.max_vcpus)),
+        ("memory MiB>", lambda flavor: _up_to(flavor.memory_mib, flavor.max_memory_mib)),
+        ("disk MiB>", "disk_mib"),
+    ),
+    rarely=(("policy", lambda flavor: _policy(flavor.numa)),),
+    silent=("max_vcpus", "max_memory_mib", "numa"),
 )
 DATACENTRE = Resource(
     "data centre", "/v1/datacentres", "DatacentreView", (("datacentre", "name"), ("region", "region"))
@@ -41,16 +71,25 @@ for _app, _resource in ((flavors, FLAVOR), (datacentres, DATACENTRE), (clusters,
 
 
 @flavors.command("create")
-def create_flavor(
+def create_flavor(  # noqa: PLR0913, PLR0917 - an option each
     context: typer.Context,
     name: Name,
-    vcpus: Annotated[int, typer.Option(help="Dedicated vCPUs, an even number.")],
+    vcpus: Annotated[int, typer.Option(help="vCPUs, an even number.")],
     memory_mib: Annotated[int, typer.Option(help="Memory, MiB.")],
     disk_mib: Annotated[int, typer.Option(help="Root disk, MiB.")],
+    max_vcpus: Annotated[int | None, typer.Option(help="vCPUs it can grow to while it runs.")] = None,
+    max_memory: Annotated[int | None, typer.Option(help="Memory it can grow to while it runs, MiB.")] = None,
+    cpus: Annotated[Cpus | None, typer.Option(help="Cores of its own (the default), or CPUs shared.")] = None,
+    smt: Annotated[Smt | None, typer.Option(help="What it makes of SMT siblings (default: prefer).")] = None,
+    multi_cell: Annotated[bool, typer.Option("--multi-cell", help="It may span NUMA cells and is shown them.")] = False,
+    huge_pages: Annotated[Pages | None, typer.Option(help="Its memory is made of huge pages of this size.")] = None,
 ) -> None:
     """Create a flavor."""
     values = {"name": name, "vcpus": vcpus, "memory_mib": memory_mib, "disk_mib": disk_mib}
-    create(context, FLAVOR, "FlavorCreate", values)
+    values |= {"max_vcpus": max_vcpus, "max_memory_mib": max_memory}
+    asked = {"cpus": cpus, "smt": smt, "multi_cell": multi_cell or None, "huge_page_kib": _PAGES_KIB.get(huge_pages)}
+    numa = {word: value for word, value in asked.items() if value is not None}
+    create(context, FLAVOR, "FlavorCreate", values | ({"numa": numa} if numa else {}))
 
 
 @datacentres.command("create")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -68,12 +68,12 @@ class Output:
         else:
             self.results.print(table(items, columns))
 
-    def item(self, item: Model) -> None:
-        """One thing: its fields one a line, or a JSON object."""
+    def item(self, item: Model, hidden: Collection[str] = ()) -> None:
+        """One thing: its fields one a line, without the `hidden` ones, or a JSON object."""
         if self.as_json:
             _write_json(item.model_dump(mode="json"))
         else:
-            self.results.print(fields(item.model_dump(mode="json")))
+            self.results.print(fields(item.model_dump(mode="json", exclude=set(hidden))))
 
     def json(self, item: Model) -> None:
         _write_json(item.model_dump(mode="json"))

@@ -21,12 +21,18 @@ Columns = Sequence[tuple[str, str | Callable[[Any], object]]]
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """`view` names the class in `ppec_contract.api`, which is imported only when an answer is read."""
+    """`view` names the class in `ppec_contract.api`, which is imported only when an answer is read.
+
+    `rarely` are columns that a table has only if one of its items has something there. `silent` are fields that people
+    aren't shown of a single item while they are at their default; JSON has them always.
+    """
 
     noun: str
     path: str
     view: str
     columns: Columns
+    rarely: Columns = ()
+    silent: tuple[str, ...] = ()
 
     @property
     def plural(self) -> str:
@@ -47,7 +53,9 @@ def show_items(
     """Lists the resource, all pages of it or up to `limit` items."""
     session = session_of(context)
     found = session.client.items(resource.path, resource.view_class(), query)
-    session.output.items(list(islice(found, limit)), made_columns(resource.columns))
+    items = list(islice(found, limit))
+    rarely = [column for column in made_columns(resource.rarely) if any(column.cell(item) != "-" for item in items)]
+    session.output.items(items, made_columns(resource.columns) + rarely)
 
 
 def made_columns(columns: Columns) -> list[Any]:
@@ -77,7 +85,8 @@ def add_show(app: typer.Typer, resource: Resource) -> None:
     @app.command("show", help=f"Show one {resource.noun}.")
     def _show(context: typer.Context, name: Name) -> None:
         session = session_of(context)
-        session.output.item(session.client.get(resource.url(name), resource.view_class()))
+        item = session.client.get(resource.url(name), resource.view_class())
+        session.output.item(item, hidden=at_default(item, resource.silent))
 
 
 def add_delete(app: typer.Typer, resource: Resource) -> None:
@@ -95,4 +104,11 @@ def create(context: typer.Context, resource: Resource, model: str, values: dict[
 
     session = session_of(context)
     body = parse(getattr(api, model), {key: value for key, value in values.items() if value is not None})
-    session.output.item(session.client.post(resource.path, body, resource.view_class()))
+    item = session.client.post(resource.path, body, resource.view_class())
+    session.output.item(item, hidden=at_default(item, resource.silent))
+
+
+def at_default(item: Any, names: Sequence[str]) -> set[str]:
+    """Those of the fields that say nothing but their default."""
+    known = type(item).model_fields
+    return {name for name in names if getattr(item, name) == known[name].get_default(call_default_factory=True)}
