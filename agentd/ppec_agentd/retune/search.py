@@ -11,8 +11,9 @@ that reaches the goal costs the least.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import mul
 
 # Expansions before the search for the cheapest sequence becomes one for any good sequence: a second or so.
 EXPANSIONS = 20_000
@@ -125,15 +126,32 @@ class _Search:
             tuple(bin_.residents.get(shape, 0) for shape in self._shapes) for bin_ in self._bins
         )
 
+        # What a cell would have free without its movable VMs, and what each shape takes: looked up for every step.
+        self._cores_of = tuple(shape.cores for shape in self._shapes)
+        self._mib_of = {
+            page_kib: tuple(shape.memory_mib * (shape.page_kib == page_kib) for shape in self._shapes)
+            for page_kib in {goal.page_kib, *(shape.page_kib for shape in self._shapes)}
+        }
+        held = tuple(zip(self._bins, self._start, strict=True))
+        self._empty_cores = [bin_.cores_free + _total(counts, self._cores_of) for bin_, counts in held]
+        self._empty_mib = {
+            page_kib: [bin_.memory_free_mib.get(page_kib, 0) + _total(counts, sizes) for bin_, counts in held]
+            for page_kib, sizes in self._mib_of.items()
+        }
+        indexes = range(len(self._shapes))
+        self._lightest = sorted(indexes, key=lambda i: self._shapes[i].memory_mib / self._shapes[i].cores)
+        self._widest = sorted(indexes, key=lambda i: -self._cores_of[i])
+        self._largest = sorted(indexes, key=lambda i: -self._mib_of[goal.page_kib][i])
+
     def run(self, haste: int, expansions: int) -> tuple[tuple[ShapeMove, ...] | None, bool]:
         """The moves, and whether the search came to its own end."""
         start = _Reached(0, 0, self._start)
-        at_least = self.at_least_mib(start.arrangement)
+        at_least = self.at_least(start.arrangement)
         if at_least is None or not self.room_in_all():
             return None, True
         best: dict[_Arrangement, list[tuple[int, int]]] = {start.arrangement: [(0, 0)]}
         # The order of arrival breaks ties, so that equal inputs give equal plans.
-        queue: list[tuple[int, int, int, _Reached]] = [(haste * at_least, 0, 0, start)]
+        queue: list[tuple[int, int, int, _Reached]] = [(haste * at_least[0], 0, 0, start)]
         arrivals = 0
         while queue:
             *_, here = heapq.heappop(queue)
@@ -146,13 +164,13 @@ class _Search:
                 # Most arrangements are come to many times: what is known of them is asked before what has to be found.
                 if _dominated(best.setdefault(there.arrangement, []), there):
                     continue
-                left = self.at_least_mib(there.arrangement)
-                if left is None or there.cost_mib + left > self._bounds.memory_mib:
+                left = self.at_least(there.arrangement)
+                if left is None or there.cost_mib + left[0] > self._bounds.memory_mib:
                     continue
-                if there.moves + self.at_least_moves(there.arrangement) > self._bounds.moves:
+                if there.moves + left[1] > self._bounds.moves:
                     continue
                 arrivals += 1
-                heapq.heappush(queue, (there.cost_mib + haste * left, there.moves, arrivals, there))
+                heapq.heappush(queue, (there.cost_mib + haste * left[0], there.moves, arrivals, there))
         return None, True
 
     def _steps(self, here: _Reached) -> Iterator[_Reached]:
@@ -182,34 +200,30 @@ class _Search:
         cores, memory_mib = self._lacking(arrangement)
         return cores <= 0 and memory_mib <= 0
 
-    def at_least_mib(self, arrangement: _Arrangement) -> int | None:
-        """A lower bound on what must still leave the target cells; None if all of it would not be enough.
+    def at_least(self, arrangement: _Arrangement) -> tuple[int, int] | None:
+        """Lower bounds on the MiB and the moves still to come; None if all of the target cells would not be enough.
 
         The missing memory must be moved itself. The missing cores are freed for the least memory by fractions of VMs,
-        those with the least memory on a core first.
+        those with the least memory on a core first; and in the fewest moves by the largest VMs.
         """
         cores, memory_mib = self._lacking(arrangement)
-        weight_mib = 0.0
-        cores_left, memory_there_mib = cores, 0
-        for shape, count in self._in_target(arrangement):
-            memory_there_mib += shape.memory_mib * count if shape.page_kib == self._goal.page_kib else 0
-            if cores_left > 0:
-                freed = min(cores_left, shape.cores * count)
-                weight_mib += shape.memory_mib * freed / shape.cores
-                cores_left -= freed
-        if cores_left > 0 or memory_mib > memory_there_mib:
+        there = [sum(counts) for counts in zip(*(arrangement[position] for position in self._target), strict=True)]
+        sizes_mib = self._mib_of[self._goal.page_kib]
+        if memory_mib > _total(there, sizes_mib):
             return None
-        return max(int(weight_mib), memory_mib, 0)
-
-    def at_least_moves(self, arrangement: _Arrangement) -> int:
-        """A lower bound on the moves still to come: the largest VMs of the target cells leave first."""
-        cores, memory_mib = self._lacking(arrangement)
-        there = self._in_target(arrangement)
-        page_kib = self._goal.page_kib
-        return max(
-            _fewest(cores, ((shape.cores, count) for shape, count in there)),
-            _fewest(memory_mib, ((shape.memory_mib, count) for shape, count in there if shape.page_kib == page_kib)),
+        weight_mib, cores_left = 0.0, cores
+        for index in self._lightest:
+            if cores_left <= 0:
+                break
+            freed = min(cores_left, self._cores_of[index] * there[index])
+            weight_mib += self._shapes[index].memory_mib * freed / self._cores_of[index]
+            cores_left -= freed
+        if cores_left > 0:
+            return None
+        moves = max(
+            _fewest(cores, there, self._cores_of, self._widest), _fewest(memory_mib, there, sizes_mib, self._largest)
         )
+        return max(int(weight_mib), memory_mib, 0), moves
 
     def room_in_all(self) -> bool:
         """Whether the cells together have free what is to be free in some: moves only shift it.
@@ -228,13 +242,6 @@ class _Search:
             memory_mib += free_mib if position in self._target else max(0, free_mib)
         return cores >= goal.cores and memory_mib >= goal.memory_mib
 
-    def _in_target(self, arrangement: _Arrangement) -> list[tuple[Shape, int]]:
-        there = [
-            (shape, sum(arrangement[position][index] for position in self._target))
-            for index, shape in enumerate(self._shapes)
-        ]
-        return sorted((pair for pair in there if pair[1]), key=lambda pair: pair[0].memory_mib / pair[0].cores)
-
     def _lacking(self, arrangement: _Arrangement) -> tuple[int, int]:
         goal = self._goal
         cores = sum(self._cores_free(arrangement, position) for position in self._target)
@@ -242,41 +249,35 @@ class _Search:
         return goal.cores - cores, goal.memory_mib - memory
 
     def _cores_free(self, arrangement: _Arrangement, position: int) -> int:
-        gone = self._gone(arrangement, position)
-        return self._bins[position].cores_free + sum(
-            count * shape.cores for count, shape in zip(gone, self._shapes, strict=True)
-        )
+        return self._empty_cores[position] - _total(arrangement[position], self._cores_of)
 
     def _memory_free_mib(self, arrangement: _Arrangement, position: int, page_kib: int) -> int:
-        gone = self._gone(arrangement, position)
-        return self._bins[position].memory_free_mib.get(page_kib, 0) + sum(
-            count * shape.memory_mib
-            for count, shape in zip(gone, self._shapes, strict=True)
-            if shape.page_kib == page_kib
-        )
-
-    def _gone(self, arrangement: _Arrangement, position: int) -> list[int]:
-        """How many VMs of each shape have left the cell since the start; negative for those that came."""
-        return [then - now for then, now in zip(self._start[position], arrangement[position], strict=True)]
+        return self._empty_mib[page_kib][position] - _total(arrangement[position], self._mib_of[page_kib])
 
 
-def _fewest(lacking: int, there: Iterable[tuple[int, int]]) -> int:
-    """How many of these sizes, each there so many times, make up for what is lacking; all of them if they don't."""
+def _total(counts: Sequence[int], sizes: Sequence[int]) -> int:
+    total: int = sum(map(mul, counts, sizes))
+    return total
+
+
+def _fewest(lacking: int, there: Sequence[int], sizes: Sequence[int], largest_first: Sequence[int]) -> int:
+    """How many of these, of each size so many, make up for what is lacking; all of them if they don't."""
     fewest = 0
-    for size, count in sorted(there, reverse=True):
-        if lacking <= 0 or not size:
+    for index in largest_first:
+        if lacking <= 0 or not sizes[index]:
             break
-        used = min(count, -(-lacking // size))
-        lacking -= used * size
+        used = min(there[index], -(-lacking // sizes[index]))
+        lacking -= used * sizes[index]
         fewest += used
     return fewest
 
 
 def _moved(arrangement: _Arrangement, source: int, target: int, index: int) -> _Arrangement:
-    counts = [list(of_cell) for of_cell in arrangement]
-    counts[source][index] -= 1
-    counts[target][index] += 1
-    return tuple(tuple(of_cell) for of_cell in counts)
+    there = list(arrangement)
+    for position, change in ((source, -1), (target, 1)):
+        counts = there[position]
+        there[position] = (*counts[:index], counts[index] + change, *counts[index + 1 :])
+    return tuple(there)
 
 
 def _dominated(known: list[tuple[int, int]], there: _Reached) -> bool:
