@@ -147,6 +147,8 @@ class Acceptor:
             if known is not None:
                 return known
             (one,) = chosen = vms.find(conn, [ref])
+            # Who writes a host's report has the host's row before its VMs'.
+            sizes.lock_host_of(conn, one.vm_id)
             _free_to(conn, "resize", chosen)
             row = conn.execute(select(vm).where(vm.c.id == one.vm_id)).one()
             size = Size(vcpus=asked.vcpus or row.vcpus, memory_mib=asked.memory_mib or row.memory_mib)

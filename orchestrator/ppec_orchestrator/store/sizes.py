@@ -46,6 +46,13 @@ def held_of(row: Row[Any]) -> Size | None:
     return None if row.held_vcpus is None else Size(vcpus=row.held_vcpus, memory_mib=row.held_memory_mib)
 
 
+def lock_host_of(conn: Connection, vm_id: UUID) -> None:
+    """To be called before the VM's own row is locked: takes turns with its host's reports."""
+    host_id = conn.execute(select(allocation.c.host_id).where(allocation.c.vm_id == vm_id)).scalar()
+    if host_id is not None:
+        lock_hosts(conn, {host_id})
+
+
 def begin(conn: Connection, vm_id: UUID, wanted: Size) -> None:
     """Takes the room that the VM needs for this size as well, on its host. Raises `host.no_capacity` with what is
     wanted and free; the caller's transaction must then be rolled back."""

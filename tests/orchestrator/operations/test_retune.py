@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -11,12 +12,13 @@ import pytest
 from engine_crashes import QUICK, CrashingDatabase
 from sqlalchemy import insert, select
 
-from ppec_contract.api import HostRetune, ItemState, OperationState, Policy, VmAction, VmsAction
+from ppec_contract.api import HostRetune, ItemState, OperationState, Policy, VmAction, VmResize, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetuneBounds, RetuneWant
+from ppec_contract.vm import Size
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
-from ppec_orchestrator.store import tables
+from ppec_orchestrator.store import seats, sizes, tables
 from ppec_orchestrator.store.seats import shares_over
 
 CELL_0 = HostRetune(want=RetuneWant(cells=(0,)))
@@ -269,3 +271,48 @@ def test_cell_that_the_host_never_reported_moves_nothing(world: Any) -> None:
     assert retuned(world).state is OperationState.SUCCEEDED
     assert {world.vm(name).cells for name in names} == {(0,)}
     assert used(world) == before
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_goes_wrong_the_record_becomes_what_the_host_holds(two_cells: Any, seed: int) -> None:
+    """Retunes, resizes and power switches, done or not, told of or not; then the host reports once."""
+    world, names, dice = two_cells, made(two_cells), random.Random(seed)
+
+    def faults(action: str, host: str, vm: UUID) -> Fault | None:
+        if dice.random() > 0.3:
+            return None
+        code = dice.choice(["host.unreachable", "hypervisor.failed", "agent.unavailable"])
+        return Fault.of(code, whole_host=dice.random() < 0.5, done=dice.random() < 0.5)
+
+    world.fleet.faults = faults
+    done = 0
+    with world.running() as replica:
+        for _ in range(10):
+            name, what = dice.choice(names), dice.choice(["retune", "retune", "resize", "resize", "stop", "start"])
+            try:
+                if what == "retune":
+                    accepted = replica.retune("h1", HostRetune(want=RetuneWant(cells=(dice.randrange(2),))), world.ask)
+                elif what == "resize":
+                    size = VmResize(vcpus=dice.choice([2, 4, 8]), memory_mib=dice.choice([512, 2048]))
+                    accepted = replica.resize(name, size, world.ask)
+                else:
+                    accepted = replica.act(VmsAction(action=VmAction(what), vms=(name,)), world.ask)
+            except PpecError as refused:
+                if refused.code != "host.no_capacity":
+                    raise
+                continue
+            done += world.ended(accepted.operation_id).state is OperationState.SUCCEEDED
+    assert done, "something worked out"
+    infos = dict(world.fleet.vms["h1"])
+    with world.database.write() as conn:
+        seats.follow(conn, {vm_id: info.cells for vm_id, info in infos.items()})
+        sizes.follow_report(conn, infos)
+    assert_exact(world)
+    with world.database.read() as conn:
+        shares = {row.vm_id: row for row in conn.execute(select(tables.allocation_cell))}
+    for vm_id, info in infos.items():
+        view, later = world.vm(str(vm_id)), info.pending or info
+        assert (view.vcpus, view.memory_mib) == (later.vcpus, later.memory_mib)
+        assert view.held == (Size(vcpus=info.vcpus, memory_mib=info.memory_mib) if info.pending else None)
+        largest = (max(info.vcpus, later.vcpus) // 2, max(info.memory_mib, later.memory_mib))
+        assert (shares[vm_id].cores, shares[vm_id].memory_mib) == largest
