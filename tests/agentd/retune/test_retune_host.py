@@ -128,6 +128,7 @@ def test_a_move_that_fails_takes_back_those_before_it(
         assert {result.problem.code for result in results} == {"retune.failed"}
         assert results[0].problem.details == {"code": "hypervisor.failed", "stayed": []}
         assert await seats(agent) == BEFORE
+        assert all(result.vm.cells == BEFORE[result.name] and result.observed_at for result in results), "it says where"
         again = await agent.run(call(plan, fence=2))
         assert [result.problem for result in again] == [None, None]
         assert await seats(agent) == AFTER
