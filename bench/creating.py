@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Creating VMs, and deleting them: the chain beside bare libvirt, its work counts, its latency, and a thousand at once."""
+"""Creating and deleting VMs: the chain beside bare libvirt, its work counts and latency, and a thousand at once."""
 
 from __future__ import annotations
 

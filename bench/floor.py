@@ -45,8 +45,10 @@ class Floor:
         self.backing_format = image["backing-filename-format"]
 
     def create(self, count: int = 1, at_once: int = 1) -> float:
-        """Seconds for `count` VMs, overlay + define + start, `at_once` at a time. They are removed afterwards: destroy +
-        undefine + unlink, as many at a time."""
+        """Seconds for `count` VMs, overlay + define + start, `at_once` at a time.
+
+        They are removed afterwards, as many at a time: destroy + undefine + unlink.
+        """
         wanted = [self._xml() for _ in range(count)]
         with ThreadPoolExecutor(at_once) as pool:
             started_s = time.monotonic()

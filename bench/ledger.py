@@ -62,7 +62,7 @@ def run(figures: Figures) -> None:
     figures.add("ledger.beside_slow_calls", CLIENTS * EACH / ours_s, "per s")
     figures.add("ledger.beside_slow_calls.one_lock", CLIENTS * EACH / one_lock_s, "per s")
     figures.add("ledger.beside_slow_calls.ratio", ratio, "x", bar="> 1")
-    with _agent() as socket_path:
+    with fake_agent(ROOMY) as socket_path:
         refused_s = _through_socket(socket_path, refused=True)
         figures.add("ledger.refusals_through_socket", CLIENTS * THROUGH_SOCKET_EACH / refused_s, "per s")
         created_s = _through_socket(socket_path, refused=False)
@@ -126,12 +126,12 @@ def _through_socket(path: Path, *, refused: bool) -> float:
 
 
 @contextmanager
-def _agent() -> Iterator[Path]:
+def fake_agent(topology: str) -> Iterator[Path]:
     """An agent on the fake hypervisor, in a process of its own; its socket."""
     with tempfile.TemporaryDirectory(prefix="ppec-bench-", dir="/tmp") as directory:
         folder = Path(directory)
         settings = folder / "agentd.toml"
-        settings.write_text(SETTINGS.format(folder=folder, topology=ROOMY))
+        settings.write_text(SETTINGS.format(folder=folder, topology=topology))
         program = Path(sys.executable).with_name("ppec-agentd")
         process = subprocess.Popen([str(program), "--config", str(settings)])
         try:
