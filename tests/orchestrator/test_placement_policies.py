@@ -126,7 +126,7 @@ def test_a_vm_spans_the_fewest_cells_in_equal_parts() -> None:
 
 
 def test_parts_are_of_cores_of_one_width_and_no_part_is_empty() -> None:
-    mixed = [cell(0, cores=4), cell(1, cores=4, threads_per_core=1)]
+    mixed = [cell(0, cores=4), cell(1, cores=8, threads_per_core=1)]
     assert why_not(Shape(10, 64, 1, ACROSS), *mixed) is Reason.VM_LARGER_THAN_HOST
     # Two vCPUs are one core: the host would leave the second cell out, and its memory with it.
     assert why_not(Shape(2, 12_288, 1, ACROSS), cell(0), cell(1)) is Reason.VM_LARGER_THAN_HOST
