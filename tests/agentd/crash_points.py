@@ -251,9 +251,19 @@ async def assert_nothing_leaked(agent: Agent) -> None:
     assert totals.cores - totals.cores_free == len(taken)
     assert totals.memory_mib - totals.memory_free_mib == sum(metadata.memory_mib for metadata in held)
     assert totals.disk_mib - totals.disk_free_mib == sum(metadata.disk_mib for metadata in held)
+    for later, metadata in _next_starts(agent.settings):
+        for resource in ("vcpus", "memory_mib"):
+            assert later[resource] <= metadata[resource], "nobody holds what the next start will need"
     free = {cell.cell: cell.cores_free for cell in ledger.cells()}
     assert sum(free.values()) == totals.cores_free
     assert_only_owned_files(agent.settings, {str(domain.vm_id) for domain in domains})
+
+
+def _next_starts(settings: Settings) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Each domain's definition for its next start, also where nothing points there, and what its metadata says."""
+    file = settings.storage.fake_hypervisor
+    records = json.loads(file.read_bytes()) if file.exists() else []
+    return [(record["next"], record["metadata"]) for record in records if record["next"] is not None]
 
 
 def _cores(domain: Domain, core_of_cpu: Mapping[int, Any]) -> set[tuple[int, ...]]:

@@ -63,12 +63,13 @@ class Item:
 
 
 def items_of(host: HostContext, request: WriteCall) -> tuple[Action, list[Item]]:
-    """The call's action and its VMs, in order. Raises `request.invalid` if it names a VM twice."""
+    """The call's action and its VMs, in order. Raises `request.invalid` if it names a VM twice, or one that can't be."""
     if isinstance(request, CreateVms):
         items = [_creation(host, vm, request.operation_id) for vm in request.vms]
     elif isinstance(request, ResizeVms):
         items = [_resizing(host, size, request.timeout_s) for size in request.sizes]
     elif isinstance(request, RetuneHost):
+        _refuse_the_hosts_id(request)
         # One flight for all its VMs: the moves have an order.
         items = [Item(HOST_ID, "", lambda steps: retune_host(host, request, steps))]
     else:
@@ -96,6 +97,17 @@ def _resizing(host: HostContext, size: VmSize, timeout_s: float) -> Item:
 def _by_id(host: HostContext, vm_id: UUID, request: WriteCall) -> Item:
     held, act = host.ledger.holding(vm_id), _ACTS[type(request)]
     return Item(vm_id, held.name if held else "", lambda steps: act(host, request, vm_id, steps))
+
+
+def _refuse_the_hosts_id(request: RetuneHost) -> None:
+    """The flight has this id, and would wait for itself."""
+    if any(move.vm_id == HOST_ID for move in request.plan.moves):
+        raise PpecError(
+            "request.invalid",
+            f"the plan moves vm {HOST_ID}: no VM has this id",
+            hint="Plan the retune again, and send the plan as it is.",
+            subject="request",
+        )
 
 
 def _refuse_twins(items: list[Item]) -> None:

@@ -235,6 +235,21 @@ def test_a_plan_made_up_by_its_caller_is_checked_like_any(short_dir: Path, words
     run(words, short_dir, scenario)
 
 
+def test_a_plan_that_names_the_journals_id_of_the_host_is_refused(short_dir: Path, words: Any, vm: Any) -> None:
+    """It would have waited for itself for ever, and every retune after it as well."""
+
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        wrong = plan.model_copy(update={"moves": (plan.moves[0].model_copy(update={"vm_id": UUID(int=0)}),)})
+        with pytest.raises(PpecError, match="no VM has this id") as refused:
+            await asyncio.wait_for(agent.run(call(wrong)), 60)
+        assert refused.value.code == "request.invalid"
+        assert all(result.problem is None for result in await agent.run(call(plan)))
+        assert await seats(agent) == AFTER
+
+    run(words, short_dir, scenario)
+
+
 def test_two_retunes_at_once_take_turns(short_dir: Path, words: Any, vm: Any) -> None:
     async def scenario(agent: Any) -> None:
         plan = await chain(agent, vm)
