@@ -20,7 +20,7 @@ from ppec_contract.host import HealthFinding, HealthLevel, HostUse, Vitals
 
 log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 10.0
-# So long may libvirt take to answer before it counts as hung. Far below its keepalive, which gives the connection up.
+# So long may libvirt take to answer before it counts as hung. Far below the deadline of any call.
 PROBE_S = 5.0
 _NOBODY = UUID(int=0)
 

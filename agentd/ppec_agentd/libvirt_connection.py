@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The connection to libvirt: calls in threads, lifecycle events, keepalive, and coming back after a loss.
+"""The connection to libvirt: calls in threads, lifecycle events, and coming back after a loss.
 
 libvirt's calls block, so each runs in a thread (`BlockingCalls`). Its default event loop runs in one daemon thread of
-the process and hands events to asyncio. Keepalive notices a daemon that hangs, the socket one that dies; either way the
-connection is made again with back-off, the events are registered again, and listeners are told to look afresh.
+the process and hands events to asyncio. The socket notices a daemon that dies: the connection is made again with
+back-off, the events are registered again, and listeners are told to look afresh. A daemon that hangs keeps its
+connection: calls miss their deadlines, and are answered late or never. libvirt's keepalive would close it under the
+calls that wait, and libvirt 9.0's client does not always survive that: the process dies of SIGSEGV. Nor is it needed
+on a UNIX socket, which can't be half open.
 Errors become PpecError in `_translated`, by code and never by text.
 """
 
@@ -69,10 +72,7 @@ _CODES = {
 
 @dataclass(frozen=True, slots=True)
 class LibvirtOptions:
-    """`domain_type` None decides from the CPU's flags; `declared_topology` is a lab's (see `Topology.declared`).
-
-    A daemon that hangs is given up after keepalive_interval_s * keepalive_count seconds.
-    """
+    """`domain_type` None decides from the CPU's flags; `declared_topology` is a lab's (see `Topology.declared`)."""
 
     uri: str = "qemu:///system"
     domain_type: Literal["kvm", "qemu"] | None = None
@@ -81,9 +81,51 @@ class LibvirtOptions:
     workers: int = 8
     call_timeout_s: float = 30.0
     start_timeout_s: float = 120.0
-    keepalive_interval_s: int = 5
-    keepalive_count: int = 3
     longest_backoff_s: float = 5.0
+
+
+class _ClosedError(Exception):
+    """The connection was given up before the call began."""
+
+
+class _Shared:
+    """A connection, and the calls that are on it now.
+
+    A call holds no reference to its connection in libvirt's client library: closed under a call, the connection is
+    freed while the call still waits on it, and the process dies. So the last call to end closes one that was given up.
+    """
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self._calls = 0
+        self._given_up = False
+        self._lock = threading.Lock()
+
+    def use(self, work: Callable[[Any], T]) -> T:
+        """`work(connection)`, in the calling thread. Raises _ClosedError."""
+        with self._lock:
+            if self._given_up:
+                raise _ClosedError
+            self._calls += 1
+        try:
+            return work(self.connection)
+        finally:
+            with self._lock:
+                self._calls -= 1
+                unused = self._unused()
+            if unused:
+                _release(self.connection)
+
+    def give_up(self) -> None:
+        """Closes it now, or leaves that to the last call on it. To be called once."""
+        with self._lock:
+            self._given_up = True
+            unused = self._unused()
+        if unused:
+            _release(self.connection)
+
+    def _unused(self) -> bool:
+        return self._given_up and not self._calls
 
 
 class LibvirtConnection:
@@ -93,7 +135,7 @@ class LibvirtConnection:
         self._options = options
         self._fanout = fanout
         self._calls = BlockingCalls(options.workers)
-        self._connection: Any = None
+        self._connection: _Shared | None = None
         self._attempt = 0
         self._reconnecting: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -111,9 +153,9 @@ class LibvirtConnection:
         self._attempt += 1
         if connection is not None:
             with contextlib.suppress(CallTimeoutError, CallsExhaustedError):
-                await self._calls.run(partial(_release, connection), self._options.call_timeout_s)
+                await self._calls.run(connection.give_up, self._options.call_timeout_s)
 
-    async def _connect(self) -> Any:
+    async def _connect(self) -> _Shared:
         self._attempt += 1
         subject = f"libvirt at {self._options.uri}"
         try:
@@ -123,9 +165,10 @@ class LibvirtConnection:
         except (CallTimeoutError, CallsExhaustedError) as error:
             raise _unavailable(f"{subject} can't be reached: {error}") from error
 
-    def _connect_now(self, attempt: int) -> Any:
+    def _connect_now(self, attempt: int) -> _Shared:
         connection = libvirt.open(self._options.uri)
-        connection.setKeepAlive(self._options.keepalive_interval_s, self._options.keepalive_count)
+        # Off, whatever libvirt.conf says: see the head of this file.
+        connection.setKeepAlive(0, 0)
         connection.registerCloseCallback(self._on_close, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None)
         connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_REBOOT, self._on_reboot, None)
@@ -134,7 +177,7 @@ class LibvirtConnection:
         if attempt != self._attempt:
             # This attempt hung, was given up, and woke: its events would come twice.
             _release(connection)
-        return connection
+        return _Shared(connection)
 
     def _on_close(self, connection: Any, _reason: int, _opaque: None) -> None:
         self._post(self._lost, connection)
@@ -159,16 +202,16 @@ class LibvirtConnection:
                 self._loop.call_soon_threadsafe(callback, value)
 
     def _lost(self, connection: Any) -> None:
-        if self._connection is None or connection.c_pointer() != self._connection.c_pointer():
+        if self._connection is None or connection.c_pointer() != self._connection.connection.c_pointer():
             return
         stale, self._connection = self._connection, None
         _log.warning("the connection to libvirt at %s is lost", self._options.uri)
         self._fanout.send(HypervisorEvent(EventKind.DISCONNECTED))
         self._reconnecting = asyncio.get_running_loop().create_task(self._reconnect(stale))
 
-    async def _reconnect(self, stale: Any) -> None:
+    async def _reconnect(self, stale: _Shared) -> None:
         with contextlib.suppress(CallTimeoutError, CallsExhaustedError):
-            await self._calls.run(partial(_release, stale), self._options.call_timeout_s)
+            await self._calls.run(stale.give_up, self._options.call_timeout_s)
         backoff_s = 0.1
         while True:
             try:
@@ -193,15 +236,18 @@ class LibvirtConnection:
         subject = "libvirt" if vm_id is None else f"vm {vm_id}"
         if connection is None:
             raise _unavailable(f"{what} {subject}: no connection to libvirt at {self._options.uri}")
-        if vm_id is None and self._calls.lingers(None):
-            # Another look at the whole host would hang as well. Fewer threads then wait on a connection that may be
-            # closed under them: the client library of libvirt 9.0 does not always survive that.
-            raise _unavailable(f"{what} {subject}: an earlier call has not been answered yet")
+        failed = "vm.start_failed" if what == "start" else "hypervisor.failed"
+
+        def worded(connection: Any) -> T:
+            try:
+                return work(connection)
+            except libvirt.libvirtError as error:
+                raise _translated(error, what, subject, connection, failed) from error
+
         try:
-            return await self._calls.run(partial(work, connection), timeout_s, about=vm_id)
-        except libvirt.libvirtError as error:
-            failed = "vm.start_failed" if what == "start" else "hypervisor.failed"
-            raise _translated(error, what, subject, connection, failed) from error
+            return await self._calls.run(partial(connection.use, worded), timeout_s, about=vm_id)
+        except _ClosedError as error:
+            raise _unavailable(f"{what} {subject}: the connection to libvirt was lost") from error
         except (CallTimeoutError, CallsExhaustedError) as error:
             raise _unavailable(f"{what} {subject}: {error}") from error
 

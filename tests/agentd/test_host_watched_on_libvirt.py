@@ -89,12 +89,9 @@ def stopped(daemon: PrivateLibvirtd) -> Iterator[None]:
         daemon.run("kill", f"-{int(signal.SIGCONT)}", pid)
 
 
-@pytest.mark.long
 def test_a_libvirtd_that_hangs_is_reported_while_it_hangs_and_recovers(
     reporting: tuple[Any, Any], daemon: PrivateLibvirtd, vm: Any
 ) -> None:
-    """Known to fail now and then with libvirt 9.0: when keepalive closes the connection under several calls that wait
-    on it, libvirt's client may crash (in GLib, below any call of ours), and the agent with it."""
     agent, server = reporting
     one = vm(**SMALL)
     create(agent, one)

@@ -245,7 +245,6 @@ def test_a_stopped_libvirtd_finishes_the_call_and_nothing_is_left(
             # For the call that is stopped, and enough for the others on a loaded machine.
             call_timeout_s=3,
             start_timeout_s=3,
-            keepalive_interval_s=30,
         )
         hypervisor = LibvirtHypervisor(options)
         await hypervisor.open()

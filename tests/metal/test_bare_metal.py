@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -97,16 +96,11 @@ def seen_in(metal: Metal, name: str, cell: int) -> dict[str, Any] | None:
     return vm if vm["cells"] == [cell] else None
 
 
-def plan_retune(metal: Metal, flavor: str) -> dict[str, Any]:
-    """What would have to move for a VM of `flavor` to fit."""
+def retune(metal: Metal, flavor: str, *options: str) -> Any:
+    """`ppec host retune` for a VM of `flavor`: the plan with `--plan`, else what became of it."""
     vcpus, memory_mib, _ = FLAVORS[flavor]
-    plan: dict[str, Any] = agent(metal, "PlanRetune", want={"vcpus": vcpus, "memory_mib": memory_mib})["plan"]
-    return plan
-
-
-def retune(metal: Metal, plan: dict[str, Any]) -> None:
-    results = agent(metal, "RetuneHost", operation_id="metal-retune", fence=1, plan=plan)["results"]
-    assert [(result["name"], result.get("problem")) for result in results] == [("pinned", None)]
+    want = ("--vcpus", str(vcpus), "--memory", f"{memory_mib}M")
+    return metal.orchestrator.ppec("host", "retune", metal.fleet.host.name, *want, *options, timeout_s=600)
 
 
 def assert_sits_in(metal: Metal, vm: dict[str, Any], cell: int) -> GuestProcess:
@@ -119,7 +113,7 @@ def assert_sits_in(metal: Metal, vm: dict[str, Any], cell: int) -> GuestProcess:
     assert {int(vcpu): int(pcpu) for vcpu, pcpu in shown} == pins
     tuned = virsh(metal, "numatune", vm["name"])
     assert [line.split() for line in tuned.splitlines() if line] == [
-        ["numa_mode", ":", "strict"],
+        ["numa_mode", ":", "restrictive"],
         ["numa_nodeset", ":", str(cell)],
     ]
     found = process(metal, vm["name"])
@@ -165,30 +159,18 @@ def test_libvirt_sees_two_sockets_apart_and_siblings(metal: Metal) -> None:
 
 
 def test_a_guest_on_huge_pages_has_them_of_its_cell(metal: Metal) -> None:
-    """Asked of the agent itself: a flavor has no word for huge pages."""
     pages = metal.fleet.shape.huge_pages_per_cell
-    image = metal.orchestrator.ppec("image", "show", "small")
-    source = {key: image[key] for key in ("name", "sha256", "size_bytes", "format")}
-    source["url"] = f"{metal.orchestrator.url}/v1/images/{image['sha256']}/content"
-    vm = {
-        "vm_id": str(uuid4()),
-        "name": "huge",
-        "vcpus": 2,
-        "memory_mib": HUGE_PAGE_MIB * pages,
-        "numa": {"huge_page_kib": 1024 * HUGE_PAGE_MIB},
-        "cells": [1],
-        "root_disk": {"size_mib": 256, "image": source},
-    }
-    (made,) = agent(metal, "CreateVms", operation_id="metal-huge", fence=1, vms=[vm])["results"]
-    assert made.get("problem") is None, made
-    assert huge_pages_free(metal) == [pages, 0]
+    size = ("--vcpus", "2", "--memory-mib", str(HUGE_PAGE_MIB * pages), "--disk-mib", "256")
+    metal.orchestrator.ppec("flavor", "create", "huge", *size, "--huge-pages", "2M")
+    (vm,) = create(metal, "huge", "huge")
+    (cell,) = vm["cells"]
+    assert huge_pages_free(metal) == [0 if number == cell else pages for number in range(metal.fleet.shape.sockets)]
     found = process(metal, "huge")
     assert found.kvm
     assert found.memory.page_kib == 1024 * HUGE_PAGE_MIB
-    assert found.memory.policy == "bind:1"
-    assert dict(found.memory.kib_by_cell) == {1: 1024 * HUGE_PAGE_MIB * pages}
+    assert dict(found.memory.kib_by_cell) == {cell: 1024 * HUGE_PAGE_MIB * pages}
 
-    agent(metal, "DeleteVms", operation_id="metal-huge-away", fence=1, vm_ids=[vm["vm_id"]])
+    delete(metal, "huge")
     assert huge_pages_free(metal) == [pages, pages]
 
 
@@ -224,14 +206,13 @@ def test_a_vm_that_needs_a_whole_cell_is_refused(metal: Metal, halves: dict[str,
     assert len(metal.orchestrator.ppec("vm", "list")) == len(halves)
 
 
-@pytest.mark.xfail(strict=True, reason="libvirt 9.0 refuses a new nodeset for a running domain of strict memory")
 def test_a_retune_opens_a_cell_under_running_guests(metal: Metal, halves: dict[str, dict[str, Any]]) -> None:
     before = {name: process(metal, name).identity for name in halves}
-    plan = plan_retune(metal, "whole-cell")
+    plan = retune(metal, "whole-cell", "--plan")
     (move,) = plan["moves"]
     assert (move["name"], move["before"]["cell"], move["after"]["cell"], plan["opened"]) == ("pinned", 1, 0, [1])
     assert cores_free(metal) == [1, 1], "a plan changes nothing"
-    retune(metal, plan)
+    retune(metal, "whole-cell", "--wait")
     pinned = wait_until(lambda: seen_in(metal, "pinned", cell=0), "pinned is seen in cell 0", timeout_s=60, every_s=0.5)
     after = {"pinned": assert_sits_in(metal, pinned, cell=0), "left": assert_sits_in(metal, halves["left"], cell=0)}
     assert {name: found.identity for name, found in after.items()} == before, "a guest's process is another"

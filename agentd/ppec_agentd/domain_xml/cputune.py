@@ -45,9 +45,13 @@ class GuestCellBinding(Element):
 
 @dataclass(frozen=True, kw_only=True)
 class NumaTune(Element):
-    """`strict`: an allocation that doesn't fit the cells fails in place of silently going to a remote one."""
+    """An allocation that doesn't fit the cells fails in place of silently going to a remote one.
+
+    `restrictive` has the control group alone keep the memory there, and so it can be moved while the domain runs;
+    `strict` binds it in QEMU as well, for good. libvirt wants the guest's own cells bound the same way.
+    """
 
     TAG = "numatune"
-    mode: Annotated[str, At("memory/@mode")] = "strict"
+    mode: Annotated[str, At("memory/@mode")]
     nodeset: Annotated[str, At("memory/@nodeset")]
     guest_cells: Annotated[tuple[GuestCellBinding, ...], At("")] = ()

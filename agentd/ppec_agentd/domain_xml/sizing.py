@@ -106,7 +106,9 @@ class Sizing:
         bindings = (
             GuestCellBinding(guest_cell=number, nodeset=str(cell.cell)) for number, cell in enumerate(vm.guest_cells)
         )
-        return NumaTune(nodeset=format_cpu_list(vm.cells), guest_cells=tuple(bindings))
+        # A guest that was shown cells never leaves the host's that they mirror.
+        mode = "strict" if vm.guest_cells else "restrictive"
+        return NumaTune(mode=mode, nodeset=format_cpu_list(vm.cells), guest_cells=tuple(bindings))
 
     @property
     def most_memory_mib(self) -> int:
