@@ -366,8 +366,13 @@ async def send_all(agent: Any, client: Client, vm: Any, part: int) -> Counter[st
 
 
 async def stand(agent: Any, vms: tuple[Any, ...], operation: str) -> None:
-    """Makes those of the VMs that are not there, so that mutants find something to act on."""
+    """Makes those of the VMs that are not there, so that mutants find something to act on; ends all freezes, for their
+    own end would come in another mutant's time."""
     there = {domain.vm_id for domain in await agent.hypervisor.domains()}
+    for vm_id in there:
+        async with agent.context.thaws.turn(vm_id):
+            await agent.hypervisor.thaw(vm_id)
+            await agent.context.thaws.forget(vm_id)
     for vm in vms:
         if vm.vm_id not in there:
             (made,) = await agent.create(vm, operation=operation)

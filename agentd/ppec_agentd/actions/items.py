@@ -63,7 +63,7 @@ class Item:
 
 
 def items_of(host: HostContext, request: WriteCall) -> tuple[Action, list[Item]]:
-    """The call's action and its VMs, in order. Raises `request.invalid` if it names a VM twice, or one that can't be."""
+    """The call's action and its VMs, in order. Raises `request.invalid` if it names a VM twice, or none."""
     if isinstance(request, CreateVms):
         items = [_creation(host, vm, request.operation_id) for vm in request.vms]
     elif isinstance(request, ResizeVms):
