@@ -32,7 +32,8 @@ from ppec_lab.debian_guest_image import debian_guest_image
 from ppec_lab.hypervisor_hosts import LibvirtHost
 from ppec_lab.private_libvirtd import PrivateLibvirtd, private_libvirtd
 
-pytestmark = [pytest.mark.anyio, pytest.mark.libvirt, pytest.mark.slow, pytest.mark.timeout(1800)]
+# Minutes of an emulated Debian: left to `make test-long`.
+pytestmark = [pytest.mark.anyio, pytest.mark.libvirt, pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(1800)]
 BOOT_S = 480
 
 
