@@ -71,9 +71,11 @@ def plan_retune(state: HostState, want: RetuneWant, bounds: RetuneBounds) -> Ret
 
 def _best(bins: Sequence[Bin], goals: Sequence[Goal], bounds: Bounds) -> tuple[Found, Goal] | None:
     best: tuple[Found, Goal] | None = None
+    # A host of many cells must not take many times as long: the goals share what may be tried, and to expand is to look
+    # at a move from each cell to each other.
+    expansions = max(1, 4 * EXPANSIONS // len(bins) ** 2 // len(goals))
     for goal in goals:
-        # Shared among them: a host of many cells must not take many times as long.
-        found = cheapest_moves(bins, goal, bounds, EXPANSIONS // len(goals))
+        found = cheapest_moves(bins, goal, bounds, min(EXPANSIONS, expansions))
         if found is None:
             continue
         if best is None or _cost(found) < _cost(best[0]):
