@@ -92,7 +92,18 @@ def test_declared_huge_pages_are_part_of_a_cells_memory() -> None:
 
 @pytest.mark.parametrize(
     "declaration",
-    ["memory_mib=1024,huge_1g=2", "", "sockets", "sockets=0", "sockets=-1", "cores=4;rm", "nodes=2", "cores=5000", "sockets=2,", "cores=٣"],
+    [
+        "memory_mib=1024,huge_1g=2",
+        "",
+        "sockets",
+        "sockets=0",
+        "sockets=-1",
+        "cores=4;rm",
+        "nodes=2",
+        "cores=5000",
+        "sockets=2,",
+        "cores=٣",
+    ],
 )
 def test_a_bad_declaration_is_refused(declaration: str) -> None:
     with pytest.raises(ValueError, match="topology"):
