@@ -371,7 +371,7 @@ async def stand(agent: Any, vms: tuple[Any, ...], operation: str) -> None:
     there = {domain.vm_id for domain in await agent.hypervisor.domains()}
     for vm_id in there:
         async with agent.context.thaws.turn(vm_id):
-            await agent.hypervisor.thaw(vm_id)
+            agent.hypervisor.frozen.discard(vm_id)
             await agent.context.thaws.forget(vm_id)
     for vm in vms:
         if vm.vm_id not in there:
