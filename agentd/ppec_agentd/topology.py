@@ -201,7 +201,8 @@ def declare_topology(declaration: str) -> Topology:
 
     `cells` is per socket; `cores`, `memory_mib` and the numbers of huge pages `huge_2m` and `huge_1g` (default none; a
     part of the memory) are per cell. CPUs are numbered as Linux numbers SMT siblings on x86: all first threads, then
-    all second ones. Raises ValueError on an unknown word, a zero, more than 4096 CPUs, or pages that the memory can't hold.
+    all second ones. Raises ValueError on an unknown word, a zero, more than 4096 CPUs, or pages that the memory can't
+    hold.
     """
     if not _DECLARATION.match(declaration):
         raise ValueError(f"topology {declaration!r} is not a list like sockets=2,cores=4,threads=2,memory_mib=8192")
