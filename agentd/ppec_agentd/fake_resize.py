@@ -79,7 +79,6 @@ class FakeResize:
 
         return await self._change("grow_memory", vm_id, effect)
 
-
     async def reseat(self: _Records, vm_id: UUID, seat: Seat) -> None:
         def effect() -> bool:
             domain = _running(self._must_find(vm_id), "move")

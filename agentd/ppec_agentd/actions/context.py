@@ -46,12 +46,12 @@ class HostContext:
     preparations: asyncio.Semaphore
     moments: Moments = field(default_factory=Moments)
     unfit: dict[UUID, DomainDefinition | None] = field(default_factory=dict)
+    open_seats: dict[UUID, Key] = field(default_factory=dict)
     thaws: Thaws = field(init=False)
+    _vm_locks: WeakValueDictionary[UUID, asyncio.Lock] = field(init=False, default_factory=WeakValueDictionary)
 
     def __post_init__(self) -> None:
         self.thaws = Thaws(self.hypervisor, self.vms_dir)
-    open_seats: dict[UUID, Key] = field(default_factory=dict)
-    _vm_locks: WeakValueDictionary[UUID, asyncio.Lock] = field(default_factory=WeakValueDictionary)
 
     def lock_of(self, vm_id: UUID) -> asyncio.Lock:
         """Held by whoever changes the VM. Whoever needs several takes them in the order of the ids."""
