@@ -17,6 +17,7 @@ from uuid import UUID
 import structlog
 
 from ppec_agentd.actions.context import Emit, HostContext, Outcome, Steps, refuse_foreign
+from ppec_agentd.actions.delete import refuse_lingering
 from ppec_agentd.hypervisor import Domain, DomainDefinition, DomainMetadata, Seat
 from ppec_agentd.journal import Key
 from ppec_agentd.ledger import Holding, Move
@@ -109,8 +110,10 @@ async def _in_the_journal(host: HostContext, call: RetuneHost, moves: Sequence[R
 async def settle_seat(host: HostContext, vm_id: UUID) -> None:
     """Puts a VM whose move broke off where its metadata says; in the ledger, too. Idempotent.
 
-    Raises `hypervisor.unavailable`, and may then be called again.
+    Raises `hypervisor.unavailable`, also while a call has not ended that may yet move the VM; it may then be called
+    again.
     """
+    refuse_lingering(host, vm_id)
     domain = await host.hypervisor.domain(vm_id)
     held = host.ledger.holding(vm_id)
     if domain is not None and domain.metadata is not None and held is not None:
@@ -144,7 +147,7 @@ class _Retune:
         except SeatsLeftOpenError:
             raise
         except PpecError as error:
-            stayed = await self._take_back(done)
+            stayed = await self._take_back(done, error)
             raise _failed(error, stayed) from error
 
     def _admitted(self, moves: Sequence[RetuneMove]) -> list[RetuneMove]:
@@ -187,7 +190,7 @@ class _Retune:
                 raise SeatsLeftOpenError(_failed(error, [m.name for m in begun]), open_ids) from again
         self._host.ledger.revert(*(move.vm_id for move in leg))
 
-    async def _take_back(self, done: list[RetuneMove]) -> tuple[str, ...]:
+    async def _take_back(self, done: list[RetuneMove], failed: PpecError) -> tuple[str, ...]:
         """Legs that stood already, as far as nobody has taken their places since; the names of VMs that stay moved."""
         for position, move in reversed(list(enumerate(done))):
             try:
@@ -195,11 +198,16 @@ class _Retune:
                 await self._fly([_turned(move)])
             except PpecError as error:
                 log.error("retune_not_taken_back", vm=move.name, why=str(error))
-                return tuple(other.name for other in done[: position + 1])
+                stayed = tuple(other.name for other in done[: position + 1])
+                if isinstance(error, SeatsLeftOpenError):
+                    raise SeatsLeftOpenError(_failed(failed, stayed), error.vm_ids) from error
+                return stayed
         return ()
 
     async def _move(self, vm_id: UUID, name: str, plan: NumaPlan) -> None:
         host = self._host
+        # A move that missed its deadline may take effect after the one that takes it back.
+        refuse_lingering(host, vm_id)
         domain = await host.hypervisor.domain(vm_id)
         if domain is None or domain.metadata is None:
             raise PpecError("vm.not_found", f"vm {name} is gone", subject=f"vm {name}")
@@ -270,7 +278,9 @@ def _left_to_do(host: HostContext, moves: Sequence[RetuneMove]) -> list[RetuneMo
 async def _refuse_waiting(host: HostContext, moves: Sequence[RetuneMove]) -> None:
     for move in moves:
         domain = await host.hypervisor.domain(move.vm_id)
-        if domain is None or domain.metadata is None or domain.metadata.pending:
+        # One that is off shows nothing of a resize that is still to be taken back: with its old definition.
+        waits = move.vm_id in host.unfit
+        if waits or domain is None or domain.metadata is None or domain.metadata.pending:
             raise _outdated(move, "it is gone, or waits for its next start to get another size")
 
 

@@ -279,3 +279,61 @@ def test_a_vm_that_waits_for_another_size_stays(short_dir: Path, words: Any, vm:
         assert all(result.problem is None for result in await agent.run(call(around, "retune-2")))
 
     run(words, short_dir, scenario)
+
+
+def test_a_move_back_that_cannot_be_taken_back_either_is_settled_later(short_dir: Path, words: Any, vm: Any) -> None:
+    """The first leg stands when the second is refused; its move back fails half-way, and so does the undo of that."""
+
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        there = plan.moves[0]
+        nowhere = [{"vcpu": vcpu, "pcpu": pcpu} for vcpu, pcpu in enumerate((98, 99))]
+        on = there.model_copy(update={"before": there.after, "after": type(there.after)(cell=1, pins=nowhere)})
+        agent.hypervisor.faults.fail("reseat", AWAY, nth=2, after=True)
+        agent.hypervisor.faults.fail("reseat", AWAY, nth=3)
+        (result, *_) = await agent.run(call(plan.model_copy(update={"moves": (there, on)})))
+        assert (result.problem.code, result.problem.details["stayed"]) == ("retune.failed", ["small"])
+        assert set(agent.context.open_seats) == {there.vm_id}
+        await agent.actions.settle()
+        assert await seats(agent) == {"big": (0,), "small": (2,), "mid": (2,)}
+
+    run(words, short_dir, scenario)
+
+
+def test_a_move_that_ends_late_keeps_both_places_until_then(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        big = plan.moves[1].vm_id
+        late = agent.hypervisor.faults.hang("reseat", nth=2)
+        results = await agent.run(call(plan))
+        assert {result.problem.code for result in results} == {"retune.failed"}
+        await agent.actions.settle()
+        assert agent.context.ledger.holding(big).pending, "it may be moved yet"
+        late.set()
+        await agent.hypervisor.wait_until_none_lingers()
+        await agent.actions.settle()
+        assert (await seats(agent))["big"] == (0,)
+
+    run(words, short_dir, scenario)
+
+
+def test_a_vm_whose_resize_is_still_to_be_taken_back_stays(short_dir: Path, words: Any, vm: Any) -> None:
+    """Its old definition, which it gets back later, has its old pins."""
+
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        small = plan.moves[0].vm_id
+        await agent.hypervisor.destroy(small)
+        agent.hypervisor.faults.fail("redefine", AWAY, after=True)
+        agent.hypervisor.faults.fail("redefine", AWAY, nth=2)
+        sizes = [{"vm_id": str(small), "vcpus": 2, "memory_mib": 128}]
+        resize = ResizeVms.model_validate_json(json.dumps({"operation_id": "resize-1", "fence": 1, "sizes": sizes}))
+        (failed,) = await agent.run(resize)
+        assert failed.problem.code == "hypervisor.unavailable"
+        results = await agent.run(call(plan))
+        assert {result.problem.code for result in results} == {"retune.outdated"}
+        await agent.actions.settle()
+        await agent.hypervisor.start(small)
+        assert await seats(agent) == BEFORE
+
+    run(words, short_dir, scenario)
