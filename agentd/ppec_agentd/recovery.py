@@ -102,7 +102,15 @@ async def _settle(host: HostContext, entry: Entry, domain: Domain | None) -> boo
         await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
         return True
     elif key.action == "RetuneHost" and vm_id != HOST_ID:
-        await settle_seat(host, vm_id)
+        try:
+            await settle_seat(host, vm_id)
+        except PpecError as error:
+            if error.retryable:
+                raise
+            # One VM that won't be moved must not keep the agent from serving: housekeeping comes back to it.
+            log.warning("seat_still_open", vm_id=str(vm_id), code=error.code, why=error.message)
+            host.open_seats[vm_id] = key
+            return False
     await asyncio.to_thread(partial(host.journal.append_abandoned, key, undone=key.action == "CreateVms"))
     return False
 

@@ -13,6 +13,8 @@ from uuid import UUID
 import pytest
 
 from ppec_agentd.connection import Call
+from ppec_agentd.journal import Key
+from ppec_agentd.recovery import recover
 from ppec_contract.agent import ResizeVms, RetuneHost, Stage
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetunePlan
@@ -334,6 +336,22 @@ def test_a_vm_whose_resize_is_still_to_be_taken_back_stays(short_dir: Path, word
         assert {result.problem.code for result in results} == {"retune.outdated"}
         await agent.actions.settle()
         await agent.hypervisor.start(small)
+        assert await seats(agent) == BEFORE
+
+    run(words, short_dir, scenario)
+
+
+def test_a_vm_that_will_not_be_moved_keeps_no_agent_from_serving(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        move = plan.moves[0]
+        key = Key("retune-1", "RetuneHost", str(move.vm_id))
+        agent.context.journal.append_intents("retune-1", 1, [(key, move.name)])
+        agent.hypervisor.faults.fail("reseat", PpecError("hypervisor.failed", "said no"))
+        await recover(agent.context)
+        assert agent.context.open_seats == {move.vm_id: key}
+        await agent.actions.settle()
+        assert (agent.context.open_seats, agent.context.journal.in_flight()) == ({}, ())
         assert await seats(agent) == BEFORE
 
     run(words, short_dir, scenario)
