@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 READ_BYTES = 64 * 1024
@@ -46,15 +47,32 @@ class LogFollower:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = -1
+        self._closed = False
+        self._lock = threading.Lock()
 
     def close(self) -> None:
+        """For good. A read under way on another thread ends first: its file's number may be another file's next."""
+        with self._lock:
+            self._closed = True
+            self._leave()
+
+    def tail(self, most: int) -> bytes:
+        """Begins anew at the end of the log, and returns the last `most` bytes before it, rotated ones among them."""
+        with self._lock:
+            return b"" if self._closed else self._tail(most)
+
+    def read(self) -> bytes:
+        """What has come since, at most READ_BYTES; empty if nothing has."""
+        with self._lock:
+            return b"" if self._closed else self._read()
+
+    def _leave(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
-    def tail(self, most: int) -> bytes:
-        """Begins anew at the end of the log, and returns the last `most` bytes before it, rotated ones among them."""
-        self.close()
+    def _tail(self, most: int) -> bytes:
+        self._leave()
         self._open(self._path)
         data = self._last(self._file, most) if self._file >= 0 else b""
         older = self._path.with_name(f"{self._path.name}.0")
@@ -63,8 +81,7 @@ class LogFollower:
                 data = self._last(file.fileno(), most - len(data)) + data
         return data
 
-    def read(self) -> bytes:
-        """What has come since, at most READ_BYTES; empty if nothing has."""
+    def _read(self) -> bytes:
         if self._file < 0:
             self._open(self._path)
         if self._file < 0:
@@ -78,7 +95,7 @@ class LogFollower:
         # What was written to the old file between the last read and its rotation.
         data = os.read(self._file, READ_BYTES)
         if not data:
-            self.close()
+            self._leave()
             self._open(successor)
             data = os.read(self._file, READ_BYTES) if self._file >= 0 else b""
         return data

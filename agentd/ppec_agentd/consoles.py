@@ -58,7 +58,8 @@ class _Watched:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._follower.close()
+        # A read that was begun goes on in its thread, whoever was cancelled.
+        await asyncio.to_thread(self._follower.close)
 
     async def _follow(self) -> None:
         while True:

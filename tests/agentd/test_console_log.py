@@ -129,3 +129,14 @@ def test_no_file_stays_open(console: Log) -> None:
         follower.read()
     follower.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_closed_follower_opens_nothing_any_more(console: Log) -> None:
+    """A read may have been handed to a thread, and be begun only after whoever wanted it has left."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    console.write(b"x")
+    follower = LogFollower(console.path)
+    assert follower.tail(10) == b"x"
+    follower.close()
+    assert (follower.read(), follower.tail(10)) == (b"", b"")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
