@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from ppec_contract.api import ItemState, OperationState
 from ppec_contract.errors import PpecError, Problem
-from ppec_orchestrator.store.tables import operation, operation_item, setting, step, vm
+from ppec_orchestrator.store.tables import allocation, host, operation, operation_item, setting, step, vm
 
 # Wakes the engines: something may be claimed. Wakes watchers: the operation named in the payload changed.
 WORK = "operations.work"
@@ -24,6 +24,7 @@ CLEANUP = "vm.cleanup"
 # The kind that moves VMs within a host, and the name of the step that has its plan.
 RETUNE = "host.retune"
 PLAN_STEP = "plan"
+RETUNE_STEPS = ("accept", PLAN_STEP, "retune")
 # The step that has, by VM, which part of a new size took effect.
 RESIZE_STEP = "resize"
 
@@ -150,7 +151,8 @@ def keep_data(conn: Connection, operation_id: str, name: str, data: Mapping[str,
 
 def add_items(conn: Connection, operation_id: str, items: Sequence[NewItem]) -> None:
     """VMs of which only a step finds out that the operation is about them; once in an operation. Raises
-    `vm.wrong_state` when another one is at work on any of them."""
+    `vm.wrong_state` when another one is at work on any of them, or when by the record one is on another host: a host
+    speaks for its own VMs alone."""
     # Two requests for one VM follow one another, and the second sees the first one's operation.
     ids = [item.vm_id for item in items]
     conn.execute(select(vm.c.id).where(vm.c.id.in_(ids)).order_by(vm.c.id).with_for_update())
@@ -164,8 +166,23 @@ def add_items(conn: Connection, operation_id: str, items: Sequence[NewItem]) -> 
             subject=f"vm {first.name}",
             details={"operation_id": busy[first.vm_id]},
         )
+    _refuse_elsewhere(conn, items)
     if items:
         conn.execute(insert(operation_item), [_new_item(operation_id, at, item) for at, item in enumerate(items)])
+
+
+def _refuse_elsewhere(conn: Connection, items: Sequence[NewItem]) -> None:
+    placed = select(allocation.c.vm_id, host.c.name).join(host, host.c.id == allocation.c.host_id)
+    at = {row.vm_id: row.name for row in conn.execute(placed.where(allocation.c.vm_id.in_([i.vm_id for i in items])))}
+    wrong = next((item for item in items if at.get(item.vm_id, item.host) != item.host), None)
+    if wrong is not None:
+        raise PpecError(
+            "vm.wrong_state",
+            f"vm {wrong.name} can't be changed on host {wrong.host}: by the record it is on host {at[wrong.vm_id]}",
+            hint="Delete what is left of it on the host that should not have it, then ask again.",
+            subject=f"vm {wrong.name}",
+            details={"host": wrong.host, "placed_on": at[wrong.vm_id]},
+        )
 
 
 def set_problem(conn: Connection, operation_id: str, problem: Problem) -> None:

@@ -185,6 +185,21 @@ def test_vms_that_another_operation_works_on_are_not_moved(two_cells: Any) -> No
     assert_exact(world)
 
 
+def test_a_host_s_plan_for_another_host_s_vm_changes_nothing(two_cells: Any) -> None:
+    """Were it to be believed, a host could say of any VM what state it is in, and where."""
+    world = two_cells
+    with world.running(name="maker") as maker:
+        view = world.ended(maker.create(world.batch(1, host="h2", policy=Policy.PACK), world.ask).operation_id)
+    (name,) = (item.name for item in view.items)
+    vm_id = world.vm(name).vm_id
+    world.fleet.vms["h1"][vm_id] = world.fleet.vms["h2"][vm_id]
+    view = retuned(world)
+    assert (view.state, view.problem.code) == (OperationState.FAILED, "vm.wrong_state")
+    assert view.problem.details == {"host": "h1", "placed_on": "h2"}
+    assert (view.items, view.retune.plan, world.vm(name).cells) == ((), None, (0,))
+    assert world.dispatcher.started[-1].action == "PlanRetune"
+
+
 def test_vms_of_a_retune_are_nobody_else_s(two_cells: Any) -> None:
     world, names = two_cells, made(two_cells)
     world.dispatcher.gate.clear()
