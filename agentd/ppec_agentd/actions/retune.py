@@ -153,7 +153,7 @@ class _Retune:
     def _admitted(self, moves: Sequence[RetuneMove]) -> list[RetuneMove]:
         """The longest leg the ledger takes: no VM twice, and room for all of them in both places."""
         ids = [move.vm_id for move in moves]
-        leg = list(moves[: next((n for n, vm_id in enumerate(ids) if vm_id in ids[:n]), len(ids))])
+        leg = self._in_turn(moves[: next((n for n, vm_id in enumerate(ids) if vm_id in ids[:n]), len(ids))])
         while True:
             try:
                 self._host.ledger.repin([Move(m.vm_id, m.after.pins, (m.after.cell,)) for m in leg])
@@ -163,6 +163,19 @@ class _Retune:
                 leg = leg[: len(leg) // 2]
             else:
                 return leg
+
+    def _in_turn(self, moves: Sequence[RetuneMove]) -> list[RetuneMove]:
+        """As far as no move goes where another of them has yet to leave. To the ledger they may trade places; made one
+        after the other, both would be on the same cores for a while."""
+        whole = self._host.ledger.pool().whole
+        leaving = {cpu: n for n, move in enumerate(moves) for cpu in whole(p.pcpu for p in self._plan(move.vm_id).pins)}
+        taken = (
+            leaving[cpu]
+            for n, move in enumerate(moves)
+            for cpu in whole(pin.pcpu for pin in move.after.pins)
+            if leaving.get(cpu, n) > n
+        )
+        return list(moves[: min(taken, default=len(moves))])
 
     async def _fly(self, leg: Sequence[RetuneMove]) -> None:
         """All of the leg's moves, or none: then raises what went wrong."""

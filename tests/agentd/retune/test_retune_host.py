@@ -355,3 +355,27 @@ def test_a_vm_that_will_not_be_moved_keeps_no_agent_from_serving(short_dir: Path
         assert await seats(agent) == BEFORE
 
     run(words, short_dir, scenario)
+
+
+def test_vms_do_not_trade_places(short_dir: Path, words: Any, vm: Any) -> None:
+    """No plan of the host's own has it: the first would be on the second's cores until that has left."""
+
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        small = plan.moves[0]
+        (there,) = [held for held in agent.context.ledger.holdings() if held.name == "mid"]
+        mid = type(small.after)(cell=2, pins=there.plan.pins)
+        trade = (
+            small.model_copy(update={"after": mid}),
+            small.model_copy(
+                update={"vm_id": there.vm_id, "name": "mid", "before": mid, "after": small.before, "memory_mib": 512}
+            ),
+        )
+        results = await agent.run(call(plan.model_copy(update={"moves": trade})))
+        assert {(result.problem.code, result.problem.details["code"]) for result in results} == {
+            ("retune.failed", "vm.wrong_state")
+        }
+        assert agent.hypervisor.faults.calls("reseat") == 0
+        assert await seats(agent) == BEFORE
+
+    run(words, short_dir, scenario)
