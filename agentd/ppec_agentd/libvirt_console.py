@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,11 +75,19 @@ class LibvirtConsole:
             known = self._inputs.get(vm_id)
             if known is not None and known.closing is not None:
                 known.closing.cancel()
+            given_up = threading.Event()
+
+            def work(connection: Any) -> _Input:
+                port = _type(connection, vm_id, known, data)
+                if given_up.is_set():
+                    # Nobody knows of it: it would keep everybody else from the console.
+                    port.close()
+                return port
+
             try:
-                self._inputs[vm_id] = await self._connection.call(
-                    "type on the console of", vm_id, lambda connection: _type(connection, vm_id, known, data)
-                )
+                self._inputs[vm_id] = await self._connection.call("type on the console of", vm_id, work)
             except PpecError as error:
+                given_up.set()
                 await self._close(vm_id)
                 if error.details.get("libvirt_code") == libvirt.VIR_ERR_OPERATION_FAILED:
                     raise _busy(vm_id) from error
