@@ -10,7 +10,7 @@ from ppec_contract.host import Heartbeat, HeartbeatReply, ReportEnvelope, Vitals
 from ppec_orchestrator.liveness import Heard, LivenessBook, MessageId
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.host_health import apply_health
+from ppec_orchestrator.store.host_health import apply_health, differs
 from ppec_orchestrator.store.reports import NewReport, StoredReport, apply_report, stored_report
 from ppec_orchestrator.vitals_book import VitalsBook
 
@@ -73,7 +73,10 @@ class ReportIntake:
     def _take_vitals(self, host: str, host_id: int, vitals: Vitals | None, now: datetime) -> None:
         if vitals is None:
             return
-        if not self.vitals.is_known(host, vitals):
+        # Asked each time, once in a report interval: another replica may have heard something else meanwhile.
+        with self._database.read() as conn:
+            news = differs(conn, host_id, vitals.health)
+        if news:
             with self._database.write() as conn:
                 apply_health(conn, host_id, vitals.health, now=now)
         self.vitals.note(host, vitals, now=now)

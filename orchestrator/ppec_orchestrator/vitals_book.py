@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hosts say that changes by itself, kept in memory: a message writes a row only when a level changes.
+"""What hosts say of their use, kept in memory: it changes by itself, and nobody wants it written down.
 
 The use of a host is known to the replica that heard it last, until the host's next word, a minute later at most.
 """
@@ -17,18 +17,10 @@ class VitalsBook:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._known: dict[str, dict[str, str]] = {}
         self._uses: dict[str, tuple[HostUse, datetime]] = {}
 
-    def is_known(self, host: str, vitals: Vitals) -> bool:
-        """Whether the database is known to hold these levels."""
-        with self._lock:
-            return self._known.get(host) == _levels(vitals)
-
     def note(self, host: str, vitals: Vitals, *, now: datetime) -> None:
-        """What was stored, or was there already."""
         with self._lock:
-            self._known[host] = _levels(vitals)
             self._uses[host] = (vitals.use, now)
 
     def use_of(self, host: str) -> tuple[HostUse, datetime] | None:
@@ -37,9 +29,4 @@ class VitalsBook:
 
     def forget(self, host: str) -> None:
         with self._lock:
-            self._known.pop(host, None)
             self._uses.pop(host, None)
-
-
-def _levels(vitals: Vitals) -> dict[str, str]:
-    return {finding.check: finding.level.value for finding in vitals.health}

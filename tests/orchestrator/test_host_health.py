@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
@@ -11,8 +12,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import func, select, update
 
-from ppec_contract.host import HostReport
+from ppec_contract.host import Heartbeat, HostReport
 from ppec_orchestrator.api.services import Services
+from ppec_orchestrator.liveness import LivenessBook
+from ppec_orchestrator.report_intake import ReportIntake
 from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.host_health import KEPT_EVENTS
 
@@ -149,6 +152,25 @@ def test_another_process_records_no_event_twice(site: TestClient, agent: HostAge
     services.reports.vitals.forget("h1")
     agent.beat(vitals(disk="error"))
     assert events(site) == [("disk", None, "error")]
+
+
+def test_what_another_process_heard_meanwhile_is_not_forgotten(
+    site: TestClient, agent: HostAgent, services: Services
+) -> None:
+    agent.put(vitals(disk="ok"))
+    other = ReportIntake(services.database, LivenessBook(lambda seen: None, silent_after_s=60), services.settings)
+    agent.sequence += 1
+    beat = {
+        "agent_started_at_unix_ms": STARTED,
+        "sequence": agent.sequence,
+        "digest": HostReport.model_validate(REPORT).digest(),
+        "vitals": vitals(disk="error"),
+    }
+    other.heartbeat("h1", Heartbeat.model_validate_json(json.dumps(beat)), now=services.now())
+    assert site.get("/v1/hosts/h1").json()["health_level"] == "error"
+    agent.beat(vitals(disk="ok"))
+    assert site.get("/v1/hosts/h1").json()["health_level"] == "ok"
+    assert events(site) == [("disk", "error", "ok"), ("disk", "ok", "error")]
 
 
 def test_only_the_latest_events_are_kept_and_they_go_with_their_host(

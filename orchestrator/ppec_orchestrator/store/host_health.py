@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import Connection, delete, insert, select, update
@@ -18,10 +18,16 @@ _LONGEST_CHECK = 256
 _TROUBLE = (HealthLevel.WARNING, HealthLevel.ERROR)
 
 
+def differs(conn: Connection, host_id: int, said: Sequence[HealthFinding]) -> bool:
+    """Whether a host says anything else of itself than what is stored."""
+    stored = conn.execute(select(host.c.health).where(host.c.id == host_id)).scalar_one_or_none()
+    return _stored_levels(stored) != {finding.check: finding.level.value for finding in said}
+
+
 def apply_health(conn: Connection, host_id: int, said: Sequence[HealthFinding], *, now: datetime) -> int:
     """Takes what a host says of itself; returns how many levels changed. A check that is new and well is no event."""
     stored = conn.execute(select(host.c.health).where(host.c.id == host_id).with_for_update()).scalar_one_or_none()
-    before = {str(finding["check"]): str(finding["level"]) for finding in stored or ()}
+    before = _stored_levels(stored)
     after = {finding.check: finding for finding in said}
     changed = [
         finding
@@ -34,6 +40,10 @@ def apply_health(conn: Connection, host_id: int, said: Sequence[HealthFinding], 
     if changed:
         _record(conn, host_id, changed, before, now)
     return len(changed)
+
+
+def _stored_levels(stored: Sequence[Mapping[str, object]] | None) -> dict[str, str]:
+    return {str(finding["check"]): str(finding["level"]) for finding in stored or ()}
 
 
 def _record(
