@@ -7,6 +7,7 @@ that is written before the first undo starts, so whoever claims it later goes th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 
@@ -75,7 +76,7 @@ class Execution:
             self._finish_step(ordinal, end)
 
     def _finish_step(self, ordinal: int, end: StepEnd) -> None:
-        def writes(conn: Connection) -> OperationState | None:
+        def writes(conn: Connection) -> tuple[OperationState, Callable[[], None]] | None:
             now = self._context.ports.now()
             end.writes(conn)
             store.set_step(conn, self._id, ordinal, "done", now, detail=end.detail)
@@ -83,12 +84,17 @@ class Execution:
                 store.set_step(conn, self._id, ordinal + 1, "running", now)
                 return None
             verdict = self._kind.verdict(store.items_of(conn, self._id))
-            store.end(conn, self._id, verdict.state, now, verdict.problem)
-            return verdict.state
+            return verdict.state, self._write_end(conn, verdict.state, verdict.problem)
 
-        state = self._journal.commit(writes)
-        if state is not None:
+        ended = self._journal.commit(writes)
+        if ended is not None:
+            state, tell = ended
             self._ended(state, None)
+            tell()
+
+    def _write_end(self, conn: Connection, state: OperationState, problem: Problem | None) -> Callable[[], None]:
+        store.end(conn, self._id, state, self._context.ports.now(), problem)
+        return self._kind.at_end(self._context, conn)
 
     # --- backwards ---------------------------------------------------------------------------------------------------
 
@@ -127,8 +133,9 @@ class Execution:
                 self._give_up(ordinal, problem, why)
                 return
         state = OperationState.CANCELLED if problem.code == "operation.cancelled" else OperationState.FAILED
-        self._journal.commit(lambda conn: store.end(conn, self._id, state, context.ports.now(), problem))
+        tell = self._journal.commit(lambda conn: self._write_end(conn, state, problem))
         self._ended(state, problem)
+        tell()
 
     def _undo(self, context: Context, ordinal: int, undo: Do) -> None:
         end = undo(context)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
@@ -50,6 +50,10 @@ class Planning:
         self._database = database
         self._silent_after_s = silent_after_s
         self._now = now
+
+    def alive_since(self) -> datetime:
+        """A host that was last seen earlier is not live."""
+        return self._now() - timedelta(seconds=self._silent_after_s)
 
     def carry_through(
         self,

@@ -38,6 +38,15 @@ class StepEnd:
 Do = Callable[["Context"], StepEnd]
 
 
+def nobody_told() -> None:
+    """Nothing more is said of an end."""
+
+
+def no_more(context: Context, conn: Connection) -> Callable[[], None]:
+    """Nothing else is written with the end of the operation."""
+    return nobody_told
+
+
 @dataclass(frozen=True, slots=True)
 class NoUndo:
     """An undo that is missing on purpose, with the reason."""
@@ -71,12 +80,16 @@ class Kind:
 
     An undo that fails by our own fault is given up after some tries and its VMs are left to the operator, unless
     `undo_for_ever`: then there are no VMs that would remember what is left.
+
+    `at_end` writes in the transaction of the end, whether that was reached forwards or backwards; what it returns is
+    called when that is committed.
     """
 
     name: str
     steps: tuple[Step, ...]
     verdict: Callable[[Sequence[Item]], Verdict]
     undo_for_ever: bool = False
+    at_end: Callable[[Context, Connection], Callable[[], None]] = no_more
 
     @property
     def step_names(self) -> tuple[str, ...]:

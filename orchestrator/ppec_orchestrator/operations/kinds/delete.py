@@ -5,7 +5,8 @@
     delete    do: one run for all hosts; what is      undo: none, on purpose: a deleted disk can't be brought back
               gone is released host by host
 
-A VM that holds nothing anywhere (a failed create) is only a row, and goes without a run.
+A VM that holds nothing anywhere (a failed create) is only a row, and goes without a run. With the end, however it was
+reached, the policy may have the hosts retuned that lost VMs (`retune_policy.py`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from sqlalchemy import Connection
 from ppec_contract.api import ItemState, VmRecord
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.hosts import Call, Outcome, by_ids, carry
+from ppec_orchestrator.operations.retune_policy import after_deletes
 from ppec_orchestrator.operations.steps import Kind, NoUndo, Step, StepEnd, done_on_accept
 from ppec_orchestrator.operations.verdicts import by_items
 from ppec_orchestrator.store import operations as store
@@ -87,4 +89,5 @@ KIND = Kind(
         Step("delete", delete_on_hosts, NoUndo("a deleted disk can't be brought back")),
     ),
     by_items,
+    at_end=after_deletes,
 )

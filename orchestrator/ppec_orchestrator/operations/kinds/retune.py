@@ -26,15 +26,17 @@ from ppec_contract.retune import RetunePlan
 from ppec_orchestrator.operations.context import Context
 from ppec_orchestrator.operations.hosts import Call, Outcome, ask, carry
 from ppec_orchestrator.operations.kinds.power import undo_accept
+from ppec_orchestrator.operations.retune_policy import nobody_asked
 from ppec_orchestrator.operations.steps import Kind, NoUndo, Step, StepEnd, done_on_accept
 from ppec_orchestrator.operations.verdicts import by_items
 from ppec_orchestrator.operations.wanted import RetuneInput
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.observations import record_observed
-from ppec_orchestrator.store.operations import PLAN_STEP, RETUNE, ItemChange, NewItem
+from ppec_orchestrator.store.operations import PLAN_STEP, RETUNE, RETUNE_STEPS, ItemChange, NewItem
 
 # What a host copies from cell to cell at least, for how long it is waited for.
 _COPIED_MIB_PER_S = 200
+_DETAIL_CHARS = 500
 
 
 def plan(context: Context) -> StepEnd:
@@ -43,7 +45,12 @@ def plan(context: Context) -> StepEnd:
         return StepEnd(detail=_summary(kept))
     asked = RetuneInput.model_validate(context.claimed.input)
     question = {"want": asked.want.model_dump(mode="json"), "bounds": asked.bounds.model_dump(mode="json")}
-    reply = ask(context, "PlanRetune", asked.host, question)
+    try:
+        reply = ask(context, "PlanRetune", asked.host, question)
+    except PpecError as error:
+        if error.code != "retune.not_possible" or not _nobody_asked(context):
+            raise
+        return StepEnd(detail=error.message[:_DETAIL_CHARS])
     try:
         made = PlanRetuneReply.model_validate(reply).plan
     except ValidationError as error:
@@ -65,6 +72,12 @@ def _kept(context: Context) -> RetunePlan | None:
     with context.ports.database.read() as conn:
         data = store.data_of(conn, context.operation_id, PLAN_STEP)
     return RetunePlan.model_validate(data["plan"]) if data else None
+
+
+def _nobody_asked(context: Context) -> bool:
+    """What the policy tries need not be possible: then that is how it is, and no failure."""
+    with context.ports.database.read() as conn:
+        return nobody_asked(conn, context.operation_id)
 
 
 def _no_plan(host: str, error: ValidationError) -> PpecError:
@@ -122,9 +135,11 @@ def _change(outcome: Outcome) -> ItemChange:
 KIND = Kind(
     RETUNE,
     (
-        Step("accept", done_on_accept, undo_accept),
+        Step(RETUNE_STEPS[0], done_on_accept, undo_accept),
         Step(PLAN_STEP, plan, NoUndo("nothing was changed")),
-        Step("retune", retune, NoUndo("the host takes back what it can't carry out; any cell is as good to a VM")),
+        Step(
+            RETUNE_STEPS[2], retune, NoUndo("the host takes back what it can't carry out; any cell is as good to a VM")
+        ),
     ),
     by_items,
 )
