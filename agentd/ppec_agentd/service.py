@@ -57,6 +57,7 @@ class Service:
             QueryGuests: self._guests.query,
             WriteConsole: self._guests.write_console,
         }
+        self._planning = asyncio.Lock()
         # Kept here, so that work goes on when the connection that asked for it is gone.
         self._work: set[asyncio.Task[VmsReply]] = set()
 
@@ -122,9 +123,10 @@ class Service:
         return GetReportReply(report=await self._reports.build())
 
     async def _plan_retune(self, request: PlanRetune) -> PlanRetuneReply:
-        state = await self._reports.movable()
-        # Off the loop: on a large host the search takes its time.
-        plan = await asyncio.to_thread(plan_retune, state, request.want, request.bounds)
+        # Off the loop, for on a large host the search takes its time; one at a time, for others need threads as well.
+        async with self._planning:
+            state = await self._reports.movable()
+            plan = await asyncio.to_thread(plan_retune, state, request.want, request.bounds)
         return PlanRetuneReply(plan=plan)
 
     async def _get_version(self, request: GetVersion) -> GetVersionReply:

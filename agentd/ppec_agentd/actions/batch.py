@@ -119,7 +119,7 @@ class Actions:
                 except PpecError as error:
                     log.warning("seat_still_open", vm_id=str(vm_id), code=error.code, why=error.message)
                     continue
-                del self._host.open_seats[vm_id]
+                self._host.open_seats.pop(vm_id, None)
                 await asyncio.to_thread(self._host.journal.append_abandoned, key)
         if self._host.journal.undone_creates():
             for domain in await self._host.hypervisor.domains():

@@ -29,6 +29,9 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
         removed = await asyncio.to_thread(host.folder(vm_id).remove)
     await host.thaws.forget(vm_id)
     released = host.ledger.release(vm_id)
+    # A VM that is made anew under this id must not get what was still to be settled of this one.
+    host.unfit.pop(vm_id, None)
+    host.open_seats.pop(vm_id, None)
     return Outcome(domain is not None or removed or released, None, domain.name if domain else "")
 
 
