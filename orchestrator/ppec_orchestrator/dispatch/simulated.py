@@ -296,13 +296,14 @@ class SimulatedRun:
 class SimulatedDispatcher:
     """Implements `port.Dispatcher`. Several may share a fleet: replicas on machines of their own.
 
-    Runs stand still while `gate` is cleared.
+    Runs stand still while `gate` is cleared; those of an action with a gate of its own in `gates` while that is.
     """
 
     def __init__(self, fleet: SimulatedFleet) -> None:
         self.fleet = fleet
         self.gate = threading.Event()
         self.gate.set()
+        self.gates: dict[PlanAction, threading.Event] = {}
         self.started: list[RunRequest] = []
         self._runs: dict[str, list[_Record]] = defaultdict(list)
         self._forgotten: set[int] = set()
@@ -312,11 +313,14 @@ class SimulatedDispatcher:
         record = _Record(len(runs) + 1, request)
         runs.append(record)
         self.started.append(request)
-        return SimulatedRun(self.fleet, record, self.gate)
+        return SimulatedRun(self.fleet, record, self._gate_of(record))
+
+    def _gate_of(self, record: _Record) -> threading.Event:
+        return self.gates.get(record.request.action, self.gate)
 
     def adopt(self, operation_id: str) -> SimulatedRun | None:
         known = [r for r in self._runs.get(operation_id, ()) if id(r) not in self._forgotten]
-        return SimulatedRun(self.fleet, known[-1], self.gate) if known else None
+        return SimulatedRun(self.fleet, known[-1], self._gate_of(known[-1])) if known else None
 
     def forget(self, operation_id: str) -> None:
         self._forgotten |= {id(record) for record in self._runs.get(operation_id, ())}
