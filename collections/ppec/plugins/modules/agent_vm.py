@@ -26,7 +26,7 @@ options:
     description:
       - V(present) creates and starts the VM. V(absent) deletes it with its disks.
       - V(started) and V(stopped) need a VM that exists, as do all that follow.
-      - V(resized) gives the VM the vCPUs and memory named here: at once as far as can be, the rest at its next start.
+      - V(resized) gives the VM the vCPUs and memory named here, at once as far as can be, the rest at its next start.
       - V(restarted) asks the guest to reboot, V(reset) presses the reset button. Both change something whenever they
         are asked for, and need a running VM.
       - V(paused) stops the vCPUs and V(resumed) has them run on. Neither starts a VM that is off.

@@ -27,7 +27,7 @@ options:
     description:
       - V(present) creates and starts the VMs. V(absent) deletes them with their disks.
       - V(started) and V(stopped) need VMs that exist, as do all that follow.
-      - V(resized) gives each the vCPUs and memory named here: at once as far as can be, the rest at its next start.
+      - V(resized) gives each the vCPUs and memory named here, at once as far as can be, the rest at its next start.
       - V(restarted) asks the guest to reboot, V(reset) presses the reset button. Both change something whenever they
         are asked for, and need a running VM.
       - V(paused) stops the vCPUs and V(resumed) has them run on. Neither starts VMs that are off.
