@@ -36,23 +36,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ppec_agentd.files import os_errors, sync_directory, write_all
-from ppec_contract.agent import VmResult
+from ppec_contract.agent import ChangingAction, VmResult
 from ppec_contract.errors import PpecError
 
-Action = Literal[
-    "CreateVms",
-    "DeleteVms",
-    "StartVms",
-    "StopVms",
-    "ResizeVms",
-    "RebootVms",
-    "ResetVms",
-    "PauseVms",
-    "ResumeVms",
-    "FreezeVms",
-    "ThawVms",
-    "RetuneHost",
-]
+Action = ChangingAction
 ACTIONS: tuple[Action, ...] = get_args(Action)
 Undo = Literal["", "due", "done"]
 KEEP_S = 7 * 24 * 3600.0

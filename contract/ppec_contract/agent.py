@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import Field, field_validator
@@ -273,6 +273,23 @@ class GetVersionReply(Model):
     agent_version: str
     api_version: int
     capabilities: tuple[str, ...]
+
+
+# The methods that change something, by name: what runs carry and the journal keeps.
+ChangingAction = Literal[
+    "CreateVms",
+    "DeleteVms",
+    "StartVms",
+    "StopVms",
+    "ResizeVms",
+    "RebootVms",
+    "ResetVms",
+    "PauseVms",
+    "ResumeVms",
+    "FreezeVms",
+    "ThawVms",
+    "RetuneHost",
+]
 
 
 @dataclass(frozen=True, slots=True)

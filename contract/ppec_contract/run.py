@@ -12,26 +12,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ppec_contract.agent import VmProgress, VmResult
+from ppec_contract.agent import ChangingAction, VmProgress, VmResult
 from ppec_contract.errors import Problem
 from ppec_contract.model import HostName, Model, OperationId
 
-PlanAction = Literal[
-    "CreateVms",
-    "DeleteVms",
-    "StartVms",
-    "StopVms",
-    "ResizeVms",
-    "RebootVms",
-    "ResetVms",
-    "PauseVms",
-    "ResumeVms",
-    "FreezeVms",
-    "ThawVms",
-    "RetuneHost",
-    # A view: it changes nothing, and its reply comes back whole.
-    "PlanRetune",
-]
+# A view changes nothing, and its reply comes back whole.
+PlanAction = Literal[ChangingAction, "PlanRetune"]
 
 
 class RunTerms(Model):

@@ -7,13 +7,13 @@ import importlib
 import json
 import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 import ppec_contract
-from ppec_contract.agent import METHODS, CreateVms, StopVms
+from ppec_contract.agent import METHODS, ChangingAction, CreateVms, StopVms
 from ppec_contract.api import BatchMode, FlavorCreate, OperationState, Policy, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.model import Model, canonical_json, digest
@@ -102,6 +102,10 @@ def test_methods_that_change_something_carry_an_operation_and_a_fence() -> None:
         assert method.name == name
         assert method.changes == ({"operation_id", "fence"} <= set(method.request.model_fields))
         assert method.varlink_name == f"cloud.ppec.agent.{name}"
+
+
+def test_changing_actions_are_the_methods_that_change_something() -> None:
+    assert set(get_args(ChangingAction)) == {name for name, method in METHODS.items() if method.changes}
 
 
 def test_a_value_survives_json() -> None:
