@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from ppec_contract.api import Policy
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import Plan, PlanRequest, Reason, Refusal, Shape, VmRequest, Where
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest, Where
 
 PREFIX = 1
 
@@ -48,11 +50,10 @@ def fleet(*hosts: HostState, addresses: int = 1000) -> Fleet:
 def request(
     count: int = 1, shape: Shape | None = None, policy: Policy = Policy.BALANCED, **more: object
 ) -> PlanRequest:
-    vms = tuple(VmRequest(UUID(int=n + 1), f"vm-{n}") for n in range(count))
-    return PlanRequest(
-        vms=vms,
-        shape=shape or Shape(4, 4096, 10_000),
-        architecture="x86_64",
+    return PlanRequest.alike(
+        [(UUID(int=n + 1), f"vm-{n}") for n in range(count)],
+        shape or Shape(4, 4096, 10_000),
+        "x86_64",
         policy=policy,
         **more,  # type: ignore[arg-type]
     )
@@ -100,9 +101,12 @@ def test_each_host_is_counted_once_under_what_turns_it_away() -> None:
 
 
 def test_a_host_that_failed_the_vm_before_is_left_out_for_that_vm_only() -> None:
-    vms = (VmRequest(UUID(int=1), "a", frozenset({"h1"})), VmRequest(UUID(int=2), "b", frozenset({"h1", "h2"})))
-    base = request()
-    asked = PlanRequest(vms, base.shape, base.architecture, Policy.PACK)
+    profile = request().vms[0].profile
+    vms = (
+        VmRequest(UUID(int=1), "a", profile, frozenset({"h1"})),
+        VmRequest(UUID(int=2), "b", profile, frozenset({"h1", "h2"})),
+    )
+    asked = PlanRequest(vms, Policy.PACK)
     result = plan(fleet(host("h1"), host("h2")), asked)
     assert hosts_of(result) == ["h2"]
     assert reasons(result) == {Reason.FAILED_BEFORE: 2}
@@ -227,10 +231,10 @@ def test_a_plan_never_over_commits_and_refuses_only_what_fits_nowhere(
 @pytest.mark.parametrize("policy", list(Policy))
 def test_planning_leaves_the_snapshot_as_it_was(policy: Policy) -> None:
     snapshot = fleet(host("h1"), host("h2"))
-    before = [a.copy() for a in (snapshot.cores_free, snapshot.memory_free_mib, snapshot.disk_free_mib)]
+    before = [a.copy() for a in (*snapshot.cells.values(), snapshot.disk_free_mib)]
     addresses = dict(snapshot.free_addresses)
     plan(snapshot, request(5, policy=policy))
-    after = (snapshot.cores_free, snapshot.memory_free_mib, snapshot.disk_free_mib)
+    after = (*snapshot.cells.values(), snapshot.disk_free_mib)
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
     assert dict(snapshot.free_addresses) == addresses
 

@@ -9,8 +9,10 @@ import pytest
 
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import Placement, PlanRequest, Reason, Shape, VmRequest
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import PlanRequest, Shape
 
 SHARED = NumaPolicy(cpus=CpuPolicy.SHARED)
 ISOLATE = NumaPolicy(smt=SmtPolicy.ISOLATE)
@@ -45,8 +47,8 @@ def _fleet(cells: tuple[CellState, ...], capabilities: frozenset[str] = frozense
 
 
 def _request(shape: Shape, count: int, **more: frozenset[str]) -> PlanRequest:
-    vms = tuple(VmRequest(UUID(int=n + 1), f"v{n}") for n in range(count))
-    return PlanRequest(vms, shape, "x86_64", **more)  # type: ignore[arg-type]
+    names = [(UUID(int=n + 1), f"v{n}") for n in range(count)]
+    return PlanRequest.alike(names, shape, "x86_64", **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,10 @@ from ppec_contract.host import CellReport
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import Placement, PlanRequest, Reason, Shape, VmRequest
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import PlanRequest, Shape
 
 DISK_MIB = 10**9
 MEBI, GIBI = 2048, 1024 * 1024
@@ -141,7 +143,7 @@ def _claim(vm_id: UUID, shape: Shape, cells: tuple[int, ...]) -> Claim:
 
 
 def _request(shape: Shape, ids: list[UUID]) -> PlanRequest:
-    return PlanRequest(tuple(VmRequest(vm_id, f"v{vm_id.int}") for vm_id in ids), shape, "x86_64")
+    return PlanRequest.alike([(vm_id, f"v{vm_id.int}") for vm_id in ids], shape, "x86_64")
 
 
 def _record_left(record: Record) -> dict[int, dict[str, int]]:

@@ -14,8 +14,10 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import usable_range
+from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import Placement, PlanRequest, Reason, Shape, VmRequest
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import PlanRequest, Shape
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
@@ -82,7 +84,7 @@ def commit(database: Database, vm_ids: list[UUID], placements: Sequence[Placemen
 def plan_on(database: Database, vm_ids: list[UUID]) -> tuple[Placement, ...]:
     with database.read() as conn:
         fleet = load_fleet(conn, now=NOW, silent_after_s=30)
-    request = PlanRequest(tuple(VmRequest(v, f"v{v.hex[:12]}") for v in vm_ids), SHAPE, "x86_64")
+    request = PlanRequest.alike([(v, f"v{v.hex[:12]}") for v in vm_ids], SHAPE, "x86_64")
     return plan(fleet, request).placed
 
 
@@ -186,7 +188,7 @@ def test_the_record_decides_the_fleet(database: Database) -> None:
     assert {p.host for p in plan_on(database, vm_ids)} == {"h3"}
     with database.read() as conn:
         fleet = load_fleet(conn, now=NOW, silent_after_s=30)
-    request = PlanRequest((VmRequest(uuid4(), "v"),), Shape(6, 64, 1), "x86_64")
+    request = PlanRequest.alike([(uuid4(), "v")], Shape(6, 64, 1), "x86_64")
     assert plan(fleet, request).refused[0].reasons == {Reason.SILENT: 2, Reason.VM_LARGER_THAN_CELL: 1}
 
 

@@ -80,7 +80,8 @@ class Acceptor:
             if known is not None:
                 return known
             meant = _meaning(conn, asked)
-        requests = [VmRequest(uuid.uuid4(), name) for name in _names(asked)]
+        profile = meant.input.profile
+        requests = [VmRequest(uuid.uuid4(), name, profile) for name in _names(asked)]
 
         def writes(conn: Connection, planned: Planned) -> NewOperation | str:
             return self._enqueue_create(conn, meant, asked.user_data, ask, planned)

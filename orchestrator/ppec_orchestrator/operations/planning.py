@@ -15,8 +15,9 @@ from sqlalchemy import Connection, text
 from ppec_contract.errors import PpecError, Problem
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 from ppec_orchestrator.placement.fleet import Fleet
+from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import Plan, PlanRequest, Refusal, Shape
+from ppec_orchestrator.placement.request import PlanRequest, Shape
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.fleet import load_fleet

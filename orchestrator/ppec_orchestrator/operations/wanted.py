@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 
 from pydantic import Field
 
-from ppec_contract.api import HostRetune, VmsCreate
+from ppec_contract.api import BatchMode, HostRetune, VmsCreate
 from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability
 from ppec_contract.vm import NumaPolicy, Size
-from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest, Where
 
 
 class CreateInput(Model):
@@ -40,16 +40,19 @@ class CreateInput(Model):
         ordinary = self.numa == NumaPolicy() and self.max_vcpus is None and self.max_memory_mib is None
         return frozenset() if ordinary else frozenset({Capability.VM_POLICIES.value})
 
-    def plan_request(self, vms: Sequence[VmRequest], batch_hosts: Mapping[str, int] | None = None) -> PlanRequest:
+    @property
+    def profile(self) -> Profile:
         asked = self.request
+        where = Where(asked.datacentre, asked.cluster, asked.rack, asked.host, asked.vrf)
+        return Profile(self.shape, self.architecture, where, self.capabilities)
+
+    def plan_request(self, vms: Sequence[VmRequest], batch_hosts: Mapping[str, int] | None = None) -> PlanRequest:
+        """Of VMs that have this request's `profile`."""
         return PlanRequest(
             vms=tuple(vms),
-            shape=self.shape,
-            architecture=self.architecture,
-            policy=asked.policy,
-            where=Where(asked.datacentre, asked.cluster, asked.rack, asked.host, asked.vrf),
+            policy=self.request.policy,
+            all_or_nothing=self.request.mode is BatchMode.ALL_OR_NOTHING,
             batch_hosts=dict(batch_hosts or {}),
-            capabilities=self.capabilities,
         )
 
 

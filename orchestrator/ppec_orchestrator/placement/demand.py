@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
     from ppec_orchestrator.placement.request import Shape
 
-CellResource = Literal["cores", "memory_mib", "shared_vcpus", "pages_2m", "pages_1g"]
-CELL_RESOURCES: tuple[CellResource, ...] = ("cores", "memory_mib", "shared_vcpus", "pages_2m", "pages_1g")
+CellResource = Literal["cores", "memory_mib", "shared_vcpus", "pages_2m", "pages_1g", "nvme"]
+CELL_RESOURCES: tuple[CellResource, ...] = ("cores", "memory_mib", "shared_vcpus", "pages_2m", "pages_1g", "nvme")
 # By the size of page in KiB, 0 the ordinary one.
 _MEMORY: dict[int, CellResource] = {0: "memory_mib", 2048: "pages_2m", 1024 * 1024: "pages_1g"}
 # What a `VmSpec` can name.
 MOST_CELLS = 16
 _Count = TypeVar("_Count", int, "IntArray")
+
+
+def free_name(resource: CellResource) -> str:
+    """What the free part of a resource is called in a cell's state."""
+    return "memory_free_mib" if resource == "memory_mib" else f"{resource}_free"
 
 
 def cpu_resource(shape: Shape) -> CellResource:
@@ -46,6 +51,11 @@ def cpu_part(shape: Shape, threads_per_core: _Count, parts: int = 1) -> _Count:
 def memory_part(shape: Shape, parts: int = 1) -> int:
     """Of `memory_resource`, for each of the VM's cells."""
     return -(-_memory_units(shape) // parts)
+
+
+def nvme_part(shape: Shape, parts: int = 1) -> int:
+    """NVMe drives for each of the VM's cells."""
+    return -(-shape.nvme // parts)
 
 
 def usable_cells(fleet: Fleet, shape: Shape) -> BoolArray:

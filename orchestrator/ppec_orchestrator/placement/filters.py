@@ -12,92 +12,126 @@ from collections.abc import Callable
 import numpy as np
 
 from ppec_contract.vm import CpuPolicy, SmtPolicy
-from ppec_orchestrator.placement.demand import memory_resource
+from ppec_orchestrator.placement.demand import CELL_RESOURCES, memory_resource
 from ppec_orchestrator.placement.fitting import Fitting
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet
-from ppec_orchestrator.placement.request import PlanRequest, Reason
+from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState, IntArray
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import Profile
 
-HostFilter = Callable[[Fleet, PlanRequest], BoolArray]
-
-
-def in_scope(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    where = request.where
-    wanted = [
-        (name, value)
-        for name, value in (
-            ("datacentre", where.datacentre),
-            ("cluster", where.cluster),
-            ("rack", where.rack),
-            ("name", where.host),
-            ("vrf", where.vrf),
-        )
-        if value is not None
-    ]
-    return _mask(all(getattr(h, name) == value for name, value in wanted) for h in fleet.hosts)
+HostFilter = Callable[[Fleet, Profile], BoolArray]
 
 
-def right_architecture(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    return _mask(h.architecture == request.architecture for h in fleet.hosts)
+def in_scope(fleet: Fleet, profile: Profile) -> BoolArray:
+    where = profile.where
+    passes = _everywhere(fleet)
+    for place in ("region", "datacentre", "cluster", "rack", "vrf"):
+        wanted = getattr(where, place)
+        if wanted is not None:
+            passes &= _rows(fleet, fleet.places[place].get(wanted))
+    if where.host is not None:
+        passes &= _rows(fleet, fleet.index.get(where.host))
+    return passes
 
 
-def live(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    return _mask(h.live for h in fleet.hosts)
+def right_architecture(fleet: Fleet, profile: Profile) -> BoolArray:
+    return _rows(fleet, fleet.places["architecture"].get(profile.architecture))
 
 
-def not_draining(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    return _mask(not h.draining for h in fleet.hosts)
-
-
-def knows_what_is_asked(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    """Has the host's agent announced all that the VM's spec will ask of it?"""
-    return _mask(request.capabilities <= h.capabilities for h in fleet.hosts)
-
-
-def has_siblings(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    if request.shape.numa.smt is not SmtPolicy.REQUIRE:
+def right_labels(fleet: Fleet, profile: Profile) -> BoolArray:
+    where = profile.where
+    if not where.labels and not where.without:
         return _everywhere(fleet)
-    return _any_cell((fleet.threads_per_core > 1) & (fleet.cores > 0))
+    return _mask(
+        fleet,
+        lambda host: (
+            all(_has(host, pair) for pair in where.labels) and not any(_has(host, pair) for pair in where.without)
+        ),
+    )
 
 
-def shares_cpus(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    shared = request.shape.numa.cpus is CpuPolicy.SHARED
-    return _any_cell(fleet.shared_vcpus > 0) if shared else _everywhere(fleet)
+def live(fleet: Fleet, profile: Profile) -> BoolArray:
+    return _mask(fleet, lambda host: host.live)
 
 
-def has_huge_pages(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    huge = request.shape.numa.huge_page_kib > 0
-    return _any_cell(fleet.capacity(memory_resource(request.shape)) > 0) if huge else _everywhere(fleet)
+def not_draining(fleet: Fleet, profile: Profile) -> BoolArray:
+    return _mask(fleet, lambda host: not host.draining)
 
 
-def cell_large_enough(fleet: Fleet, request: PlanRequest) -> BoolArray:
+def knows_what_is_asked(fleet: Fleet, profile: Profile) -> BoolArray:
+    """Has the host's agent announced all that the VM's spec will ask of it?"""
+    if not profile.capabilities:
+        return _everywhere(fleet)
+    return _mask(fleet, lambda host: profile.capabilities <= host.capabilities)
+
+
+def has_siblings(fleet: Fleet, profile: Profile) -> BoolArray:
+    if profile.shape.numa.smt is not SmtPolicy.REQUIRE:
+        return _everywhere(fleet)
+    return _any_cell((fleet.threads_per_core > 1) & (fleet.capacity("cores") > 0))
+
+
+def shares_cpus(fleet: Fleet, profile: Profile) -> BoolArray:
+    shared = profile.shape.numa.cpus is CpuPolicy.SHARED
+    return _any_cell(fleet.capacity("shared_vcpus") > 0) if shared else _everywhere(fleet)
+
+
+def has_huge_pages(fleet: Fleet, profile: Profile) -> BoolArray:
+    huge = profile.shape.numa.huge_page_kib > 0
+    return _any_cell(fleet.capacity(memory_resource(profile.shape)) > 0) if huge else _everywhere(fleet)
+
+
+def has_nvme(fleet: Fleet, profile: Profile) -> BoolArray:
+    """Drives are taken of the VM's own cells; over several of them, a part of each."""
+    wanted = profile.shape.nvme
+    if not wanted:
+        return _everywhere(fleet)
+    drives = fleet.capacity("nvme")
+    return (drives.sum(axis=1) >= wanted) if profile.shape.numa.multi_cell else _any_cell(drives >= wanted)
+
+
+def has_pool(fleet: Fleet, profile: Profile) -> BoolArray:
+    pool = profile.shape.pool
+    return _mask(fleet, lambda host: pool in host.pools) if pool else _everywhere(fleet)
+
+
+def cell_large_enough(fleet: Fleet, profile: Profile) -> BoolArray:
     """Could the VM fit one of the host's cells if the host were empty?"""
-    return _everywhere(fleet) if request.shape.numa.multi_cell else _could_fit(fleet, request)
+    return _everywhere(fleet) if profile.shape.numa.multi_cell else _could_fit(fleet, profile)
 
 
-def cells_large_enough(fleet: Fleet, request: PlanRequest) -> BoolArray:
+def cells_large_enough(fleet: Fleet, profile: Profile) -> BoolArray:
     """Could the VM fit several of the host's cells, in equal parts, if the host were empty?"""
-    return _could_fit(fleet, request) if request.shape.numa.multi_cell else _everywhere(fleet)
+    return _could_fit(fleet, profile) if profile.shape.numa.multi_cell else _everywhere(fleet)
 
 
-# What of a host never changes while one batch is placed.
+# What of a host never changes while a batch is placed.
 STANDING: tuple[tuple[Reason, HostFilter], ...] = (
     (Reason.OUTSIDE_SCOPE, in_scope),
     (Reason.ARCHITECTURE, right_architecture),
+    (Reason.LABELS, right_labels),
     (Reason.SILENT, live),
     (Reason.DRAINING, not_draining),
     (Reason.AGENT_TOO_OLD, knows_what_is_asked),
     (Reason.NO_SIBLINGS, has_siblings),
     (Reason.NO_SHARED_CPUS, shares_cpus),
     (Reason.NO_HUGE_PAGES, has_huge_pages),
+    (Reason.NO_NVME, has_nvme),
+    (Reason.NO_POOL, has_pool),
     (Reason.VM_LARGER_THAN_CELL, cell_large_enough),
     (Reason.VM_LARGER_THAN_HOST, cells_large_enough),
 )
 
 
-def _could_fit(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    fitting = Fitting(fleet, request.shape)
-    could: BoolArray = fitting.parts(fitting.capacity()) > 0
+def _could_fit(fleet: Fleet, profile: Profile) -> BoolArray:
+    could: BoolArray = (
+        Fitting(fleet, profile.shape).parts({each: fleet.capacity(each) for each in CELL_RESOURCES}, None) > 0
+    )
     return could
+
+
+def _has(host: HostState, pair: tuple[str, str]) -> bool:
+    key, value = pair
+    return key in host.labels and value in ("", host.labels[key])
 
 
 def _everywhere(fleet: Fleet) -> BoolArray:
@@ -109,5 +143,13 @@ def _any_cell(cells: BoolArray) -> BoolArray:
     return found
 
 
-def _mask(values: object) -> BoolArray:
-    return np.fromiter(values, dtype=np.bool_)  # type: ignore[call-overload,no-any-return]
+def _rows(fleet: Fleet, rows: IntArray | int | None) -> BoolArray:
+    """These rows alone; None stands for none."""
+    mask = np.zeros(len(fleet.hosts), dtype=np.bool_)
+    if rows is not None:
+        mask[rows] = True
+    return mask
+
+
+def _mask(fleet: Fleet, passes: Callable[[HostState], bool]) -> BoolArray:
+    return np.fromiter((passes(host) for host in fleet.hosts), dtype=np.bool_, count=len(fleet.hosts))

@@ -3,83 +3,89 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ppec_orchestrator.placement.demand import (
+    CellResource,
     cpu_part,
     cpu_resource,
     memory_part,
     memory_resource,
     most_parts,
+    nvme_part,
     usable_cells,
 )
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
+from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray, Rows, at
+from ppec_orchestrator.placement.packed import NEVER, Packed, pack
 from ppec_orchestrator.placement.request import Shape
 
-
-@dataclass(frozen=True, eq=False)
-class Amounts:
-    """Of the two resources the shape takes from cells; shape (hosts, cells), nothing in cells it can't use."""
-
-    cpu: IntArray
-    memory: IntArray
+Amounts = Mapping[CellResource, IntArray]
+# More than any cell has of anything: what a VM "needs" of a cell it can't use.
+_NEVER = np.int64(1) << 40
 
 
 class Fitting:
-    """Worked out once for a fleet and a shape. `needed[n]` is the CPU part of each cell when the VM spreads over n."""
+    """Worked out once for a fleet and a shape; amounts are given with each question.
+
+    `resources` are those that the shape takes of cells, CPUs first, then memory.
+    """
 
     def __init__(self, fleet: Fleet, shape: Shape) -> None:
+        self.shape = shape
         self._fleet = fleet
-        self._shape = shape
+        threads = fleet.threads_per_core
         self._usable = usable_cells(fleet, shape)
-        self._threads = [int(width) for width in np.unique(fleet.threads_per_core)]
-        self.most = most_parts(shape, fleet.threads_per_core.shape[1])
-        self.needed = {n: cpu_part(shape, fleet.threads_per_core, n) for n in range(1, self.most + 1)}
+        self._threads = [int(width) for width in np.unique(threads)]
+        self.most = most_parts(shape, threads.shape[1])
+        self.cpu, self.memory = cpu_resource(shape), memory_resource(shape)
+        self.resources: tuple[CellResource, ...] = (self.cpu, self.memory, *(("nvme",) if shape.nvme else ()))
         # Spread over more cells than it has cores' worth of vCPUs, a host would leave cells out.
-        self._spreads = {n: self.needed[1] >= n for n in self.needed}
+        whole = cpu_part(shape, threads, 1)
+        self._needed = {
+            parts: np.where(self._usable & (whole >= parts), cpu_part(shape, threads, parts), _NEVER)
+            for parts in range(1, self.most + 1)
+        }
+        self.in_one_cell: Packed = np.where(self._usable, pack(whole, memory_part(shape)), NEVER)
 
-    def capacity(self) -> Amounts:
-        fleet, shape = self._fleet, self._shape
-        return self._masked(fleet.capacity(cpu_resource(shape)), fleet.capacity(memory_resource(shape)))
+    def part(self, row: int, column: int, parts: int) -> dict[CellResource, int]:
+        """What a VM spread over so many cells takes of this one."""
+        taken: dict[CellResource, int] = {
+            self.cpu: int(self._needed[parts][row, column]),
+            self.memory: memory_part(self.shape, parts),
+        }
+        if self.shape.nvme:
+            taken["nvme"] = nvme_part(self.shape, parts)
+        return taken
 
-    def free(self) -> Amounts:
-        fleet, shape = self._fleet, self._shape
-        return self._masked(fleet.free(cpu_resource(shape)), fleet.free(memory_resource(shape)))
+    def fewest(self, rows: Rows) -> IntArray:
+        """Of CPUs, in all cells together: less than that fits on no number of cells."""
+        least = [at(needed, rows).min(axis=1) * parts for parts, needed in self._needed.items()]
+        return np.min(least, axis=0)  # type: ignore[no-any-return]
 
-    def parts(self, amounts: Amounts, rows: slice = slice(None)) -> IntArray:
+    def parts(self, amounts: Amounts, rows: Rows) -> IntArray:
         """Per host: over how many cells the VM would spread, the fewest that can; 0 where it doesn't fit."""
-        found: IntArray = np.zeros(len(self._usable[rows]), dtype=np.int64)
+        threads = at(self._fleet.threads_per_core, rows)
+        found: IntArray = np.zeros(len(threads), dtype=np.int64)
         for count in range(1, self.most + 1):
-            cells = self.cells(amounts, count, rows)
+            cells = self._cells(amounts, count, rows)
             if count == 1:
                 enough = cells.any(axis=1)
             else:
-                threads = self._fleet.threads_per_core[rows]
-                alike = [(cells & (threads == width)).sum(axis=1) for width in self._threads]
-                enough = np.max(alike, axis=0) >= count
+                enough = np.max([(cells & (threads == width)).sum(axis=1) for width in self._threads], axis=0) >= count
             found = np.where((found == 0) & enough, count, found)
         return found
 
-    def cells(self, amounts: Amounts, parts: int, rows: slice = slice(None)) -> BoolArray:
-        """The cells that can give one of so many parts."""
-        can: BoolArray = (
-            self._usable[rows]
-            & self._spreads[parts][rows]
-            & (amounts.cpu[rows] >= self.needed[parts][rows])
-            & (amounts.memory[rows] >= memory_part(self._shape, parts))
-        )
-        return can
-
-    def tightest(self, amounts: Amounts, row: int, parts: int) -> list[int]:
+    def choose(self, amounts: Amounts, row: int, parts: int) -> list[int]:
         """Best fit: the cells left with the fewest cores, then the least memory, so that whole cells stay open.
 
         Several are of one socket if any has enough, and always of cores of one width: their parts are equal.
         """
-        columns = np.flatnonzero(self.cells(amounts, parts, slice(row, row + 1))[0])
-        left = amounts.cpu[row, columns] - self.needed[parts][row, columns]
-        ordered = [int(column) for column in columns[np.lexsort((amounts.memory[row, columns], left))]]
+        columns = np.flatnonzero(self._cells(amounts, parts, np.array([row]))[0])
+        left = amounts[self.cpu][row, columns] - self._needed[parts][row, columns]
+        ordered = [int(column) for column in columns[np.lexsort((amounts[self.memory][row, columns], left))]]
         if parts == 1:
             return ordered[:1]
         threads, socket = self._fleet.threads_per_core[row], self._fleet.socket[row]
@@ -91,5 +97,16 @@ class Fitting:
         ]
         return sorted(next(group for group in groups if len(group) >= parts)[:parts])
 
-    def _masked(self, cpu: IntArray, memory: IntArray) -> Amounts:
-        return Amounts(np.where(self._usable, cpu, 0), np.where(self._usable, memory, 0))
+    def _cells(self, amounts: Amounts, parts: int, rows: Rows) -> BoolArray:
+        """The cells that can give one of so many parts."""
+        can: BoolArray = (at(amounts[self.cpu], rows) >= at(self._needed[parts], rows)) & (
+            at(amounts[self.memory], rows) >= memory_part(self.shape, parts)
+        )
+        if self.shape.nvme:
+            can &= at(amounts["nvme"], rows) >= nvme_part(self.shape, parts)
+        return can
+
+    def usable(self, amounts: Amounts, resource: CellResource, rows: Rows) -> IntArray:
+        """Per host: of a resource, in all cells that such a VM can use."""
+        total: NDArray[np.int64] = (at(amounts[resource], rows) * at(self._usable, rows)).sum(axis=1)
+        return total

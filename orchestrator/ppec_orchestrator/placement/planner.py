@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner: places a batch of equal VMs one after the other and says of every other VM why not.
+"""The planner: places a batch of VMs one after the other and says of every other VM why not.
 
 >>> plan(fleet, request).placed[0]
 Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), cores=4, memory_mib=8192, disk_mib=20480)
@@ -7,75 +7,265 @@ Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), cores=4, me
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
+from functools import reduce
 
 import numpy as np
 
+from ppec_contract.api import Policy as PolicyName
+from ppec_orchestrator.placement.balance import Floats
+from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
-from ppec_orchestrator.placement.filters import STANDING
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet
-from ppec_orchestrator.placement.policies import Ranking
-from ppec_orchestrator.placement.request import Placement, Plan, PlanRequest, Reason, Refusal, VmRequest
-from ppec_orchestrator.placement.room import Room
+from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
+from ppec_orchestrator.placement.policies import POLICIES
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
+from ppec_orchestrator.placement.workspace import Taken, Workspace
+
+# Profiles whose vectors are kept; of some 250 kB each on ten thousand hosts.
+MOST_PROFILES = 256
 
 
 def plan(fleet: Fleet, request: PlanRequest) -> Plan:
     """Never raises for want of room: what does not fit is refused with counted reasons. The fleet is not changed."""
-    return _Batch(fleet, request).run()
+    return Planner(fleet).plan(request)
+
+
+class Planner:
+    """Plans on one fleet, and keeps what it worked out for the next plan. Not for two threads at once."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.workspace = Workspace(fleet)
+        self._candidates: dict[tuple[Profile, PolicyName], Candidates] = {}
+        self._era = 0
+
+    @property
+    def fleet(self) -> Fleet:
+        return self.workspace.fleet
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """Leaves room as it was: two plans in a row are the same."""
+        batch = _Batch(self, request)
+        try:
+            return batch.run()
+        finally:
+            batch.give_back()
+
+    def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
+        """The fleet is another one now, of the same hosts, of which those in `rows` changed."""
+        self.workspace.follow(fleet, rows)
+
+    def candidates(self, profile: Profile, policy: PolicyName) -> Candidates:
+        """Current ones."""
+        if self._era != self.workspace.era:
+            self._era = self.workspace.era
+            self._candidates.clear()
+        key = (profile, policy)
+        found = self._candidates.get(key)
+        if found is None:
+            if len(self._candidates) >= MOST_PROFILES:
+                self._candidates.pop(next(iter(self._candidates)))
+            found = self._candidates[key] = Candidates(self.workspace, profile, policy)
+        else:
+            found.refresh()
+        return found
 
 
 class _Batch:
-    def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
-        self.fleet = fleet
+    def __init__(self, planner: Planner, request: PlanRequest) -> None:
+        self.planner = planner
         self.request = request
-        self.room = Room(fleet, request.shape)
-        known = ((fleet.index[name], n) for name, n in request.batch_hosts.items() if name in fleet.index)
-        self.ranking = Ranking(self.room, request.policy, known)
-        self.standing = [(reason, passes(fleet, request)) for reason, passes in STANDING]
-        self.eligible: BoolArray = np.ones(len(fleet.hosts), dtype=np.bool_)
-        for _, mask in self.standing:
-            self.eligible &= mask
+        self.workspace = planner.workspace
+        self.fleet = planner.fleet
+        self.taken: list[Taken] = []
+        self.ranks = _Ranks(self.fleet, request)
+        # By identity: hashing a profile takes longer than finding it, and a batch has few.
+        self._candidates: dict[int, Candidates] = {}
+        self._refusals: dict[tuple[int, int], dict[Reason, int]] = {}
 
     def run(self) -> Plan:
-        placed: list[Placement] = []
-        refused: list[Refusal] = []
-        for vm in self.request.vms:
-            found = self._place(vm)
-            if found is None:
-                refused.append(Refusal(vm.vm_id, vm.name, self._reasons(vm)))
-            else:
-                placed.append(found)
-        return Plan(tuple(placed), tuple(refused))
+        moves_with_fleet = POLICIES[self.request.policy].moves_with_fleet
+        if moves_with_fleet:
+            self.workspace.start_epoch(0)
+        found: dict[int, tuple[Placement, Evidence] | Refusal] = {}
+        for step, index in enumerate(_order(self.request)):
+            if moves_with_fleet:
+                self.workspace.step(step)
+            found[index] = self._place(step, self.request.vms[index])
+        answers = [found[index] for index in range(len(self.request.vms))]
+        placed = [answer for answer in answers if not isinstance(answer, Refusal)]
+        return Plan(
+            placed=tuple(place for place, _ in placed),
+            refused=tuple(answer for answer in answers if isinstance(answer, Refusal)),
+            evidence=tuple(evidence for _, evidence in placed),
+        )
 
-    def _place(self, vm: VmRequest) -> Placement | None:
-        allowed = self.eligible & self.room.fits
-        for name in vm.excluded_hosts & self.fleet.index.keys():
-            allowed[self.fleet.index[name]] = False
-        row = self.ranking.best(allowed)
-        if row is None:
-            return None
-        columns = self.room.best_cells(row)
-        per_cell = dict.fromkeys(CELL_RESOURCES, 0) | self.room.take(row, columns)
-        self.ranking.placed(row)
+    def give_back(self) -> None:
+        for taken in reversed(self.taken):
+            self.workspace.give_back(taken)
+        self.taken.clear()
+
+    def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
+        candidates = self._candidates.get(id(vm.profile))
+        if candidates is None:
+            candidates = self.planner.candidates(vm.profile, self.request.policy)
+            self._candidates[id(vm.profile)] = candidates
+        else:
+            candidates.refresh()
+        closed = self._closed(vm) if vm.groups or vm.excluded_hosts else None
+        best = self._best(candidates, vm, closed)
+        if best is None:
+            return Refusal(vm.vm_id, vm.name, self._reasons(candidates, vm), step)
+        row, count, broken = best
+        score = float(candidates.key[row])
+        columns = candidates.cells(row)
+        taken = self.workspace.take(row, columns, candidates.fitting, vm.groups)
+        self.taken.append(taken)
+        if self.ranks.matter:
+            self.ranks.placed(row)
         host = self.fleet.hosts[row]
-        return Placement(
+        place = Placement(
             vm_id=vm.vm_id,
             name=vm.name,
             host_id=host.host_id,
             host=host.name,
-            cells=tuple(host.cells[column].cell for column in columns),
-            disk_mib=self.request.shape.disk_mib,
-            **per_cell,
+            cells=tuple([host.cells[column].cell for column in columns]),
+            disk_mib=vm.profile.shape.disk_mib,
+            **{**_NOTHING, **taken.part},
         )
+        return place, Evidence(vm.vm_id, step, count, score, broken, self.workspace.epoch)
 
-    def _reasons(self, vm: VmRequest) -> dict[Reason, int]:
-        counted: Counter[Reason] = Counter()
-        for row, host in enumerate(self.fleet.hosts):
-            standing = next((reason for reason, mask in self.standing if not mask[row]), None)
-            if standing is not None:
-                counted[standing] += 1
-            elif host.name in vm.excluded_hosts:
-                counted[Reason.FAILED_BEFORE] += 1
+    def _closed(self, vm: VmRequest) -> IntArray | None:
+        """The rows that earlier failures and hard groups close to the VM, some perhaps twice; None for none."""
+        closed = [rows for _, rows in self._shut(vm)]
+        within = self._within(vm)
+        if within:
+            outside = np.ones(len(self.fleet.hosts), dtype=np.bool_)
+            outside[reduce(np.intersect1d, within)] = False
+            closed.append(np.flatnonzero(outside))
+        if not closed:
+            return None
+        return closed[0] if len(closed) == 1 else np.unique(np.concatenate(closed))
+
+    def _shut(self, vm: VmRequest) -> list[tuple[Reason, IntArray]]:
+        """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""
+        shut: list[tuple[Reason, IntArray]] = []
+        if vm.excluded_hosts:
+            failed = [self.fleet.index[name] for name in vm.excluded_hosts if name in self.fleet.index]
+            shut.append((Reason.FAILED_BEFORE, np.array(failed, dtype=np.int64)))
+        for group in vm.groups:
+            if group.hard and group.apart:
+                rows = self.workspace.groups.rows(group)
+                if rows is not None:
+                    shut.append((Reason.ANTI_AFFINITY, rows))
+        return shut
+
+    def _within(self, vm: VmRequest) -> list[IntArray]:
+        """Rows of the domains with VMs that it must stand with, for each group that has any VM yet."""
+        together = [group for group in vm.groups if group.hard and not group.apart]
+        found = (self.workspace.groups.rows(group) for group in together)
+        return [rows for rows in found if rows is not None]
+
+    def _best(self, candidates: Candidates, vm: VmRequest, closed: IntArray | None) -> tuple[int, int, int] | None:
+        """The row, over how many candidates it won, and how many soft groups it breaks; None where nothing is left."""
+        key = candidates.key
+        if closed is None or not len(closed):
+            return self._lowest(key, vm, candidates.count)
+        # Few rows, as a rule: closed for a moment in place, and opened again.
+        kept = key.take(closed)
+        key[closed] = np.inf
+        try:
+            return self._lowest(key, vm, candidates.count - int(np.count_nonzero(kept < np.inf)))
+        finally:
+            key[closed] = kept
+
+    def _lowest(self, key: Floats, vm: VmRequest, count: int) -> tuple[int, int, int] | None:
+        if not count:
+            return None
+        soft = any(not group.hard for group in vm.groups)
+        if not soft and not self.ranks.matter:
+            return int(key.argmin()), count, 0
+        rank, broken = self.ranks.of(self.workspace, vm)
+        fits = key < np.inf
+        first = rank[fits].min()
+        row = int(np.where(fits & (rank == first), key, np.inf).argmin())
+        return row, count, int(broken[row]) if broken is not None else 0
+
+    def _reasons(self, candidates: Candidates, vm: VmRequest) -> dict[Reason, int]:
+        if not vm.groups and not vm.excluded_hosts:
+            known = (id(vm.profile), len(self.workspace.changes))
+            if known not in self._refusals:
+                self._refusals[known] = counted(candidates.reasons())
+            return dict(self._refusals[known])
+        codes = candidates.reasons().copy()
+        open_rows = candidates.standing.copy()
+        for reason, rows in self._shut(vm):
+            mine = rows[open_rows[rows]]
+            codes[mine] = code(reason)
+            open_rows[mine] = False
+        for rows in self._within(vm):
+            outside = open_rows.copy()
+            outside[rows] = False
+            codes[outside] = code(Reason.AFFINITY)
+            open_rows &= ~outside
+        return counted(codes)
+
+
+_NOTHING = dict.fromkeys(CELL_RESOURCES, 0)
+
+
+class _Ranks:
+    """What comes before the score: fewest soft groups broken, then (where the policy keeps a batch apart) the fewest
+    VMs of the batch on the host, then the fewest in the rack."""
+
+    def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
+        self._fleet = fleet
+        self.matter = POLICIES[request.policy].apart
+        self._on_host: IntArray = np.zeros(len(fleet.hosts), dtype=np.int64)
+        self._on_rack: IntArray = np.zeros(len(fleet.hosts), dtype=np.int64)
+        if self.matter:
+            for name, count in request.batch_hosts.items():
+                if name in fleet.index:
+                    self._count(fleet.index[name], count)
+
+    def placed(self, row: int) -> None:
+        self._count(row, 1)
+
+    def of(self, workspace: Workspace, vm: VmRequest) -> tuple[IntArray, IntArray | None]:
+        """Per host: its rank, and how many of the VM's soft groups it breaks (None where the VM has none)."""
+        broken: IntArray | None = None
+        for group in vm.groups:
+            rows = None if group.hard else workspace.groups.rows(group)
+            if rows is None:
+                continue
+            if broken is None:
+                broken = np.zeros(len(self._on_host), dtype=np.int64)
+            if group.apart:
+                broken[rows] += 1
             else:
-                counted[self.room.reason(row)] += 1
-        return dict(counted)
+                broken += 1
+                broken[rows] -= 1
+        # No batch has as many VMs as the next factor.
+        apart = (self._on_host << 20) + self._on_rack
+        return apart + ((broken << 40) if broken is not None else 0), broken
+
+    def _count(self, row: int, count: int) -> None:
+        self._on_host[row] += count
+        self._on_rack[self._fleet.places["rack"][self._fleet.hosts[row].rack]] += count
+
+
+def _order(request: PlanRequest) -> Sequence[int]:
+    """The order VMs are placed in. All or nothing: the largest first, so that the plan is the same whatever order they
+    came in; otherwise as they came. The priority goes before both."""
+    vms = request.vms
+    if not request.all_or_nothing:
+        if all(not vm.priority for vm in vms):
+            return range(len(vms))
+        return sorted(range(len(vms)), key=lambda index: -vms[index].priority)
+
+    def size(index: int) -> tuple[object, ...]:
+        vm, shape = vms[index], vms[index].profile.shape
+        return (-vm.priority, -shape.vcpus, -shape.memory_mib, -shape.disk_mib, len(vm.name), vm.name)
+
+    return sorted(range(len(vms)), key=size)

@@ -1,81 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policies: each turns the state of a batch into one score per host; the lowest score that fits wins.
+"""The policies: each gives one score per host that a VM fits; the lowest wins, ties go to the first host by name.
 
-To add one: write a `Policy` subclass whose `row` gives one host's score from its own figures, and enter it in
-`POLICIES`. Scores must depend on nothing but the row and what this batch put near it, so that one placement changes
-few rows.
-"""
+To add one: write a scorer and enter it in `POLICIES`. A scorer sees some rows of a `View` and returns their scores.
+They must depend on nothing but these rows and the view's `spread`, so that a placement changes the score of its own row
+alone. What a batch puts beside each other is the planner's to add (`planner.py`: `spread` counts hosts and racks)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ppec_contract.api import Policy as PolicyName
-from ppec_orchestrator.placement.room import Room
-
-Scores = NDArray[np.float64]
-Scorer = Callable[[Scores, Scores, Scores], Scores]
-
-
-def balanced(used: Scores, on_host: Scores, on_rack: Scores) -> Scores:
-    """Evens out use: the sum of squares grows fastest where a resource is already scarce."""
-    result: Scores = (used**2).sum(axis=-1)
-    return result
+from ppec_orchestrator.placement.balance import Changes, Floats
+from ppec_orchestrator.placement.fleet import IntArray, Rows
+from ppec_orchestrator.placement.packed import MOST_LEFT, Packed
+from ppec_orchestrator.placement.workspace import Workspace
 
 
-def pack(used: Scores, on_host: Scores, on_rack: Scores) -> Scores:
-    """Best fit: the fullest host first, so that whole hosts and cells stay empty."""
-    result: Scores = -used.max(axis=-1)
-    return result
+@dataclass(frozen=True, slots=True)
+class View:
+    """Some rows of one profile's candidates. `changes` is what the VM would change in the figures of the balance, of
+    all rows. `left` is what it leaves in its cell (`packed.py`), and `parts` over how many cells it spreads, of the
+    rows looked at; None stands for one."""
+
+    workspace: Workspace
+    changes: Changes
+    rows: Rows
+    left: Packed
+    parts: IntArray | None
 
 
-def spread(used: Scores, on_host: Scores, on_rack: Scores) -> Scores:
-    """Keeps a batch apart: fewest of it on the host, then in the rack, then the emptiest host.
-
-    The weights order the three strictly: a batch has at most 1,000 VMs, and `balanced` stays within 3.
-    """
-    result: Scores = on_host * 1e5 + on_rack * 1e1 + balanced(used, on_host, on_rack)
-    return result
+def balanced(view: View) -> Floats:
+    """Ganeti's score of the fleet with the VM there."""
+    return view.workspace.balance.scores_after(view.changes, view.rows, view.workspace.spread)
 
 
-POLICIES: dict[PolicyName, Scorer] = {
-    PolicyName.BALANCED: balanced,
-    PolicyName.PACK: pack,
-    PolicyName.SPREAD: spread,
+def pack(view: View) -> Floats:
+    """Best fit: fewest cells, then the fewest cores left in them, then the least memory, so that whole cells stay
+    open."""
+    left = view.left.astype(np.float64)
+    return left if view.parts is None else (view.parts - 1) * MOST_LEFT + left
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """`apart` has a batch's own VMs kept apart before the score counts; `moves_with_fleet` says that scores depend on
+    the spread over all hosts, and so are worked out again as it changes."""
+
+    scorer: Callable[[View], Floats]
+    moves_with_fleet: bool = False
+    apart: bool = False
+
+
+POLICIES: dict[PolicyName, Policy] = {
+    PolicyName.BALANCED: Policy(balanced, moves_with_fleet=True),
+    PolicyName.PACK: Policy(pack),
+    PolicyName.SPREAD: Policy(balanced, moves_with_fleet=True, apart=True),
 }
-
-
-class Ranking:
-    """One score per host, kept current as the batch is placed."""
-
-    def __init__(self, room: Room, policy: PolicyName, batch_hosts: Iterable[tuple[int, int]] = ()) -> None:
-        self._room = room
-        self._scorer = POLICIES[policy]
-        hosts = room.fleet.hosts
-        self._racks = np.unique([h.rack for h in hosts], return_inverse=True)[1] if hosts else np.zeros(0, np.int64)
-        self._on_host = np.zeros(len(hosts))
-        self._on_rack = np.zeros(len(hosts))
-        for row, count in batch_hosts:
-            self._count(row, count)
-        self.scores = self._scorer(room.used, self._on_host, self._on_rack)
-
-    def best(self, allowed: NDArray[np.bool_]) -> int | None:
-        """The row with the lowest score among `allowed`; ties go to the first host by name. None if none is allowed."""
-        if not allowed.any():
-            return None
-        return int(np.argmin(np.where(allowed, self.scores, np.inf)))
-
-    def placed(self, row: int) -> None:
-        neighbours = self._count(row, 1)
-        self.scores[neighbours] = self._scorer(
-            self._room.used[neighbours], self._on_host[neighbours], self._on_rack[neighbours]
-        )
-
-    def _count(self, row: int, count: int) -> NDArray[np.intp]:
-        self._on_host[row] += count
-        neighbours = np.flatnonzero(self._racks == self._racks[row])
-        self._on_rack[neighbours] += count
-        return neighbours

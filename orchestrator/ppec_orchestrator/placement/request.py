@@ -1,158 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of the planner, and what it answers."""
+"""What is asked of the planner: batches of VMs, each with a profile, rules about its neighbours, and how to go about
+it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
 from ppec_contract.api import Policy
 from ppec_contract.vm import NumaPolicy
-from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The resources of one VM. A batch has one shape, so what is worked out for it is worked out once."""
+    """The resources of one VM.
+
+    `pool` names the storage pool of its disk, "" the host's own disk. `nvme` is how many whole NVMe drives it takes
+    besides, all of the NUMA cells it sits in.
+    """
 
     vcpus: int
     memory_mib: int
     disk_mib: int
     numa: NumaPolicy = field(default_factory=NumaPolicy)
+    pool: str = ""
+    nvme: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """Narrows the hosts; None means anywhere."""
+    """Narrows the hosts; None means anywhere.
+
+    `labels` are pairs that a host must have, `without` pairs that it must not have; an empty value in a pair stands for
+    any value of that key.
+    """
 
     datacentre: str | None = None
     cluster: str | None = None
     rack: str | None = None
     host: str | None = None
     vrf: str | None = None
+    region: str | None = None
+    labels: frozenset[tuple[str, str]] = frozenset()
+    without: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class VmRequest:
-    """One VM to place. `excluded_hosts` are those that failed it before."""
-
-    vm_id: UUID
-    name: str
-    excluded_hosts: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class PlanRequest:
-    """A batch of equal VMs. `batch_hosts` says how many VMs of this batch already stand on a host (a replan).
+class Profile:
+    """All that decides which hosts could take a VM but for its neighbours. VMs of one profile are interchangeable, so
+    what is worked out for a profile is worked out once.
 
     `capabilities` are what a host's agent must announce to be told of such VMs.
     """
 
-    vms: tuple[VmRequest, ...]
     shape: Shape
     architecture: str
-    policy: Policy = Policy.BALANCED
     where: Where = field(default_factory=Where)
-    batch_hosts: Mapping[str, int] = field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
 
 
-class Reason(StrEnum):
-    """Why a host can't take a VM. Filters run in this order; a host counts under the first that turns it away."""
+class Level(StrEnum):
+    """What fails, or is shared, as one."""
 
-    OUTSIDE_SCOPE = "outside-scope"
-    ARCHITECTURE = "architecture"
-    FAILED_BEFORE = "failed-before"
-    SILENT = "silent"
-    DRAINING = "draining"
-    AGENT_TOO_OLD = "agent-too-old"
-    NO_SIBLINGS = "no-siblings"
-    NO_SHARED_CPUS = "no-shared-cpus"
-    NO_HUGE_PAGES = "no-huge-pages"
-    VM_LARGER_THAN_CELL = "vm-larger-than-cell"
-    VM_LARGER_THAN_HOST = "vm-larger-than-host"
-    CORES = "cores"
-    SHARED_VCPUS = "shared-vcpus"
-    MEMORY = "memory"
-    HUGE_PAGES = "huge-pages"
-    NUMA_FIT = "numa-fit"
-    NUMA_PARTS = "numa-parts"
-    DISK = "disk"
-    ADDRESSES = "addresses"
-
-    @property
-    def words(self) -> str:
-        """What is said of a host that this reason turns away: `3 hosts: 2 …, 1 …`."""
-        return _WORDS[self]
-
-
-_WORDS: Mapping[Reason, str] = {
-    Reason.OUTSIDE_SCOPE: "outside the places asked for",
-    Reason.ARCHITECTURE: "of another architecture",
-    Reason.FAILED_BEFORE: "where it failed before",
-    Reason.SILENT: "silent",
-    Reason.DRAINING: "draining",
-    Reason.AGENT_TOO_OLD: "with an agent too old for the flavor's policy or maxima",
-    Reason.NO_SIBLINGS: "without SMT siblings",
-    Reason.NO_SHARED_CPUS: "without CPUs set aside for sharing",
-    Reason.NO_HUGE_PAGES: "without huge pages of that size",
-    Reason.VM_LARGER_THAN_CELL: "with NUMA cells smaller than the VM",
-    Reason.VM_LARGER_THAN_HOST: "too small for the VM on any number of NUMA cells",
-    Reason.CORES: "without enough free cores",
-    Reason.SHARED_VCPUS: "without enough free vCPUs on shared CPUs",
-    Reason.MEMORY: "without enough free memory",
-    Reason.HUGE_PAGES: "without enough free huge pages",
-    Reason.NUMA_FIT: "without a NUMA cell that has both cores and memory free",
-    Reason.NUMA_PARTS: "without NUMA cells that have equal parts of its cores and memory free",
-    Reason.DISK: "without enough free disk",
-    Reason.ADDRESSES: "without a free address",
-}
+    HOST = "host"
+    RACK = "rack"
+    DATACENTRE = "datacentre"
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """One VM's place: a host and the NUMA cells it fits in. All figures but the disk's are of each of these cells:
-    whole physical cores or shared vCPUs, ordinary memory or huge pages."""
+class Group:
+    """VMs that are to stand together (affinity) or apart (anti-affinity), on or over one level.
+
+    A hard group is kept, whatever it costs; of a soft one, a host that keeps more of a VM's soft groups comes first.
+    The definition is the same for all members: members of one name with unequal definitions are a fault of the caller.
+    """
+
+    name: str
+    apart: bool = True
+    level: Level = Level.HOST
+    hard: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VmRequest:
+    """One VM to place. `excluded_hosts` are those that failed it before; of a batch, the highest `priority` goes
+    first."""
 
     vm_id: UUID
     name: str
-    host_id: int
-    host: str
-    cells: tuple[int, ...]
-    cores: int
-    memory_mib: int
-    disk_mib: int
-    shared_vcpus: int = 0
-    pages_2m: int = 0
-    pages_1g: int = 0
+    profile: Profile
+    excluded_hosts: frozenset[str] = frozenset()
+    groups: tuple[Group, ...] = ()
+    priority: int = 0
 
-    @property
-    def per_cell(self) -> dict[CellResource, int]:
-        """What it takes of each of its cells, by every resource that cells have."""
-        return {resource: getattr(self, resource) for resource in CELL_RESOURCES}
+
+class Spare(StrEnum):
+    """What is made of the rule that all VMs can restart elsewhere after the loss of one host, or rack (N+1)."""
+
+    OFF = "off"
+    WARN = "warn"
+    REQUIRED = "required"
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """A VM that fits nowhere: every host counted under the reason that turned it away."""
+class SpareRule:
+    """N+1 for the clusters that the plan touches; `level` is what may be lost: one host, or one rack."""
 
-    vm_id: UUID
-    name: str
-    reasons: Mapping[Reason, int]
-
-    def sentence(self) -> str:
-        """`12 hosts: 8 without enough free cores, 3 draining, 1 silent`"""
-        counted = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
-        total = sum(self.reasons.values())
-        hosts = "1 host" if total == 1 else f"{total} hosts"
-        return f"{hosts}: " + ", ".join(f"{count} {reason.words}" for reason, count in counted)
+    mode: Spare = Spare.OFF
+    level: Level = Level.HOST
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """`placed` and `refused` together hold every VM of the request, each in the request's order."""
+class PlanRequest:
+    """A batch of VMs.
 
-    placed: tuple[Placement, ...]
-    refused: tuple[Refusal, ...]
+    `all_or_nothing` has the largest VMs placed first, whatever order they came in; without it they go in the order
+    given. `batch_hosts` says how many VMs of this batch already stand on a host (a replan). `most_moves` is how many
+    running VMs a plan may move between cells of their host to open one; 0 leaves them where they are."""
+
+    vms: tuple[VmRequest, ...]
+    policy: Policy = Policy.BALANCED
+    all_or_nothing: bool = False
+    batch_hosts: Mapping[str, int] = field(default_factory=dict)
+    spare: SpareRule = field(default_factory=SpareRule)
+    most_moves: int = 0
+
+    @classmethod
+    def alike(  # noqa: PLR0913 - each is a field of its own
+        cls,
+        names: Iterable[tuple[UUID, str]],
+        shape: Shape,
+        architecture: str,
+        *,
+        where: Where | None = None,
+        policy: Policy = Policy.BALANCED,
+        capabilities: frozenset[str] = frozenset(),
+        batch_hosts: Mapping[str, int] | None = None,
+    ) -> PlanRequest:
+        """VMs of one profile, by id and name."""
+        profile = Profile(shape, architecture, where or Where(), capabilities)
+        vms = tuple(VmRequest(vm_id, name, profile) for vm_id, name in names)
+        return cls(vms, policy, batch_hosts=batch_hosts or {})

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, Row, select
 
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.store.ipdb import free_counts
-from ppec_orchestrator.store.tables import allocation, cluster, datacentre, host, host_cell, prefix, rack, vrf
+from ppec_orchestrator.store.tables import cluster, datacentre, host, host_cell, prefix, rack, vrf
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -19,8 +19,6 @@ AnyRow = Row[*tuple[Any, ...]]
 def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fleet:
     """The whole fleet as it stands in this transaction. A host silent for `silent_after_s` seconds is not live."""
     cells = _cells(conn)
-    per_host = conn.execute(select(allocation.c.host_id, func.count()).group_by(allocation.c.host_id))
-    vms: dict[int, int] = dict(iter(per_host))
     prefixes = conn.execute(
         select(prefix.c.id, prefix.c.vrf_id, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
     ).all()
@@ -33,6 +31,7 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
             cluster.c.name.label("cluster_name"),
             cluster.c.architecture,
             datacentre.c.name.label("datacentre_name"),
+            datacentre.c.region,
             vrf.c.name.label("vrf_name"),
         )
         .join(rack, rack.c.id == host.c.rack_id)
@@ -44,6 +43,7 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
         HostState(
             host_id=row.id,
             name=row.name,
+            region=row.region,
             datacentre=row.datacentre_name,
             cluster=row.cluster_name,
             rack=row.rack_name,
@@ -52,7 +52,6 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
             cells=tuple(cells.get(row.id, ())),
             disk_mib=row.disk_mib,
             disk_free_mib=row.disk_mib - row.disk_used_mib,
-            vms=vms.get(row.id, 0),
             live=row.enrolled_at is not None and row.last_seen_at is not None and row.last_seen_at >= alive_since,
             draining=row.draining,
             prefixes=_serving(row, prefixes),
@@ -82,6 +81,10 @@ def _cells(conn: Connection) -> Mapping[int, list[CellState]]:
                 pages_2m_free=row.pages_2m - row.pages_2m_used,
                 pages_1g=row.pages_1g,
                 pages_1g_free=row.pages_1g - row.pages_1g_used,
+                nvme=row.nvme,
+                nvme_free=row.nvme - row.nvme_used,
+                cores_reserved=row.cores_reserved,
+                memory_reserved_mib=row.memory_reserved_mib,
             )
         )
     return found

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, func, insert, select, update
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
-from ppec_orchestrator.placement.request import Placement
+from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.ipdb import GrantedAddress

@@ -187,11 +187,15 @@ host_cell = Table(
     Column("pages_2m_used", BigInteger, nullable=False, server_default="0"),
     Column("pages_1g", BigInteger, nullable=False, server_default="0"),
     Column("pages_1g_used", BigInteger, nullable=False, server_default="0"),
+    # Whole drives for VMs.
+    Column("nvme", Integer, nullable=False, server_default="0"),
+    Column("nvme_used", Integer, nullable=False, server_default="0"),
     CheckConstraint("cores_used >= 0", name="cores_used_not_negative"),
     CheckConstraint("memory_used_mib >= 0", name="memory_used_not_negative"),
     CheckConstraint("shared_vcpus_used >= 0", name="shared_vcpus_used_not_negative"),
     CheckConstraint("pages_2m_used >= 0", name="pages_2m_used_not_negative"),
     CheckConstraint("pages_1g_used >= 0", name="pages_1g_used_not_negative"),
+    CheckConstraint("nvme_used >= 0", name="nvme_used_not_negative"),
 )
 
 enrolment_token = Table(
@@ -332,6 +336,7 @@ allocation_cell = Table(
     Column("shared_vcpus", Integer, nullable=False, server_default="0"),
     Column("pages_2m", BigInteger, nullable=False, server_default="0"),
     Column("pages_1g", BigInteger, nullable=False, server_default="0"),
+    Column("nvme", Integer, nullable=False, server_default="0"),
 )
 
 # --- operations ------------------------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from ppec_contract.host import HostReport
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.liveness import MessageId
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
+from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import Placement, PlanRequest, Shape, VmRequest
+from ppec_orchestrator.placement.request import PlanRequest, Shape
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.database import Database
@@ -89,8 +90,8 @@ def report(conn: Connection, host: Ledger, sequence: int) -> bool:
 
 def planned(conn: Connection, shape: Shape, ids: Sequence[UUID]) -> tuple[Placement, ...]:
     fleet = load_fleet(conn, now=NOW, silent_after_s=30)
-    asked = tuple(VmRequest(vm_id, f"v{vm_id.hex[:12]}") for vm_id in ids)
-    return plan(fleet, PlanRequest(asked, shape, "x86_64", capabilities=frozenset({"vm-policies"}))).placed
+    asked = [(vm_id, f"v{vm_id.hex[:12]}") for vm_id in ids]
+    return plan(fleet, PlanRequest.alike(asked, shape, "x86_64", capabilities=frozenset({"vm-policies"}))).placed
 
 
 def commit(conn: Connection, shape: Shape, places: Sequence[Placement]) -> None:
@@ -116,7 +117,7 @@ def test_a_report_says_what_there_is_of_everything(database: Database) -> None:
         rows = conn.execute(select(t.host_cell)).all()
     whole = [{each: row._mapping[whole_column(each).name] for each in CELL_RESOURCES} for row in rows]
     ordinary_mib = 16384 - 512 - 2 * 1024 - 4 * 1024
-    per_cell = {"cores": 5, "memory_mib": ordinary_mib, "shared_vcpus": 8, "pages_2m": 1024, "pages_1g": 4}
+    per_cell = {"cores": 5, "memory_mib": ordinary_mib, "shared_vcpus": 8, "pages_2m": 1024, "pages_1g": 4, "nvme": 0}
     assert whole == [per_cell] * 2
     assert [row.shared_cpus for row in rows] == [4, 4]
 

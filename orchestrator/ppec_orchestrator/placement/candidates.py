@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hosts that could take a VM of one profile, with their scores: vectors over all hosts, kept current row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ppec_contract.api import Policy as PolicyName
+from ppec_orchestrator.placement.balance import CPU, MEMORY, Changes, Floats
+from ppec_orchestrator.placement.demand import memory_part
+from ppec_orchestrator.placement.filters import STANDING
+from ppec_orchestrator.placement.fitting import Fitting
+from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, at
+from ppec_orchestrator.placement.packed import CPU_SHIFT, NEVER, NO_CELL, Packed, left
+from ppec_orchestrator.placement.policies import POLICIES, View
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import Profile
+from ppec_orchestrator.placement.workspace import Workspace
+
+_REASONS = tuple(Reason)
+_CODES = {reason: code for code, reason in enumerate(_REASONS)}
+_PASSES = len(_REASONS)
+# Of this part of the rows or more, all of them at once are cheaper.
+_MANY = 4
+_NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
+
+
+class Candidates:
+    """`key` is each host's score, infinite where the VM does not fit; `count` says how many it fits; `standing` are the
+    hosts that nothing lasting turns away."""
+
+    def __init__(self, workspace: Workspace, profile: Profile, policy: PolicyName) -> None:
+        self.profile = profile
+        self.fitting = Fitting(workspace.fleet, profile.shape)
+        self._workspace = workspace
+        self._policy = POLICIES[policy]
+        self._why_never = _standing(workspace, profile)
+        self.standing: BoolArray = self._why_never == _PASSES
+        # Cells of hosts that can't be used need more than there is: one test less for each row.
+        self._needed: Packed = np.where(self.standing[:, None], self.fitting.in_one_cell, NEVER)
+        self._changes = self._what_changes()
+        hosts = len(workspace.fleet.hosts)
+        self.key: Floats = np.full(hosts, np.inf)
+        self._fits: BoolArray = np.zeros(hosts, dtype=np.bool_)
+        self.count = 0
+        self._parts: IntArray | None = None
+        if self.fitting.most > 1 or profile.shape.nvme:
+            self._parts = np.zeros(hosts, dtype=np.int64)
+        self._left: Packed = np.zeros(hosts, dtype=np.int64)
+        self._seen, self._spread = len(workspace.changes), workspace.spread
+        self._recount(None)
+        self._reasons: tuple[int, IntArray] | None = None
+
+    def refresh(self) -> None:
+        """Works out again what changed since the last time."""
+        workspace = self._workspace
+        if self._seen != len(workspace.changes):
+            self._recount(self._changed_rows(workspace.changes))
+        if self._policy.moves_with_fleet and self._spread is not workspace.spread:
+            self._spread = workspace.spread
+            self.key = self._scores(None, self._left, self._fits)
+
+    def _changed_rows(self, changes: list[int]) -> Rows:
+        changed = changes[self._seen :]
+        self._seen = len(changes)
+        if len(changed) == 1:
+            return np.array(changed)
+        rows = list(set(changed))
+        return None if len(rows) * _MANY > len(self.key) else np.array(rows)
+
+    def cells(self, row: int) -> list[int]:
+        """The columns of the cells the VM takes on a host that it fits."""
+        workspace, fitting = self._workspace, self.fitting
+        if self._parts is None:
+            return [int(left(workspace.packed(fitting)[row], self._needed[row]).argmin())]
+        return fitting.choose(workspace.free, row, int(self._parts[row]))
+
+    def reasons(self) -> IntArray:
+        """Per host, the code of what turns it away (`code`). Rules about neighbours are not looked at."""
+        seen = len(self._workspace.changes)
+        if self._reasons is None or self._reasons[0] != seen:
+            self._reasons = (seen, self._why_not())
+        return self._reasons[1]
+
+    # --- keeping current -------------------------------------------------------------------------------------------
+
+    def _recount(self, rows: Rows) -> None:
+        """Whether the VM fits these hosts, and what it leaves there."""
+        workspace, shape = self._workspace, self.profile.shape
+        rest = left(at(workspace.packed(self.fitting), rows), at(self._needed, rows))
+        if self._parts is None:
+            rest = np.minimum.reduce(rest, axis=1)
+            fits = rest < NO_CELL
+        else:
+            parts, rest = self._in_several_cells(rows, rest)
+            _put(self._parts, rows, parts)
+            fits = parts > 0
+        fits &= at(workspace.disk(shape.pool), rows) >= shape.disk_mib
+        fits &= at(workspace.addresses_left, rows)
+        self.count += int(np.count_nonzero(fits)) - int(np.count_nonzero(at(self._fits, rows)))
+        _put(self._fits, rows, fits)
+        if self._policy.moves_with_fleet:
+            _put(self._left, rows, rest)
+        _put(self.key, rows, self._scores(rows, rest, fits))
+
+    def _scores(self, rows: Rows, rest: Packed, fits: BoolArray) -> Floats:
+        parts = None if self._parts is None else at(self._parts, rows)
+        scores = self._policy.scorer(View(self._workspace, self._changes, rows, rest, parts))
+        return np.where(fits, scores, np.inf)
+
+    def _in_several_cells(self, rows: Rows, rest: Packed) -> tuple[IntArray, Packed]:
+        """Over how many cells the VM spreads, and what it leaves: in its cell, or (of CPUs) on a host where it takes
+        several."""
+        free, fitting = self._workspace.free, self.fitting
+        parts = np.where(at(self.standing, rows), fitting.parts(free, rows), 0)
+        if self.profile.shape.nvme:
+            rest = np.where(at(free["nvme"], rows) >= self.profile.shape.nvme, rest, NO_CELL)
+        on_host = fitting.usable(free, fitting.cpu, rows) << CPU_SHIFT
+        return parts, np.where(parts > 1, on_host, rest.min(axis=1))
+
+    def _what_changes(self) -> Changes:
+        shape, fitting = self.profile.shape, self.fitting
+        memory_mib = memory_part(shape) * MEMORY[fitting.memory]
+        disk_mib = 0 if shape.pool else shape.disk_mib
+        return self._workspace.balance.changes(memory_mib, disk_mib, fitting.fewest(None) * CPU[fitting.cpu])
+
+    # --- saying why not --------------------------------------------------------------------------------------------
+
+    def _why_not(self) -> IntArray:
+        """Most telling first: too little in all its cells together, or no cells that have all of it."""
+        workspace, fitting, shape = self._workspace, self.fitting, self.profile.shape
+        free = workspace.free
+        cores = Reason.CORES if fitting.cpu == "cores" else Reason.SHARED_VCPUS
+        memory = Reason.HUGE_PAGES if shape.numa.huge_page_kib else Reason.MEMORY
+        no_fit = Reason.NUMA_PARTS if shape.numa.multi_cell else Reason.NUMA_FIT
+        checks = [
+            (fitting.usable(free, fitting.cpu, None) < fitting.fewest(None), cores),
+            (fitting.usable(free, fitting.memory, None) < memory_part(shape), memory),
+        ]
+        if shape.nvme:
+            checks.append((fitting.usable(free, "nvme", None) < shape.nvme, Reason.NVME))
+        checks += [
+            (fitting.parts(free, None) == 0, no_fit),
+            (workspace.disk(shape.pool) < shape.disk_mib, Reason.DISK),
+            (~workspace.addresses_left, Reason.ADDRESSES),
+        ]
+        found = np.select([mask for mask, _ in checks], [_CODES[reason] for _, reason in checks], _PASSES)
+        return np.where(self.standing, found, self._why_never)
+
+
+def _put(array: NDArray[Any], rows: Rows, values: NDArray[Any]) -> None:
+    array[slice(None) if rows is None else rows] = values
+
+
+def code(reason: Reason) -> int:
+    return _CODES[reason]
+
+
+def counted(codes: IntArray) -> dict[Reason, int]:
+    """How many hosts each reason turns away."""
+    numbers = np.bincount(codes, minlength=_PASSES + 1)[:_PASSES]
+    return {_REASONS[each]: int(numbers[each]) for each in np.flatnonzero(numbers)}
+
+
+def _standing(workspace: Workspace, profile: Profile) -> IntArray:
+    fleet = workspace.fleet
+    found: IntArray = np.full(len(fleet.hosts), _PASSES, dtype=np.int64)
+    for reason, passes in reversed(STANDING):
+        found[~passes(fleet, profile)] = _CODES[reason]
+    return found

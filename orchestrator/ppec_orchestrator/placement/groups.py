@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which VMs of which groups stand on which hosts, and what that means for the next one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.request import Group, Level
+
+
+class GroupBook:
+    """Members per group and host row. Groups are few beside hosts, members of one group fewer: dictionaries do."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._members: dict[str, dict[int, int]] = {}
+        for row, host in enumerate(fleet.hosts):
+            for vm in host.vms:
+                self.count(row, vm.groups, 1)
+
+    def count(self, row: int, groups: tuple[Group, ...], by: int) -> None:
+        """A VM of these groups comes to the host in `row`, or (with -1) leaves it."""
+        for group in groups:
+            members = self._members.setdefault(group.name, {})
+            members[row] = members.get(row, 0) + by
+            if not members[row]:
+                del members[row]
+
+    def replace(self, row: int, before: Fleet, after: Fleet) -> None:
+        """The host in `row` has other VMs now."""
+        for vm in before.hosts[row].vms:
+            self.count(row, vm.groups, -1)
+        for vm in after.hosts[row].vms:
+            self.count(row, vm.groups, 1)
+        self._fleet = after
+
+    def rows(self, group: Group) -> IntArray | None:
+        """The rows of all hosts in domains (of the group's level) that have members; None where it has none yet."""
+        members = self._members.get(group.name)
+        if not members:
+            return None
+        if group.level is Level.HOST:
+            return np.fromiter(members, dtype=np.int64, count=len(members))
+        domains = {self._fleet.domain(row, group.level) for row in members}
+        return np.concatenate([self._fleet.rows_of(group.level, name) for name in sorted(domains)])

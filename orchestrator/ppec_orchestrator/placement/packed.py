@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CPUs and memory of a NUMA cell in one integer, so that one subtraction says whether a VM fits and what it leaves.
+
+    bit 62   61 … 40   39       38 … 0
+    guard    CPUs      guard    memory
+
+Both guards are set in what is free and unset in what is needed. Whichever of the two a cell has too little of borrows
+its guard. What is left over, guards aside, orders cells by the CPUs left and then by the memory left: best fit."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Packed = NDArray[np.int64]
+CPU_SHIFT = 40
+_MEMORY_GUARD = np.int64(1 << 39)
+GUARDS = np.int64(1 << 62) | _MEMORY_GUARD
+# More CPUs than any cell has free.
+NEVER = np.int64(((1 << 22) - 1) << CPU_SHIFT)
+# What is left over where a VM fits is less than this.
+NO_CELL = np.int64(1 << 62)
+# As a difference of what is left over: exact in a float for the 8,191 CPUs of one cell.
+MOST_LEFT = 2.0**53
+
+
+def pack(cpus: Packed, memory: Packed | int) -> Packed:
+    return (cpus << CPU_SHIFT) + memory
+
+
+def left(free: Packed, needed: Packed) -> Packed:
+    """What the VM would leave, per cell; `NO_CELL` or more where it doesn't fit. `free` has its guards."""
+    rest = (free - needed) ^ GUARDS
+    # A guard that was borrowed is set now; memory's is carried up to the place of the other, beyond all that fits.
+    return rest | ((rest & _MEMORY_GUARD) << 23)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the planner answers: a place and its evidence for each VM, or the counted reasons why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
+from ppec_orchestrator.placement.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One VM's place: a host and the NUMA cells it fits in. All figures but the disk's are of each of these cells:
+    whole physical cores or shared vCPUs, ordinary memory or huge pages, NVMe drives."""
+
+    vm_id: UUID
+    name: str
+    host_id: int
+    host: str
+    cells: tuple[int, ...]
+    cores: int
+    memory_mib: int
+    disk_mib: int
+    shared_vcpus: int = 0
+    pages_2m: int = 0
+    pages_1g: int = 0
+    nvme: int = 0
+
+    @property
+    def per_cell(self) -> dict[CellResource, int]:
+        """What it takes of each of its cells, by every resource that cells have."""
+        return {resource: getattr(self, resource) for resource in CELL_RESOURCES}
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A running VM changes cells on its host, to open one: carried out by the host's retune before the VM comes."""
+
+    vm_id: UUID
+    name: str
+    host: str
+    cells_before: tuple[int, ...]
+    cells_after: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """Why a placement won: the `step` of the plan it was made in, over how many hosts that could take the VM, and its
+    score, the lowest among them by the policy. `broken` counts the VM's soft groups that the place does not keep.
+    `epoch` is the step whose figures `balanced` scored with; `moves` are what opened the cell.
+    """
+
+    vm_id: UUID
+    step: int
+    candidates: int
+    score: float
+    broken: int = 0
+    epoch: int = 0
+    moves: tuple[Move, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A VM that fits nowhere: every host counted under the reason that turned it away, when its turn came."""
+
+    vm_id: UUID
+    name: str
+    reasons: Mapping[Reason, int]
+    step: int = 0
+
+    def sentence(self) -> str:
+        """`12 hosts: 8 without enough free cores, 3 draining, 1 silent`"""
+        counted = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
+        total = sum(self.reasons.values())
+        hosts = "1 host" if total == 1 else f"{total} hosts"
+        return f"{hosts}: " + ", ".join(f"{count} {reason.words}" for reason, count in counted)
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """A failure domain (a host, or a rack) whose loss would leave VMs without a place, and the first of them."""
+
+    domain: str
+    vm: str
+    without_place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`placed` and `refused` together hold every VM of the request, each in the request's order; `evidence` is in the
+    order of `placed`. `exposed` names what the rule about spare room found unprotected."""
+
+    placed: tuple[Placement, ...]
+    refused: tuple[Refusal, ...]
+    evidence: tuple[Evidence, ...] = ()
+    exposed: tuple[Exposed, ...] = field(default=())
