@@ -51,10 +51,25 @@ class Balance:
         self.figures: Floats = figures - self._mean
         self._sum = [float(each) for each in self.figures.sum(axis=1)]
         self._squares = [float(each) for each in (self.figures**2).sum(axis=1)]
+        self.mark()
+
+    def mark(self) -> None:
+        """`restore` comes back to here."""
+        self._marked: dict[int, list[float]] = {}
+        self._sums_marked = (list(self._sum), list(self._squares))
+
+    def restore(self) -> None:
+        """To the last digit, which moving back would not: a plan leaves no trace in the next one's scores."""
+        for row, figures in self._marked.items():
+            self.figures[:, row] = figures
+        self._sum, self._squares = self._sums_marked
+        self.mark()
 
     def move(self, row: int, change: Change) -> None:
         """The host's four figures change by this much."""
         before = self.figures[:, row].tolist()
+        if row not in self._marked:
+            self._marked[row] = before
         after = [was + by for was, by in zip(before, change, strict=True)]
         self.figures[:, row] = after
         for figure in range(4):
@@ -122,10 +137,11 @@ class Changes:
 
 def _whole(fleet: Fleet, units: Mapping[CellResource, int], reserved: str, rows: slice) -> Floats:
     """All of it that the machine has, the host's own reserve too; at least one, so that shares are finite."""
-    total = fleet.cells[reserved][rows].sum(axis=1)
+    total = np.zeros(len(fleet.hosts[rows]))
+    total += fleet.cells[reserved][rows].sum(axis=1)
     for resource, unit in units.items():
-        total = total + fleet.capacity(resource)[rows].sum(axis=1) * unit
-    return np.maximum(total, 1).astype(np.float64)
+        total += fleet.capacity(resource)[rows].sum(axis=1) * unit
+    return np.maximum(total, 1.0)
 
 
 def _free(fleet: Fleet, units: Mapping[CellResource, int], rows: slice) -> Floats:

@@ -46,11 +46,13 @@ class Planner:
 
     def plan(self, request: PlanRequest) -> Plan:
         """Leaves room as it was: two plans in a row are the same."""
+        self.workspace.begin()
         batch = _Batch(self, request)
         try:
             return batch.run()
         finally:
             batch.give_back()
+            self.workspace.end()
 
     def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""
@@ -86,8 +88,7 @@ class _Batch:
 
     def run(self) -> Plan:
         moves_with_fleet = POLICIES[self.request.policy].moves_with_fleet
-        if moves_with_fleet:
-            self.workspace.start_epoch(0)
+        self.workspace.start_epoch(0)
         found: dict[int, tuple[Placement, Evidence] | Refusal] = {}
         for step, index in enumerate(_order(self.request)):
             if moves_with_fleet:

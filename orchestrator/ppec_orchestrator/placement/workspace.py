@@ -146,6 +146,15 @@ class Workspace:
         self._not_balanced_yet.append((taken, sign))
         self.changes.append(row)
 
+    def begin(self) -> None:
+        """A plan begins: nothing is taken."""
+        self.balance.mark()
+
+    def end(self) -> None:
+        """It has ended, and all was given back."""
+        self._not_balanced_yet.clear()
+        self._balance.restore()
+
     # --- addresses -------------------------------------------------------------------------------------------------
 
     def _next_addresses(self, families: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
