@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from math import inf, sqrt
+from math import sqrt
 
 from ppec_contract.api import Policy
 from ppec_contract.vm import CpuPolicy, SmtPolicy
@@ -32,7 +32,7 @@ def check(fleet: Fleet, request: PlanRequest, plan: Plan) -> list[str]:
     answered = Counter([place.vm_id for place in plan.placed] + [refusal.vm_id for refusal in plan.refused])
     if answered != Counter(vm.vm_id for vm in request.vms):
         return ["the plan does not answer each VM of the request once"]
-    replay, by_id = _Replay(fleet, request), {vm.vm_id: vm for vm in request.vms}
+    replay, by_id = Replay(fleet, request), {vm.vm_id: vm for vm in request.vms}
     steps: dict[int, tuple[Placement, Evidence] | Refusal] = {one.step: one for one in plan.refused}
     steps |= {why.step: (place, why) for place, why in zip(plan.placed, plan.evidence, strict=True)}
     faults: list[str] = []
@@ -44,7 +44,7 @@ def check(fleet: Fleet, request: PlanRequest, plan: Plan) -> list[str]:
     return faults if len(steps) == len(request.vms) else [*faults, "two VMs were planned in one step"]
 
 
-class _Replay:
+class Replay:
     """The fleet as the plan changes it."""
 
     def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
@@ -93,11 +93,15 @@ class _Replay:
         slack = 0.0 if self.request.policy is Policy.PACK else 1e-6
         if abs(score - why.score) > slack or rank[0] != why.broken:
             faults.append(f"{vm.name} on {host.name}: a score of {why.score} is claimed, it is {score}")
-        better = [
-            name
-            for name, (r, s) in scores.items()
-            if r < rank or (r == rank and (s < score - slack or (not slack and s == score and name < host.name)))
-        ]
+        better = (
+            []
+            if why.searched
+            else [
+                name
+                for name, (r, s) in scores.items()
+                if r < rank or (r == rank and (s < score - slack or (not slack and s == score and name < host.name)))
+            ]
+        )
         faults += [f"{vm.name}: {better[0]} would have been better than {host.name}"] if better else []
         self.take(host, vm, part)
         return faults
@@ -109,7 +113,8 @@ class _Replay:
         self.disk[host.name][vm.profile.shape.pool] -= vm.profile.shape.disk_mib
         for family in host.prefixes:
             prefix = next(p for p in family if self.addresses.get(p, 1) > 0)
-            self.addresses[prefix] = self.addresses.get(prefix, inf) - 1  # type: ignore[assignment]
+            if prefix in self.addresses:
+                self.addresses[prefix] -= 1
         self.members.update((group.name, host.name) for group in vm.groups)
         self.of_batch[host.name] += 1
         self.vms[host.name] += 1

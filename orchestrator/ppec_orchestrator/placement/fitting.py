@@ -60,6 +60,16 @@ class Fitting:
             taken["nvme"] = nvme_part(self.shape, parts)
         return taken
 
+    def needs(self, parts: int) -> dict[CellResource, IntArray | int]:
+        """What a VM spread over so many cells takes of each; of CPUs per host and cell, as cores differ in width."""
+        wanted: dict[CellResource, IntArray | int] = {
+            self.cpu: self._needed[parts],
+            self.memory: memory_part(self.shape, parts),
+        }
+        if self.shape.nvme:
+            wanted["nvme"] = nvme_part(self.shape, parts)
+        return wanted
+
     def fewest(self, rows: Rows) -> IntArray:
         """Of CPUs, in all cells together: less than that fits on no number of cells."""
         least = [at(needed, rows).min(axis=1) * parts for parts, needed in self._needed.items()]
@@ -78,12 +88,16 @@ class Fitting:
             found = np.where((found == 0) & enough, count, found)
         return found
 
+    def able(self, amounts: Amounts, row: int, parts: int) -> list[int]:
+        """The columns of a host's cells that can give one of so many parts."""
+        return [int(column) for column in np.flatnonzero(self._cells(amounts, parts, np.array([row]))[0])]
+
     def choose(self, amounts: Amounts, row: int, parts: int) -> list[int]:
         """Best fit: the cells left with the fewest cores, then the least memory, so that whole cells stay open.
 
         Several are of one socket if any has enough, and always of cores of one width: their parts are equal.
         """
-        columns = np.flatnonzero(self._cells(amounts, parts, np.array([row]))[0])
+        columns = np.array(self.able(amounts, row, parts), dtype=np.int64)
         left = amounts[self.cpu][row, columns] - self._needed[parts][row, columns]
         ordered = [int(column) for column in columns[np.lexsort((amounts[self.memory][row, columns], left))]]
         if parts == 1:

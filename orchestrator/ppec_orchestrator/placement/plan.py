@@ -50,7 +50,8 @@ class Move:
 class Evidence:
     """Why a placement won: the `step` of the plan it was made in, over how many hosts that could take the VM, and its
     score, the lowest among them by the policy. `broken` counts the VM's soft groups that the place does not keep.
-    `epoch` is the step whose figures `balanced` scored with; `moves` are what opened the cell.
+    `epoch` is the step whose figures `balanced` scored with; `moves` are what opened the cell. `searched`: the policy's
+    own choice would have left others of the batch without a place, so this is not the lowest score but part of a whole.
     """
 
     vm_id: UUID
@@ -60,6 +61,7 @@ class Evidence:
     broken: int = 0
     epoch: int = 0
     moves: tuple[Move, ...] = ()
+    searched: bool = False
 
 
 @dataclass(frozen=True, slots=True)

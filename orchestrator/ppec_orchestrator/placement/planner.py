@@ -8,7 +8,7 @@ Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), cores=4, me
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,12 +17,16 @@ from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
+from ppec_orchestrator.placement.search import Search, Seat
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
+# VMs in a batch that is searched for a way to place it whole.
+MOST_SEARCHED = 200
 # Profiles whose vectors are kept; of some 250 kB each on ten thousand hosts.
 MOST_PROFILES = 256
 
@@ -47,16 +51,43 @@ class Planner:
     def plan(self, request: PlanRequest) -> Plan:
         """Leaves room as it was: two plans in a row are the same."""
         self.workspace.begin()
-        batch = _Batch(self, request)
+        try:
+            found = self._run(request, ())
+            if found.refused and request.all_or_nothing and self._worth_a_search(request, found):
+                vms = [request.vms[index] for index in _order(request)]
+                seats = Search(self.workspace, lambda profile: self.candidates(profile, request.policy), request).seats(
+                    vms
+                )
+                found = found if seats is None else self._run(request, seats)
+            return found
+        finally:
+            self.workspace.end()
+
+    def _run(self, request: PlanRequest, seats: Sequence[Seat]) -> Plan:
+        batch = _Batch(self, request, seats)
         try:
             return batch.run()
         finally:
             batch.give_back()
-            self.workspace.end()
+
+    def _worth_a_search(self, request: PlanRequest, found: Plan) -> bool:
+        """VMs of one profile without rules about neighbours leave room for each other wherever they go; a VM that fits
+        nowhere alone does not fit beside others."""
+        first, refused = request.vms[0], {one.vm_id for one in found.refused}
+        if all(vm.profile == first.profile and not vm.groups and not vm.excluded_hosts for vm in request.vms):
+            return False
+        if len(request.vms) > MOST_SEARCHED:
+            return False
+        left = [vm for vm in request.vms if vm.vm_id in refused]
+        return all(self._run(replace(request, vms=(vm,)), ()).placed for vm in left)
 
     def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""
         self.workspace.follow(fleet, rows)
+
+    def closed(self, vm: VmRequest) -> IntArray | None:
+        """The rows that earlier failures and hard groups close to the VM; None for none."""
+        return Neighbours(self.workspace).closed(vm)
 
     def candidates(self, profile: Profile, policy: PolicyName) -> Candidates:
         """Current ones."""
@@ -75,11 +106,15 @@ class Planner:
 
 
 class _Batch:
-    def __init__(self, planner: Planner, request: PlanRequest) -> None:
+    """`seats`, where given, are where the VMs go, in the order they are planned in (`Search`)."""
+
+    def __init__(self, planner: Planner, request: PlanRequest, seats: Sequence[Seat] = ()) -> None:
         self.planner = planner
+        self._seats = seats
         self.request = request
         self.workspace = planner.workspace
         self.fleet = planner.fleet
+        self.neighbours = Neighbours(planner.workspace)
         self.taken: list[Taken] = []
         self.ranks = _Ranks(self.fleet, request)
         # By identity: hashing a profile takes longer than finding it, and a batch has few.
@@ -114,13 +149,17 @@ class _Batch:
             self._candidates[id(vm.profile)] = candidates
         else:
             candidates.refresh()
-        closed = self._closed(vm) if vm.groups or vm.excluded_hosts else None
+        closed = self.neighbours.closed(vm) if vm.groups or vm.excluded_hosts else None
         best = self._best(candidates, vm, closed)
         if best is None:
             return Refusal(vm.vm_id, vm.name, self._reasons(candidates, vm), step)
         row, count, broken = best
+        if self._seats:
+            row, columns = self._seats[step]
+            broken = self.ranks.broken(self.workspace, vm, row)
+        else:
+            columns = tuple(candidates.cells(row))
         score = float(candidates.key[row])
-        columns = candidates.cells(row)
         taken = self.workspace.take(row, columns, candidates.fitting, vm.groups)
         self.taken.append(taken)
         if self.ranks.matter:
@@ -135,38 +174,8 @@ class _Batch:
             disk_mib=vm.profile.shape.disk_mib,
             **{**_NOTHING, **taken.part},
         )
-        return place, Evidence(vm.vm_id, step, count, score, broken, self.workspace.epoch)
-
-    def _closed(self, vm: VmRequest) -> IntArray | None:
-        """The rows that earlier failures and hard groups close to the VM, some perhaps twice; None for none."""
-        closed = [rows for _, rows in self._shut(vm)]
-        within = self._within(vm)
-        if within:
-            outside = np.ones(len(self.fleet.hosts), dtype=np.bool_)
-            outside[reduce(np.intersect1d, within)] = False
-            closed.append(np.flatnonzero(outside))
-        if not closed:
-            return None
-        return closed[0] if len(closed) == 1 else np.unique(np.concatenate(closed))
-
-    def _shut(self, vm: VmRequest) -> list[tuple[Reason, IntArray]]:
-        """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""
-        shut: list[tuple[Reason, IntArray]] = []
-        if vm.excluded_hosts:
-            failed = [self.fleet.index[name] for name in vm.excluded_hosts if name in self.fleet.index]
-            shut.append((Reason.FAILED_BEFORE, np.array(failed, dtype=np.int64)))
-        for group in vm.groups:
-            if group.hard and group.apart:
-                rows = self.workspace.groups.rows(group)
-                if rows is not None:
-                    shut.append((Reason.ANTI_AFFINITY, rows))
-        return shut
-
-    def _within(self, vm: VmRequest) -> list[IntArray]:
-        """Rows of the domains with VMs that it must stand with, for each group that has any VM yet."""
-        together = [group for group in vm.groups if group.hard and not group.apart]
-        found = (self.workspace.groups.rows(group) for group in together)
-        return [rows for rows in found if rows is not None]
+        why = Evidence(vm.vm_id, step, count, score, broken, self.workspace.epoch, searched=bool(self._seats))
+        return place, why
 
     def _best(self, candidates: Candidates, vm: VmRequest, closed: IntArray | None) -> tuple[int, int, int] | None:
         """The row, over how many candidates it won, and how many soft groups it breaks; None where nothing is left."""
@@ -201,11 +210,11 @@ class _Batch:
             return dict(self._refusals[known])
         codes = candidates.reasons().copy()
         open_rows = candidates.standing.copy()
-        for reason, rows in self._shut(vm):
+        for reason, rows in self.neighbours.shut(vm):
             mine = rows[open_rows[rows]]
             codes[mine] = code(reason)
             open_rows[mine] = False
-        for rows in self._within(vm):
+        for rows in self.neighbours.within(vm):
             outside = open_rows.copy()
             outside[rows] = False
             codes[outside] = code(Reason.AFFINITY)
@@ -250,6 +259,11 @@ class _Ranks:
         # No batch has as many VMs as the next factor.
         apart = (self._on_host << 20) + self._on_rack
         return apart + ((broken << 40) if broken is not None else 0), broken
+
+    def broken(self, workspace: Workspace, vm: VmRequest, row: int) -> int:
+        """How many of the VM's soft groups this host breaks."""
+        broken = self.of(workspace, vm)[1]
+        return int(broken[row]) if broken is not None else 0
 
     def _count(self, row: int, count: int) -> None:
         self._on_host[row] += count

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cheapest changes that would make a refused VM fit, each tried in the model before it is offered.
+
+Asked of the fleet as it is with the rest of the plan carried out (`settled.py`): the VM is alone then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+
+from ppec_contract.api import Policy
+from ppec_orchestrator.placement.changes import (
+    AddAddresses,
+    Change,
+    EndDrain,
+    FreeRoom,
+    GiveUp,
+    OtherSize,
+    rules_of,
+)
+from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState
+from ppec_orchestrator.placement.planner import Planner
+from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest
+from ppec_orchestrator.placement.shortage import Shortage
+
+# Hosts named in one change.
+MOST_NAMED = 20
+
+
+def advise(fleet: Fleet, vm: VmRequest) -> list[Change]:
+    """Cheapest first; empty where no single kind of change helps. Every one of them makes the VM fit."""
+    adviser = _Adviser(fleet, vm)
+    found = [*adviser.give_up(), *adviser.end_drain(), *adviser.add_addresses(), *adviser.other_size(), *adviser.free()]
+    return sorted(found, key=lambda change: change.cost)
+
+
+def helps(change: Change, fleet: Fleet, vm: VmRequest) -> bool:
+    """Applied to the model, does it make the VM fit?"""
+    changed, other = change.apply(fleet, vm)
+    return _fits(Planner(changed), other)
+
+
+class _Adviser:
+    def __init__(self, fleet: Fleet, vm: VmRequest) -> None:
+        self.fleet = fleet
+        self.vm = vm
+        self.planner = Planner(fleet)
+
+    def give_up(self) -> Iterator[Change]:
+        """One rule; if none alone is enough, two."""
+        rules = rules_of(self.vm)
+        for count in (1, 2):
+            changes = [GiveUp(chosen) for chosen in combinations(rules, count)]
+            helpful = [change for change in changes if self._would_fit(change.apply(self.fleet, self.vm)[1])]
+            if helpful:
+                yield from helpful
+                return
+
+    def end_drain(self) -> Iterator[Change]:
+        drained = [host for host in self.fleet.hosts if host.draining]
+        rested = self._fitting(replace(host, draining=False) for host in drained) if drained else []
+        if rested:
+            yield EndDrain(tuple(rested[:MOST_NAMED]))
+
+    def add_addresses(self) -> Iterator[Change]:
+        """For hosts that have everything but an address."""
+        spent = {prefix for prefix, free in self.fleet.free_addresses.items() if free <= 0}
+        wanting = {
+            tuple(family[0] for family in host.prefixes if all(prefix in spent for prefix in family))
+            for host in self.fleet.hosts
+        }
+        options = [AddAddresses(prefixes) for prefixes in sorted(wanting)[:MOST_NAMED] if prefixes]
+        yield from (change for change in options if helps(change, self.fleet, self.vm))
+
+    def other_size(self) -> Iterator[Change]:
+        """The largest that fits with fewer vCPUs, less memory or a smaller disk; if none of these helps alone, with
+        fewer vCPUs and less memory in proportion."""
+        shape = self.vm.profile.shape
+        page_mib = max(shape.numa.huge_page_kib // 1024, 1)
+        alone: list[tuple[int, Callable[[int], Shape]]] = [
+            (shape.vcpus // 2, lambda units: replace(shape, vcpus=2 * units)),
+            (shape.memory_mib // page_mib, lambda units: replace(shape, memory_mib=units * page_mib)),
+            (shape.disk_mib, lambda units: replace(shape, disk_mib=units)),
+        ]
+
+        def in_proportion(units: int) -> Shape:
+            memory_mib = max(shape.memory_mib * 2 * units // shape.vcpus // page_mib, 1) * page_mib
+            return replace(shape, vcpus=2 * units, memory_mib=memory_mib)
+
+        found = [size for most, sized in alone if (size := self._largest(most, sized))]
+        found = found or [size for size in (self._largest(shape.vcpus // 2, in_proportion),) if size]
+        for size in found:
+            lost = max(
+                1 - size.vcpus / shape.vcpus, 1 - size.memory_mib / shape.memory_mib, 1 - size.disk_mib / shape.disk_mib
+            )
+            yield OtherSize(size.vcpus, size.memory_mib, size.disk_mib, lost)
+
+    def free(self) -> Iterator[Change]:
+        """The hosts with the least to free, of those that would do but for room."""
+        candidates = self.planner.candidates(self.vm.profile, Policy.PACK)
+        allowed = candidates.standing & self.planner.workspace.addresses_left
+        closed = self.planner.closed(self.vm)
+        if closed is not None:
+            allowed[closed] = False
+        shortage = Shortage(self.planner.workspace, candidates.fitting)
+        weights = np.where(allowed, shortage.weights, np.inf)
+        least = weights.min(initial=np.inf)
+        if not np.isfinite(least):
+            return
+        rooms = [shortage.room(int(row)) for row in np.flatnonzero(weights == least)[:MOST_NAMED]]
+        rooms = [room for room in rooms if self._fitting([FreeRoom((room,), 0.0).host(self.fleet)])]
+        if rooms:
+            yield FreeRoom(tuple(rooms), float(least))
+
+    # --- trying ----------------------------------------------------------------------------------------------------
+
+    def _would_fit(self, vm: VmRequest) -> bool:
+        return _fits(self.planner, vm)
+
+    def _fitting(self, changed: Iterator[HostState] | list[HostState]) -> list[str]:
+        """The hosts that the VM would fit if they were like this, each alone."""
+        hosts = list(changed)
+        planner = Planner(self.fleet.changed(hosts))
+        fits: BoolArray = planner.candidates(self.vm.profile, Policy.PACK).key < np.inf
+        closed = planner.closed(self.vm)
+        if closed is not None:
+            fits[closed] = False
+        return [host.name for host in hosts if fits[self.fleet.index[host.name]]]
+
+    def _largest(self, most: int, sized: Callable[[int], Shape]) -> Shape | None:
+        """With the most units below `most` with which the VM fits: what fits with more fits with fewer."""
+        low, high = 0, most
+        while high - low > 1:
+            middle = (low + high) // 2
+            profile = replace(self.vm.profile, shape=sized(middle))
+            if self._would_fit(replace(self.vm, profile=profile)):
+                low = middle
+            else:
+                high = middle
+        return sized(low) if low else None
+
+
+def _fits(planner: Planner, vm: VmRequest) -> bool:
+    return bool(planner.plan(PlanRequest((vm,), Policy.PACK)).placed)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What could be changed so that a refused VM fits: in the request, or on hosts. Each change can be applied to the
+model.
+
+A change says itself in words, what it costs (the order in which they are offered) and what becomes of request and
+fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ppec_orchestrator.placement.demand import CellResource, free_name
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.request import VmRequest, Where
+
+# What is said of the parts of a request that can be given up.
+_RULES: Mapping[str, str] = {
+    "region": "look in every region",
+    "datacentre": "look in every data centre",
+    "cluster": "look in every cluster",
+    "rack": "look in every rack",
+    "host": "look on every host",
+    "vrf": "take any VRF",
+    "labels": "give up the labels wanted",
+    "without": "give up the labels avoided",
+    "failed": "try the hosts where it failed before",
+    "one-cell": "let it span NUMA cells",
+    "spare": "do without N+1",
+}
+_WORDS: Mapping[CellResource, str] = {
+    "cores": "cores",
+    "memory_mib": "MiB of memory",
+    "shared_vcpus": "shared vCPUs",
+    "pages_2m": "huge pages of 2 MiB",
+    "pages_1g": "huge pages of 1 GiB",
+    "nvme": "NVMe drives",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Rules of the request that are given up: names of `_RULES`, or `group:` and a group's name."""
+
+    rules: tuple[str, ...]
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return 1, float(len(self.rules))
+
+    def sentence(self) -> str:
+        return " and ".join(_rule_words(rule) for rule in self.rules)
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        for rule in self.rules:
+            vm = _without(vm, rule)
+        return fleet, vm
+
+
+@dataclass(frozen=True, slots=True)
+class EndDrain:
+    """One of these hosts takes new VMs again."""
+
+    hosts: tuple[str, ...]
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return 2, 1.0
+
+    def sentence(self) -> str:
+        return f"end the drain of {_any_of(self.hosts)}"
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        host = _host(fleet, self.hosts[0])
+        return fleet.changed([replace(host, draining=False)]), vm
+
+
+@dataclass(frozen=True, slots=True)
+class AddAddresses:
+    """One more free address in each of these prefixes (ids, and what they are called where that is known)."""
+
+    prefixes: tuple[int, ...]
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return 3, float(len(self.prefixes))
+
+    def sentence(self) -> str:
+        return f"free or add one address in {len(self.prefixes)} prefix{'es' if len(self.prefixes) > 1 else ''}"
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        more = {prefix: fleet.free_addresses.get(prefix, 0) + 1 for prefix in self.prefixes}
+        return replace(fleet, free_addresses={**fleet.free_addresses, **more}), vm
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSize:
+    """A smaller VM, otherwise the same."""
+
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    lost: float
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return 4, self.lost
+
+    def sentence(self) -> str:
+        return f"ask for {self.vcpus} vCPUs, {self.memory_mib} MiB and a disk of {self.disk_mib} MiB"
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        smaller = replace(vm.profile.shape, vcpus=self.vcpus, memory_mib=self.memory_mib, disk_mib=self.disk_mib)
+        return fleet, replace(vm, profile=replace(vm.profile, shape=smaller))
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What is to be freed on one host: by cell and resource, and of its disk or of a pool."""
+
+    host: str
+    cells: Mapping[int, Mapping[CellResource, int]]
+    disk_mib: int = 0
+    pool: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FreeRoom:
+    """VMs are moved away or deleted on any one of these hosts until this much is free; `weight` compares amounts."""
+
+    rooms: tuple[Room, ...]
+    weight: float
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return 5, self.weight
+
+    def sentence(self) -> str:
+        room = self.rooms[0]
+        parts = [
+            f"{amount} {_WORDS[resource]} in cell {cell}"
+            for cell, amounts in sorted(room.cells.items())
+            for resource, amount in amounts.items()
+        ]
+        if room.disk_mib:
+            parts.append(f"{room.disk_mib} MiB of disk")
+        others = len(self.rooms) - 1
+        elsewhere = self.rooms[1].host if others == 1 else f"any of {others} more hosts"
+        return f"free {' and '.join(parts)} of {room.host}" + (f", or as much on {elsewhere}" if others else "")
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        return fleet.changed([self.host(fleet)]), vm
+
+    def host(self, fleet: Fleet) -> HostState:
+        """The first of the hosts, with that room."""
+        room = self.rooms[0]
+        host = _host(fleet, room.host)
+        cells = tuple(_freed(cell, room.cells.get(cell.cell, {})) for cell in host.cells)
+        pools = dict(host.pools)
+        if room.pool:
+            pools[room.pool] = replace(pools[room.pool], free_mib=pools[room.pool].free_mib + room.disk_mib)
+        own_mib = 0 if room.pool else room.disk_mib
+        return replace(host, cells=cells, pools=pools, disk_free_mib=host.disk_free_mib + own_mib)
+
+
+Change = GiveUp | EndDrain | AddAddresses | OtherSize | FreeRoom
+
+
+def rules_of(vm: VmRequest) -> list[str]:
+    """The rules of a request that could be given up."""
+    where, empty = vm.profile.where, Where()
+    narrowed = [name for name in _RULES if hasattr(where, name) and getattr(where, name) != getattr(empty, name)]
+    failed = ["failed"] if vm.excluded_hosts else []
+    one_cell = [] if vm.profile.shape.numa.multi_cell or vm.profile.shape.numa.cpus.value == "shared" else ["one-cell"]
+    return narrowed + failed + [f"group:{group.name}" for group in vm.groups if group.hard] + one_cell
+
+
+def _without(vm: VmRequest, rule: str) -> VmRequest:
+    profile = vm.profile
+    if rule.startswith("group:"):
+        return replace(vm, groups=tuple(group for group in vm.groups if f"group:{group.name}" != rule))
+    if rule == "failed":
+        return replace(vm, excluded_hosts=frozenset())
+    if rule == "one-cell":
+        numa = profile.shape.numa.model_copy(update={"multi_cell": True})
+        return replace(vm, profile=replace(profile, shape=replace(profile.shape, numa=numa)))
+    where = replace(profile.where, **{rule: getattr(Where(), rule)})
+    return replace(vm, profile=replace(profile, where=where))
+
+
+def _rule_words(rule: str) -> str:
+    return f"give up the rule of group {rule.removeprefix('group:')}" if rule.startswith("group:") else _RULES[rule]
+
+
+def _freed(cell: CellState, amounts: Mapping[CellResource, int]) -> CellState:
+    return replace(cell, **{free_name(each): getattr(cell, free_name(each)) + n for each, n in amounts.items()})
+
+
+def _any_of(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} or any of {len(names) - 1} more hosts"
+
+
+def _host(fleet: Fleet, name: str) -> HostState:
+    return fleet.hosts[fleet.index[name]]

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is offered to a refused VM makes it fit, and the cheapest of it comes first."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppec_contract.api import Policy
+from ppec_orchestrator.placement.advice import advise, helps
+from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize
+from ppec_orchestrator.placement.checker import check
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
+from ppec_orchestrator.placement.planner import plan
+from ppec_orchestrator.placement.request import Group, Level, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.settled import settled
+
+from .fleets import a_fleet, a_request
+
+SEEDS = st.integers(0, 2**32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=SEEDS)
+def test_whatever_is_offered_makes_the_vm_fit(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet, request = a_fleet(rng), a_request(rng)
+    answer = plan(fleet, request)
+    after = settled(fleet, request, answer)
+    refused = {one.vm_id for one in answer.refused}
+    for vm in [vm for vm in request.vms if vm.vm_id in refused][:2]:
+        offered = advise(after, vm)
+        assert all(helps(change, after, vm) for change in offered)
+        assert [change.cost for change in offered] == sorted(change.cost for change in offered)
+        assert all(change.sentence() for change in offered)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=SEEDS)
+def test_what_is_planned_in_two_parts_is_what_is_planned_at_once(seed: int) -> None:
+    """The first part carried out in the model, the second planned on that: the same places."""
+    rng = random.Random(seed)
+    fleet = a_fleet(rng)
+    whole = a_request(rng, policy=Policy.PACK, all_or_nothing=False, batch_hosts={})
+    whole = replace(whole, vms=tuple(replace(vm, priority=0) for vm in whole.vms))
+    at = rng.randint(0, len(whole.vms))
+    first, second = replace(whole, vms=whole.vms[:at]), replace(whole, vms=whole.vms[at:])
+    one = plan(fleet, first)
+    after = settled(fleet, first, one)
+    other = plan(after, second)
+    assert (*one.placed, *other.placed) == plan(fleet, whole).placed
+    assert check(after, second, other) == []
+
+
+def cell(number: int, cores: int = 8, free: int | None = None, memory_mib: int = 16384) -> CellState:
+    return CellState(number, number, 1, cores, cores if free is None else free, memory_mib, memory_mib)
+
+
+def host(name: str, *cells: CellState, **more: object) -> HostState:
+    given: dict[str, object] = {
+        "host_id": int(name[1:]), "name": name, "datacentre": "d1", "cluster": "c1", "rack": f"r{name[1:]}",
+        "vrf": "v1", "architecture": "x86_64", "cells": cells or (cell(0), cell(1)), "disk_mib": 1000,
+        "disk_free_mib": 1000, "prefixes": ((1,),),
+    }  # fmt: skip
+    return HostState(**{**given, **more})  # type: ignore[arg-type]
+
+
+def vm(shape: Shape | None = None, where: Where | None = None, *groups: Group) -> VmRequest:
+    return VmRequest(UUID(int=1), "v", Profile(shape or Shape(4, 1024, 10), "x86_64", where or Where()), groups=groups)
+
+
+def test_the_hosts_with_the_least_to_free_are_named_with_what_is_lacking_there() -> None:
+    fleet = Fleet.build(
+        [host("h1", cell(0, free=0)), host("h2", cell(0, free=2), cell(1, free=1)), host("h3", cell(0, free=2))]
+    )
+    (change,) = [each for each in advise(fleet, vm(Shape(6, 1024, 10))) if isinstance(each, FreeRoom)]
+    assert [(room.host, dict(room.cells)) for room in change.rooms] == [
+        ("h2", {0: {"cores": 4}}),
+        ("h3", {0: {"cores": 4}}),
+    ]
+    assert change.sentence() == "free 4 cores in cell 0 of h2, or as much on h3"
+
+
+def test_a_smaller_size_is_the_largest_that_fits() -> None:
+    fleet = Fleet.build([host("h1", cell(0, free=6))])
+    (change,) = [each for each in advise(fleet, vm(Shape(8, 1024, 10))) if isinstance(each, OtherSize)]
+    assert (change.vcpus, change.memory_mib, change.disk_mib) == (6, 1024, 10)
+
+
+def test_the_rule_about_a_rack_is_given_up_before_anything_is_freed() -> None:
+    fleet = Fleet.build([host("h1", cell(0, free=0)), host("h2")])
+    first, *others = advise(fleet, vm(None, Where(rack="r1")))
+    assert first == GiveUp(("rack",))
+    assert first.sentence() == "look in every rack"
+    assert any(isinstance(each, FreeRoom) for each in others)
+
+
+def test_two_rules_are_given_up_where_one_is_not_enough() -> None:
+    member = SeatedVm(UUID(int=9), "old", Profile(Shape(2, 64, 1), "x86_64"), (0,), (Group("g", level=Level.RACK),))
+    fleet = Fleet.build([host("h1", cell(0, free=0)), host("h2", vms=(member,))])
+    asked = vm(None, Where(rack="r1"), Group("g", level=Level.RACK))
+    assert advise(fleet, asked)[0] == GiveUp(("rack", "group:g"))
+
+
+def test_a_vm_larger_than_any_cell_may_span_cells() -> None:
+    assert advise(Fleet.build([host("h1")]), vm(Shape(12, 1024, 10)))[0] == GiveUp(("one-cell",))
+
+
+def test_a_drain_that_keeps_it_out_is_named() -> None:
+    fleet = Fleet.build([host("h1", draining=True), host("h2", cell(0, free=0)), host("h3", draining=True)])
+    assert EndDrain(("h1", "h3")) in advise(fleet, vm())
+
+
+def test_addresses_that_ran_out_are_named() -> None:
+    fleet = Fleet.build([host("h1", prefixes=((1,), (2, 3)))], {1: 0, 2: 0})
+    assert [each for each in advise(fleet, vm()) if isinstance(each, AddAddresses)] == [AddAddresses((1,))]
+
+
+@pytest.mark.parametrize("where", [Where(labels=frozenset({("gpu", "")})), Where(without=frozenset({("old", "yes")}))])
+def test_labels_can_be_given_up(where: Where) -> None:
+    fleet = Fleet.build([host("h1", labels={"old": "yes"})])
+    rule = "labels" if where.labels else "without"
+    assert advise(fleet, vm(None, where))[0] == GiveUp((rule,))
+
+
+def test_nothing_is_offered_where_nothing_helps() -> None:
+    assert advise(Fleet.build([]), vm()) == []
+    assert advise(Fleet.build([host("h1", architecture="aarch64")]), vm()) == []

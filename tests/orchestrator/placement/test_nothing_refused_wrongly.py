@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small batches by brute force: what can be placed whole, in any way at all, is not refused."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from copy import deepcopy
+from uuid import UUID
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppec_contract.api import Policy
+from ppec_orchestrator.placement.checker import Replay, check
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.planner import plan
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest
+
+from .fleets import a_fleet, a_request
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_batch_that_can_be_placed_whole_is(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet = a_fleet(rng, most_hosts=3)
+    request = a_request(rng, most_vms=4, all_or_nothing=True, batch_hosts={})
+    answer = plan(fleet, request)
+    assert check(fleet, request, answer) == []
+    if answer.refused:
+        assert not _placeable(Replay(fleet, request), request.vms)
+
+
+def _placeable(replay: Replay, vms: Sequence[VmRequest]) -> bool:
+    """Every order, as groups of VMs that stand together begin with whichever comes first; every host, every cell."""
+    if not vms:
+        return True
+    for at, vm in enumerate(vms):
+        rest = [*vms[:at], *vms[at + 1 :]]
+        for host in replay.hosts:
+            for way in list(replay.ways(host, vm)):
+                after = deepcopy(replay)
+                after.take(host, vm, way)
+                if _placeable(after, rest):
+                    return True
+    return False
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_vms_for_which_there_is_exactly_room_are_placed(seed: int) -> None:
+    """The room of each cell is the sum of what some of the VMs take: there is a way, and often only one."""
+    fleet, request = _planted(random.Random(seed))
+    answer = plan(fleet, request)
+    assert not answer.refused
+    assert check(fleet, request, answer) == []
+
+
+def test_some_of_these_need_the_search() -> None:
+    searched = [any(why.searched for why in plan(*_planted(random.Random(seed))).evidence) for seed in range(100)]
+    assert any(searched)
+    assert not all(searched)
+
+
+def _planted(rng: random.Random) -> tuple[Fleet, PlanRequest]:
+    vms: list[VmRequest] = []
+    hosts = []
+    for number in range(rng.randint(1, 3)):
+        cells = []
+        for cell in (0, 1):
+            mine = [(rng.choice((2, 4, 6)), rng.choice((512, 1024, 2048))) for _ in range(rng.randint(1, 2))]
+            cores, memory_mib = sum(vcpus for vcpus, _ in mine), sum(mib for _, mib in mine)
+            cells.append(CellState(cell, cell, 1, 16, cores, 16384, memory_mib))
+            for vcpus, mib in mine:
+                profile = Profile(Shape(vcpus, mib, 1), "x86_64")
+                vms.append(VmRequest(UUID(int=len(vms) + 1), f"v{len(vms)}", profile))
+        hosts.append(
+            HostState(number, f"h{number}", "d", "c", "r", "v", "x86_64", tuple(cells), 100, 100, prefixes=((1,),))
+        )
+    return Fleet.build(hosts), PlanRequest(tuple(vms), rng.choice(list(Policy)), all_or_nothing=True)
