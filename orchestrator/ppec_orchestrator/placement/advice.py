@@ -102,7 +102,7 @@ class _Adviser:
     def free(self) -> Iterator[Change]:
         """The hosts with the least to free, of those that would do but for room."""
         candidates = self.planner.candidates(self.vm.profile, Policy.PACK)
-        allowed = candidates.standing & self.planner.workspace.addresses_left
+        allowed = candidates.standing & self.planner.workspace.addresses.enough(self.vm.profile.networks)
         closed = self.planner.closed(self.vm)
         if closed is not None:
             allowed[closed] = False

@@ -99,7 +99,7 @@ class Candidates:
             _put(self._parts, rows, parts)
             fits = parts > 0
         fits &= at(workspace.disk(shape.pool), rows) >= shape.disk_mib
-        fits &= at(workspace.addresses_left, rows)
+        fits &= at(workspace.addresses.enough(self.profile.networks), rows)
         self.count += int(np.count_nonzero(fits)) - int(np.count_nonzero(at(self._fits, rows)))
         _put(self._fits, rows, fits)
         if self._policy.moves_with_fleet:
@@ -145,7 +145,7 @@ class Candidates:
         checks += [
             (fitting.parts(free, None) == 0, no_fit),
             (workspace.disk(shape.pool) < shape.disk_mib, Reason.DISK),
-            (~workspace.addresses_left, Reason.ADDRESSES),
+            (~workspace.addresses.enough(self.profile.networks), Reason.ADDRESSES),
         ]
         found = np.select([mask for mask, _ in checks], [_CODES[reason] for _, reason in checks], _PASSES)
         return np.where(self.standing, found, self._why_never)

@@ -111,8 +111,7 @@ class Replay:
             for resource, amount in part.items():
                 self.free[host.name, cell][resource] -= amount
         self.disk[host.name][vm.profile.shape.pool] -= vm.profile.shape.disk_mib
-        for family in host.prefixes:
-            prefix = next(p for p in family if self.addresses.get(p, 1) > 0)
+        for prefix in self.granted(host, vm) or ():
             if prefix in self.addresses:
                 self.addresses[prefix] -= 1
         self.members.update((group.name, host.name) for group in vm.groups)
@@ -125,8 +124,7 @@ class Replay:
         """The sets of cells that the VM could take here, fewest cells first and only so many; none where it may not
         stand."""
         shape = vm.profile.shape
-        room = self.disk[host.name].get(shape.pool, -1) >= shape.disk_mib and bool(host.prefixes)
-        room = room and all(any(self.addresses.get(p, 1) > 0 for p in family) for family in host.prefixes)
+        room = self.disk[host.name].get(shape.pool, -1) >= shape.disk_mib and self.granted(host, vm) is not None
         if not room or not _may_stand(host, vm) or not all(self.keeps(g, host) for g in vm.groups if g.hard):
             return
         for count in range(
@@ -141,6 +139,18 @@ class Replay:
                     yield from ({c: parts[c] for c in chosen} for chosen in _chosen(host, parts, count))
             if found:
                 return
+
+    def granted(self, host: HostState, vm: VmRequest) -> list[int] | None:
+        """The prefix of each address, networks that name prefixes first; None where one is lacking."""
+        chosen: list[int] = []
+        for network in sorted(vm.profile.networks, key=lambda each: each is None):
+            mine = [[p for f in host.prefixes for p in f if p in network]] if network is not None else host.prefixes
+            for family in mine:
+                free = [p for p in family if self.addresses.get(p, 1 + chosen.count(p)) > chosen.count(p)]
+                if not free:
+                    return None
+                chosen.append(free[0])
+        return chosen if host.prefixes else None
 
     def gives(self, host: HostState, cell: int, part: Part) -> bool:
         return all(self.free[host.name, cell][resource] >= amount for resource, amount in part.items())

@@ -12,11 +12,12 @@ from collections.abc import Callable
 import numpy as np
 
 from ppec_contract.vm import CpuPolicy, SmtPolicy
+from ppec_orchestrator.placement.addresses import served
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, memory_resource
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState, IntArray
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import Profile
+from ppec_orchestrator.placement.request import ANY_NETWORK, Profile
 
 HostFilter = Callable[[Fleet, Profile], BoolArray]
 
@@ -62,6 +63,12 @@ def knows_what_is_asked(fleet: Fleet, profile: Profile) -> BoolArray:
     if not profile.capabilities:
         return _everywhere(fleet)
     return _mask(fleet, lambda host: profile.capabilities <= host.capabilities)
+
+
+def served_as_asked(fleet: Fleet, profile: Profile) -> BoolArray:
+    if profile.networks == ANY_NETWORK:
+        return _everywhere(fleet)
+    return _mask(fleet, lambda host: served(host, profile.networks))
 
 
 def has_siblings(fleet: Fleet, profile: Profile) -> BoolArray:
@@ -112,6 +119,7 @@ STANDING: tuple[tuple[Reason, HostFilter], ...] = (
     (Reason.SILENT, live),
     (Reason.DRAINING, not_draining),
     (Reason.AGENT_TOO_OLD, knows_what_is_asked),
+    (Reason.NOT_SERVED, served_as_asked),
     (Reason.NO_SIBLINGS, has_siblings),
     (Reason.NO_SHARED_CPUS, shares_cpus),
     (Reason.NO_HUGE_PAGES, has_huge_pages),

@@ -27,7 +27,7 @@ from ppec_orchestrator.placement.workspace import Taken, Workspace
 
 # VMs in a batch that is searched for a way to place it whole.
 MOST_SEARCHED = 200
-# Profiles whose vectors are kept; of some 250 kB each on ten thousand hosts.
+# Profiles whose vectors are kept from plan to plan; of some 250 kB each on ten thousand hosts.
 MOST_PROFILES = 256
 
 
@@ -50,6 +50,10 @@ class Planner:
 
     def plan(self, request: PlanRequest) -> Plan:
         """Leaves room as it was: two plans in a row are the same."""
+        if len(self._candidates) > MOST_PROFILES:
+            # Between plans, when nobody holds any of them.
+            self._candidates.clear()
+            self.workspace.addresses.forget()
         self.workspace.begin()
         try:
             found = self._run(request, ())
@@ -97,8 +101,6 @@ class Planner:
         key = (profile, policy)
         found = self._candidates.get(key)
         if found is None:
-            if len(self._candidates) >= MOST_PROFILES:
-                self._candidates.pop(next(iter(self._candidates)))
             found = self._candidates[key] = Candidates(self.workspace, profile, policy)
         else:
             found.refresh()
@@ -160,7 +162,7 @@ class _Batch:
         else:
             columns = tuple(candidates.cells(row))
         score = float(candidates.key[row])
-        taken = self.workspace.take(row, columns, candidates.fitting, vm.groups)
+        taken = self.workspace.take(row, columns, candidates.fitting, vm)
         self.taken.append(taken)
         if self.ranks.matter:
             self.ranks.placed(row)

@@ -16,6 +16,7 @@ class Reason(StrEnum):
     SILENT = "silent"
     DRAINING = "draining"
     AGENT_TOO_OLD = "agent-too-old"
+    NOT_SERVED = "not-served"
     NO_SIBLINGS = "no-siblings"
     NO_SHARED_CPUS = "no-shared-cpus"
     NO_HUGE_PAGES = "no-huge-pages"
@@ -50,6 +51,7 @@ _WORDS: Mapping[Reason, str] = {
     Reason.SILENT: "silent",
     Reason.DRAINING: "draining",
     Reason.AGENT_TOO_OLD: "with an agent too old for the flavor's policy or maxima",
+    Reason.NOT_SERVED: "that the prefixes asked for do not serve",
     Reason.NO_SIBLINGS: "without SMT siblings",
     Reason.NO_SHARED_CPUS: "without CPUs set aside for sharing",
     Reason.NO_HUGE_PAGES: "without huge pages of that size",

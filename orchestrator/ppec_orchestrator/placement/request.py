@@ -47,18 +47,24 @@ class Where:
     without: frozenset[tuple[str, str]] = frozenset()
 
 
+# The ids of the prefixes that could give an address; None: any that serves the host, one address of each family.
+Network = frozenset[int] | None
+ANY_NETWORK: tuple[Network, ...] = (None,)
+
+
 @dataclass(frozen=True, slots=True)
 class Profile:
     """All that decides which hosts could take a VM but for its neighbours. VMs of one profile are interchangeable, so
     what is worked out for a profile is worked out once.
 
-    `capabilities` are what a host's agent must announce to be told of such VMs.
+    `capabilities` are what a host's agent must announce to be told of such VMs, `networks` of what it gets addresses.
     """
 
     shape: Shape
     architecture: str
     where: Where = field(default_factory=Where)
     capabilities: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ANY_NETWORK
 
 
 class Level(StrEnum):

@@ -77,7 +77,7 @@ class Search:
 
     def _take(self, vm: VmRequest, seat: Seat) -> Taken:
         row, columns = seat
-        return self._workspace.take(row, columns, self._candidates(vm.profile).fitting, vm.groups)
+        return self._workspace.take(row, columns, self._candidates(vm.profile).fitting, vm)
 
     def _open_seats(self, vm: VmRequest) -> Iterator[Seat]:
         candidates = self._candidates(vm.profile)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
+from ppec_orchestrator.placement.addresses import grants
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, free_name
 from ppec_orchestrator.placement.fleet import Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.plan import Placement, Plan
@@ -24,10 +25,10 @@ def settled(fleet: Fleet, request: PlanRequest, plan: Plan) -> Fleet:
     steps = {why.vm_id: why.step for why in plan.evidence}
     addresses = dict(fleet.free_addresses)
     for place in sorted(plan.placed, key=lambda each: steps.get(each.vm_id, 0)):
-        for family in fleet.hosts[fleet.index[place.host]].prefixes:
-            prefix = next((p for p in family if addresses.get(p, 1) > 0), None)
-            if prefix is not None and prefix in addresses:
-                addresses[prefix] -= 1
+        host, networks = fleet.hosts[fleet.index[place.host]], asked[place.vm_id].profile.networks
+        for prefix, count in (grants(host, networks, addresses) or {}).items():
+            if prefix in addresses:
+                addresses[prefix] -= count
     hosts = [_with(fleet.hosts[fleet.index[name]], places, asked) for name, places in by_host.items()]
     return replace(fleet.changed(hosts), free_addresses=addresses)
 

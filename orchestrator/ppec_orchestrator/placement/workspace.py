@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
+from ppec_orchestrator.placement.addresses import AddressRoom
 from ppec_orchestrator.placement.balance import CPU, MEMORY, Balance, Change, Spread
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.fitting import Fitting
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
+from ppec_orchestrator.placement.fleet import Fleet, IntArray
 from ppec_orchestrator.placement.groups import GroupBook
 from ppec_orchestrator.placement.packed import CPU_SHIFT, GUARDS, Packed, pack
-from ppec_orchestrator.placement.request import Group
+from ppec_orchestrator.placement.request import Group, Profile
 
 # For how many placements `balanced` scores with the same figures, as a part of the fleet: one, up to this many hosts.
 HOSTS_PER_STEP = 32
@@ -35,8 +37,17 @@ class Taken:
     part: Mapping[CellResource, int]
     disk_mib: int
     pool: str
-    prefixes: tuple[int, ...]
+    addresses: tuple[tuple[int, int], ...]
     groups: tuple[Group, ...]
+
+
+class Tenant(Protocol):
+    """What takes room: a VM that is asked for, or one that has a seat."""
+
+    @property
+    def profile(self) -> Profile: ...
+    @property
+    def groups(self) -> tuple[Group, ...]: ...
 
 
 class Workspace:
@@ -55,12 +66,7 @@ class Workspace:
         self._packed: dict[_Pair, Packed] = {}
         self.disk_free_mib = fleet.disk_free_mib.copy()
         self._pools: dict[str, IntArray] = {}
-        self.addresses = dict(fleet.free_addresses)
-        self.addresses_left: BoolArray = np.fromiter(
-            (self._has_addresses(row) for row in range(len(fleet.hosts))), dtype=np.bool_, count=len(fleet.hosts)
-        )
-        # A host's prefixes that can run out, a tuple per family; None where none of them can.
-        self._scarce = [_scarce(host.prefixes, self.addresses) for host in fleet.hosts]
+        self.addresses = AddressRoom(fleet, self.changes.append)
         self.groups = GroupBook(fleet)
         self._balance = Balance(fleet)
         self._not_balanced_yet: list[tuple[Taken, int]] = []
@@ -118,13 +124,12 @@ class Workspace:
 
     # --- taking and giving back ------------------------------------------------------------------------------------
 
-    def take(self, row: int, columns: Sequence[int], fitting: Fitting, groups: tuple[Group, ...] = ()) -> Taken:
-        """Uses up what a VM of the fitting's shape holds in these cells, and one address of each family."""
+    def take(self, row: int, columns: Sequence[int], fitting: Fitting, vm: Tenant) -> Taken:
+        """Uses up what the VM, of the fitting's shape, holds in these cells, and its addresses."""
         shape = fitting.shape
         part = fitting.part(row, columns[0], len(columns))
-        scarce = self._scarce[row]
-        prefixes = () if scarce is None else self._next_addresses(scarce)
-        taken = Taken(row, tuple(columns), part, shape.disk_mib, shape.pool, prefixes, groups)
+        addresses = self.addresses.granted(row, vm.profile.networks)
+        taken = Taken(row, tuple(columns), part, shape.disk_mib, shape.pool, addresses, vm.groups)
         self._apply(taken, 1)
         return taken
 
@@ -139,8 +144,8 @@ class Workspace:
             for (cpu, memory), packed in self._packed.items():
                 packed[row, column] -= sign * ((part.get(cpu, 0) << CPU_SHIFT) + part.get(memory, 0))
         self.disk(taken.pool)[row] -= sign * taken.disk_mib
-        for prefix in taken.prefixes:
-            self._count_address(prefix, -sign)
+        for prefix, count in taken.addresses:
+            self.addresses.count(prefix, -sign * count)
         if taken.groups:
             self.groups.count(row, taken.groups, sign)
         self._not_balanced_yet.append((taken, sign))
@@ -154,25 +159,6 @@ class Workspace:
         """It has ended, and all was given back."""
         self._not_balanced_yet.clear()
         self._balance.restore()
-
-    # --- addresses -------------------------------------------------------------------------------------------------
-
-    def _next_addresses(self, families: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-        """The prefix of each family that the next address would come from, unless it can't run out."""
-        found = (next((p for p in family if self.addresses.get(p, 1) > 0), None) for family in families)
-        return tuple(prefix for prefix in found if prefix is not None and prefix in self.addresses)
-
-    def _count_address(self, prefix: int, by: int) -> None:
-        before = self.addresses[prefix]
-        self.addresses[prefix] = before + by
-        if before <= 0 or before + by <= 0:
-            for row in self.fleet.hosts_of_prefix.get(prefix, ()):
-                self.addresses_left[row] = self._has_addresses(int(row))
-                self.changes.append(int(row))
-
-    def _has_addresses(self, row: int) -> bool:
-        families = self.fleet.hosts[row].prefixes
-        return bool(families) and all(any(self.addresses.get(p, 1) > 0 for p in family) for family in families)
 
     # --- the fleet moves on ----------------------------------------------------------------------------------------
 
@@ -196,13 +182,7 @@ class Workspace:
             self.balance.replace(row, fleet)
             self.groups.replace(row, before, fleet)
             self.changes.append(row)
-        for prefix, free_now in fleet.free_addresses.items():
-            if free_now != self.addresses[prefix]:
-                self._count_address(prefix, free_now - self.addresses[prefix])
-
-
-def _scarce(families: tuple[tuple[int, ...], ...], bounded: Mapping[int, int]) -> tuple[tuple[int, ...], ...] | None:
-    return families if any(prefix in bounded for family in families for prefix in family) else None
+        self.addresses.follow(fleet)
 
 
 def _standing(fleet: Fleet, row: int) -> tuple[object, ...]:

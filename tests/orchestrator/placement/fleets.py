@@ -13,7 +13,17 @@ from uuid import UUID
 from ppec_contract.api import Policy
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
-from ppec_orchestrator.placement.request import Group, Level, PlanRequest, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import (
+    ANY_NETWORK,
+    Group,
+    Level,
+    Network,
+    PlanRequest,
+    Profile,
+    Shape,
+    VmRequest,
+    Where,
+)
 
 GROUPS = (
     Group("apart", level=Level.HOST),
@@ -40,6 +50,14 @@ PLACES = (
     Where(rack="r0"),
     Where(labels=frozenset({("disk", "ssd")})),
     Where(without=frozenset({("disk", "")})),
+)
+NETWORKS: tuple[tuple[Network, ...], ...] = (
+    ANY_NETWORK,
+    ANY_NETWORK,
+    ANY_NETWORK,
+    (frozenset({1}),),
+    (None, frozenset({1, 3})),
+    (frozenset({2, 3}), frozenset({1})),
 )
 _MOST = {"cores": 8, "shared_vcpus": 8, "pages_2m": 2048, "pages_1g": 2, "nvme": 2}
 
@@ -101,7 +119,7 @@ def a_profile(rng: random.Random) -> Profile:
         pool=rng.choice(("", "", "", "fast")),
         nvme=rng.choice((0, 0, 0, 1, 2)),
     )
-    return Profile(shape, "x86_64", rng.choice(PLACES))
+    return Profile(shape, "x86_64", rng.choice(PLACES), networks=rng.choice(NETWORKS))
 
 
 def a_request(rng: random.Random, most_vms: int = 8, **fixed: Any) -> PlanRequest:

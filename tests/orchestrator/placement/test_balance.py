@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from math import isclose, sqrt
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.planner import Planner, plan
+from ppec_orchestrator.placement.request import VmRequest
 from ppec_orchestrator.placement.settled import settled
 from ppec_orchestrator.placement.workspace import Workspace
 
@@ -28,10 +30,10 @@ def test_the_score_kept_is_the_score_worked_out_anew(seed: int) -> None:
     kept = Planner(fleet)
     workspace = kept.workspace
     for place in answer.placed:
-        profile = next(vm.profile for vm in request.vms if vm.vm_id == place.vm_id)
+        vm = next(vm for vm in request.vms if vm.vm_id == place.vm_id)
         host = fleet.hosts[fleet.index[place.host]]
         columns = [index for index, cell in enumerate(host.cells) if cell.cell in place.cells]
-        workspace.take(fleet.index[place.host], columns, kept.candidates(profile, request.policy).fitting)
+        workspace.take(fleet.index[place.host], columns, kept.candidates(vm.profile, request.policy).fitting, vm)
     after = settled(fleet, request, answer)
     # A root near zero makes much of a little.
     assert workspace.balance.score() == pytest.approx(Balance(after).score(), abs=1e-6)
@@ -102,11 +104,14 @@ def test_what_is_taken_and_given_back_leaves_all_as_it_was(seed: int) -> None:
         candidates = planner.candidates(profile, a_request(rng).policy)
         if candidates.count:
             row = int(candidates.key.argmin())
-            taken.append(workspace.take(row, candidates.cells(row), candidates.fitting))
+            taken.append(
+                workspace.take(row, candidates.cells(row), candidates.fitting, VmRequest(UUID(int=1), "v", profile))
+            )
     for one in rng.sample(taken, len(taken)):
         workspace.give_back(one)
     fresh = Workspace(fleet)
     assert all((workspace.free[each] == fresh.free[each]).all() for each in fresh.free)
     assert (workspace.disk_free_mib == fresh.disk_free_mib).all()
-    assert workspace.addresses == fresh.addresses
-    assert (workspace.addresses_left == fresh.addresses_left).all()
+    assert workspace.addresses.left == fresh.addresses.left
+    for profile in profiles:
+        assert (workspace.addresses.enough(profile.networks) == fresh.addresses.enough(profile.networks)).all()
