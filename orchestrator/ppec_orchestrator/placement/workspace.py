@@ -24,7 +24,7 @@ from ppec_orchestrator.placement.packed import CPU_SHIFT, GUARDS, Packed, pack
 from ppec_orchestrator.placement.request import Group, Profile
 
 # For how many placements `balanced` scores with the same figures, as a part of the fleet: one, up to this many hosts.
-HOSTS_PER_STEP = 32
+HOSTS_PER_STEP = 16
 _Pair = tuple[CellResource, CellResource]
 
 
