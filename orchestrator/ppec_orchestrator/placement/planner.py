@@ -7,8 +7,9 @@ Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), cores=4, me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from uuid import UUID
 
 import numpy as np
 
@@ -23,6 +24,8 @@ from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
+# By VM: the place it has and why.
+Kept = Mapping[UUID, tuple[Placement, Evidence]]
 # Profiles whose vectors are kept; of some 250 kB each on ten thousand hosts.
 MOST_PROFILES = 256
 
@@ -44,9 +47,13 @@ class Planner:
     def fleet(self) -> Fleet:
         return self.workspace.fleet
 
-    def plan(self, request: PlanRequest) -> Plan:
-        """Leaves room as it was: two plans in a row are the same."""
-        batch = _Batch(self, request)
+    def plan(self, request: PlanRequest, kept: Kept | None = None) -> Plan:
+        """Leaves room as it was: two plans in a row are the same.
+
+        `kept` are the places of those VMs of the request that an earlier plan placed where nothing came in between;
+        they stay, if they still can."""
+        self.workspace.forget_changes()
+        batch = _Batch(self, request, kept or {})
         try:
             return batch.run()
         finally:
@@ -73,9 +80,10 @@ class Planner:
 
 
 class _Batch:
-    def __init__(self, planner: Planner, request: PlanRequest) -> None:
+    def __init__(self, planner: Planner, request: PlanRequest, kept: Kept) -> None:
         self.planner = planner
         self.request = request
+        self.kept = kept
         self.workspace = planner.workspace
         self.fleet = planner.fleet
         self.taken: list[Taken] = []
@@ -88,8 +96,10 @@ class _Batch:
         moves_with_fleet = POLICIES[self.request.policy].moves_with_fleet
         if moves_with_fleet:
             self.workspace.start_epoch(0)
-        found: dict[int, tuple[Placement, Evidence] | Refusal] = {}
+        found: dict[int, tuple[Placement, Evidence] | Refusal] = dict(self._keep())
         for step, index in enumerate(_order(self.request)):
+            if index in found:
+                continue
             if moves_with_fleet:
                 self.workspace.step(step)
             found[index] = self._place(step, self.request.vms[index])
@@ -106,14 +116,44 @@ class _Batch:
             self.workspace.give_back(taken)
         self.taken.clear()
 
-    def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
+    def _keep(self) -> Iterator[tuple[int, tuple[Placement, Evidence]]]:
+        """Takes what the kept VMs hold, before anything else is placed. One with rules about its neighbours is placed
+        anew: they may have changed with others' places."""
+        for index, vm in enumerate(self.request.vms):
+            kept = self.kept.get(vm.vm_id)
+            if kept is not None and not vm.groups and self._take_again(vm, kept[0]):
+                yield index, kept
+
+    def _take_again(self, vm: VmRequest, place: Placement) -> bool:
+        row = self.fleet.index.get(place.host)
+        candidates = self._current(vm)
+        if row is None or not candidates.standing[row] or not self.workspace.addresses_left[row]:
+            return False
+        columns = [column for column, cell in enumerate(self.fleet.hosts[row].cells) if cell.cell in place.cells]
+        if len(columns) != len(place.cells):
+            return False
+        taken = self.workspace.take(row, columns, candidates.fitting, vm.groups)
+        if {**_NOTHING, **taken.part} != place.per_cell or self.workspace.overdrawn(taken):
+            self.workspace.give_back(taken)
+            return False
+        self.taken.append(taken)
+        if self.ranks.matter:
+            self.ranks.placed(row)
+        return True
+
+    def _current(self, vm: VmRequest) -> Candidates:
         candidates = self._candidates.get(id(vm.profile))
         if candidates is None:
             candidates = self.planner.candidates(vm.profile, self.request.policy)
             self._candidates[id(vm.profile)] = candidates
         else:
             candidates.refresh()
-        closed = self._closed(vm) if vm.groups or vm.excluded_hosts else None
+        return candidates
+
+    def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
+        candidates = self._current(vm)
+        narrowed = vm.groups or vm.excluded_hosts or self.request.contended_hosts
+        closed = self._closed(vm) if narrowed else None
         best = self._best(candidates, vm, closed)
         if best is None:
             return Refusal(vm.vm_id, vm.name, self._reasons(candidates, vm), step)
@@ -154,6 +194,9 @@ class _Batch:
         if vm.excluded_hosts:
             failed = [self.fleet.index[name] for name in vm.excluded_hosts if name in self.fleet.index]
             shut.append((Reason.FAILED_BEFORE, np.array(failed, dtype=np.int64)))
+        if self.request.contended_hosts:
+            busy = [self.fleet.index[name] for name in self.request.contended_hosts if name in self.fleet.index]
+            shut.append((Reason.CONTENDED, np.array(busy, dtype=np.int64)))
         for group in vm.groups:
             if group.hard and group.apart:
                 rows = self.workspace.groups.rows(group)
@@ -193,7 +236,7 @@ class _Batch:
         return row, count, int(broken[row]) if broken is not None else 0
 
     def _reasons(self, candidates: Candidates, vm: VmRequest) -> dict[Reason, int]:
-        if not vm.groups and not vm.excluded_hosts:
+        if not vm.groups and not vm.excluded_hosts and not self.request.contended_hosts:
             known = (id(vm.profile), len(self.workspace.changes))
             if known not in self._refusals:
                 self._refusals[known] = counted(candidates.reasons())
