@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.certificates import record_certificate
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.tokens import create_token
+
+# What test modules here share.
+sys.path.insert(0, str(Path(__file__).parent))
 
 POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 _TEMPLATE = "ppec_template"

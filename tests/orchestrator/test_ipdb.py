@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 from typing import Any
@@ -13,12 +13,13 @@ from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select
+from sqlalchemy import Connection, func, select
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
+from ppec_orchestrator.store.ipdb import GrantedAddress
 
 PREFIX = {"vrf": "red", "cidr": "10.9.0.0/29", "gateway": "10.9.0.1", "bridge": "br0", "cluster": "c1"}
 IPV6 = PREFIX | {"cidr": "fd00::/64", "gateway": "fe80::1", "vlan": 7, "nameservers": ["fd00::53"]}
@@ -97,11 +98,16 @@ def test_another_vrf_may_have_the_same_addresses(ipv4_site: TestClient) -> None:
     assert len(ipv4_site.get("/v1/addresses?free=true&vrf=blue").json()["items"]) == 29
 
 
+def _grant(conn: Connection, host_id: int, vm_ids: Sequence[UUID]) -> dict[UUID, tuple[GrantedAddress, ...]]:
+    ipdb.grant(conn, dict.fromkeys(vm_ids, host_id))
+    return ipdb.addresses_of(conn, vm_ids)
+
+
 def test_each_vm_gets_one_address_of_each_family(ipv4_site: TestClient, database: Database, host_id: int) -> None:
     _post(ipv4_site, "prefixes", IPV6)
     one, two = _ids(2)
     with database.write() as conn:
-        granted = ipdb.grant(conn, host_id, [one, two])
+        granted = _grant(conn, host_id, [one, two])
     assert [[str(a.address) for a in granted[vm]] for vm in (one, two)] == [
         ["10.0.0.2/27", "fd00::1/64"],
         ["10.0.0.3/27", "fd00::2/64"],
@@ -127,7 +133,7 @@ def test_a_host_no_prefix_serves_grants_nothing(ipv4_site: TestClient, database:
     (vm,) = _ids(1)
     with database.write() as conn:
         host = conn.execute(select(tables.host.c.id).where(tables.host.c.name == "h2")).scalar_one()
-        assert ipdb.grant(conn, host, [vm]) == {vm: ()}
+        assert _grant(conn, host, [vm]) == {}
         assert ipdb.prefixes_serving(conn, [host]) == {host: ()}
 
 
@@ -138,7 +144,7 @@ def test_the_racks_own_prefix_goes_first_and_the_next_takes_over(
     _post(ipv4_site, "prefixes", PREFIX | {"rack": "r2", "cidr": "10.8.0.0/29", "gateway": "10.8.0.1"})
     _post(ipv4_site, "prefixes", PREFIX | {"rack": "r1"})
     with database.write() as conn:
-        granted = ipdb.grant(conn, host_id, ids := _ids(7))
+        granted = _grant(conn, host_id, ids := _ids(7))
     assert [str(granted[vm][0].address.ip) for vm in ids] == [
         *(f"10.9.0.{n}" for n in range(2, 7)),
         "10.0.0.2",
@@ -148,7 +154,7 @@ def test_the_racks_own_prefix_goes_first_and_the_next_takes_over(
 
 def test_too_many_is_refused_whole(database: Database, host_id: int) -> None:
     with pytest.raises(PpecError) as refused, database.write() as conn:
-        ipdb.grant(conn, host_id, _ids(30))
+        _grant(conn, host_id, _ids(30))
     assert refused.value.code == "address.exhausted"
     assert refused.value.details == {"wanted": 30, "missing": 1, "family": 4}
     assert _free(database) == [29]
@@ -162,7 +168,7 @@ def test_a_small_ipv6_range_is_used_again_from_the_start(
 
     def grant(*wanted: UUID) -> list[str]:
         with database.write() as conn:
-            granted = ipdb.grant(conn, host_id, wanted)
+            granted = _grant(conn, host_id, wanted)
         return [str(granted[vm][1].address.ip) for vm in wanted]
 
     assert grant(*vms[:3]) == ["fd00::1", "fd00::3", "fd00::4"]
@@ -177,7 +183,7 @@ def test_a_thousand_addresses_cost_a_few_statements(ipv4_site: TestClient, datab
     _post(ipv4_site, "prefixes", PREFIX | {"cidr": "10.16.0.0/21", "gateway": None, "rack": "r1"})
     before = database.commits
     with database.write() as conn:
-        granted = ipdb.grant(conn, host_id, _ids(1000))
+        granted = _grant(conn, host_id, _ids(1000))
     assert len({a.address for addresses in granted.values() for a in addresses}) == 1000
     assert database.commits == before + 1
 
@@ -199,7 +205,7 @@ def test_a_race_for_the_last_addresses_grants_none_twice_and_refuses_none_that_i
         while True:
             try:
                 with databases[index % 2].write() as conn:
-                    granted = ipdb.grant(conn, host_id, [vm])
+                    granted = _grant(conn, host_id, [vm])
                     if index in failing:
                         raise KeyError
                 return str(granted[vm][-1].address)

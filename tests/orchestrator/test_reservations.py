@@ -6,14 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from ipaddress import ip_network
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Connection, func, insert, select, update
+from small_fleet import NOW, SHAPE, add_vms, held, make_fleet
+from sqlalchemy import update
 
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.ranges import usable_range
 from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.reasons import Reason
@@ -22,57 +21,8 @@ from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.fleet import load_fleet
-from ppec_orchestrator.store.ipdb import insert_ipv4_rows
+from ppec_orchestrator.store.ipdb import addresses_of
 from ppec_orchestrator.store.reservations import LostRaceError, release, reserve
-
-NOW = datetime(2026, 11, 20, tzinfo=UTC)
-SHAPE = Shape(vcpus=2, memory_mib=1024, disk_mib=1000)
-
-
-def make_fleet(conn: Connection, hosts: int = 2, cores: int = 4, addresses: str = "10.0.0.0/26") -> None:
-    """`hosts` hosts of one cell each in one rack, served by one prefix."""
-    conn.execute(insert(t.datacentre).values(id=1, name="d1", region="r"))
-    conn.execute(insert(t.cluster).values(id=1, name="c1", datacentre_id=1, architecture="x86_64"))
-    conn.execute(insert(t.rack).values(id=1, name="r1", cluster_id=1))
-    conn.execute(insert(t.vrf).values(id=1, name="red", description=""))
-    usable = usable_range(ip_network(addresses))
-    conn.execute(
-        insert(t.prefix).values(
-            id=1, vrf_id=1, cidr=addresses, family=4, bridge="br0", cluster_id=1, nameservers=[],
-            first=str(usable.first), last=str(usable.last),
-        )
-    )  # fmt: skip
-    insert_ipv4_rows(conn, 1, usable)
-    conn.execute(
-        insert(t.image).values(
-            id=1, name="i", format="raw", architecture="x86_64", sha256="0" * 64, size_bytes=1, virtual_size_mib=1
-        )
-    )
-    for n in range(1, hosts + 1):
-        conn.execute(
-            insert(t.host).values(
-                id=n, name=f"h{n}", rack_id=1, vrf_id=1, address="192.0.2.1", port=7443, enrolled_at=NOW,
-                last_seen_at=NOW, disk_mib=1_000_000,
-            )
-        )  # fmt: skip
-        conn.execute(
-            insert(t.host_cell).values(host_id=n, cell=0, socket=0, threads_per_core=1, cores=cores, memory_mib=65536)
-        )
-
-
-def add_vms(conn: Connection, vm_ids: list[UUID]) -> None:
-    conn.execute(
-        insert(t.vm),
-        [
-            {
-                "id": vm_id, "name": f"v{vm_id.hex[:12]}", "record": "creating", "flavor": "f", "image_id": 1,
-                "vcpus": 2,                 "memory_mib": 1024, "disk_mib": 1000,
-                "user_data": "", "tags": {}, "created_at": NOW,
-                "operation_id": "op",
-            }
-            for vm_id in vm_ids
-        ],
-    )  # fmt: skip
 
 
 def commit(database: Database, vm_ids: list[UUID], placements: Sequence[Placement]) -> None:
@@ -86,20 +36,6 @@ def plan_on(database: Database, vm_ids: list[UUID]) -> tuple[Placement, ...]:
         fleet = load_fleet(conn, now=NOW, silent_after_s=30)
     request = PlanRequest.alike([(v, f"v{v.hex[:12]}") for v in vm_ids], SHAPE, "x86_64")
     return plan(fleet, request).placed
-
-
-def held(conn: Connection) -> dict[str, int]:
-    """What every table says is in use."""
-    return {
-        "cores": conn.execute(select(func.sum(t.host_cell.c.cores_used))).scalar_one(),
-        "memory_mib": int(conn.execute(select(func.sum(t.host_cell.c.memory_used_mib))).scalar_one()),
-        "disk_mib": int(conn.execute(select(func.sum(t.host.c.disk_used_mib))).scalar_one()),
-        "allocations": conn.execute(select(func.count()).select_from(t.allocation)).scalar_one(),
-        "cells": conn.execute(select(func.count()).select_from(t.allocation_cell)).scalar_one(),
-        "addresses": conn.execute(
-            select(func.count()).select_from(t.address).where(t.address.c.vm_id.is_not(None))
-        ).scalar_one(),
-    }
 
 
 NOTHING = {"cores": 0, "memory_mib": 0, "disk_mib": 0, "allocations": 0, "cells": 0, "addresses": 0}
@@ -117,7 +53,8 @@ def test_what_is_reserved_is_given_back_whole(database: Database) -> None:
     placements = plan_on(database, vm_ids)
     with database.write() as conn:
         add_vms(conn, vm_ids)
-        granted = reserve(conn, placements)
+        reserve(conn, placements)
+        granted = addresses_of(conn, vm_ids)
     assert len({a.address for addresses in granted.values() for a in addresses}) == 3
     with database.read() as conn:
         assert held(conn) == expected(3)
@@ -225,5 +162,5 @@ def test_of_many_clients_racing_for_the_last_room_exactly_as_many_win_as_there_i
 def test_reserving_nothing_changes_nothing(database: Database) -> None:
     with database.write() as conn:
         make_fleet(conn)
-        assert reserve(conn, ()) == {}
+        reserve(conn, ())
         assert held(conn) == NOTHING

@@ -107,7 +107,7 @@ class Acceptor:
             for place in plan.placed
         ]  # fmt: skip
         vms.insert_vms(conn, new, operation_id, now)
-        reserve(conn, plan.placed)
+        reserve(conn, plan.placed, planned.terms)
         items = [NewItem(place.vm_id, place.name, place.host) for place in plan.placed]
         items += [
             NewItem(

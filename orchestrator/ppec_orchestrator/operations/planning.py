@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -14,17 +14,20 @@ from sqlalchemy import Connection, text
 
 from ppec_contract.errors import PpecError, Problem
 from ppec_contract.vm import CpuPolicy, SmtPolicy
+from ppec_orchestrator.operations.live_fleet import LiveFleet
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Plan, Refusal
-from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import PlanRequest, Shape
+from ppec_orchestrator.placement.planner import Kept
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
-from ppec_orchestrator.store.fleet import load_fleet
-from ppec_orchestrator.store.reservations import LostRaceError
+from ppec_orchestrator.store.reservations import ROOM, LostRaceError, Terms, lost_hosts
 
 T = TypeVar("T")
 _TRIES = 12
+# How often a request that does not wait looks for other hosts.
+_CLAIMS = 3
 # The same in every replica: whoever has lost a race plans and commits alone, and so loses none again but by chance.
 _PLAN_LOCK = 0x70706570
 # What a vCPU gets one of, by policy.
@@ -37,20 +40,21 @@ _SEATS = {
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan, the fleet it was made on, and how many planning passes that took so far."""
+    """A plan, the fleet it was made on, how many planning passes that took so far, and on what terms it holds."""
 
     plan: Plan
     fleet: Fleet
     passes: int
+    terms: Terms = ROOM
 
 
 class Planning:
-    """Reads the fleet, plans, and has the plan committed by the caller's writes."""
+    """Plans on the live fleet, and has the plan committed by the caller's writes."""
 
     def __init__(self, database: Database, *, silent_after_s: float, now: Callable[[], datetime]) -> None:
-        self._database = database
         self._silent_after_s = silent_after_s
         self._now = now
+        self.fleet = LiveFleet(database, silent_after_s=silent_after_s, now=now)
 
     def alive_since(self) -> datetime:
         """A host that was last seen earlier is not live."""
@@ -61,34 +65,127 @@ class Planning:
         request: PlanRequest,
         commit: Callable[[Callable[[Connection], T]], T],
         writes: Callable[[Connection, Planned], T],
+        *,
+        wait: bool = True,
     ) -> T:
-        """Plans, then calls `writes` in a transaction opened by `commit`, which is to reserve what was planned.
+        """Plans, then calls `writes` in a transaction opened by `commit`, which is to reserve what was planned, on the
+        plan's terms, before it changes any host.
 
-        The first plan is made on a snapshot, so that planning holds up nobody's writes. When the room is gone by the
-        time of the commit, planning moves into the write transaction. Whatever else `writes` raises is the caller's.
+        The first plan is made on a snapshot, so that planning holds up nobody's writes. When some of the room is gone
+        by the time of the commit, planning moves into the write transaction, and only the VMs of the hosts that clashed
+        are planned again. Without `wait` no lock is waited for: what another transaction is just changing is left
+        aside, and the plan that `writes` gets may refuse VMs for that alone. Whatever else `writes` raises is the
+        caller's.
         """
-        with self._database.read() as conn:
-            first = Planned(*self._plan(conn, request), passes=1)
-        for passes in range(1, _TRIES + 1):
+        course = _Course(self, request, wait)
+        if not _starts_group(request):
+            course.plan()
+        while True:
             try:
-                if passes == 1:
-                    return commit(lambda conn: writes(conn, first))
-                return commit(partial(self._alone, request, passes, writes))
+                return commit(partial(course.run, writes))
             except PpecError as error:
-                if not _lost(error) or passes == _TRIES:
+                if not _lost(error) or course.passes >= (_TRIES if wait else _CLAIMS):
                     raise
-        raise AssertionError("unreachable")
+                course.lost(error)
 
-    def _alone(
-        self, request: PlanRequest, passes: int, writes: Callable[[Connection, Planned], T], conn: Connection
-    ) -> T:
-        if conn.dialect.name == "postgresql":
-            conn.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_PLAN_LOCK))
-        return writes(conn, Planned(*self._plan(conn, request), passes=passes))
+    def planned(self, request: PlanRequest, course: _Course) -> Planned:
+        plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh)
+        return Planned(plan, fleet, course.passes, Terms(_relied_on(plan, request, fleet), course.wait))
 
-    def _plan(self, conn: Connection, request: PlanRequest) -> tuple[Plan, Fleet]:
-        fleet = load_fleet(conn, now=self._now(), silent_after_s=self._silent_after_s)
-        return plan(fleet, request), fleet
+
+class _Course:
+    """A request on its way: how often it was planned, the latest plan, and which of its places stay in the next."""
+
+    def __init__(self, planning: Planning, request: PlanRequest, wait: bool) -> None:
+        self._planning = planning
+        self._request = request
+        self._planned: Planned | None = None
+        self.wait = wait
+        self.passes = 0
+        self.afresh = False
+        self.kept: Kept = {}
+
+    def plan(self) -> Planned:
+        self.passes += 1
+        self._planned = self._planning.planned(self._request, self)
+        return self._planned
+
+    def run(self, writes: Callable[[Connection, Planned], T], conn: Connection) -> T:
+        """In a write transaction."""
+        planned = self._planned
+        if planned is None:
+            if self.wait and conn.dialect.name == "postgresql":
+                conn.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_PLAN_LOCK))
+            planned = self.plan()
+        return writes(conn, planned if self.wait else self._claimed(conn, planned))
+
+    def lost(self, error: PpecError) -> None:
+        """The places that did not clash stay. Addresses are not of one host: with them all clash."""
+        exhausted = error.code == "address.exhausted"
+        clashed = error.details["hosts"] if isinstance(error, LostRaceError) else ()
+        self.kept = {} if exhausted or self._planned is None else _others(self._planned.plan, clashed)
+        self.afresh = exhausted
+        self._planned = None
+
+    def _claimed(self, conn: Connection, planned: Planned) -> Planned:
+        """What of the plan can be had at once; what can't is looked for on hosts that nobody else is changing."""
+        contended: set[str] = set()
+        for _ in range(_CLAIMS):
+            lost = lost_hosts(conn, planned.plan.placed, planned.terms)
+            if not lost:
+                return planned
+            contended.update(lost)
+            self.kept = _others(planned.plan, lost)
+            request = replace(self._request, contended_hosts=frozenset(contended))
+            planned = self._planning.planned(request, self)
+        return _without(planned, lost_hosts(conn, planned.plan.placed, planned.terms))
+
+
+def _others(plan: Plan, hosts: Collection[str]) -> Kept:
+    """The places on other hosts."""
+    pairs = zip(plan.placed, plan.evidence, strict=True)
+    return {place.vm_id: (place, why) for place, why in pairs if place.host not in hosts}
+
+
+def _without(planned: Planned, hosts: Collection[str]) -> Planned:
+    """These hosts' VMs are refused."""
+    plan = planned.plan
+    stay = _others(plan, hosts)
+    lost = [
+        Refusal(place.vm_id, place.name, {Reason.CONTENDED: len(hosts)}) for place in plan.placed if place.host in hosts
+    ]
+    return replace(
+        planned,
+        plan=Plan(
+            placed=tuple(place for place, _ in stay.values()),
+            refused=(*plan.refused, *lost),
+            evidence=tuple(why for _, why in stay.values()),
+            exposed=plan.exposed,
+        ),
+    )
+
+
+def _starts_group(request: PlanRequest) -> bool:
+    """May it place the first of VMs that are to stand together? Two such plans on one snapshot would start the group in
+    two places, and no host could tell: from the start they are made one after another."""
+    return any(group.hard and not group.apart for vm in request.vms for group in vm.groups)
+
+
+def _relied_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> Mapping[int, int]:
+    """The generations of hosts whose VMs the plan's rules look at: of all that share a level with a placement of a
+    group, or a cluster with any where spare room is required."""
+    spare = request.spare.mode is Spare.REQUIRED
+    if not spare and not any(vm.groups for vm in request.vms):
+        return {}
+    groups = {vm.vm_id: [group for group in vm.groups if group.hard] for vm in request.vms}
+    rows: set[int] = set()
+    for place in plan.placed:
+        row = fleet.index[place.host]
+        for group in groups[place.vm_id]:
+            rows.update(fleet.rows_of(group.level, fleet.domain(row, group.level)).tolist())
+        if spare:
+            rows.update(fleet.places["cluster"][fleet.hosts[row].cluster].tolist())
+    return {fleet.hosts[row].host_id: fleet.hosts[row].generation for row in rows}
 
 
 def _lost(error: PpecError) -> bool:
@@ -115,6 +212,14 @@ def refusal(refused: Sequence[Refusal], shape: Shape, fleet: Fleet, wanted: int)
             hint="Choose a smaller flavor, or one that spans NUMA cells.",
             subject=f"vm {first.name}",
             details={**details, "largest_socket_vcpus": largest},
+        )
+    if Reason.CONTENDED in first.reasons:
+        return PpecError(
+            "placement.conflict",
+            f"{len(refused)} of {wanted} VMs found no place that nobody else is just taking: {first.sentence()}",
+            hint="Try again, or without at_least: then the request waits for its turn.",
+            subject="plan",
+            details=details,
         )
     what = f"vm {first.name}" if wanted == 1 else f"{len(refused)} of {wanted} VMs"
     return PpecError(

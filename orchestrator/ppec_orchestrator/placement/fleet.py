@@ -83,7 +83,8 @@ class HostState:
     """One host: where it stands, whether it may be used, what is free, and which VMs hold the rest.
 
     `prefixes` are the ids of the prefixes whose addresses a VM here would get, one tuple per address family that is
-    served: a VM needs one free address from each tuple. `capabilities` are those its agent announced.
+    served: a VM needs one free address from each tuple. `capabilities` are those its agent announced. `generation`
+    grows with every change of what is allocated here: plans with rules about neighbours are committed only on the same.
     """
 
     host_id: int
@@ -104,6 +105,7 @@ class HostState:
     region: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     pools: Mapping[str, PoolState] = field(default_factory=dict)
+    generation: int = 0
 
 
 # What a host is found by: the attribute of `HostState`.
@@ -129,9 +131,8 @@ class Fleet:
         """Orders hosts by name, so that equal fleets give equal plans whatever order they were read in."""
         ordered = tuple(sorted(hosts, key=lambda h: h.name))
         width = max((len(h.cells) for h in ordered), default=1) or 1
-        table = np.zeros((len(CELL_FIGURES), len(ordered), width), dtype=np.int64)
-        table[CELL_FIGURES.index("threads_per_core")] = 1
-        table[CELL_FIGURES.index("socket")] = -1
+        table = np.empty((len(CELL_FIGURES), len(ordered), width), dtype=np.int64)
+        table[:] = _NO_CELL[:, None]
         for row, host in enumerate(ordered):
             if host.cells:
                 table[:, row, : len(host.cells)] = np.array([_figures(cell) for cell in host.cells]).T
@@ -151,6 +152,11 @@ class Fleet:
     def free(self, resource: CellResource) -> IntArray:
         """What is left of it, per cell."""
         return self.cells[free_name(resource)]
+
+    @property
+    def width(self) -> int:
+        """How many cells the arrays have columns for."""
+        return int(self.threads_per_core.shape[1])
 
     @property
     def threads_per_core(self) -> IntArray:
@@ -200,35 +206,38 @@ class Fleet:
 
     def largest_socket_vcpus(self, smt: SmtPolicy = SmtPolicy.PREFER) -> int:
         """The most vCPUs any one VM on dedicated cores of one socket can have in this fleet."""
-        largest = 0
-        for host in self.hosts:
-            vcpus: dict[int, int] = {}
-            for cell in host.cells:
-                if smt is not SmtPolicy.REQUIRE or cell.threads_per_core > 1:
-                    seats = cell.cores * (1 if smt is SmtPolicy.ISOLATE else cell.threads_per_core)
-                    vcpus[cell.socket] = vcpus.get(cell.socket, 0) + seats
-            largest = max(largest, *vcpus.values(), 0)
-        return largest
+        threads = self.threads_per_core
+        seats = self.capacity("cores") * (1 if smt is SmtPolicy.ISOLATE else threads)
+        if smt is SmtPolicy.REQUIRE:
+            seats = np.where(threads > 1, seats, 0)
+        of_sockets = (np.where(self.socket == socket, seats, 0).sum(axis=1) for socket in np.unique(self.socket))
+        return max((int(each.max()) for each in of_sockets if len(each)), default=0)
 
-    def changed(self, hosts: Iterable[HostState]) -> Fleet:
+    def changed(self, hosts: Iterable[HostState], free_addresses: Mapping[int, int] | None = None) -> Fleet:
         """The same fleet with these hosts as they are given, in their rows: others' are shared or copied, not read.
+        `free_addresses` None: as they were.
 
         Raises KeyError for a host that the fleet doesn't have, ValueError for one with more cells than there are
         columns."""
         rows = {self.index[host.name]: host for host in hosts}
         everyone = list(self.hosts)
-        cells = {name: array.copy() for name, array in self.cells.items()}
+        table = np.stack([self.cells[name] for name in CELL_FIGURES])
         disk_mib, disk_free_mib = self.disk_mib.copy(), self.disk_free_mib.copy()
-        width = self.threads_per_core.shape[1]
         for row, host in rows.items():
-            if len(host.cells) > width:
-                raise ValueError(f"host {host.name} has {len(host.cells)} cells, the fleet's arrays {width}")
+            if len(host.cells) > self.width:
+                raise ValueError(f"host {host.name} has {len(host.cells)} cells, the fleet's arrays {self.width}")
             everyone[row] = host
             disk_mib[row], disk_free_mib[row] = host.disk_mib, host.disk_free_mib
-            for name, array in cells.items():
-                array[row] = 1 if name == "threads_per_core" else -1 if name == "socket" else 0
-                array[row, : len(host.cells)] = [getattr(cell, name) for cell in host.cells]
-        return Fleet(tuple(everyone), self.free_addresses, cells, disk_mib, disk_free_mib, self.index)
+            table[:, row] = _NO_CELL
+            if host.cells:
+                table[:, row, : len(host.cells)] = np.array([_figures(cell) for cell in host.cells]).T
+        free = self.free_addresses if free_addresses is None else dict(free_addresses)
+        cells = dict(zip(CELL_FIGURES, table, strict=True))
+        made = Fleet(tuple(everyone), free, cells, disk_mib, disk_free_mib, self.index)
+        if all(_place(self.hosts[row]) == _place(host) for row, host in rows.items()):
+            # What was worked out from where hosts stand still holds.
+            made.__dict__.update({name: self.__dict__[name] for name in _BY_PLACE if name in self.__dict__})
+        return made
 
 
 def at(array: NDArray[Any], rows: Rows) -> NDArray[Any]:
@@ -238,4 +247,8 @@ def at(array: NDArray[Any], rows: Rows) -> NDArray[Any]:
 
 CELL_FIGURES = tuple(each.name for each in fields(CellState) if each.name != "cell")
 _figures = attrgetter(*CELL_FIGURES)
+_place = attrgetter(*PLACES, "prefixes")
+_BY_PLACE = ("places", "hosts_of_prefix")
 _NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
+# The figures of a cell that a host doesn't have; shape (figures, 1).
+_NO_CELL: IntArray = np.array([[{"threads_per_core": 1, "socket": -1}.get(name, 0)] for name in CELL_FIGURES])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hosts are closed to a VM by its hard groups, and by its earlier failures."""
+"""Which hosts are closed to a VM by its hard groups, by its earlier failures and by others' haste."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ppec_orchestrator.placement.workspace import Workspace
 class Neighbours:
     """Asked anew for each VM: where its groups' members stand changes with every placement."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, contended: frozenset[str] = frozenset()) -> None:
         self._workspace = workspace
+        self._contended = contended
 
     def closed(self, vm: VmRequest) -> IntArray | None:
         """The rows that earlier failures and hard groups close to the VM, some perhaps twice; None for none."""
@@ -34,11 +35,10 @@ class Neighbours:
     def shut(self, vm: VmRequest) -> list[tuple[Reason, IntArray]]:
         """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""
         shut: list[tuple[Reason, IntArray]] = []
-        if vm.excluded_hosts:
-            failed = [
-                self._workspace.fleet.index[name] for name in vm.excluded_hosts if name in self._workspace.fleet.index
-            ]
-            shut.append((Reason.FAILED_BEFORE, np.array(failed, dtype=np.int64)))
+        for reason, names in ((Reason.FAILED_BEFORE, vm.excluded_hosts), (Reason.CONTENDED, self._contended)):
+            if names:
+                known = [row for name in names if (row := self._workspace.fleet.index.get(name)) is not None]
+                shut.append((reason, np.array(known, dtype=np.int64)))
         for group in vm.groups:
             if group.hard and group.apart:
                 rows = self._workspace.groups.rows(group)

@@ -7,8 +7,9 @@ Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), cores=4, me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from uuid import UUID
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from ppec_orchestrator.placement.workspace import Taken, Workspace
 
 # VMs in a batch that is searched for a way to place it whole.
 MOST_SEARCHED = 200
+# By VM: the place it has and why.
+Kept = Mapping[UUID, tuple[Placement, Evidence]]
 # Profiles whose vectors are kept from plan to plan; of some 250 kB each on ten thousand hosts.
 MOST_PROFILES = 256
 
@@ -48,27 +51,32 @@ class Planner:
     def fleet(self) -> Fleet:
         return self.workspace.fleet
 
-    def plan(self, request: PlanRequest) -> Plan:
-        """Leaves room as it was: two plans in a row are the same."""
-        if len(self._candidates) > MOST_PROFILES:
-            # Between plans, when nobody holds any of them.
-            self._candidates.clear()
-            self.workspace.addresses.forget()
+    def plan(self, request: PlanRequest, kept: Kept | None = None) -> Plan:
+        """Leaves room as it was: two plans in a row are the same.
+
+        `kept` are the places of those VMs of the request that an earlier plan placed where nothing came in between;
+        they stay, if they still can."""
+        self._forget()
         self.workspace.begin()
         try:
-            found = self._run(request, ())
-            if found.refused and request.all_or_nothing and self._worth_a_search(request, found):
+            found = self._run(request, kept or {})
+            if found.refused and not kept and request.all_or_nothing and self._worth_a_search(request, found):
                 vms = [request.vms[index] for index in _order(request)]
-                seats = Search(self.workspace, lambda profile: self.candidates(profile, request.policy), request).seats(
-                    vms
-                )
-                found = found if seats is None else self._run(request, seats)
+                seats = Search(self.workspace, self.candidates, request).seats(vms)
+                found = found if seats is None else self._run(request, {}, seats)
             return found
         finally:
             self.workspace.end()
 
-    def _run(self, request: PlanRequest, seats: Sequence[Seat]) -> Plan:
-        batch = _Batch(self, request, seats)
+    def _forget(self) -> None:
+        """What nobody holds between plans."""
+        self.workspace.forget_changes()
+        if len(self._candidates) > MOST_PROFILES:
+            self._candidates.clear()
+            self.workspace.addresses.forget()
+
+    def _run(self, request: PlanRequest, kept: Kept, seats: Sequence[Seat] = ()) -> Plan:
+        batch = _Batch(self, request, kept, seats)
         try:
             return batch.run()
         finally:
@@ -83,7 +91,7 @@ class Planner:
         if len(request.vms) > MOST_SEARCHED:
             return False
         left = [vm for vm in request.vms if vm.vm_id in refused]
-        return all(self._run(replace(request, vms=(vm,)), ()).placed for vm in left)
+        return all(self._run(replace(request, vms=(vm,)), {}).placed for vm in left)
 
     def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""
@@ -108,15 +116,16 @@ class Planner:
 
 
 class _Batch:
-    """`seats`, where given, are where the VMs go, in the order they are planned in (`Search`)."""
+    """`kept` VMs stay where they are. `seats`, where given, are where the VMs go, in the order they are planned in."""
 
-    def __init__(self, planner: Planner, request: PlanRequest, seats: Sequence[Seat] = ()) -> None:
+    def __init__(self, planner: Planner, request: PlanRequest, kept: Kept, seats: Sequence[Seat] = ()) -> None:
         self.planner = planner
         self._seats = seats
         self.request = request
+        self.kept = kept
         self.workspace = planner.workspace
         self.fleet = planner.fleet
-        self.neighbours = Neighbours(planner.workspace)
+        self.neighbours = Neighbours(planner.workspace, request.contended_hosts)
         self.taken: list[Taken] = []
         self.ranks = _Ranks(self.fleet, request)
         # By identity: hashing a profile takes longer than finding it, and a batch has few.
@@ -126,8 +135,10 @@ class _Batch:
     def run(self) -> Plan:
         moves_with_fleet = POLICIES[self.request.policy].moves_with_fleet
         self.workspace.start_epoch(0)
-        found: dict[int, tuple[Placement, Evidence] | Refusal] = {}
+        found: dict[int, tuple[Placement, Evidence] | Refusal] = dict(self._keep())
         for step, index in enumerate(_order(self.request)):
+            if index in found:
+                continue
             if moves_with_fleet:
                 self.workspace.step(step)
             found[index] = self._place(step, self.request.vms[index])
@@ -144,14 +155,44 @@ class _Batch:
             self.workspace.give_back(taken)
         self.taken.clear()
 
-    def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
+    def _keep(self) -> Iterator[tuple[int, tuple[Placement, Evidence]]]:
+        """Takes what the kept VMs hold, before anything else is placed. One with rules about its neighbours is placed
+        anew: they may have changed with others' places."""
+        for index, vm in enumerate(self.request.vms):
+            kept = self.kept.get(vm.vm_id)
+            if kept is not None and not vm.groups and self._take_again(vm, kept[0]):
+                yield index, kept
+
+    def _take_again(self, vm: VmRequest, place: Placement) -> bool:
+        row = self.fleet.index.get(place.host)
+        candidates = self._current(vm)
+        if row is None or not candidates.standing[row] or not self.workspace.addresses.enough(vm.profile.networks)[row]:
+            return False
+        columns = [column for column, cell in enumerate(self.fleet.hosts[row].cells) if cell.cell in place.cells]
+        if len(columns) != len(place.cells):
+            return False
+        taken = self.workspace.take(row, columns, candidates.fitting, vm)
+        if {**_NOTHING, **taken.part} != place.per_cell or self.workspace.overdrawn(taken):
+            self.workspace.give_back(taken)
+            return False
+        self.taken.append(taken)
+        if self.ranks.matter:
+            self.ranks.placed(row)
+        return True
+
+    def _current(self, vm: VmRequest) -> Candidates:
         candidates = self._candidates.get(id(vm.profile))
         if candidates is None:
             candidates = self.planner.candidates(vm.profile, self.request.policy)
             self._candidates[id(vm.profile)] = candidates
         else:
             candidates.refresh()
-        closed = self.neighbours.closed(vm) if vm.groups or vm.excluded_hosts else None
+        return candidates
+
+    def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
+        candidates = self._current(vm)
+        narrowed = vm.groups or vm.excluded_hosts or self.request.contended_hosts
+        closed = self.neighbours.closed(vm) if narrowed else None
         best = self._best(candidates, vm, closed)
         if best is None:
             return Refusal(vm.vm_id, vm.name, self._reasons(candidates, vm), step)
@@ -205,7 +246,7 @@ class _Batch:
         return row, count, int(broken[row]) if broken is not None else 0
 
     def _reasons(self, candidates: Candidates, vm: VmRequest) -> dict[Reason, int]:
-        if not vm.groups and not vm.excluded_hosts:
+        if not vm.groups and not vm.excluded_hosts and not self.request.contended_hosts:
             known = (id(vm.profile), len(self.workspace.changes))
             if known not in self._refusals:
                 self._refusals[known] = counted(candidates.reasons())

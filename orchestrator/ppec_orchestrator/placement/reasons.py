@@ -25,6 +25,7 @@ class Reason(StrEnum):
     VM_LARGER_THAN_CELL = "vm-larger-than-cell"
     VM_LARGER_THAN_HOST = "vm-larger-than-host"
     FAILED_BEFORE = "failed-before"
+    CONTENDED = "contended"
     ANTI_AFFINITY = "anti-affinity"
     AFFINITY = "affinity"
     CORES = "cores"
@@ -60,6 +61,7 @@ _WORDS: Mapping[Reason, str] = {
     Reason.VM_LARGER_THAN_CELL: "with NUMA cells smaller than the VM",
     Reason.VM_LARGER_THAN_HOST: "too small for the VM on any number of NUMA cells",
     Reason.FAILED_BEFORE: "where it failed before",
+    Reason.CONTENDED: "where another request is just taking room",
     Reason.ANTI_AFFINITY: "beside VMs that it must stand apart from",
     Reason.AFFINITY: "away from VMs that it must stand with",
     Reason.CORES: "without enough free cores",

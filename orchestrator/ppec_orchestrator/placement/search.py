@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ppec_contract.api import Policy
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
@@ -29,7 +30,7 @@ Seat = tuple[int, tuple[int, ...]]
 
 
 class CandidatesOf(Protocol):
-    def __call__(self, profile: Profile) -> Candidates: ...
+    def __call__(self, profile: Profile, policy: Policy) -> Candidates: ...
 
 
 class Search:
@@ -38,7 +39,8 @@ class Search:
     def __init__(self, workspace: Workspace, candidates: CandidatesOf, request: PlanRequest) -> None:
         self._workspace = workspace
         self._candidates = candidates
-        self._neighbours = Neighbours(workspace)
+        self._neighbours = Neighbours(workspace, request.contended_hosts)
+        self._policy = request.policy
         self._lonely = not any(vm.groups for vm in request.vms)
         self._tries = MOST_TRIES
         # What came to nothing, by who sits where: equal VMs may trade seats.
@@ -77,10 +79,10 @@ class Search:
 
     def _take(self, vm: VmRequest, seat: Seat) -> Taken:
         row, columns = seat
-        return self._workspace.take(row, columns, self._candidates(vm.profile).fitting, vm)
+        return self._workspace.take(row, columns, self._candidates(vm.profile, self._policy).fitting, vm)
 
     def _open_seats(self, vm: VmRequest) -> Iterator[Seat]:
-        candidates = self._candidates(vm.profile)
+        candidates = self._candidates(vm.profile, self._policy)
         key = candidates.key.copy()
         closed = self._neighbours.closed(vm)
         if closed is not None:

@@ -25,6 +25,8 @@ from ppec_orchestrator.placement.request import Group, Profile
 
 # For how many placements `balanced` scores with the same figures, as a part of the fleet: one, up to this many hosts.
 HOSTS_PER_STEP = 16
+# How many changes are remembered: some placements more than a planner sees in a minute.
+MOST_CHANGES = 200_000
 _Pair = tuple[CellResource, CellResource]
 
 
@@ -136,6 +138,14 @@ class Workspace:
     def give_back(self, taken: Taken) -> None:
         self._apply(taken, -1)
 
+    def overdrawn(self, taken: Taken) -> bool:
+        """Was more taken than there was?"""
+        row = taken.row
+        cells = any(self.free[each][row, column] < 0 for each in taken.part for column in taken.columns)
+        return (
+            cells or bool(self.disk(taken.pool)[row] < 0) or any(self.addresses.left[p] < 0 for p, _ in taken.addresses)
+        )
+
     def _apply(self, taken: Taken, sign: int) -> None:
         row, part = taken.row, taken.part
         for column in taken.columns:
@@ -161,6 +171,12 @@ class Workspace:
         self._balance.restore()
 
     # --- the fleet moves on ----------------------------------------------------------------------------------------
+
+    def forget_changes(self) -> None:
+        """Nothing may be taken. Once in a long while what was worked out is given up with the record of changes."""
+        if len(self.changes) > MOST_CHANGES:
+            self.changes.clear()
+            self.era += 1
 
     def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed. Nothing may be taken."""

@@ -1,31 +1,119 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The live source of the planner's fleet: reads the record (what is decided), not what hosts observe."""
+"""The live source of the planner's fleet: reads the record (what is decided), not what hosts observe.
+
+The whole fleet, or those of its hosts that changed since the last look (`changes.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, func, literal, or_, select, true
 
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.store.changes import Horizon
 from ppec_orchestrator.store.ipdb import free_counts
-from ppec_orchestrator.store.tables import cluster, datacentre, host, host_cell, prefix, rack, vrf
+from ppec_orchestrator.store.seated import SeatedVms
+from ppec_orchestrator.store.tables import cluster, datacentre, host, host_cell, host_removal, prefix, rack, vrf
 
 AnyRow = Row[*tuple[Any, ...]]
+# Whom a prefix serves: id, VRF, cluster, rack or None, family.
+PrefixRow = tuple[int, int, int, int | None, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What `changes_since` found: the marks of hosts changed by id, where to look from next time, and how many hosts
+    were ever removed."""
+
+    marks: Mapping[int, int]
+    horizon: int
+    removals: int
 
 
 def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fleet:
     """The whole fleet as it stands in this transaction. A host silent for `silent_after_s` seconds is not live."""
-    cells = _cells(conn)
-    prefixes = conn.execute(
-        select(prefix.c.id, prefix.c.vrf_id, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
-    ).all()
-    alive_since = now - timedelta(seconds=silent_after_s)
-    rows = conn.execute(
+    reader = HostReader(SeatedVms(), prefix_rows(conn))
+    return Fleet.build(reader.read(conn, now - timedelta(seconds=silent_after_s)), free_counts(conn))
+
+
+def changes_since(conn: Connection, horizon: int) -> Changes:
+    """One statement, whose cost is that of the hosts it finds."""
+    removals = select(func.count()).select_from(host_removal).scalar_subquery()
+    look = select(Horizon().label("horizon"), removals.label("removals")).subquery()
+    marked = select(host.c.id, host.c.changed).where(host.c.changed >= literal(horizon)).subquery()
+    found = conn.execute(select(look, marked).select_from(look).join(marked, true(), isouter=True)).all()
+    marks = {row.id: row.changed for row in found if row.id is not None}
+    return Changes(marks, found[0].horizon, found[0].removals)
+
+
+def silent_hosts(conn: Connection, alive_since: datetime) -> frozenset[int]:
+    """Hosts not heard since then, or never."""
+    silent = or_(host.c.enrolled_at.is_(None), host.c.last_seen_at.is_(None), host.c.last_seen_at < alive_since)
+    return frozenset(conn.execute(select(host.c.id).where(silent)).scalars())
+
+
+def prefix_rows(conn: Connection) -> tuple[PrefixRow, ...]:
+    columns = (prefix.c.id, prefix.c.vrf_id, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
+    return tuple(
+        (row[0], row[1], row[2], row[3], row[4]) for row in conn.execute(select(*columns).order_by(columns[0]))
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class HostReader:
+    """Reads hosts with all that a plan must know of them. `seated` is kept by who reads again and again."""
+
+    seated: SeatedVms
+    prefixes: Sequence[PrefixRow]
+
+    def read(self, conn: Connection, alive_since: datetime, ids: Collection[int] | None = None) -> list[HostState]:
+        """Those with these ids, or all of them; ids that are no host's are left out."""
+        rows = conn.execute(_hosts() if ids is None else _hosts().where(host.c.id.in_(ids))).all()
+        cells = _cells(conn, ids)
+        vms = self.seated.read(conn, {row.id: (row.architecture, row.vrf_name) for row in rows}, ids)
+        serving = _Serving(self.prefixes)
+        return [
+            HostState(
+                host_id=row.id,
+                name=row.name,
+                region=row.region,
+                datacentre=row.datacentre_name,
+                cluster=row.cluster_name,
+                rack=row.rack_name,
+                vrf=row.vrf_name,
+                architecture=row.architecture,
+                cells=tuple(cells.get(row.id, ())),
+                disk_mib=row.disk_mib,
+                disk_free_mib=row.disk_mib - row.disk_used_mib,
+                vms=tuple(vms.get(row.id, ())),
+                live=row.enrolled_at is not None and row.last_seen_at is not None and row.last_seen_at >= alive_since,
+                draining=row.draining,
+                prefixes=serving.of(row),
+                capabilities=frozenset((row.facts or {}).get("capabilities", ())),
+                generation=row.generation,
+            )
+            for row in rows
+        ]
+
+
+def _hosts() -> Any:
+    return (
         select(
-            host,
+            host.c.id,
+            host.c.name,
+            host.c.disk_mib,
+            host.c.disk_used_mib,
+            host.c.enrolled_at,
+            host.c.last_seen_at,
+            host.c.draining,
+            host.c.facts,
+            host.c.generation,
+            host.c.vrf_id,
+            host.c.rack_id,
             rack.c.name.label("rack_name"),
             rack.c.cluster_id,
             cluster.c.name.label("cluster_name"),
@@ -38,33 +126,15 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
         .join(cluster, cluster.c.id == rack.c.cluster_id)
         .join(datacentre, datacentre.c.id == cluster.c.datacentre_id)
         .join(vrf, vrf.c.id == host.c.vrf_id)
-    ).all()
-    states = [
-        HostState(
-            host_id=row.id,
-            name=row.name,
-            region=row.region,
-            datacentre=row.datacentre_name,
-            cluster=row.cluster_name,
-            rack=row.rack_name,
-            vrf=row.vrf_name,
-            architecture=row.architecture,
-            cells=tuple(cells.get(row.id, ())),
-            disk_mib=row.disk_mib,
-            disk_free_mib=row.disk_mib - row.disk_used_mib,
-            live=row.enrolled_at is not None and row.last_seen_at is not None and row.last_seen_at >= alive_since,
-            draining=row.draining,
-            prefixes=_serving(row, prefixes),
-            capabilities=frozenset((row.facts or {}).get("capabilities", ())),
-        )
-        for row in rows
-    ]
-    return Fleet.build(states, free_counts(conn))
+    )
 
 
-def _cells(conn: Connection) -> Mapping[int, list[CellState]]:
+def _cells(conn: Connection, ids: Collection[int] | None) -> Mapping[int, list[CellState]]:
+    statement = select(host_cell).order_by(host_cell.c.host_id, host_cell.c.cell)
+    if ids is not None:
+        statement = statement.where(host_cell.c.host_id.in_(ids))
     found: dict[int, list[CellState]] = {}
-    for row in conn.execute(select(host_cell).order_by(host_cell.c.host_id, host_cell.c.cell)):
+    for row in conn.execute(statement):
         found.setdefault(row.host_id, []).append(
             CellState(
                 cell=row.cell,
@@ -90,10 +160,20 @@ def _cells(conn: Connection) -> Mapping[int, list[CellState]]:
     return found
 
 
-def _serving(row: AnyRow, prefixes: Sequence[AnyRow]) -> tuple[tuple[int, ...], ...]:
-    """The host's prefixes, a tuple per family: its VRF's, for its cluster, and for its rack or for any rack."""
-    families: dict[int, list[int]] = {}
-    for p in prefixes:
-        if p.vrf_id == row.vrf_id and p.cluster_id == row.cluster_id and p.rack_id in (None, row.rack_id):
-            families.setdefault(p.family, []).append(p.id)
-    return tuple(tuple(sorted(ids)) for _, ids in sorted(families.items()))
+class _Serving:
+    """A host's prefixes, a tuple per family: its VRF's, for its cluster, and for its rack or for any rack."""
+
+    def __init__(self, prefixes: Sequence[PrefixRow]) -> None:
+        self._prefixes = prefixes
+        # Hosts of one rack and VRF have the same, and there are few of those.
+        self._known: dict[tuple[int, int], tuple[tuple[int, ...], ...]] = {}
+
+    def of(self, row: AnyRow) -> tuple[tuple[int, ...], ...]:
+        key = (row.rack_id, row.vrf_id)
+        if key not in self._known:
+            families: dict[int, list[int]] = {}
+            for prefix_id, vrf_id, cluster_id, rack_id, family in self._prefixes:
+                if vrf_id == row.vrf_id and cluster_id == row.cluster_id and rack_id in (None, row.rack_id):
+                    families.setdefault(family, []).append(prefix_id)
+            self._known[key] = tuple(tuple(sorted(ids)) for _, ids in sorted(families.items()))
+        return self._known[key]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, or_, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import HostCreate, HostLiveness, HostUpdate, HostView, Page
@@ -21,7 +21,7 @@ from ppec_orchestrator.store.certificates import withdraw_certificates
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import is_reference_violation
 from ppec_orchestrator.store.paging import Slice, page_of
-from ppec_orchestrator.store.tables import allocation, cluster, datacentre, host, host_cell, rack, vrf
+from ppec_orchestrator.store.tables import allocation, cluster, datacentre, host, host_cell, host_removal, rack, vrf
 
 # Of a host's row: name, enrolled_at and last_seen_at in, liveness and the true last_seen_at out.
 Judge = Callable[[str, datetime | None, datetime | None], tuple[HostLiveness, datetime | None]]
@@ -105,6 +105,7 @@ def delete_host(conn: Connection, name: str) -> None:
         ) from error
     if gone != 1:
         raise not_found("host", "host", name)
+    conn.execute(insert(host_removal).values(name=name))
     withdraw_certificates(conn, Identity("host", name))
 
 
@@ -114,7 +115,8 @@ def flush_last_seen(database: Database, seen: Mapping[int, datetime]) -> None:
         update(host)
         .where(host.c.id == bindparam("row"))
         .where(or_(host.c.last_seen_at.is_(None), host.c.last_seen_at < bindparam("at")))
-        .values(last_seen_at=bindparam("at"))
+        # No change that a plan must know of at once: who plans looks for silent hosts besides.
+        .values(last_seen_at=bindparam("at"), changed=host.c.changed)
     )
     with database.write() as conn:
         # In the order of their ids, so that two replicas can't wait for each other.

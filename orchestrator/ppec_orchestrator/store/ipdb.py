@@ -8,7 +8,7 @@ unique constraint is what makes it safe.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from itertools import islice
@@ -79,6 +79,11 @@ def range_of(row: Row[Any]) -> AddressRange:
     )
 
 
+def _serving(row: Row[Any]) -> ServingPrefix:
+    nameservers = tuple(a for text in row.nameservers if (a := to_address(text)) is not None)
+    return ServingPrefix(row.id, range_of(row), row.bridge, row.vlan, nameservers)
+
+
 def prefixes_serving(conn: Connection, host_ids: Iterable[int]) -> dict[int, tuple[ServingPrefix, ...]]:
     """The prefixes of each host's VRF that serve its cluster, its rack's own first; an empty tuple if none does."""
     ids = list(host_ids)
@@ -95,42 +100,69 @@ def prefixes_serving(conn: Connection, host_ids: Iterable[int]) -> dict[int, tup
         .order_by(host.c.id, prefix.c.rack_id.is_(None), prefix.c.id)
     )
     found: dict[int, list[ServingPrefix]] = {host_id: [] for host_id in ids}
+    known: dict[int, ServingPrefix] = {}
     for row in rows:
-        found[row.host_id].append(
-            ServingPrefix(
-                prefix_id=row.id,
-                range=range_of(row),
-                bridge=row.bridge,
-                vlan=row.vlan,
-                nameservers=tuple(a for text in row.nameservers if (a := to_address(text)) is not None),
-            )
-        )
+        if row.id not in known:
+            known[row.id] = _serving(row)
+        found[row.host_id].append(known[row.id])
     return {host_id: tuple(prefixes) for host_id, prefixes in found.items()}
 
 
-def grant(conn: Connection, host_id: int, vm_ids: Sequence[UUID]) -> dict[UUID, tuple[GrantedAddress, ...]]:
-    """Gives each VM one IPv4 address, if an IPv4 prefix serves the host, and one IPv6 address likewise.
+def grant(conn: Connection, hosts: Mapping[UUID, int], *, wait: bool = True) -> None:
+    """Gives each VM (by id, with its host's) one IPv4 address, if an IPv4 prefix serves the host, and one IPv6 address
+    likewise. Without `wait`, what another transaction holds locked counts as taken.
 
-    Raises `address.exhausted` when a family that serves the host can't give one to every VM; the caller then rolls
-    back. A host that no prefix serves gives an empty tuple for each VM.
+    Raises `address.exhausted` when a family that serves a host can't give one to every VM; the caller then rolls back.
     """
-    serving = prefixes_serving(conn, [host_id])[host_id]
-    granted: dict[UUID, list[GrantedAddress]] = {vm_id: [] for vm_id in vm_ids}
-    for family, take in ((4, _take_ipv4), (6, _take_ipv6)):
-        prefixes = [p for p in serving if p.family == family]
-        if not prefixes:
-            continue
-        left = list(vm_ids)
+    serving = prefixes_serving(conn, set(hosts.values()))
+    for family, take in ((4, _grant_ipv4), (6, _grant_ipv6)):
+        groups: dict[tuple[ServingPrefix, ...], list[UUID]] = defaultdict(list)
+        for vm_id, host_id in hosts.items():
+            groups[tuple(p for p in serving[host_id] if p.family == family)].append(vm_id)
+        groups.pop((), None)
+        if groups:
+            take(conn, dict(sorted(groups.items(), key=lambda item: item[0][0].prefix_id)), wait)
+
+
+_Groups = Mapping[tuple[ServingPrefix, ...], Sequence[UUID]]
+
+
+def _grant_ipv4(conn: Connection, groups: _Groups, wait: bool) -> None:
+    """The first prefix has enough, as a rule: one statement for all VMs tries that."""
+    lowest = (
+        select(address.c.id)
+        .where(address.c.prefix_id == bindparam("which"), address.c.vm_id.is_(None))
+        .order_by(address.c.address_hex)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    tries = [{"which": prefixes[0].prefix_id, "owner": vm_id} for prefixes, ids in groups.items() for vm_id in ids]
+    statement = update(address).where(address.c.id == lowest).values(vm_id=bindparam("owner"))
+    if conn.execute(statement, tries).rowcount == len(tries):
+        return
+    served = [p.prefix_id for prefixes in groups for p in prefixes]
+    rows = conn.execute(
+        select(address.c.vm_id).where(
+            address.c.vm_id.in_([each["owner"] for each in tries]), address.c.prefix_id.in_(served)
+        )
+    )
+    got = set(rows.scalars())
+    for prefixes, ids in groups.items():
+        left = [vm_id for vm_id in ids if vm_id not in got]
         for one in prefixes:
-            got = take(conn, one, left)
-            for vm_id, address_hex in zip(left, got, strict=False):
-                granted[vm_id].append(one.granted(address_hex))
-            left = left[len(got) :]
-            if not left:
-                break
+            left = left[_take_ipv4(conn, one, left, wait) :] if left else left
         if left:
-            raise _exhausted(prefixes, len(vm_ids), len(left))
-    return {vm_id: tuple(addresses) for vm_id, addresses in granted.items()}
+            raise _exhausted(prefixes, len(ids), len(left))
+
+
+def _grant_ipv6(conn: Connection, groups: _Groups, wait: bool) -> None:
+    for prefixes, ids in groups.items():
+        left = list(ids)
+        for one in prefixes:
+            left = left[_take_ipv6(conn, one, left, wait) :] if left else left
+        if left:
+            raise _exhausted(prefixes, len(ids), len(left))
 
 
 def _exhausted(prefixes: Sequence[ServingPrefix], wanted: int, missing: int) -> PpecError:
@@ -144,8 +176,8 @@ def _exhausted(prefixes: Sequence[ServingPrefix], wanted: int, missing: int) -> 
     )
 
 
-def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> list[str]:
-    """Up to one address per VM, lowest first."""
+def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], wait: bool) -> int:
+    """Up to one address per VM, lowest first; how many there were."""
     free = (
         select(address.c.id, address.c.address_hex)
         .where(address.c.prefix_id == one.prefix_id, address.c.vm_id.is_(None))
@@ -153,7 +185,7 @@ def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> 
         .limit(len(vm_ids))
     )
     rows = conn.execute(free.with_for_update(skip_locked=True)).all()
-    if len(rows) < len(vm_ids) and conn.dialect.name == "postgresql":
+    if wait and len(rows) < len(vm_ids) and conn.dialect.name == "postgresql":
         # What others hold locked may yet be rolled back: wait for them rather than refuse while an address is free.
         # Rows they do take drop out while we wait, so look again until a look loses none.
         while len(rows) < (seen := len(conn.execute(free).all())):
@@ -164,20 +196,18 @@ def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> 
         statement = update(address).where(address.c.id == bindparam("row")).values(vm_id=bindparam("owner"))
         pairs = zip(rows, vm_ids, strict=False)
         conn.execute(statement, [{"row": row.id, "owner": vm_id} for row, vm_id in pairs])
-    return [row.address_hex for row in rows]
+    return len(rows)
 
 
-def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> list[str]:
-    """Up to one address per VM, counting upwards. The lock on the prefix's row makes its grants one after another."""
+def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], wait: bool) -> int:
+    """Up to one address per VM, counting upwards; how many there were. The lock on the prefix's row makes its grants
+    one after another."""
     locked = conn.execute(
-        select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id == one.prefix_id).with_for_update()
+        select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id == one.prefix_id).with_for_update(skip_locked=not wait)
     ).one_or_none()
     if locked is None:
-        return []  # deleted since it was read
-    taken_count = conn.execute(
-        select(func.count()).select_from(address).where(address.c.prefix_id == one.prefix_id)
-    ).scalar_one()
-    wanted = min(len(vm_ids), one.range.size - taken_count)
+        return 0  # deleted since it was read, or not to be waited for
+    wanted = min(len(vm_ids), _ipv6_left(conn, one))
     found: list[int] = []
     start = int(locked.next_hex, 16) if locked.next_hex else int(one.range.first)
     while len(found) < wanted:
@@ -200,7 +230,15 @@ def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> 
             for number, vm_id in zip(found, vm_ids, strict=False)
         ]
         conn.execute(insert(address), rows)
-    return [to_hex(number) for number in found]
+    return len(found)
+
+
+def _ipv6_left(conn: Connection, one: ServingPrefix) -> int:
+    """A lower bound of what is free. Counted only where somebody could have used it up."""
+    if one.range.size > MAX_COUNT:
+        return MAX_COUNT
+    counted = select(func.count()).select_from(address).where(address.c.prefix_id == one.prefix_id)
+    return one.range.size - conn.execute(counted).scalar_one()
 
 
 def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
@@ -236,9 +274,7 @@ def addresses_of(conn: Connection, vm_ids: Iterable[UUID]) -> dict[UUID, tuple[G
     )
     found: dict[UUID, list[GrantedAddress]] = defaultdict(list)
     for row in rows:
-        nameservers = tuple(a for text in row.nameservers if (a := to_address(text)) is not None)
-        serving = ServingPrefix(row.id, range_of(row), row.bridge, row.vlan, nameservers)
-        found[row.vm_id].append(serving.granted(row.address_hex))
+        found[row.vm_id].append(_serving(row).granted(row.address_hex))
     return {vm_id: tuple(addresses) for vm_id, addresses in found.items()}
 
 

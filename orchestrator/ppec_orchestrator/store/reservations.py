@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns a plan into allocations and addresses, and gives them back.
 
-A plan is made on a snapshot; between snapshot and commit others may have taken the room. So every host is re-checked
-in the transaction that commits: each update carries the condition that the room is still there. That condition
-replaces a plain comparison of generations, which would turn away plans that still fit; the generation is bumped all
-the same, for readers that want to know whether anything changed.
+A plan is made on a snapshot; between snapshot and commit others may have taken the room. So every host is looked at
+again in the transaction that commits, under a lock that whoever changes what the host holds takes too: the room must
+still be there. That replaces a plain comparison of generations, which would turn away plans that still fit. A plan with
+rules about neighbours relies on more than room: its `Terms` name the hosts that must be of the generation they were.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.cells import used_column, whole_column
-from ppec_orchestrator.store.ipdb import GrantedAddress
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
+
+AnyRow = Row[*tuple[Any, ...]]
 
 
 class LostRaceError(PpecError):
@@ -40,6 +42,18 @@ class LostRaceError(PpecError):
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """On what a plan may be committed besides room: the generations of hosts it relies on, by id. Without `wait`, what
+    another transaction is just changing counts as lost."""
+
+    generations: Mapping[int, int] = field(default_factory=dict)
+    wait: bool = True
+
+
+ROOM = Terms()
+
+
+@dataclass(frozen=True, slots=True)
 class _Share:
     """What a plan takes of one host."""
 
@@ -49,19 +63,17 @@ class _Share:
     cells: Mapping[int, Mapping[CellResource, int]]
 
 
-def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tuple[GrantedAddress, ...]]:
+def reserve(conn: Connection, placements: Sequence[Placement], terms: Terms = ROOM) -> None:
     """Commits the placements' room and addresses within the caller's write transaction; their `vm` rows must exist.
 
-    Returns each VM's addresses. Raises LostRaceError when any host can't take its share any more, and whatever
-    `ipdb.grant` raises; after either, the caller's transaction must be rolled back.
+    Raises LostRaceError when any host can't take its share any more, and whatever `ipdb.grant` raises; after either,
+    the caller's transaction must be rolled back.
     """
     if not placements:
-        return {}
-    shares = _shares(placements)
-    # By id: two transactions that take hosts in the same order can't wait for each other.
-    lost = [share.host for share in sorted(shares, key=lambda s: s.host_id) if not _take(conn, share)]
-    if lost:
+        return
+    if lost := lost_hosts(conn, placements, terms):
         raise LostRaceError(lost)
+    _take(conn, _shares(placements))
     conn.execute(
         insert(allocation),
         [{"vm_id": p.vm_id, "host_id": p.host_id, "disk_mib": p.disk_mib} for p in placements],
@@ -70,13 +82,42 @@ def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tup
         insert(allocation_cell),
         [{"vm_id": p.vm_id, "cell": cell} | p.per_cell for p in placements for cell in p.cells],
     )
-    granted: dict[UUID, tuple[GrantedAddress, ...]] = {}
-    by_host: dict[int, list[UUID]] = defaultdict(list)
-    for p in placements:
-        by_host[p.host_id].append(p.vm_id)
-    for host_id, vm_ids in sorted(by_host.items()):
-        granted.update(ipdb.grant(conn, host_id, vm_ids))
-    return granted
+    ipdb.grant(conn, {p.vm_id: p.host_id for p in placements}, wait=terms.wait)
+
+
+def lost_hosts(conn: Connection, placements: Sequence[Placement], terms: Terms = ROOM) -> list[str]:
+    """The hosts that can't take their share, or (all of them) when a host relied on has changed. The others are locked
+    until the transaction ends, so that they still can at its end."""
+    shares = _shares(placements)
+    wanted = {share.host_id for share in shares} | set(terms.generations)
+    # By id: two transactions that take hosts in the same order can't wait for each other.
+    statement = (
+        select(host.c.id, host.c.draining, host.c.disk_mib, host.c.disk_used_mib, host.c.generation)
+        .where(host.c.id.in_(sorted(wanted)))
+        .order_by(host.c.id)
+        .with_for_update(key_share=True, skip_locked=not terms.wait)
+    )
+    hosts = {row.id: row for row in conn.execute(statement)}
+    if any(host_id not in hosts or hosts[host_id].generation != was for host_id, was in terms.generations.items()):
+        return [share.host for share in shares]
+    # A statement of its own: it sees what those had committed whom the lock waited for.
+    rows = conn.execute(select(host_cell).where(host_cell.c.host_id.in_([share.host_id for share in shares])))
+    cells = {(row.host_id, row.cell): row for row in rows}
+    return [share.host for share in shares if not _fits(share, hosts.get(share.host_id), cells)]
+
+
+def _fits(share: _Share, row: AnyRow | None, cells: Mapping[tuple[int, int], AnyRow]) -> bool:
+    if row is None or row.draining or row.disk_used_mib + share.disk_mib > row.disk_mib:
+        return False
+    for number, amounts in share.cells.items():
+        cell = cells.get((share.host_id, number))
+        if cell is None:
+            return False
+        figures = cell._mapping
+        for each, amount in amounts.items():
+            if amount and figures[used_column(each).name] + amount > figures[whole_column(each).name]:
+                return False
+    return True
 
 
 def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
@@ -103,17 +144,12 @@ def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
     disk_mib: dict[int, int] = defaultdict(int)
     for row in held:
         disk_mib[row.host_id] += row.disk_mib
-    for host_id, mib in sorted(disk_mib.items()):
+    conn.execute(_HOST_TAKES, [{"row": host_id, "disk": -mib} for host_id, mib in sorted(disk_mib.items())])
+    if taken:
+        amounts = ({f"more_{each}": -int(part._mapping[each]) for each in CELL_RESOURCES} for part in taken)
         conn.execute(
-            update(host)
-            .where(host.c.id == host_id)
-            .values(disk_used_mib=host.c.disk_used_mib - mib, generation=host.c.generation + 1)
-        )
-    for part in sorted(taken, key=lambda r: (r.host_id, r.cell)):
-        conn.execute(
-            update(host_cell)
-            .where(host_cell.c.host_id == part.host_id, host_cell.c.cell == part.cell)
-            .values({used_column(each): used_column(each) - int(part._mapping[each]) for each in CELL_RESOURCES})
+            _CELL_TAKES,
+            [{"row": part.host_id, "number": part.cell} | more for part, more in zip(taken, amounts, strict=True)],
         )
     conn.execute(delete(allocation_cell).where(allocation_cell.c.vm_id.in_(ids)))
     conn.execute(delete(allocation).where(allocation.c.vm_id.in_(ids)))
@@ -139,32 +175,29 @@ def _shares(placements: Sequence[Placement]) -> list[_Share]:
             for cell in p.cells:
                 cells[cell].update(p.per_cell)
         shares.append(_Share(host_id, mine[0].host, sum(p.disk_mib for p in mine), cells))
-    return shares
+    return sorted(shares, key=lambda share: share.host_id)
 
 
-def _take(conn: Connection, share: _Share) -> bool:
-    taken = conn.execute(
-        update(host)
-        .where(
-            host.c.id == share.host_id,
-            host.c.draining.is_(False),
-            host.c.disk_used_mib + share.disk_mib <= host.c.disk_mib,
-        )
-        .values(disk_used_mib=host.c.disk_used_mib + share.disk_mib, generation=host.c.generation + 1)
+# One statement of many rows each, whatever the number of hosts and cells.
+_HOST_TAKES = (
+    update(host)
+    .where(host.c.id == bindparam("row"))
+    .values(disk_used_mib=host.c.disk_used_mib + bindparam("disk"), generation=host.c.generation + 1)
+)
+_CELL_TAKES = (
+    update(host_cell)
+    .where(host_cell.c.host_id == bindparam("row"), host_cell.c.cell == bindparam("number"))
+    .values({used_column(each): used_column(each) + bindparam(f"more_{each}") for each in CELL_RESOURCES})
+)
+
+
+def _take(conn: Connection, shares: Sequence[_Share]) -> None:
+    conn.execute(_HOST_TAKES, [{"row": share.host_id, "disk": share.disk_mib} for share in shares])
+    conn.execute(
+        _CELL_TAKES,
+        [
+            {"row": share.host_id, "number": cell} | {f"more_{each}": amounts.get(each, 0) for each in CELL_RESOURCES}
+            for share in shares
+            for cell, amounts in share.cells.items()
+        ],
     )
-    if taken.rowcount != 1:
-        return False
-    for cell, amounts in sorted(share.cells.items()):
-        wanted = {resource: amount for resource, amount in amounts.items() if amount}
-        taken = conn.execute(
-            update(host_cell)
-            .where(
-                host_cell.c.host_id == share.host_id,
-                host_cell.c.cell == cell,
-                *(used_column(each) + amount <= whole_column(each) for each, amount in wanted.items()),
-            )
-            .values({used_column(each): used_column(each) + amount for each, amount in wanted.items()})
-        )
-        if taken.rowcount != 1:
-            return False
-    return True

@@ -33,6 +33,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine import Dialect
 
+from ppec_orchestrator.store.changes import ChangeMark
+
 metadata = MetaData(
     naming_convention={
         "ix": "ix_%(column_0_N_label)s",
@@ -148,7 +150,18 @@ host = Table(
     Column("health", JSON),
     Column("disk_mib", BigInteger, nullable=False, default=0),
     Column("disk_used_mib", BigInteger, nullable=False, default=0),
+    # Set by whatever statement changes the row, unless the statement says otherwise: see `changes.py`.
+    Column("changed", BigInteger, nullable=False, default=ChangeMark(), onupdate=ChangeMark(), server_default="0"),
     CheckConstraint("disk_used_mib >= 0", name="disk_used_not_negative"),
+    Index("ix_host_changed", "changed"),
+)
+
+# Hosts that were deleted: they can't say so themselves to who looks for changed ones.
+host_removal = Table(
+    "host_removal",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", String(63), nullable=False),
 )
 
 # What befell a host: so far, checks of its health that changed their level. The latest few hundred of each are kept.

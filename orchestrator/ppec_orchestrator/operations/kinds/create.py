@@ -140,7 +140,7 @@ class _Round:
             raise StepFailedError(reason([self.moving[vm_id] for vm_id in refused]))
         self._end(conn, left, refused)
         release(conn, [place.vm_id for place in planned.plan.placed])
-        reserve(conn, planned.plan.placed)
+        reserve(conn, planned.plan.placed, planned.terms)
         for place in planned.plan.placed:
             item = self.moving[place.vm_id]
             excluded = item.excluded_hosts | ({item.host} if item.host else set())

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fleet kept in memory, with a planner that remembers what it worked out. Before a plan only what changed is read.
+
+Which hosts changed, by this process or another, their marks tell (`store/changes.py`). Two figures have none, because
+they change all the time, and are up to a second old: which hosts are silent, and how many addresses are free (less
+those that VMs have taken since). A VM is refused only on figures that were read after it was asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection
+
+from ppec_orchestrator.placement.fleet import Fleet, HostState
+from ppec_orchestrator.placement.plan import Plan
+from ppec_orchestrator.placement.planner import Kept, Planner
+from ppec_orchestrator.placement.request import PlanRequest
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.fleet import Changes, HostReader, changes_since, prefix_rows, silent_hosts
+from ppec_orchestrator.store.ipdb import free_counts
+from ppec_orchestrator.store.seated import SeatedVms
+
+_ROUND_EVERY = timedelta(seconds=1)
+# When more hosts than this changed, all of them are read: a statement takes only so many parameters.
+_MOST_CHANGED = 1000
+
+
+@dataclass(slots=True)
+class _Known:
+    """What the last look found. `marks` and `rows` are by host id."""
+
+    planner: Planner
+    reader: HostReader
+    marks: dict[int, int]
+    rows: dict[int, int]
+    horizon: int
+    removals: int
+    round_at: datetime
+    round_s: float
+
+
+class LiveFleet:
+    """For all threads of a process: one plans at a time, which is work for a CPU and not waiting."""
+
+    def __init__(self, database: Database, *, silent_after_s: float, now: Callable[[], datetime]) -> None:
+        self._database = database
+        self._silent_after = timedelta(seconds=silent_after_s)
+        self._now = now
+        self._lock = threading.Lock()
+        self._known: _Known | None = None
+
+    def plan(self, request: PlanRequest, kept: Kept | None = None, *, afresh: bool = False) -> tuple[Plan, Fleet]:
+        """On the fleet as it is committed now. `afresh`: with the figures that have no marks read now as well."""
+        asked_s = time.monotonic()
+        with self._lock:
+            known = self._followed(asked_s if afresh else 0)
+            plan = known.planner.plan(request, kept)
+            if plan.refused and known.round_s < asked_s:
+                known = self._followed(asked_s)
+                plan = known.planner.plan(request, kept)
+            return plan, known.planner.fleet
+
+    def current(self) -> Fleet:
+        """As a plan would find it now."""
+        with self._lock:
+            return self._followed(time.monotonic()).planner.fleet
+
+    def _followed(self, round_since_s: float) -> _Known:
+        """Up to date, and silence and addresses read no earlier than that on the monotonic clock."""
+        known, self._known = self._known, None
+        # A transaction of its own, also while the caller writes: what may yet be rolled back is not to be seen here.
+        with self._database.read() as conn:
+            # Nothing is known, rather than half of it, when this fails.
+            self._known = self._load(conn) if known is None else self._follow(conn, known, round_since_s)
+        return self._known
+
+    # --- the whole fleet -------------------------------------------------------------------------------------------
+
+    def _load(self, conn: Connection) -> _Known:
+        now, started_s = self._now(), time.monotonic()
+        changes = changes_since(conn, 0)
+        reader = HostReader(SeatedVms(), prefix_rows(conn))
+        fleet = Fleet.build(reader.read(conn, now - self._silent_after), free_counts(conn))
+        return _Known(
+            planner=Planner(fleet),
+            reader=reader,
+            marks=dict(changes.marks),
+            rows={host.host_id: row for row, host in enumerate(fleet.hosts)},
+            horizon=changes.horizon,
+            removals=changes.removals,
+            round_at=now,
+            round_s=started_s,
+        )
+
+    # --- what changed ----------------------------------------------------------------------------------------------
+
+    def _follow(self, conn: Connection, known: _Known, round_since_s: float) -> _Known:
+        now, started_s = self._now(), time.monotonic()
+        changes = changes_since(conn, known.horizon)
+        due = known.round_s < round_since_s or not timedelta(0) <= now - known.round_at < _ROUND_EVERY
+        if due and prefix_rows(conn) != known.reader.prefixes:
+            return self._load(conn)
+        states = self._changed(conn, known, changes, now)
+        if states is None:
+            return self._load(conn)
+        before = known.planner.fleet
+        if due:
+            free: Mapping[int, int] = free_counts(conn)
+            states = self._with_silence(conn, before, states, now)
+            known.round_at, known.round_s = now, started_s
+        else:
+            free = _less_taken(before, states)
+        if states or free != before.free_addresses:
+            rows = sorted(known.rows[state.host_id] for state in states)
+            known.planner.follow(before.changed(states, free), rows)
+        known.marks.update(changes.marks)
+        known.horizon = changes.horizon
+        return known
+
+    def _changed(self, conn: Connection, known: _Known, changes: Changes, now: datetime) -> Sequence[HostState] | None:
+        """The hosts that changed since; None when they are not those of the fleet, or too many."""
+        # Below the horizon a mark may be found again: of somebody who was still under way the last time.
+        ids = sorted(host_id for host_id, mark in changes.marks.items() if known.marks.get(host_id) != mark)
+        if changes.removals != known.removals or len(ids) > _MOST_CHANGED or any(i not in known.rows for i in ids):
+            return None
+        if not ids:
+            return ()
+        states = known.reader.read(conn, now - self._silent_after, ids)
+        fleet = known.planner.fleet
+        alike = all(
+            fleet.index.get(state.name) == known.rows[state.host_id] and len(state.cells) <= fleet.width
+            for state in states
+        )
+        return states if alike and len(states) == len(ids) else None
+
+    def _with_silence(
+        self, conn: Connection, fleet: Fleet, states: Sequence[HostState], now: datetime
+    ) -> Sequence[HostState]:
+        """And those that fell silent, or are heard again."""
+        silent = silent_hosts(conn, now - self._silent_after)
+        read = {state.host_id for state in states}
+        turned = [
+            replace(host, live=not host.live)
+            for host in fleet.hosts
+            if host.live == (host.host_id in silent) and host.host_id not in read
+        ]
+        return [*states, *turned]
+
+
+def _less_taken(fleet: Fleet, states: Sequence[HostState]) -> Mapping[int, int]:
+    """The free addresses, less one of each family for each VM that these hosts have got. What was given back is counted
+    with the next round: of which prefix it was, the hosts' VMs don't say."""
+    free = dict(fleet.free_addresses)
+    for state in states:
+        more = len(state.vms) - len(fleet.hosts[fleet.index[state.name]].vms)
+        for family in state.prefixes if more > 0 else ():
+            source = next((prefix for prefix in family if free.get(prefix, 0) > 0), None)
+            if source is not None:
+                free[source] = max(free[source] - more, 0)
+    return free

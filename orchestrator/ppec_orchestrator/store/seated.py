@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The VMs that hold room on hosts, as the planner knows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sqlalchemy import Connection, String, select, type_coerce
+from sqlalchemy import cast as sql_cast
+
+from ppec_contract.vm import NumaPolicy
+from ppec_orchestrator.placement.fleet import SeatedVm
+from ppec_orchestrator.placement.request import Profile, Shape, Where
+from ppec_orchestrator.store.tables import allocation, allocation_cell, vm
+
+# The architecture and the VRF of a host.
+Place = tuple[str, str]
+
+
+class SeatedVms:
+    """Reads VMs by host. Profiles and cells are few beside VMs, so equal ones are one object."""
+
+    def __init__(self) -> None:
+        self._profiles: dict[tuple[Any, ...], Profile] = {}
+        self._cells: dict[tuple[int, ...], tuple[int, ...]] = {}
+
+    def read(
+        self, conn: Connection, places: Mapping[int, Place], host_ids: Collection[int] | None
+    ) -> Mapping[int, list[SeatedVm]]:
+        """The VMs of these hosts, or of all in `places`, by host; in the order of their ids."""
+        found: dict[int, list[SeatedVm]] = {}
+        cells: list[int] = []
+        drives = 0
+        last: Any = None
+        for row in conn.execute(_statement(conn, host_ids)):
+            if row[0] not in places:
+                continue  # allocated on a host that came after the hosts were read
+            vm_id = row[1]
+            if last is not None and last[1] != vm_id:
+                found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives))
+                cells, drives = [], 0
+            cells.append(row[-2])
+            drives += row[-1]
+            last = row
+        if last is not None:
+            found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives))
+        return found
+
+    def _seated(self, row: Any, place: Place, cells: list[int], drives: int) -> SeatedVm:
+        sat = tuple(cells)
+        profile = self._profile((row[3:9], drives, place))
+        # Drives are handed through whole, and are near their cell.
+        return SeatedVm(row[1], row[2], profile, self._cells.setdefault(sat, sat), movable=not drives)
+
+    def _profile(self, key: tuple[Any, ...]) -> Profile:
+        found = self._profiles.get(key)
+        if found is None:
+            (vcpus, memory_mib, held_vcpus, held_memory_mib, disk_mib, numa), drives, (architecture, vrf_name) = key
+            # What it holds is what the larger of both sizes takes (`sizes.py`).
+            shape = Shape(
+                max(vcpus, held_vcpus or 0),
+                max(memory_mib, held_memory_mib or 0),
+                disk_mib,
+                NumaPolicy(**json.loads(numa)),
+                nvme=drives,
+            )
+            # Elsewhere it would have to stay in its VRF: its addresses are of there.
+            found = self._profiles[key] = Profile(shape, architecture, Where(vrf=vrf_name))
+        return found
+
+
+def _statement(conn: Connection, host_ids: Collection[int] | None) -> Any:
+    # The policy as its text: it is parsed once for each profile, not for each VM.
+    numa = sql_cast(vm.c.numa, String) if conn.dialect.name == "postgresql" else type_coerce(vm.c.numa, String)
+    statement = (
+        select(
+            allocation.c.host_id,
+            vm.c.id,
+            vm.c.name,
+            vm.c.vcpus,
+            vm.c.memory_mib,
+            vm.c.held_vcpus,
+            vm.c.held_memory_mib,
+            allocation.c.disk_mib,
+            numa,
+            allocation_cell.c.cell,
+            allocation_cell.c.nvme,
+        )
+        .select_from(allocation)
+        .join(vm, vm.c.id == allocation.c.vm_id)
+        .join(allocation_cell, allocation_cell.c.vm_id == allocation.c.vm_id)
+        .order_by(allocation.c.host_id, allocation.c.vm_id, allocation_cell.c.cell)
+    )
+    return statement if host_ids is None else statement.where(allocation.c.host_id.in_(host_ids))
