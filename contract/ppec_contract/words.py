@@ -2,7 +2,7 @@
 """The texts and lists that a host says of itself: what the contract takes, and how an agent keeps within it.
 
 An orchestrator refuses what is longer, and doesn't cut it: the picture it would store were another than the one whose
-digest the agent tells. So agents cut, by `words` and `name`, before a model is made.
+digest the agent tells. So agents cut, by `words` and `short`, before a model is made.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, StringConstraints
 
 from ppec_contract.model import printable
 
-LONGEST_NAME = 256
+LONGEST_SHORT = 256
 LONGEST_WORDS = 4096
 # Agents keep well below, so that a report with much to say stays within the size of a request.
 SAID_WORDS = 1024
@@ -27,7 +27,7 @@ MAX_PINS = 4096
 MAX_MACS = 256
 
 # A name, a path, a version, a model: one line.
-ShortText = Annotated[str, StringConstraints(max_length=LONGEST_NAME), AfterValidator(printable)]
+ShortText = Annotated[str, StringConstraints(max_length=LONGEST_SHORT), AfterValidator(printable)]
 # What was found, in words: one line.
 Words = Annotated[str, StringConstraints(max_length=LONGEST_WORDS), AfterValidator(printable)]
 
@@ -40,5 +40,6 @@ def words(text: str, longest: int = SAID_WORDS) -> str:
     return shown if len(line) <= longest else f"{shown[:-1]}…"
 
 
-def name(text: str) -> str:
-    return words(text, LONGEST_NAME)
+def short(text: str) -> str:
+    """`words` for a `ShortText`."""
+    return words(text, LONGEST_SHORT)

@@ -18,6 +18,7 @@ from ppec_agentd.ledger import Finding, FindingKind
 from ppec_agentd.report import ReportSource
 from ppec_contract.host import Drift, DriftKind
 from ppec_contract.vm import VcpuPin, VmState
+from ppec_contract.words import MAX_DRIFT
 
 VMS, IMAGES, ID = Path("/s/vms"), Path("/s/images"), UUID(int=7)
 PINS = (VcpuPin(vcpu=0, pcpu=2), VcpuPin(vcpu=1, pcpu=3))
@@ -192,3 +193,16 @@ def test_a_folder_nobody_knows_is_an_orphan_and_stays(settings: Any, words: Any)
             assert orphan.is_dir()
 
     asyncio.run(scenario())
+
+
+def test_drift_of_any_names_and_of_any_amount_can_be_told() -> None:
+    """What somebody made by hand has the name they gave it, and a folder's name may be any bytes."""
+    by_hand = replace(DOMAIN, vm_id=UUID(int=8), metadata=None, name="a\nb\x1b" + "x" * 500)
+    elsewhere = tuple(ObservedDisk(f"/mnt/{'y' * 200}/{number}") for number in range(50))
+    strange = replace(LOOK, domains=(replace(DOMAIN, disks=elsewhere), by_hand), folders=(str(ID), "\udcff\udcfe"))
+    told = find_drift(strange)
+    assert [drift.kind for drift in told] == ["orphaned_disk", "disks", "made_by_hand"]
+    assert [drift.name[:4] for drift in told] == ["??", "web", "a b?"]
+    assert all(Drift.model_validate_json(drift.model_dump_json()) == drift for drift in told)
+    many = replace(LOOK, folders=tuple(f"left-{number:05}" for number in range(2 * MAX_DRIFT)))
+    assert len(find_drift(many)) == MAX_DRIFT

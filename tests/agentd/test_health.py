@@ -31,6 +31,7 @@ from ppec_agentd.health_watch import HealthWatch
 from ppec_agentd.vm_use import read_vm_use
 from ppec_contract.errors import PpecError
 from ppec_contract.host import HealthFinding, HealthLevel, VmUse
+from ppec_contract.words import MAX_CHECKS
 
 OK, NOTE, WARNING, ERROR = HealthLevel
 WELL = HealthFigures(
@@ -82,6 +83,21 @@ def test_a_host_that_is_well_is_said_to_be() -> None:
 def test_each_trouble_is_one_checks_and_no_others(changes: dict[str, Any], check: str, level: HealthLevel) -> None:
     other = {finding.check: finding.level for finding in judge(replace(WELL, **changes)) if finding.level is not OK}
     assert other == {check: level}
+
+
+def test_what_is_said_is_bounded_and_what_is_too_much_is_the_worst() -> None:
+    told = judge(
+        replace(
+            WELL,
+            libvirt=LibvirtFigures(problem="lost:\n" + "x" * 10_000),
+            drives=tuple(DriveFigures(f"sd{number:04}", "running") for number in range(2 * MAX_CHECKS)),
+            file_systems=(FileSystemFigures("/" + "v" * 1000, 1000, 500),),
+        )
+    )
+    assert len(told) == MAX_CHECKS
+    (libvirt,) = (finding for finding in told if finding.level is ERROR)
+    assert (libvirt.check, libvirt.found[:7]) == ("libvirt", "lost: x")
+    assert all(HealthFinding.model_validate_json(one.model_dump_json()) == one for one in told)
 
 
 def finding(level: HealthLevel, found: str = "") -> tuple[HealthFinding, ...]:

@@ -138,6 +138,23 @@ def test_a_message_that_is_late_changes_no_health(site: TestClient, agent: HostA
     assert events(site) == []
 
 
+@pytest.mark.parametrize("found", ["x" * 5000, "a\x00b", "a\nb"], ids=["long", "nul", "lines"])
+def test_health_without_bounds_is_refused_whole(site: TestClient, agent: HostAgent, found: str) -> None:
+    agent.put(vitals(disk="ok"))
+    before = site.get("/v1/hosts/h1").json()
+    hostile = {"health": [{"check": "disk", "level": "error", "found": found}], "use": USE}
+    message = {"agent_started_at_unix_ms": STARTED, "sequence": 2, "vitals": hostile}
+    beat = message | {"digest": HostReport.model_validate(REPORT).digest()}
+    for refused in (
+        agent.client.post("/v1/hosts/h1/heartbeat", json=beat),
+        agent.client.put("/v1/hosts/h1/report", json=message | {"report": REPORT}),
+    ):
+        assert (refused.status_code, refused.json()["code"]) == (422, "request.invalid")
+        assert len(refused.text) < 2000
+    assert site.get("/v1/hosts/h1").json() == before
+    assert events(site) == []
+
+
 def test_an_unchanged_word_writes_nothing(site: TestClient, agent: HostAgent, services: Services) -> None:
     agent.put(vitals(disk="ok"))
     before = services.database.commits
