@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from ppec_agentd.smart import SmartFigures
 from ppec_contract.host import HealthFinding, HealthLevel
 from ppec_contract.words import MAX_CHECKS, short, words
 
@@ -81,6 +82,7 @@ class HealthFigures:
     drives: tuple[DriveFigures, ...]
     clock: ClockFigures
     libvirt: LibvirtFigures
+    smart: SmartFigures = field(default_factory=SmartFigures)
 
 
 def judge(figures: HealthFigures) -> tuple[HealthFinding, ...]:
@@ -130,7 +132,7 @@ def _ecc(figures: HealthFigures) -> Iterator[HealthFinding]:
 
 
 def _drives(figures: HealthFigures) -> Iterator[HealthFinding]:
-    """By the kernel's own word. A drive's SMART log needs privileges that the agent doesn't have, and isn't read."""
+    """By the kernel's own word."""
     for drive in figures.drives:
         hot, limit = drive.temperature, drive.critical_temperature
         level, found = OK, drive.state or "there"
@@ -140,6 +142,16 @@ def _drives(figures: HealthFigures) -> Iterator[HealthFinding]:
             level = WARNING if hot >= limit else OK
             found += f", {hot:g} °C of at most {limit:g} °C"
         yield _said(check=f"drive {drive.name}", level=level, found=found)
+
+
+def _smart(figures: HealthFigures) -> Iterator[HealthFinding]:
+    """By the drives' own words, as they were last asked for; a host on which they can't be says so once."""
+    if figures.smart.problem:
+        yield _said(check="smart", level=NOTE, found=figures.smart.problem)
+    for drive in figures.smart.drives:
+        level = ERROR if drive.failing else WARNING if drive.troubles else NOTE if drive.unknown else OK
+        found = "; ".join((*drive.failing, *drive.troubles)) or drive.unknown or "says that it is well"
+        yield _said(check=f"smart {drive.name}", level=level, found=found)
 
 
 def _clock(figures: HealthFigures) -> Iterator[HealthFinding]:
@@ -167,6 +179,7 @@ CHECKS: tuple[Callable[[HealthFigures], Iterator[HealthFinding]], ...] = (
     _memory,
     _ecc,
     _drives,
+    _smart,
     _clock,
     _libvirt,
 )
