@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from ppec_contract.host import Heartbeat, HostReport
 from ppec_orchestrator.api.services import Services
@@ -108,6 +108,23 @@ def test_a_host_shows_its_parts_drift_health_and_use(site: TestClient, agent: Ho
     agent.put(None, REPORT | {"drift": []})
     assert site.get("/v1/hosts/h1").json()["drift"] == []
     assert site.get("/v1/hosts").json()["items"][0]["drift_count"] == 0
+
+
+def test_a_vm_shows_what_it_uses(site: TestClient, agent: HostAgent, services: Services) -> None:
+    vm_id = uuid4()
+    image = {"name": "i", "format": "raw", "architecture": "x86_64", "sha256": "0" * 64}
+    row = {"id": vm_id, "name": "v1", "record": "active", "flavor": "f", "vcpus": 2, "memory_mib": 512, "disk_mib": 9}
+    with services.database.write() as conn:
+        conn.execute(insert(tables.image).values(id=1, size_bytes=512, virtual_size_mib=1, **image))
+        conn.execute(insert(tables.vm).values(image_id=1, tags={}, created_at=services.now(), operation_id="o", **row))
+    use = {"vm_id": str(vm_id), "cpu_time_ms": 5, "memory_mib": 6, "disk_mib": 7}
+    agent.put(vitals(disk="ok") | {"use": USE | {"vms": [use]}})
+    # A host says nothing of another's VM.
+    assert site.get(f"/v1/vms/{vm_id}").json()["use"] is None
+    with services.database.write() as conn:
+        conn.execute(insert(tables.allocation).values(vm_id=vm_id, host_id=1, disk_mib=9))
+    assert site.get(f"/v1/vms/{vm_id}").json()["use"] == use
+    assert site.get("/v1/vms").json()["items"][0]["use"] is None
 
 
 def test_an_event_for_each_change_of_a_level_and_for_nothing_else(site: TestClient, agent: HostAgent) -> None:
