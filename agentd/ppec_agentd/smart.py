@@ -33,7 +33,7 @@ class SmartDrive:
 
 @dataclass(frozen=True, slots=True)
 class SmartFigures:
-    """`problem` says why no drive could be asked."""
+    """`problem` says why no drive could be asked, or not for long; what was said before stands."""
 
     drives: tuple[SmartDrive, ...] = ()
     problem: str = ""
@@ -100,4 +100,5 @@ def _part(said: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _count(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+    """No counter has more than 64 bits, and Python refuses to print a number of thousands of digits."""
+    return min(value, 2**64) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0

@@ -61,11 +61,10 @@ def read_figures(file: Path, now_s: float | None = None) -> SmartFigures:
         return SmartFigures(problem="not read on this host: ppec-smart.timer has left no answer")
     except (OSError, PpecError, ValueError, KeyError, AttributeError):
         return SmartFigures(problem=f"{file} can't be read")
+    problem = "" if tool else "smartctl is not installed"
     if age_s > LONGEST_AGE_S:
-        return SmartFigures(problem=f"last read {age_s / 3600:.0f} h ago: see ppec-smart.service")
-    if not tool:
-        return SmartFigures(problem="smartctl is not installed")
-    return SmartFigures(tuple(_drive(name, texts[name]) for name in sorted(texts)))
+        problem = f"last read {age_s / 3600:.0f} h ago: see ppec-smart.service"
+    return SmartFigures(tuple(_drive(name, texts[name]) for name in sorted(texts)), problem)
 
 
 def _drive(name: str, answer: str) -> SmartDrive:

@@ -22,8 +22,10 @@ Vcpus = Annotated[int, Field(strict=True, ge=2, le=MAX_VCPUS)]
 MemoryMib = Annotated[int, Field(strict=True, ge=64, le=MAX_MEMORY_MIB)]
 DiskMib = Annotated[int, Field(strict=True, ge=1, le=MAX_DISK_MIB)]
 # Of a domain that anybody may have made: no policy, but what a column holds.
-SeenVcpus = Annotated[int, Field(ge=0, le=65535)]
-SeenMib = Annotated[int, Field(ge=0, le=2**31 - 1)]
+MOST_SEEN_VCPUS = 65535
+MOST_SEEN_MIB = 2**31 - 1
+SeenVcpus = Annotated[int, Field(ge=0, le=MOST_SEEN_VCPUS)]
+SeenMib = Annotated[int, Field(ge=0, le=MOST_SEEN_MIB)]
 CellId = Annotated[int, Field(strict=True, ge=0, le=4095)]
 
 

@@ -28,8 +28,16 @@ MAX_MACS = 256
 
 # A name, a path, a version, a model: one line.
 ShortText = Annotated[str, StringConstraints(max_length=LONGEST_SHORT), AfterValidator(printable)]
-# What was found, in words: one line.
-Words = Annotated[str, StringConstraints(max_length=LONGEST_WORDS), AfterValidator(printable)]
+
+
+def _lines(text: str) -> str:
+    printable(text.translate(_BREAKS))
+    return text
+
+
+_BREAKS = str.maketrans("\n\r\t", "   ")
+# What was found, in words. Agents say it on one line; the first ones said what others' errors say as it was.
+Words = Annotated[str, StringConstraints(max_length=LONGEST_WORDS), AfterValidator(_lines)]
 
 
 def words(text: str, longest: int = SAID_WORDS) -> str:

@@ -74,6 +74,7 @@ CASES: list[tuple[str, dict[str, Any], HealthLevel, str]] = [
     ("scsi", scsi(3), OK, "says that it is well"),
     ("scsi-defects", scsi(30), WARNING, "30 reallocated sectors"),
     ("scsi-failing", scsi(0, passed=False), ERROR, "says that it is failing"),
+    ("endless", scsi(10**4000), WARNING, "18446744073709551616 reallocated sectors"),
     ("unsupported", smartctl(smartctl=UNABLE), NOTE, "/dev/vda: Unable to detect device type"),
     ("silent", smartctl(), NOTE, "says nothing of its health"),
     ("not-a-verdict", smartctl(smart_status={"passed": "yes"}), NOTE, "says nothing of its health"),
@@ -162,6 +163,16 @@ def test_of_a_drive_that_sleeps_the_last_answer_stands(
     assert read_figures(file) == before
     read_smart(file, tool(f"echo '{json.dumps(ata())}'; exit 4"), machine)
     assert [drive.troubles for drive in read_figures(file).drives] == [()] * 4
+
+
+def test_what_a_drive_said_stands_when_nobody_asks_any_more(
+    machine: Path, tool: Callable[[str], str], tmp_path: Path
+) -> None:
+    file = tmp_path / "smart.json"
+    read_smart(file, tool(f"echo '{json.dumps(ata(passed=False))}'"), machine)
+    figures = read_figures(file, time.time() + LONGEST_AGE_S + 60)
+    levels = {f.check: f.level for f in judge(replace(WELL, smart=figures)) if f.check.startswith("smart")}
+    assert levels == {"smart": NOTE} | dict.fromkeys((f"smart {d}" for d in ("nvme0n1", "sda", "sdb", "vda")), ERROR)
 
 
 def test_a_drive_that_hangs_is_not_waited_for(tmp_path: Path) -> None:

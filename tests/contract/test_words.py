@@ -90,6 +90,11 @@ WELL: dict[type[Any], Any] = {
 }
 
 
+def test_lines_of_the_first_agents_are_taken() -> None:
+    for model, change in ((HealthFinding, {"found": "a\nb\tc"}), (Drift, {"after": "a\r\nb"})):
+        assert model.model_validate(WELL[model] | change).model_dump(mode="json").items() >= change.items()
+
+
 @pytest.mark.parametrize(("model", "change"), HOSTILE, ids=[f"{m.__name__}-{'.'.join(c)}" for m, c in HOSTILE])
 def test_what_is_longer_is_refused(model: type[Any], change: dict[str, Any]) -> None:
     model.model_validate(WELL[model])

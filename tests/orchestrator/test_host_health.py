@@ -155,7 +155,7 @@ def test_a_message_that_is_late_changes_no_health(site: TestClient, agent: HostA
     assert events(site) == []
 
 
-@pytest.mark.parametrize("found", ["x" * 5000, "a\x00b", "a\nb"], ids=["long", "nul", "lines"])
+@pytest.mark.parametrize("found", ["x" * 5000, "a\x00b", "a\x1b[2J"], ids=["long", "nul", "escape"])
 def test_health_without_bounds_is_refused_whole(site: TestClient, agent: HostAgent, found: str) -> None:
     agent.put(vitals(disk="ok"))
     before = site.get("/v1/hosts/h1").json()
@@ -170,6 +170,19 @@ def test_health_without_bounds_is_refused_whole(site: TestClient, agent: HostAge
         assert len(refused.text) < 2000
     assert site.get("/v1/hosts/h1").json() == before
     assert events(site) == []
+
+
+def test_what_was_stored_before_there_were_bounds_hides_no_host(
+    site: TestClient, agent: HostAgent, services: Services
+) -> None:
+    agent.put(vitals(disk="ok"))
+    unbounded = REPORT | {"drift": [{"kind": "pins", "after": "x" * 5000}]}
+    with services.database.write() as conn:
+        conn.execute(update(tables.host).values(report=unbounded))
+    view = site.get("/v1/hosts/h1").json()
+    assert (view["name"], view["health_level"], view["drift"]) == ("h1", "ok", [])
+    agent.put(vitals(disk="ok"), REPORT | {"disk_mib": 11})
+    assert site.get("/v1/hosts/h1").json()["drift"] == PARTS["drift"]
 
 
 def test_an_unchanged_word_writes_nothing(site: TestClient, agent: HostAgent, services: Services) -> None:
