@@ -28,6 +28,7 @@ from ppec_contract.host import (
     HealthLevel,
     HostUse,
     NicReport,
+    VmUse,
 )
 from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, TagValue, UserData, VmName
 from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
@@ -404,7 +405,7 @@ class VmView(Model):
     """A VM: the record, and what its host last observed (`observed_at`; None means never or unknown).
 
     `held` is the size for which its host keeps room besides: after a resize what the VM still runs with until its next
-    start, during one what it is to get.
+    start, during one what it is to get. `use` is told of one VM alone, as its host last said, if this replica heard it.
     """
 
     vm_id: UUID
@@ -426,6 +427,7 @@ class VmView(Model):
     created_at: datetime
     operation_id: str
     held: Size | None = None
+    use: VmUse | None = None
 
 
 # --- operations ------------------------------------------------------------------------------------------------------
