@@ -140,7 +140,7 @@ async def settle_resize(host: HostContext, vm_id: UUID) -> None:
         refuse_lingering(host, vm_id)
         domain = await host.hypervisor.domain(vm_id)
         if domain is not None and domain.managed:
-            await host.hypervisor.redefine(before)
+            await _go_back(host, domain, before)
         host.unfit[vm_id] = None
     if vm_id in host.unfit:
         await fit(host, vm_id)
@@ -258,12 +258,36 @@ async def _take_back(host: HostContext, change: _Resize) -> None:
     refuse_lingering(host, change.vm_id)
     domain = await host.hypervisor.domain(change.vm_id)
     if domain is not None and domain.managed:
-        await host.hypervisor.redefine(change.before)
+        await _go_back(host, domain, change.before)
         then = change.domain
         if domain.state in _ACTIVE and then.state in _ACTIVE and domain.vcpus != then.vcpus:
             await host.hypervisor.set_vcpus(change.vm_id, then.vcpus, change.granted.pins, change.timeout_s)
     host.unfit[change.vm_id] = None
     await fit(host, change.vm_id)
+
+
+async def _go_back(host: HostContext, domain: Domain, before: DomainDefinition) -> None:
+    """The definition as it was. A VM that was started from the other one keeps that size until its next start: from now
+    on its metadata says so, and holds the larger of both."""
+    ours, then = _metadata(domain), before.metadata
+    if domain.state not in _ACTIVE and ours == then:
+        return
+    if domain.state in _ACTIVE and ours != then and not ours.pending:
+        larger = replace(
+            ours,
+            vcpus=max(ours.vcpus, then.vcpus),
+            memory_mib=max(ours.memory_mib, then.memory_mib),
+            pins=max(ours.pins, then.pins, key=len),
+            guest_cells=(ours if ours.memory_mib >= then.memory_mib else then).guest_cells,
+            pending=True,
+        )
+        try:
+            await host.hypervisor.annotate(larger)
+        except PpecError as error:
+            # Off meanwhile: its definition is all there is of it.
+            if error.code != "vm.wrong_state":
+                raise
+    await host.hypervisor.redefine(before)
 
 
 async def _fit_metadata(host: HostContext, domain: Domain) -> Domain:
