@@ -241,6 +241,9 @@ class FakeHypervisor(FakeResize, FakeGuests):
             effect()
         self._lingering[vm_id] -= not hang.unseen
 
+    def _find(self, vm_id: UUID) -> Domain | None:
+        return self._domains.get(vm_id)
+
     def _must_find(self, vm_id: UUID) -> Domain:
         if vm_id not in self._domains:
             raise vm_not_found(vm_id)

@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from uuid import UUID
 
 from ppec_agentd.files import os_errors, sync_directory, write_all
 from ppec_contract.agent import ChangingAction, VmResult
@@ -208,13 +209,23 @@ class Journal:
 
         A VM that was created and never deleted is not among them, whatever the hypervisor says: its disk is data.
         """
+        return frozenset(vm_id for vm_id, entry in self._last_made().items() if not _stands(entry))
+
+    def deleted(self, vm_ids: Iterable[UUID]) -> frozenset[UUID]:
+        """Those of these VMs whose latest finished create or delete is a delete that succeeded."""
+        made = self._last_made()
+        latest = {vm_id: made[str(vm_id)] for vm_id in vm_ids if str(vm_id) in made}
+        return frozenset(vm_id for vm_id, e in latest.items() if e.key.action == "DeleteVms" and not _stands(e))
+
+    def _last_made(self) -> dict[str, Entry]:
+        """The latest finished create or delete of each VM."""
         last: dict[str, Entry] = {}
         with self._lock:
             for key, entry in self._entries.items():
                 if key.action in ("CreateVms", "DeleteVms") and entry.answer is not None:
                     known = last.get(key.vm_id)
                     last[key.vm_id] = entry if known is None or entry.ordinal > known.ordinal else known
-        return frozenset(vm_id for vm_id, entry in last.items() if not _stands(entry))
+        return last
 
     def last_words(self) -> dict[str, LastWord]:
         """What was last recorded about each VM, by its id."""

@@ -16,10 +16,11 @@ from uuid import UUID
 import structlog
 
 from ppec_agentd.actions.context import Emit, HostContext, Steps
-from ppec_agentd.actions.create import LEFT_BEHIND, came_late, undo_create
+from ppec_agentd.actions.create import LEFT_BEHIND, came_back, undo_create
 from ppec_agentd.actions.items import Item, items_of
 from ppec_agentd.actions.resize import settle_resize
 from ppec_agentd.actions.retune import results_by_vm, settle_seat, without_the_host
+from ppec_agentd.hypervisor import Domain
 from ppec_agentd.journal import Action, Key
 from ppec_contract.agent import RetuneHost, Stage, VmResult, VmsReply, WriteCall
 from ppec_contract.errors import PpecError
@@ -123,8 +124,10 @@ class Actions:
                 await asyncio.to_thread(self._host.journal.append_abandoned, key)
         if self._host.journal.undone_creates():
             for domain in await self._host.hypervisor.domains():
-                if came_late(self._host.journal, domain):
-                    await self._undo_late(domain.vm_id)
+                await self._undo_late(domain)
+        # Those that came back since they were deleted are in the ledger, which follows what is there.
+        for vm_id in self._host.journal.deleted(self._host.ledger.held_ids()):
+            await self._undo_late(await self._host.hypervisor.domain(vm_id))
 
     async def drain(self, timeout_s: float) -> int:
         """Waits for the work under way; returns how many VMs were left (recovery finishes or undoes those)."""
@@ -197,21 +200,29 @@ class Actions:
             self._on_change()
         return key
 
-    async def _undo_late(self, vm_id: UUID) -> None:
+    async def _undo_late(self, seen: Domain | None) -> None:
+        if seen is None or not await self._came_late(seen):
+            return
+        vm_id = seen.vm_id
         async with self._host.lock_of(vm_id):
             domain = await self._host.hypervisor.domain(vm_id)
             # Looked at again: while this waited for its turn a create may have begun anew and made the VM.
-            if domain is None or domain.metadata is None:
+            if domain is None or domain.metadata is None or not await self._came_late(domain):
                 return
             operation_id = domain.metadata.operation_id
-            if Key(operation_id, "CreateVms", str(vm_id)) not in self._host.journal.undone_creates():
-                return
             try:
                 await undo_create(self._host, vm_id, operation_id)
                 log.warning("late_domain_undone", vm=domain.name, vm_id=str(vm_id), operation=operation_id)
             except PpecError as error:
                 log.warning("late_domain_left", vm=domain.name, vm_id=str(vm_id), code=error.code, why=error.message)
         self._on_change()
+
+    async def _came_late(self, domain: Domain) -> bool:
+        ours, undone = domain.metadata, self._host.journal.undone_creates()
+        # Not one whose create is at work again, or was and could not be recorded: that may have made it.
+        if ours is not None and Key(ours.operation_id, "CreateVms", str(domain.vm_id)) in undone:
+            return True
+        return await came_back(self._host, domain)
 
     async def _act(self, item: Item, steps: Steps) -> VmResult:
         try:
