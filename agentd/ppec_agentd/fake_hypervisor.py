@@ -39,6 +39,10 @@ from ppec_contract.host import Architecture
 from ppec_contract.vm import VmState
 
 
+# After these the guest is another one, with nothing frozen.
+_ENDS = (EventKind.STOPPED, EventKind.CRASHED, EventKind.REBOOTED)
+
+
 @dataclass(frozen=True, slots=True)
 class FakeOptions:
     """`state_file` None keeps the domains in memory. `deaf_guests` don't obey the power button, nor let go of vCPUs."""
@@ -266,6 +270,8 @@ class FakeHypervisor(FakeResize, FakeGuests):
 
     def _changed(self, kind: EventKind | None, domain: Domain) -> None:
         _save(self._options.state_file, tuple(self._domains.values()))
+        if kind in _ENDS:
+            self.frozen.discard(domain.vm_id)
         if kind is not None:
             self._fanout.send(HypervisorEvent(kind, domain.vm_id, domain.name))
 
