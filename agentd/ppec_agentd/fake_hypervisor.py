@@ -38,7 +38,6 @@ from ppec_contract.errors import PpecError
 from ppec_contract.host import Architecture
 from ppec_contract.vm import VmState
 
-
 # After these the guest is another one, with nothing frozen.
 _ENDS = (EventKind.STOPPED, EventKind.CRASHED, EventKind.REBOOTED)
 

@@ -304,6 +304,10 @@ def test_killed_in_the_middle_of_a_freeze_the_guest_is_thawed(agent_process: Cal
     agent.kill()
     agent.start()
     wait_until(lambda: not record.exists(), "the guest is thawed", timeout_s=SOON_S)
+    # The record goes first.
+    wait_until(
+        lambda: "thawed_in_time" in {line["event"] for line in agent.log_lines()}, "it says so", timeout_s=SOON_S
+    )
     assert [line["vm_id"] for line in agent.log_lines() if line["event"] == "thawed_in_time"] == [str(one.vm_id)]
 
 

@@ -13,7 +13,6 @@ from ppec_contract.agent import Stage
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState
 
-
 ASK_S = 10.0
 
 
