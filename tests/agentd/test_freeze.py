@@ -293,6 +293,10 @@ def test_a_record_that_cannot_be_read_is_an_end_that_has_come(
     run(scenario)
 
 
+def thawed_in_time(agent: Any) -> list[str]:
+    return [line["vm_id"] for line in agent.log_lines() if line["event"] == "thawed_in_time"]
+
+
 def test_killed_in_the_middle_of_a_freeze_the_guest_is_thawed(agent_process: Callable[..., Any], vm: Any) -> None:
     agent = agent_process(lab={"delays_s": {"freeze": 600}}).start()
     one = vm()
@@ -305,10 +309,8 @@ def test_killed_in_the_middle_of_a_freeze_the_guest_is_thawed(agent_process: Cal
     agent.start()
     wait_until(lambda: not record.exists(), "the guest is thawed", timeout_s=SOON_S)
     # The record goes first.
-    wait_until(
-        lambda: "thawed_in_time" in {line["event"] for line in agent.log_lines()}, "it says so", timeout_s=SOON_S
-    )
-    assert [line["vm_id"] for line in agent.log_lines() if line["event"] == "thawed_in_time"] == [str(one.vm_id)]
+    wait_until(lambda: bool(thawed_in_time(agent)), "it says so", timeout_s=SOON_S)
+    assert thawed_in_time(agent) == [str(one.vm_id)]
 
 
 def test_killed_after_a_freeze_its_end_comes_in_time(agent_process: Callable[..., Any], vm: Any) -> None:
