@@ -102,32 +102,34 @@ class Actions:
         To be called when domains came or the hypervisor is back, and now and then. Raises `hypervisor.unavailable`.
         """
         for vm_id in list(self._unsettled):
-            async with self._host.lock_of(vm_id):
-                try:
-                    await self._settle(vm_id)
-                except PpecError as error:
-                    log.warning("still_left_behind", vm_id=str(vm_id), code=error.code, why=error.message)
+            await self._settle_one("still_left_behind", vm_id, self._settle)
         for vm_id in list(self._host.unfit):
-            async with self._host.lock_of(vm_id):
-                try:
-                    await settle_resize(self._host, vm_id)
-                except PpecError as error:
-                    log.warning("still_unfit", vm_id=str(vm_id), code=error.code, why=error.message)
-        for vm_id, key in list(self._host.open_seats.items()):
-            async with self._host.lock_of(vm_id):
-                try:
-                    await settle_seat(self._host, vm_id)
-                except PpecError as error:
-                    log.warning("seat_still_open", vm_id=str(vm_id), code=error.code, why=error.message)
-                    continue
-                self._host.open_seats.pop(vm_id, None)
-                await asyncio.to_thread(self._host.journal.append_abandoned, key)
+            await self._settle_one("still_unfit", vm_id, partial(settle_resize, self._host))
+        for vm_id in list(self._host.open_seats):
+            await self._settle_one("seat_still_open", vm_id, self._close_seat)
         if self._host.journal.undone_creates():
             for domain in await self._host.hypervisor.domains():
                 await self._undo_late(domain)
         # Those that came back since they were deleted are in the ledger, which follows what is there.
         for vm_id in self._host.journal.deleted(self._host.ledger.held_ids()):
             await self._undo_late(await self._host.hypervisor.domain(vm_id))
+
+    async def _settle_one(self, left: str, vm_id: UUID, settle: Callable[[UUID], Awaitable[object]]) -> None:
+        """What one VM can't have done now, whatever the reason, keeps no other waiting, and is tried again."""
+        async with self._host.lock_of(vm_id):
+            try:
+                await settle(vm_id)
+            except PpecError as error:
+                log.warning(left, vm_id=str(vm_id), code=error.code, why=error.message)
+            except Exception:
+                log.exception(left, vm_id=str(vm_id))
+
+    async def _close_seat(self, vm_id: UUID) -> None:
+        # Looked at again: while this waited for its turn it may have been deleted.
+        if vm_id in self._host.open_seats:
+            await settle_seat(self._host, vm_id)
+            key = self._host.open_seats.pop(vm_id)
+            await asyncio.to_thread(self._host.journal.append_abandoned, key)
 
     async def drain(self, timeout_s: float) -> int:
         """Waits for the work under way; returns how many VMs were left (recovery finishes or undoes those)."""

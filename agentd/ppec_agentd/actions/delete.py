@@ -33,7 +33,8 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
     released = host.ledger.release(vm_id)
     # A VM that is made anew under this id must not get what was still to be settled of this one.
     host.unfit.pop(vm_id, None)
-    host.open_seats.pop(vm_id, None)
+    if (move := host.open_seats.pop(vm_id, None)) is not None:
+        await asyncio.to_thread(host.journal.append_abandoned, move)
     return Outcome(domain is not None or removed or released, None, domain.name if domain else "")
 
 

@@ -36,11 +36,10 @@ _OFF = (VmState.STOPPED, VmState.CRASHED)
 
 
 class SeatsLeftOpenError(PpecError):
-    """A `retune.failed` of which not all could be taken back: `vm_ids` hold both their places until `settle_seat`."""
+    """A `retune.failed` of which not all could be taken back: the ledger has VMs in two places until `settle_seat`."""
 
-    def __init__(self, failed: PpecError, vm_ids: tuple[UUID, ...]) -> None:
+    def __init__(self, failed: PpecError) -> None:
         super().__init__(failed.code, failed.message, hint=failed.hint, subject=failed.subject, details=failed.details)
-        self.vm_ids = vm_ids
 
 
 async def retune_host(host: HostContext, call: RetuneHost, steps: Steps) -> Outcome:
@@ -95,16 +94,13 @@ async def _in_the_journal(host: HostContext, call: RetuneHost, moves: Sequence[R
     intents = [(key, names[vm_id]) for vm_id, key in keys.items()]
     await asyncio.to_thread(host.journal.append_intents, call.operation_id, call.fence, intents)
     work = _Retune(host, steps)
-    open_ids: tuple[UUID, ...] = ()
     try:
         await work.carry_out(moves)
-    except SeatsLeftOpenError as left:
-        open_ids = left.vm_ids
-        host.open_seats.update({vm_id: keys[vm_id] for vm_id in open_ids})
-        raise
     finally:
-        settled = [key for vm_id, key in keys.items() if vm_id not in open_ids]
-        await asyncio.to_thread(_forget, host, settled)
+        # However it ended, be it by a fault of ours or by the agent's own end: who holds two places is to be settled.
+        left_open = {vm_id: key for vm_id, key in keys.items() if _in_two_places(host, vm_id)}
+        host.open_seats.update(left_open)
+        await asyncio.to_thread(_forget, host, [key for vm_id, key in keys.items() if vm_id not in left_open])
 
 
 async def settle_seat(host: HostContext, vm_id: UUID) -> None:
@@ -146,7 +142,7 @@ class _Retune:
                 left = left[len(leg) :]
         except SeatsLeftOpenError:
             raise
-        except PpecError as error:
+        except Exception as error:
             stayed = await self._take_back(done, error)
             raise _failed(error, stayed) from error
 
@@ -191,29 +187,28 @@ class _Retune:
         self._host.ledger.commit(*(move.vm_id for move in leg))
 
     async def _undo(self, leg: Sequence[RetuneMove], begun: list[RetuneMove], error: Exception) -> None:
-        for move in reversed(begun):
-            before = self._before(move.vm_id)
+        for position, move in reversed(list(enumerate(begun))):
             try:
-                await self._move(move.vm_id, move.name, before)
-            except PpecError as again:
-                log.error("retune_not_taken_back", vm=move.name, code=again.code, why=again.message)
+                await self._move(move.vm_id, move.name, self._before(move.vm_id))
+            except Exception as again:
+                _log_not_taken_back(move, again)
                 # Their cores may be where those before them came from: these stay, and so does what they hold.
-                open_ids = tuple(other.vm_id for other in begun[: begun.index(move) + 1])
+                open_ids = {other.vm_id for other in begun[: position + 1]}
                 self._host.ledger.revert(*(m.vm_id for m in leg if m.vm_id not in open_ids))
-                raise SeatsLeftOpenError(_failed(error, [m.name for m in begun]), open_ids) from again
+                raise SeatsLeftOpenError(_failed(error, [m.name for m in begun])) from again
         self._host.ledger.revert(*(move.vm_id for move in leg))
 
-    async def _take_back(self, done: list[RetuneMove], failed: PpecError) -> tuple[str, ...]:
+    async def _take_back(self, done: list[RetuneMove], failed: Exception) -> tuple[str, ...]:
         """Legs that stood already, as far as nobody has taken their places since; the names of VMs that stay moved."""
         for position, move in reversed(list(enumerate(done))):
             try:
                 self._host.ledger.repin([Move(move.vm_id, move.before.pins, (move.before.cell,))])
                 await self._fly([_turned(move)])
-            except PpecError as error:
-                log.error("retune_not_taken_back", vm=move.name, why=str(error))
+            except Exception as error:
+                _log_not_taken_back(move, error)
                 stayed = tuple(other.name for other in done[: position + 1])
                 if isinstance(error, SeatsLeftOpenError):
-                    raise SeatsLeftOpenError(_failed(failed, stayed), error.vm_ids) from error
+                    raise SeatsLeftOpenError(_failed(failed, stayed)) from error
                 return stayed
         return ()
 
@@ -304,6 +299,17 @@ def _same(one: RetuneSeat, other: RetuneSeat) -> bool:
 def _turned(move: RetuneMove) -> RetuneMove:
     """The move back."""
     return move.model_copy(update={"before": move.after, "after": move.before})
+
+
+def _in_two_places(host: HostContext, vm_id: UUID) -> bool:
+    held = host.ledger.holding(vm_id)
+    return held is not None and held.pending
+
+
+def _log_not_taken_back(move: RetuneMove, error: Exception) -> None:
+    # The hypervisor's refusals need no trace; a fault of ours does.
+    trace = None if isinstance(error, PpecError) else error
+    log.error("retune_not_taken_back", vm=move.name, why=str(error), exc_info=trace)
 
 
 def _forget(host: HostContext, keys: Sequence[Key]) -> None:
