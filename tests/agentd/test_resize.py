@@ -208,6 +208,32 @@ def test_a_guest_that_obeys_later_is_believed_later(short_dir: Path, words: Any,
     run_with_agent(words.settings_of(short_dir, lab={"deaf_guests": True}), words, scenario)
 
 
+def test_a_guest_that_lets_go_of_one_after_the_other_is_followed(short_dir: Path, words: Any, vm: Any) -> None:
+    """With three vCPUs it holds what four take: an odd number is none that a VM can be given."""
+
+    async def scenario(agent: Any) -> None:
+        one = vm(vcpus=6, max_vcpus=6)
+        await agent.create(one)
+        assert effects(await resized(agent, one.vm_id, 2, 512)) == (LATER, SAME)
+        for left, holds in ((5, 6), (4, 4), (3, 4)):
+            domain = await seen(agent, one.vm_id)
+            agent.hypervisor.make_by_hand(replace(domain, vcpus=left, pins=domain.pins[:left]))
+            await agent.actions.settle()
+            domain = await seen(agent, one.vm_id)
+            assert (domain.metadata.vcpus, held(agent, one.vm_id)) == (holds, (holds, holds, 512))  # type: ignore[union-attr]
+            assert agent.context.ledger.audit([domain]) == ()
+        # Asked again while there are three.
+        again = await resized(agent, one.vm_id, 2, 512, fence=2)
+        assert (effects(again), again.vm.vcpus) == ((LATER, SAME), 3)  # type: ignore[union-attr]
+        domain = await seen(agent, one.vm_id)
+        agent.hypervisor.make_by_hand(replace(domain, vcpus=2, pins=domain.pins[:2]))
+        await agent.actions.settle()
+        assert held(agent, one.vm_id) == (2, 2, 512)
+        await assert_all_agree(agent)
+
+    run_with_agent(words.settings_of(short_dir, lab={"deaf_guests": True}), words, scenario)
+
+
 def test_a_vm_that_is_off_has_its_new_size_at_once(settings: Any, words: Any, vm: Any) -> None:
     async def scenario(agent: Any) -> None:
         one = vm(vcpus=4)

@@ -296,6 +296,8 @@ async def _fit_metadata(host: HostContext, domain: Domain) -> Domain:
         return domain
     later = domain.next or replace(ours, pending=False)
     vcpus, memory_mib = max(domain.vcpus, later.vcpus), max(domain.memory_mib, later.memory_mib)
+    # A guest lets go of one after the other, and a VM holds an even number: the last of two gives back both.
+    vcpus = min(ours.vcpus, vcpus + vcpus % 2)
     fitting = replace(
         later,
         vcpus=vcpus,
