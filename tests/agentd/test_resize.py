@@ -311,10 +311,13 @@ def test_what_fails_is_taken_back(settings: Any, words: Any, vm: Any, method: st
         one = vm(**GROWS)
         await agent.create(one)
         agent.hypervisor.faults.fail(method, PpecError("hypervisor.failed", "no"), after=after)
-        assert code(await resized(agent, one.vm_id, 4, 768)) == "hypervisor.failed"
+        result = await resized(agent, one.vm_id, 4, 768)
+        assert code(result) == "hypervisor.failed"
         domain = await seen(agent, one.vm_id)
         await assert_all_agree(agent)
         assert (domain.next or domain.metadata).vcpus == 2  # type: ignore[union-attr]
+        assert (result.vm.vcpus, result.vm.memory_mib) == (domain.vcpus, domain.memory_mib)  # type: ignore[union-attr]
+        assert result.observed_at is not None, "it says what is left"
         # A DIMM can't be taken back before the next start; all else can.
         stays = method == "grow_memory" and after
         assert (domain.vcpus, domain.memory_mib) == (2, 768 if stays else 512)
@@ -330,7 +333,8 @@ def test_a_call_that_hangs_is_taken_back_when_it_has_ended(settings: Any, words:
         one = vm(**GROWS)
         await agent.create(one)
         ended = agent.hypervisor.faults.hang("redefine")
-        assert code(await resized(agent, one.vm_id, 4, 768)) == "hypervisor.unavailable"
+        result = await resized(agent, one.vm_id, 4, 768)
+        assert (code(result), result.vm) == ("hypervisor.unavailable", None), "nobody knows yet"
         assert agent.context.ledger.holding(one.vm_id).kept().memory_mib == 768, "it may yet come to that"
         await agent.actions.settle()
         assert one.vm_id in agent.context.unfit

@@ -231,7 +231,10 @@ class Actions:
             outcome = await item.act(steps)
         except PpecError as error:
             log.warning("vm_action_failed", vm=steps.name, vm_id=str(item.vm_id), code=error.code, why=error.message)
-            return _failed(item.vm_id, steps.name, error).model_copy(update={"stage_ms": steps.stage_ms})
+            told: dict[str, object] = {"stage_ms": steps.stage_ms}
+            if steps.left is not None:
+                told |= {"vm": steps.left, "observed_at": self._host.moments.observed()}
+            return _failed(item.vm_id, steps.name, error).model_copy(update=told)
         except Exception:
             log.exception("vm_action_broke", vm=steps.name, vm_id=str(item.vm_id))
             broke = PpecError(

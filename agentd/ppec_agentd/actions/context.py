@@ -88,13 +88,17 @@ class Outcome:
 
 @dataclass
 class Steps:
-    """Tells listeners which stage a VM is in, and keeps the time spent in each. Stages may overlap."""
+    """Tells listeners which stage a VM is in, and keeps the time spent in each. Stages may overlap.
+
+    `left` is what an action that failed left of the VM, if it knows: with it the failure says what the VM is now.
+    """
 
     vm_id: UUID
     name: str
     accepted_s: float = field(default_factory=time.monotonic)
     stage_ms: dict[Stage, int] = field(default_factory=dict)
     listeners: list[Emit] = field(default_factory=list)
+    left: VmInfo | None = None
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:

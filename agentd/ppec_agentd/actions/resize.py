@@ -31,7 +31,7 @@ from ppec_agentd.observed import vm_info
 from ppec_agentd.undo import UndoStack
 from ppec_contract.agent import Effect, Resized, Stage, VmSize
 from ppec_contract.errors import PpecError
-from ppec_contract.vm import CpuPolicy, SmtPolicy, VmState, whole_huge_pages
+from ppec_contract.vm import CpuPolicy, SmtPolicy, VmInfo, VmState, whole_huge_pages
 
 log = structlog.get_logger(__name__)
 _ACTIVE = (VmState.RUNNING, VmState.PAUSED)
@@ -56,7 +56,8 @@ async def resize(host: HostContext, size: VmSize, timeout_s: float, steps: Steps
     """Gives the VM this size, and says what of it waits for the next start.
 
     Raises `vm.not_found`, `vm.wrong_state`, `request.invalid`, `vm.exceeds_socket`, `host.no_capacity`; then nothing
-    has changed. What the hypervisor raises comes after everything was taken back that can be.
+    has changed. What the hypervisor raises comes after everything was taken back that can be; if all was, `steps.left`
+    says to what.
     """
     refuse_lingering(host, size.vm_id)
     domain = await _found(host, size.vm_id, steps)
@@ -75,7 +76,8 @@ async def resize(host: HostContext, size: VmSize, timeout_s: float, steps: Steps
         host.unfit[size.vm_id] = None
         now = await fit(host, size.vm_id)
     except BaseException:
-        await undo.run()
+        if not await undo.run():
+            steps.left = await _left(host, size.vm_id)
         raise
     if now is None:
         raise vm_not_found(size.vm_id)
@@ -309,6 +311,15 @@ async def _fit_metadata(host: HostContext, domain: Domain) -> Domain:
     if fitting != ours:
         await host.hypervisor.annotate(fitting)
     return replace(domain, metadata=fitting, next=later if fitting.pending else None)
+
+
+async def _left(host: HostContext, vm_id: UUID) -> VmInfo | None:
+    try:
+        domain = await host.hypervisor.domain(vm_id)
+    except PpecError:
+        # The next report tells.
+        return None
+    return vm_info(domain) if domain is not None else None
 
 
 # --- telling ----------------------------------------------------------------------------------------------------
