@@ -329,7 +329,11 @@ def _outdated(move: RetuneMove, why: str) -> PpecError:
 
 def _failed(error: Exception, stayed: Sequence[str]) -> PpecError:
     done = f"; these VMs stay where they were moved: {', '.join(stayed)}" if stayed else "; it was taken back"
-    ours = error if isinstance(error, PpecError) else PpecError("internal.error", "an error of the agent's")
+    if isinstance(error, PpecError):
+        ours = error
+    else:
+        log.error("retune_broke", exc_info=error)
+        ours = PpecError("internal.error", "an error of the agent's; its log has the details")
     return PpecError(
         "retune.failed",
         f"the retune broke off: {ours.message}{done}",
