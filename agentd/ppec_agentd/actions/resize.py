@@ -20,7 +20,7 @@ from uuid import UUID
 
 import structlog
 
-from ppec_agentd.actions.context import HostContext, Outcome, Steps, refuse_foreign, vm_not_found
+from ppec_agentd.actions.context import HostContext, Outcome, Steps, as_it_is, refuse_foreign, vm_not_found
 from ppec_agentd.actions.delete import refuse_lingering
 from ppec_agentd.hypervisor import Domain, DomainDefinition, DomainMetadata
 from ppec_agentd.ledger import Ledger
@@ -31,7 +31,7 @@ from ppec_agentd.observed import vm_info
 from ppec_agentd.undo import UndoStack
 from ppec_contract.agent import Effect, Resized, Stage, VmSize
 from ppec_contract.errors import PpecError
-from ppec_contract.vm import CpuPolicy, SmtPolicy, VmInfo, VmState, whole_huge_pages
+from ppec_contract.vm import CpuPolicy, SmtPolicy, VmState, whole_huge_pages
 
 log = structlog.get_logger(__name__)
 _ACTIVE = (VmState.RUNNING, VmState.PAUSED)
@@ -77,7 +77,7 @@ async def resize(host: HostContext, size: VmSize, timeout_s: float, steps: Steps
         now = await fit(host, size.vm_id)
     except BaseException:
         if not await undo.run():
-            steps.left = await _left(host, size.vm_id)
+            steps.left = await as_it_is(host, size.vm_id)
         raise
     if now is None:
         raise vm_not_found(size.vm_id)
@@ -311,15 +311,6 @@ async def _fit_metadata(host: HostContext, domain: Domain) -> Domain:
     if fitting != ours:
         await host.hypervisor.annotate(fitting)
     return replace(domain, metadata=fitting, next=later if fitting.pending else None)
-
-
-async def _left(host: HostContext, vm_id: UUID) -> VmInfo | None:
-    try:
-        domain = await host.hypervisor.domain(vm_id)
-    except PpecError:
-        # The next report tells.
-        return None
-    return vm_info(domain) if domain is not None else None
 
 
 # --- telling ----------------------------------------------------------------------------------------------------

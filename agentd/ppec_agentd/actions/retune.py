@@ -16,18 +16,17 @@ from uuid import UUID
 
 import structlog
 
-from ppec_agentd.actions.context import Emit, HostContext, Outcome, Steps, refuse_foreign
+from ppec_agentd.actions.context import Emit, HostContext, Outcome, Steps, as_it_is, refuse_foreign
 from ppec_agentd.actions.delete import refuse_lingering
 from ppec_agentd.hypervisor import Domain, DomainDefinition, DomainMetadata, Seat
 from ppec_agentd.journal import Key
 from ppec_agentd.ledger import Holding, Move
 from ppec_agentd.numa import NumaPlan
-from ppec_agentd.observed import vm_info
 from ppec_agentd.retune.tenants import seat_of, tenant_of
 from ppec_contract.agent import RetuneHost, Stage, VmResult, VmsReply
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetuneMove, RetuneSeat
-from ppec_contract.vm import VmInfo, VmState
+from ppec_contract.vm import VmState
 
 log = structlog.get_logger(__name__)
 # The journal knows a retune by the VMs it moves and by itself, which has the id of no VM.
@@ -73,19 +72,10 @@ async def results_by_vm(host: HostContext, call: RetuneHost, own: VmResult) -> t
     all of it may have been taken back."""
     results = []
     for vm_id, name in {move.vm_id: move.name for move in call.plan.moves}.items():
-        vm = await _seen(host, vm_id)
+        vm = await as_it_is(host, vm_id)
         shown = {"vm_id": vm_id, "name": name, "vm": vm, "observed_at": host.moments.observed() if vm else None}
         results.append(own.model_copy(update=shown))
     return tuple(results)
-
-
-async def _seen(host: HostContext, vm_id: UUID) -> VmInfo | None:
-    try:
-        domain = await host.hypervisor.domain(vm_id)
-    except PpecError:
-        # The next report tells.
-        return None
-    return vm_info(domain) if domain is not None else None
 
 
 async def _in_the_journal(host: HostContext, call: RetuneHost, moves: Sequence[RetuneMove], steps: Steps) -> None:
