@@ -85,6 +85,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "vm.start_failed": ErrorRow(_I, "The hypervisor could not start the VM"),
     "vm.stop_timeout": ErrorRow(_T, "The guest did not shut down in time"),
     "vm.reboot_timeout": ErrorRow(_T, "The guest did not reboot in time"),
+    "vm.went_off": ErrorRow(_C, "The VM was to reboot, and is off"),
     "vm.create_failed": ErrorRow(_I, "The VM could not be created"),
     "console.busy": ErrorRow(_T, "The console's input is in other hands"),
     "guest.agent_unavailable": ErrorRow(_T, "The agent inside the guest does not answer"),

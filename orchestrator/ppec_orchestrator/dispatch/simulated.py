@@ -27,15 +27,17 @@ from ppec_orchestrator.dispatch.simulated_retune import carried_out, planned
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong with a call for one VM. `whole_host`: the host gives no result at all. `done`: but it did it."""
+    """What goes wrong with a call for one VM. `whole_host`: the host gives no result at all. `done`: but it did it.
+    `told`: the result says what the VM is now."""
 
     problem: Problem
     whole_host: bool = False
     done: bool = False
+    told: bool = False
 
     @classmethod
-    def of(cls, code: str, *, whole_host: bool = False, done: bool = False) -> Fault:
-        return cls(PpecError(code, f"simulated {code}").problem(), whole_host, done)
+    def of(cls, code: str, *, whole_host: bool = False, done: bool = False, told: bool = False) -> Fault:
+        return cls(PpecError(code, f"simulated {code}").problem(), whole_host, done, told)
 
 
 # Of an action, a host and a VM.
@@ -108,6 +110,9 @@ class SimulatedFleet:
                     return [*events, RunEvent(host=host, at_unix_ms=_now_ms(), problem=fault.problem)]
                 else:
                     failed = VmResult(vm_id=vm_id, name=name, changed=False, problem=fault.problem)
+                    if fault.told:
+                        now = self.vms[host].get(vm_id)
+                        failed = failed.model_copy(update={"vm": now, "observed_at": self.moment()})
                     events.append(RunEvent(host=host, at_unix_ms=_now_ms(), result=failed))
             return events
 

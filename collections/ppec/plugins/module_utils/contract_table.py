@@ -61,6 +61,7 @@ ERRORS = {
     "vm.start_failed": ("internal", "The hypervisor could not start the VM", 500),
     "vm.stop_timeout": ("try-again", "The guest did not shut down in time", 503),
     "vm.reboot_timeout": ("try-again", "The guest did not reboot in time", 503),
+    "vm.went_off": ("conflict", "The VM was to reboot, and is off", 409),
     "vm.create_failed": ("internal", "The VM could not be created", 500),
     "console.busy": ("try-again", "The console's input is in other hands", 503),
     "guest.agent_unavailable": ("try-again", "The agent inside the guest does not answer", 503),
