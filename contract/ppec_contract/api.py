@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
-from ppec_contract.agent import PROXY_PORT, Resized, Stage
+from ppec_contract.agent import MAX_FROZEN_S, PROXY_PORT, Resized, Stage
 from ppec_contract.errors import Problem
 from ppec_contract.host import (
     Architecture,
@@ -351,6 +351,8 @@ class VmAction(StrEnum):
     RESET = "reset"
     PAUSE = "pause"
     RESUME = "resume"
+    FREEZE = "freeze"
+    THAW = "thaw"
 
 
 class VmsAction(Model):
@@ -358,12 +360,16 @@ class VmsAction(Model):
 
     `timeout_s` and `force` are of stop and reboot: how long the guests may take to obey, and whether the others then
     have the plug pulled or the reset button pressed.
+
+    `thaw_after_s` is of freeze: so long from when its host has frozen it a guest stays so at most, whatever becomes of
+    the caller.
     """
 
     action: VmAction
     vms: Annotated[tuple[VmRef, ...], Field(min_length=1, max_length=MAX_BATCH)]
     timeout_s: Annotated[float, Field(ge=0, le=600)] = 30.0
     force: StrictBool = False
+    thaw_after_s: Annotated[float, Field(ge=1, le=MAX_FROZEN_S)] = 60.0
 
 
 class VmResize(Model):

@@ -165,6 +165,25 @@ def resume(context: typer.Context, names: Names, wait: Wait = False) -> None:
     _act(context, {"action": "resume", "vms": names}, wait=wait)
 
 
+@app.command("freeze")
+def freeze(
+    context: typer.Context,
+    names: Names,
+    thaw_after_s: Annotated[
+        float, typer.Option("--thaw-after-s", min=1, max=600, help="When their hosts thaw them, whatever happens.")
+    ] = 60.0,
+    wait: Wait = False,
+) -> None:
+    """Have guests flush and freeze their file systems, for a copy of the disks that is whole."""
+    _act(context, {"action": "freeze", "vms": names, "thaw_after_s": thaw_after_s}, wait=wait)
+
+
+@app.command("thaw")
+def thaw(context: typer.Context, names: Names, wait: Wait = False) -> None:
+    """End a freeze."""
+    _act(context, {"action": "thaw", "vms": names}, wait=wait)
+
+
 @app.command("resize")
 def resize(
     context: typer.Context,
