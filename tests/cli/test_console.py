@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import pty
 import signal
 import subprocess
 import sys
@@ -21,9 +21,11 @@ from websockets.sync.server import ServerConnection, serve
 
 from ppec_contract.api import ConsoleEnd, ConsoleNotice
 from ppec_contract.errors import PpecError
+from ppec_lab.terminal import Terminal
 
 SOON_S = 60
 TOKEN = "secret-token-of-the-test"
+COMMAND = [sys.executable, "-m", "ppec_orchestrator.cli.main", "vm", "console", "web"]
 
 
 @dataclass
@@ -76,50 +78,20 @@ def tell(connection: ServerConnection, **notice: Any) -> None:
     connection.send(ConsoleNotice(**notice).model_dump_json(exclude_defaults=True))
 
 
-class Terminal:
-    """A terminal with `ppec vm console` in it."""
-
-    def __init__(self, server: Server, home: Path, *options: str) -> None:
-        self.ours, self.theirs = pty.openpty()
-        self.before = termios.tcgetattr(self.theirs)
-        environment = {"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "xterm"}
-        environment |= {"PPEC_SERVER": server.url, "PPEC_TOKEN": TOKEN}
-        command = [sys.executable, "-m", "ppec_orchestrator.cli.main", "vm", "console", "web", *options]
-        self.process = subprocess.Popen(
-            command, env=environment, stdin=self.theirs, stdout=self.theirs, stderr=subprocess.PIPE
-        )
-        self.seen = b""
-
-    def see(self, last: bytes) -> bytes:
-        while last not in self.seen:
-            self.seen += os.read(self.ours, 4096)
-        return self.seen
-
-    def type(self, data: bytes) -> None:
-        os.write(self.ours, data)
-
-    def end(self) -> tuple[int, str]:
-        """Its exit code and its messages; the terminal is as it was."""
-        _, errors = self.process.communicate(timeout=SOON_S)
-        assert termios.tcgetattr(self.theirs) == self.before
-        return self.process.returncode, errors.decode()
-
-
 @pytest.fixture
 def terminal(server: Server, tmp_path: Path) -> Iterator[Callable[..., Terminal]]:
-    made: list[Terminal] = []
+    """With `ppec vm console` in it."""
+    with contextlib.ExitStack() as stack:
 
-    def start(*options: str) -> Terminal:
-        made.append(Terminal(server, tmp_path, *options))
-        return made[-1]
+        def start(*options: str) -> Terminal:
+            return stack.enter_context(Terminal([*COMMAND, *options], environment(server, tmp_path)))
 
-    yield start
-    for one in made:
-        if one.process.poll() is None:
-            one.process.kill()
-            one.process.communicate()
-        os.close(one.ours)
-        os.close(one.theirs)
+        yield start
+
+
+def environment(server: Server, home: Path) -> dict[str, str]:
+    user = {"PPEC_SERVER": server.url, "PPEC_TOKEN": TOKEN}
+    return {"PATH": os.environ["PATH"], "HOME": str(home), "TERM": "xterm", **user}
 
 
 def test_every_key_goes_to_the_guest_until_the_escape(server: Server, terminal: Callable[..., Terminal]) -> None:
@@ -133,14 +105,14 @@ def test_every_key_goes_to_the_guest_until_the_escape(server: Server, terminal: 
     server.script = script
     console = terminal()
     console.see(b"login\xff: ")
-    assert not termios.tcgetattr(console.theirs)[3] & (termios.ECHO | termios.ICANON | termios.ISIG)
+    assert not console.modes()[3] & (termios.ECHO | termios.ICANON | termios.ISIG)
     # Interrupt, suspend, quit, end of file, flow control, delete.
     keys = b"root\r\x03\x1a\x1c\x04\x13\x11\x7fend"
     console.type(keys)
     console.see(keys)
     console.type(b"\x1d")
     code, told = console.end()
-    assert (code, server.typed) == (0, keys)
+    assert (code, server.typed, console.untouched) == (0, keys, True)
     assert "Ctrl-] leaves" in told
     assert server.left.wait(SOON_S)
     assert server.paths == ["/v1/vms/web/console?read_only=false&follow=true&tail_bytes=16384"]
@@ -158,7 +130,7 @@ def test_a_signal_leaves_the_terminal_as_it_was(
     console = terminal()
     console.see(b"ready")
     console.process.send_signal(number)
-    assert console.end()[0] == 128 + number
+    assert (console.end()[0], console.untouched) == (128 + number, True)
     assert server.left.wait(SOON_S)
 
 
@@ -183,7 +155,7 @@ def test_how_it_ended_is_said_and_the_terminal_is_as_it_was(
     console = terminal()
     console.see(b"bye")
     ended = console.end()
-    assert ended[0] == code, ended
+    assert (ended[0], console.untouched) == (code, True), ended
     assert said in ended[1]
 
 
@@ -195,7 +167,7 @@ def test_read_only_touches_neither_keys_nor_terminal(server: Server, terminal: C
     server.script = script
     console = terminal("--read-only", "--tail-bytes", "5")
     console.see(b"ready")
-    assert termios.tcgetattr(console.theirs) == console.before
+    assert console.untouched
     assert server.paths == ["/v1/vms/web/console?read_only=true&follow=true&tail_bytes=5"]
     console.process.send_signal(signal.SIGINT)
     assert console.end()[0] == 0
@@ -216,8 +188,8 @@ def test_a_pipe_is_typed_whole_and_a_file_gets_the_bytes(server: Server, tmp_pat
         tell(connection, ended=ConsoleEnd.VM_OFF)
 
     server.script = script
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PPEC_SERVER": server.url, "PPEC_TOKEN": TOKEN}
-    command = [sys.executable, "-m", "ppec_orchestrator.cli.main", "vm", "console", "web"]
     typed = b"\x1d is only a key here\nhalt\n"
-    ran = subprocess.run(command, env=environment, input=typed, capture_output=True, timeout=SOON_S, check=False)
+    ran = subprocess.run(
+        COMMAND, env=environment(server, tmp_path), input=typed, capture_output=True, timeout=SOON_S, check=False
+    )
     assert (ran.returncode, ran.stdout, server.typed) == (0, bytes(range(256)), typed), ran.stderr
