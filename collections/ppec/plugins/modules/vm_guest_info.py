@@ -42,8 +42,7 @@ EXAMPLES = r"""
 RETURN = r"""
 guest:
   description:
-    - What the guest says. RV(guest.agent_connected) is false when no agent answers; RV(guest.frozen) is the host's own
-      record.
+    - What the guest says. C(agent_connected) is false when no agent answers; C(frozen) is the host's own record.
   returned: success
   type: dict
   sample:
