@@ -94,10 +94,19 @@ def type_and_watch(cloud: LocalCloud) -> None:
                 assert (code, one.untouched) == (0, True), said
                 assert "the VM is off" in said
 
+    # An orchestrator that ends takes the consoles along, and they say so.
+    with console(cloud, "--read-only") as cut:
+        cut.see(b"hunter2!")
+        cloud.orchestrator.stop()
+        code, said = cut.end()
+        assert (code, cut.untouched) == (7, True), said
+    cloud.orchestrator.start()
+
     told = [json.loads(line) for line in logs(cloud).splitlines() if '"event": "audit"' in line]
     consoles = [(line["caller"], line["action"], line["subject"]) for line in told if "console" in line["action"]]
-    assert sorted(consoles) == [("admin", "close_console", "pet")] * 3 + [("admin", "open_console", "pet")] * 3
+    assert sorted(consoles) == [("admin", "close_console", "pet")] * 4 + [("admin", "open_console", "pet")] * 4
     assert sorted(line["why"] for line in told if line["action"] == "close_console") == [
+        "client_left",
         "client_left",
         "vm_off",
         "vm_off",
