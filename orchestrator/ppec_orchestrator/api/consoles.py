@@ -8,7 +8,7 @@ It is for operators, to read as well: guests write passwords there.
 from __future__ import annotations
 
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Annotated, cast
 
 from fastapi import APIRouter, Query, WebSocket
@@ -101,10 +101,11 @@ class _Console:
         if http_status(error.code) == _FORBIDDEN:
             self._audit("open_console", self._vm, "refused", code=error.code)
         state = self._websocket.application_state
-        if state is WebSocketState.CONNECTING:
-            await self._websocket.send_denial_response(problem_response(error))
-        elif state is WebSocketState.CONNECTED:
-            await self._end(ConsoleNotice(ended=ConsoleEnd.PROBLEM, problem=error.problem()))
+        with suppress(WebSocketDisconnect):
+            if state is WebSocketState.CONNECTING:
+                await self._websocket.send_denial_response(problem_response(error))
+            elif state is WebSocketState.CONNECTED:
+                await self._end(ConsoleNotice(ended=ConsoleEnd.PROBLEM, problem=error.problem()))
 
     async def _relay(self, relay: ConsoleRelay, door: VmDoor, asked: ConsoleOpen) -> None:
         began = time.monotonic()
