@@ -140,6 +140,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "agent.unavailable": ErrorRow(_T, "The host's agent does not answer"),
     "agent.busy": ErrorRow(_T, "The agent has too many requests under way"),
     "agent.recovering": ErrorRow(_T, "The agent is still rebuilding its state"),
+    "orchestrator.busy": ErrorRow(_T, "The orchestrator has too many requests of this kind under way"),
     "orchestrator.unavailable": ErrorRow(_T, "The orchestrator does not answer"),
     "store.unavailable": ErrorRow(_T, "The database does not answer"),
     "disk.full": ErrorRow(_P, "The storage has no room left"),

@@ -47,7 +47,10 @@ def create_vms(
 
 
 @router.post(
-    "/actions", name="act_on_vms", summary="Start, stop, reboot, reset, pause, resume, delete VMs", status_code=202
+    "/actions",
+    name="act_on_vms",
+    summary="Start, stop, reboot, reset, pause, resume, freeze, thaw, delete VMs",
+    status_code=202,
 )
 def act_on_vms(
     operations: Engine,

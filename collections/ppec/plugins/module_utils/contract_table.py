@@ -110,6 +110,7 @@ ERRORS = {
     "agent.unavailable": ("try-again", "The host's agent does not answer", 503),
     "agent.busy": ("try-again", "The agent has too many requests under way", 503),
     "agent.recovering": ("try-again", "The agent is still rebuilding its state", 503),
+    "orchestrator.busy": ("try-again", "The orchestrator has too many requests of this kind under way", 503),
     "orchestrator.unavailable": ("try-again", "The orchestrator does not answer", 503),
     "store.unavailable": ("try-again", "The database does not answer", 503),
     "disk.full": ("no-capacity", "The storage has no room left", 409),
