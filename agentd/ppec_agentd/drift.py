@@ -17,6 +17,7 @@ from ppec_agentd.hypervisor import Domain, DomainMetadata
 from ppec_agentd.ledger import Finding, FindingKind
 from ppec_contract.host import Drift, DriftKind
 from ppec_contract.vm import VcpuPin
+from ppec_contract.words import MAX_DRIFT, short, words
 
 _FROM_AUDIT = {
     FindingKind.PINS_OVERLAP: DriftKind.PINS_OVERLAP,
@@ -39,7 +40,7 @@ class HostLook:
 
 
 def find_drift(look: HostLook) -> tuple[Drift, ...]:
-    """In an order that only depends on what there is."""
+    """In an order that only depends on what there is; no more than a report holds."""
     found = [
         *(drift for domain in look.domains if domain.vm_id not in look.busy for drift in _of_domain(domain, look)),
         *_of_the_absent(look),
@@ -49,14 +50,14 @@ def find_drift(look: HostLook) -> tuple[Drift, ...]:
             if finding.kind in _FROM_AUDIT and finding.vm_id not in look.busy
         ),
     ]
-    return tuple(sorted(found, key=lambda drift: (str(drift.vm_id or ""), drift.kind, drift.name, drift.after)))
+    return tuple(sorted(found, key=lambda drift: drift.order())[:MAX_DRIFT])
 
 
 def _of_domain(domain: Domain, look: HostLook) -> Iterator[Drift]:
     granted = domain.metadata
     if granted is None:
         size = f"{domain.vcpus} vCPUs, {domain.memory_mib} MiB"
-        yield Drift(kind=DriftKind.MADE_BY_HAND, vm_id=domain.vm_id, name=domain.name, after=size)
+        yield _drift(DriftKind.MADE_BY_HAND, domain, "", size)
         return
     if domain.name != granted.name:
         yield _drift(DriftKind.NAME, domain, granted.name, domain.name)
@@ -102,24 +103,25 @@ def _of_the_absent(look: HostLook) -> Iterator[Drift]:
     folders = set(look.folders)
     for vm_id, name in missing.items():
         left = "its disk is there" if str(vm_id) in folders else "its disk is gone"
-        yield Drift(kind=DriftKind.DOMAIN_REMOVED, vm_id=vm_id, name=name, before="defined", after=left)
+        yield _said(DriftKind.DOMAIN_REMOVED, vm_id, name, "defined", left)
     accounted = {str(vm_id) for vm_id in (*there, *missing, *look.busy)}
     for name in sorted(folders - accounted):
-        yield Drift(kind=DriftKind.ORPHANED_DISK, vm_id=_uuid(name), name=name[:255], after=f"{look.vms_dir}/{name}")
+        yield _said(DriftKind.ORPHANED_DISK, _uuid(name), name, "", f"{look.vms_dir}/{name}")
 
 
 def _crowded(finding: Finding) -> Drift:
     others = f" of {', '.join(map(str, finding.others))}" if finding.others else ""
-    return Drift(
-        kind=_FROM_AUDIT[finding.kind],
-        vm_id=finding.vm_id,
-        name=finding.name,
-        after=f"on CPUs {_numbers(finding.found)}{others}",
-    )
+    found = f"on CPUs {_numbers(finding.found)}{others}"
+    return _said(_FROM_AUDIT[finding.kind], finding.vm_id, finding.name, "", found)
 
 
 def _drift(kind: DriftKind, domain: Domain, before: str, after: str) -> Drift:
-    return Drift(kind=kind, vm_id=domain.vm_id, name=domain.name, before=before, after=after)
+    return _said(kind, domain.vm_id, domain.name, before, after)
+
+
+def _said(kind: DriftKind, vm_id: UUID | None, name: str, before: str, after: str) -> Drift:
+    """Names and paths are whatever somebody made them: here they come within the contract's bounds."""
+    return Drift(kind=kind, vm_id=vm_id, name=short(name), before=words(before), after=words(after))
 
 
 def _by_vcpu(pins: Iterable[VcpuPin]) -> dict[int, int]:

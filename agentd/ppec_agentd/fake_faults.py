@@ -29,12 +29,13 @@ class FaultPlan:
 
     delays_s: dict[str, float] = field(default_factory=dict)
     fail_every: dict[str, int] = field(default_factory=dict)
-    _planned: dict[str, list[tuple[int, PpecError, bool]]] = field(default_factory=dict)
+    _planned: dict[str, list[tuple[int, Exception, bool]]] = field(default_factory=dict)
     _hangs: dict[str, dict[int, Hang]] = field(default_factory=dict)
     _calls: dict[str, int] = field(default_factory=dict)
 
-    def fail(self, method: str, error: PpecError, *, nth: int = 1, after: bool = False) -> None:
-        """Have the `nth` call of `method` from now on (1 is the next) raise `error`."""
+    def fail(self, method: str, error: Exception, *, nth: int = 1, after: bool = False) -> None:
+        """Have the `nth` call of `method` from now on (1 is the next) raise `error`; one that is no PpecError is a bug
+        of the agent's."""
         self._planned.setdefault(method, []).append((self.calls(method) + nth, error, after))
 
     def hang(self, method: str, *, nth: int = 1, unseen: bool = False) -> asyncio.Event:

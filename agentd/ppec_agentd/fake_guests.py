@@ -40,6 +40,8 @@ class FakeGuests:
         end()
         if domain.state is not VmState.RUNNING or self._options.deaf_guests:
             return None
+        if vm_id in self.frozen:
+            raise _takes_only_its_thaw(vm_id)
         return self.sayings.get(vm_id, GuestSays(hostname=domain.name))
 
     async def freeze(self, vm_id: UUID) -> None:
@@ -49,7 +51,7 @@ class FakeGuests:
         if self._options.deaf_guests:
             raise nobody_asked(vm_id)
         if vm_id in self.frozen:
-            raise PpecError("guest.agent_failed", f"the agent in vm {vm_id} refused: frozen", subject=f"vm {vm_id}")
+            raise _takes_only_its_thaw(vm_id)
         self.frozen.add(vm_id)
         end()
 
@@ -75,6 +77,10 @@ class FakeGuests:
         if domain.state is VmState.PAUSED:
             raise PpecError("vm.wrong_state", f"can't reach into vm {vm_id}: it is paused", subject=f"vm {vm_id}")
         return domain
+
+
+def _takes_only_its_thaw(vm_id: UUID) -> PpecError:
+    return PpecError("guest.agent_failed", f"the agent in vm {vm_id} refused: frozen", subject=f"vm {vm_id}")
 
 
 def _silent(vm_id: UUID) -> PpecError:

@@ -38,6 +38,9 @@ from ppec_contract.errors import PpecError
 from ppec_contract.host import Architecture
 from ppec_contract.vm import VmState
 
+# After these the guest is another one, with nothing frozen.
+_ENDS = (EventKind.STOPPED, EventKind.CRASHED, EventKind.REBOOTED)
+
 
 @dataclass(frozen=True, slots=True)
 class FakeOptions:
@@ -241,6 +244,9 @@ class FakeHypervisor(FakeResize, FakeGuests):
             effect()
         self._lingering[vm_id] -= not hang.unseen
 
+    def _find(self, vm_id: UUID) -> Domain | None:
+        return self._domains.get(vm_id)
+
     def _must_find(self, vm_id: UUID) -> Domain:
         if vm_id not in self._domains:
             raise vm_not_found(vm_id)
@@ -263,6 +269,8 @@ class FakeHypervisor(FakeResize, FakeGuests):
 
     def _changed(self, kind: EventKind | None, domain: Domain) -> None:
         _save(self._options.state_file, tuple(self._domains.values()))
+        if kind in _ENDS:
+            self.frozen.discard(domain.vm_id)
         if kind is not None:
             self._fanout.send(HypervisorEvent(kind, domain.vm_id, domain.name))
 

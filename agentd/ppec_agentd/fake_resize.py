@@ -23,6 +23,8 @@ class _Records(Protocol):
     @property
     def deaf_guests(self) -> bool: ...
 
+    def _find(self, vm_id: UUID) -> Domain | None: ...
+
     def _must_find(self, vm_id: UUID) -> Domain: ...
 
     def _put(self, domain: Domain, kind: EventKind | None) -> None: ...
@@ -35,9 +37,15 @@ class FakeResize:
 
     async def redefine(self: _Records, definition: DomainDefinition) -> None:
         wanted = definition.metadata
+        found = self._find(wanted.vm_id)
 
         def effect() -> bool:
-            domain = self._must_find(wanted.vm_id)
+            domain = self._find(wanted.vm_id)
+            if domain is None and found is not None:
+                # Found before it was deleted, and defined afterwards: it comes back.
+                domain = replace(found, state=VmState.STOPPED)
+            if domain is None:
+                domain = self._must_find(wanted.vm_id)
             if not domain.managed:
                 raise _wrong_state(wanted.vm_id, "resize", "was not made by PPEC")
             later = replace(domain, next=wanted)

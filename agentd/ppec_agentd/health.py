@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from ppec_agentd.smart import SmartFigures
 from ppec_contract.host import HealthFinding, HealthLevel
+from ppec_contract.words import MAX_CHECKS, short, words
 
 OK, NOTE, WARNING, ERROR = HealthLevel
 _BADNESS = {OK: 0, NOTE: 1, WARNING: 2, ERROR: 3}
@@ -80,11 +82,20 @@ class HealthFigures:
     drives: tuple[DriveFigures, ...]
     clock: ClockFigures
     libvirt: LibvirtFigures
+    smart: SmartFigures = field(default_factory=SmartFigures)
 
 
 def judge(figures: HealthFigures) -> tuple[HealthFinding, ...]:
     """A finding per check, ordered by name: every check says something, so that one which is well again says that."""
-    return tuple(sorted((f for check in CHECKS for f in check(figures)), key=lambda finding: finding.check))
+    found = [finding for check in CHECKS for finding in check(figures)]
+    # More than can be told: the worst of them.
+    told = sorted(found, key=lambda finding: -_BADNESS[finding.level])[:MAX_CHECKS]
+    return tuple(sorted(told, key=lambda finding: finding.check))
+
+
+def _said(check: str, level: HealthLevel, found: str) -> HealthFinding:
+    """Paths, devices' names and libvirt's words are whatever they are: here they come within the contract's bounds."""
+    return HealthFinding(check=short(check), level=level, found=words(found))
 
 
 def _disks(figures: HealthFigures) -> Iterator[HealthFinding]:
@@ -92,7 +103,7 @@ def _disks(figures: HealthFigures) -> Iterator[HealthFinding]:
         percent = 100 * fs.free_mib // max(1, fs.size_mib)
         level = ERROR if fs.free_mib < 256 or percent < 2 else WARNING if fs.free_mib < 2048 or percent < 10 else OK
         found = f"{fs.free_mib} of {fs.size_mib} MiB free ({percent} %)"
-        yield HealthFinding(check=f"disk-space {fs.path}", level=level, found=found)
+        yield _said(check=f"disk-space {fs.path}", level=level, found=found)
 
 
 def _memory(figures: HealthFigures) -> Iterator[HealthFinding]:
@@ -100,28 +111,28 @@ def _memory(figures: HealthFigures) -> Iterator[HealthFinding]:
     percent = 100 * memory.available_mib // max(1, memory.total_mib)
     level = ERROR if percent < 2 else WARNING if percent < 5 else OK
     found = f"{memory.available_mib} of {memory.total_mib} MiB available ({percent} %)"
-    yield HealthFinding(check="memory", level=level, found=found)
+    yield _said(check="memory", level=level, found=found)
     stalled = memory.stalled_percent
     if stalled is None:
-        yield HealthFinding(check="memory-pressure", level=NOTE, found="the kernel doesn't measure it")
+        yield _said(check="memory-pressure", level=NOTE, found="the kernel doesn't measure it")
     else:
         level = ERROR if stalled >= 40 else WARNING if stalled >= 10 else OK
         found = f"all work waited for memory during {stalled:g} % of a minute"
-        yield HealthFinding(check="memory-pressure", level=level, found=found)
+        yield _said(check="memory-pressure", level=level, found=found)
 
 
 def _ecc(figures: HealthFigures) -> Iterator[HealthFinding]:
     ecc = figures.ecc
     if ecc is None:
-        yield HealthFinding(check="ecc", level=NOTE, found="this machine doesn't count errors of its memory")
+        yield _said(check="ecc", level=NOTE, found="this machine doesn't count errors of its memory")
         return
     level = ERROR if ecc.uncorrected else WARNING if ecc.corrected >= MANY_CORRECTED else OK
     found = f"{ecc.corrected} corrected and {ecc.uncorrected} uncorrected errors since boot"
-    yield HealthFinding(check="ecc", level=level, found=found)
+    yield _said(check="ecc", level=level, found=found)
 
 
 def _drives(figures: HealthFigures) -> Iterator[HealthFinding]:
-    """By the kernel's own word. A drive's SMART log needs privileges that the agent doesn't have, and isn't read."""
+    """By the kernel's own word."""
     for drive in figures.drives:
         hot, limit = drive.temperature, drive.critical_temperature
         level, found = OK, drive.state or "there"
@@ -130,7 +141,17 @@ def _drives(figures: HealthFigures) -> Iterator[HealthFinding]:
         elif hot is not None and limit is not None:
             level = WARNING if hot >= limit else OK
             found += f", {hot:g} °C of at most {limit:g} °C"
-        yield HealthFinding(check=f"drive {drive.name}", level=level, found=found)
+        yield _said(check=f"drive {drive.name}", level=level, found=found)
+
+
+def _smart(figures: HealthFigures) -> Iterator[HealthFinding]:
+    """By the drives' own words, as they were last asked for; a host on which they can't be says so once."""
+    if figures.smart.problem:
+        yield _said(check="smart", level=NOTE, found=figures.smart.problem)
+    for drive in figures.smart.drives:
+        level = ERROR if drive.failing else WARNING if drive.troubles else NOTE if drive.unknown else OK
+        found = "; ".join((*drive.failing, *drive.troubles)) or drive.unknown or "says that it is well"
+        yield _said(check=f"smart {drive.name}", level=level, found=found)
 
 
 def _clock(figures: HealthFigures) -> Iterator[HealthFinding]:
@@ -142,7 +163,7 @@ def _clock(figures: HealthFigures) -> Iterator[HealthFinding]:
     else:
         level = WARNING if clock.worst_error_s > LARGEST_CLOCK_ERROR_S else OK
         found = f"at most {clock.worst_error_s:.3f} s off"
-    yield HealthFinding(check="clock", level=level, found=found)
+    yield _said(check="clock", level=level, found=found)
 
 
 def _libvirt(figures: HealthFigures) -> Iterator[HealthFinding]:
@@ -150,7 +171,7 @@ def _libvirt(figures: HealthFigures) -> Iterator[HealthFinding]:
     slow = libvirt.latency_s > SLOW_LIBVIRT_S
     level = ERROR if libvirt.problem else WARNING if slow else OK
     found = libvirt.problem or f"answered in {libvirt.latency_s * 1000:.0f} ms"
-    yield HealthFinding(check="libvirt", level=level, found=found)
+    yield _said(check="libvirt", level=level, found=found)
 
 
 CHECKS: tuple[Callable[[HealthFigures], Iterator[HealthFinding]], ...] = (
@@ -158,6 +179,7 @@ CHECKS: tuple[Callable[[HealthFigures], Iterator[HealthFinding]], ...] = (
     _memory,
     _ecc,
     _drives,
+    _smart,
     _clock,
     _libvirt,
 )

@@ -18,11 +18,15 @@ from ppec_agentd.health import (
 )
 from ppec_agentd.inventory import file_systems
 from ppec_agentd.kernel_clock import read_kernel_clock
+from ppec_agentd.smart_reader import SMART_FILE
+from ppec_agentd.smart_reader import read_figures as read_smart_figures
 
 _MIB = 1024 * 1024
 
 
-def read_figures(folders: tuple[Path, ...], libvirt: LibvirtFigures, root: Path = Path("/")) -> HealthFigures:
+def read_figures(
+    folders: tuple[Path, ...], libvirt: LibvirtFigures, root: Path = Path("/"), smart_file: Path = SMART_FILE
+) -> HealthFigures:
     """Blocking: some dozens of small files."""
     return HealthFigures(
         file_systems=tuple(read_file_systems(folders)),
@@ -31,6 +35,7 @@ def read_figures(folders: tuple[Path, ...], libvirt: LibvirtFigures, root: Path 
         drives=tuple(read_drives(root)),
         clock=read_clock(),
         libvirt=libvirt,
+        smart=read_smart_figures(smart_file),
     )
 
 

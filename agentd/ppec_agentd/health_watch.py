@@ -17,6 +17,7 @@ from ppec_agentd.hypervisor import Hypervisor
 from ppec_agentd.vm_use import read_vm_use
 from ppec_contract.errors import PpecError
 from ppec_contract.host import HealthFinding, HealthLevel, HostUse, Vitals
+from ppec_contract.words import MAX_VMS, short
 
 log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 10.0
@@ -75,8 +76,8 @@ class HealthWatch:
     def _use(self) -> HostUse:
         return HostUse(
             memory_available_mib=read_memory(Path("/")).available_mib,
-            free_mib={fs.path: fs.free_mib for fs in read_file_systems(self._folders)},
-            vms=read_vm_use(self._folders[0]),
+            free_mib={short(fs.path): fs.free_mib for fs in read_file_systems(self._folders)},
+            vms=read_vm_use(self._folders[0])[:MAX_VMS],
         )
 
     async def _probe(self) -> LibvirtFigures:

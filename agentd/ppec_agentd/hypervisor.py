@@ -288,8 +288,8 @@ class Hypervisor(GuestPort, Protocol):
     async def set_vcpus(self, vm_id: UUID, vcpus: int, pins: tuple[VcpuPin, ...], timeout_s: float) -> int:
         """Give the running domain so many vCPUs, as far as it goes, and return how many it has then.
 
-        New ones are pinned as `pins` say before they run. Fewer depends on the guest, which is asked and has
-        `timeout_s`; it may still obey later. More than the domain was started for can't be had. Raises
+        New ones are pinned as `pins` say before they run. Fewer depends on the guest, which is asked for one after the
+        other and has `timeout_s`; it may still obey later. More than the domain was started for can't be had. Raises
         ``vm.not_found``; ``vm.wrong_state`` if it doesn't run.
         """
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppec_contract.host import CpuReport, DriveReport, FileSystemReport, NicReport
+from ppec_contract.words import short
 
 _SECTOR = 512
 _MIB = 1024 * 1024
@@ -55,7 +56,7 @@ class Inventory:
         for folder, figures in file_systems(self._folders):
             size_mib, free_mib = (blocks * figures.f_frsize // _MIB for blocks in (figures.f_blocks, figures.f_bavail))
             said = self._said[folder] = steady(self._said.get(folder), free_mib, size_mib)
-            yield FileSystemReport(path=str(folder), size_mib=size_mib, free_mib=said)
+            yield FileSystemReport(path=short(str(folder)), size_mib=size_mib, free_mib=said)
 
 
 def file_systems(folders: tuple[Path, ...]) -> Iterator[tuple[Path, os.statvfs_result]]:
@@ -106,7 +107,7 @@ def read_drives(root: Path) -> Iterator[DriveReport]:
         if not device.exists():
             continue
         yield DriveReport(
-            name=block.name,
+            name=short(block.name),
             size_mib=_number(block / "size", 0) * _SECTOR // _MIB,
             rotational=_word(block / "queue/rotational") == "1",
             model=_word(device / "model")[:_LONGEST],
@@ -122,11 +123,11 @@ def read_nics(root: Path) -> Iterator[NicReport]:
         speed = _number(nic / "speed", -1)
         master = nic / "master"
         yield NicReport(
-            name=nic.name,
-            mac=_word(nic / "address"),
-            state=_word(nic / "operstate") or "unknown",
+            name=short(nic.name),
+            mac=_word(nic / "address")[:_LONGEST],
+            state=_word(nic / "operstate")[:_LONGEST] or "unknown",
             speed_mbit=speed if speed > 0 else None,
-            master=master.resolve().name if master.exists() else "",
+            master=short(master.resolve().name) if master.exists() else "",
             cell=_cell(nic / "device"),
         )
 

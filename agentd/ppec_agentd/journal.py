@@ -34,6 +34,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
+from uuid import UUID
 
 from ppec_agentd.files import os_errors, sync_directory, write_all
 from ppec_contract.agent import ChangingAction, VmResult
@@ -61,7 +62,7 @@ class Entry:
     told anything, and a repeated request begins anew.
 
     `undo` of a create: "due" while what it made has still to be taken back (its answer is then None); "done" once that
-    was done and no create of the operation has made the VM since; else empty.
+    was done and no create of the operation has made the VM since; else empty. `failed`: the answer tells of a problem.
     """
 
     key: Key
@@ -71,6 +72,7 @@ class Entry:
     ordinal: int
     answer: str | None = None
     undo: Undo = ""
+    failed: bool = False
 
     def result(self) -> VmResult:
         """The recorded answer, marked as replayed."""
@@ -95,15 +97,22 @@ class LastWord:
 
 
 def _stands(entry: Entry) -> bool:
-    """Whether this leaves the VM on the host."""
+    """Whether this leaves the VM on the host; of an entry that says so (`_says`)."""
     if not entry.answer:
         return entry.key.action == "DeleteVms"
-    failed = entry.result().problem is not None
-    return failed == (entry.key.action == "DeleteVms")
+    return entry.failed == (entry.key.action == "DeleteVms")
+
+
+def _says(entry: Entry) -> bool:
+    """Whether this tells if the VM is on the host. A create that was refused before it could make anything does not:
+    the VM may be there from the time before, and that be why."""
+    if entry.key.action not in ("CreateVms", "DeleteVms") or entry.answer is None:
+        return False
+    return entry.key.action == "DeleteVms" or entry.undo == "done" or _stands(entry)
 
 
 def _last_word(entries: list[Entry]) -> LastWord:
-    made = [e for e in entries if e.key.action in ("CreateVms", "DeleteVms") and e.answer is not None]
+    made = [e for e in entries if _says(e)]
     latest = max(entries, key=lambda e: e.ordinal)
     return LastWord(
         name=latest.name,
@@ -208,13 +217,23 @@ class Journal:
 
         A VM that was created and never deleted is not among them, whatever the hypervisor says: its disk is data.
         """
+        return frozenset(vm_id for vm_id, entry in self._last_made().items() if not _stands(entry))
+
+    def deleted(self, vm_ids: Iterable[UUID]) -> frozenset[UUID]:
+        """Those of these VMs whose latest finished create or delete is a delete that succeeded."""
+        made = self._last_made()
+        latest = {vm_id: made[str(vm_id)] for vm_id in vm_ids if str(vm_id) in made}
+        return frozenset(vm_id for vm_id, e in latest.items() if e.key.action == "DeleteVms" and not _stands(e))
+
+    def _last_made(self) -> dict[str, Entry]:
+        """The latest finished create or delete of each VM that tells whether it is there."""
         last: dict[str, Entry] = {}
         with self._lock:
             for key, entry in self._entries.items():
-                if key.action in ("CreateVms", "DeleteVms") and entry.answer is not None:
-                    known = last.get(key.vm_id)
-                    last[key.vm_id] = entry if known is None or entry.ordinal > known.ordinal else known
-        return frozenset(vm_id for vm_id, entry in last.items() if not _stands(entry))
+                known = last.get(key.vm_id)
+                if (known is None or entry.ordinal > known.ordinal) and _says(entry):
+                    last[key.vm_id] = entry
+        return last
 
     def last_words(self) -> dict[str, LastWord]:
         """What was last recorded about each VM, by its id."""
@@ -273,8 +292,10 @@ class Journal:
     def append_answer(self, key: Key, fence: int, result: VmResult, *, undone: bool = False) -> None:
         """Records the answer that is about to be sent; `undone` says that a failed create may have made a domain."""
         with self._lock:
-            entry = self._numbered(key, fence, result.name, self._clock(), result.model_dump_json())
-            self._append([entry if result.problem is None else self._marked(entry, undone)])
+            failed = result.problem is not None
+            answer = self._numbered(key, fence, result.name, self._clock(), result.model_dump_json())
+            entry = replace(answer, failed=failed)
+            self._append([self._marked(entry, undone) if failed else entry])
             if self._size > self._compact_at:
                 # The answer is safe whether this works or not; at worst the file grows on.
                 self._compact_at = 2 * self._size
@@ -353,7 +374,8 @@ class Journal:
             if "action" in record:
                 key = Key(record["operation"], record["action"], record["vm"])
                 entry = self._numbered(key, record["fence"], record["name"], record["at"], record["answer"])
-                self._entries[key] = replace(entry, undo=record.get("undo", ""))
+                failed = bool(entry.answer) and json.loads(entry.answer or "{}").get("problem") is not None
+                self._entries[key] = replace(entry, undo=record.get("undo", ""), failed=failed)
 
     def _rewrite(self) -> None:
         """Compaction: operations at rest for longer than `KEEP_S` are dropped, then the file is replaced whole."""

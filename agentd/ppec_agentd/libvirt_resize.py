@@ -80,10 +80,15 @@ class LibvirtResize:
             return now
 
         before, now = await self._connection.call(what, vm_id, work, _PLUG_TIMEOUT_S)
+        asked = now
         # In calls of their own: a guest that takes its time must not keep a thread that others need.
         while vcpus < now and vcpus < before and loop.time() < end:
             await asyncio.sleep(_LOOK_EVERY_S)
             now = await self._connection.call(what, vm_id, lambda connection: _count(connection, vm_id))
+            if vcpus < now < asked:
+                # libvirt asks for one at a time, and for no other once it has given up waiting for one.
+                _, now = await self._connection.call(what, vm_id, work, _PLUG_TIMEOUT_S)
+                asked = now
         return now if now >= before else await self._connection.call(what, vm_id, fence_in)
 
     async def grow_memory(self, vm_id: UUID, cells_mib: tuple[int, ...]) -> bool:

@@ -6,27 +6,28 @@ from __future__ import annotations
 from ppec_agentd.domain_xml.architecture import rules_for
 from ppec_agentd.domain_xml.sizing import Sizing
 from ppec_agentd.hypervisor import Domain, DomainDefinition
-from ppec_contract.vm import Size, VmInfo, VmState
+from ppec_contract.vm import MOST_SEEN_MIB, MOST_SEEN_VCPUS, Size, VmInfo, VmState
+from ppec_contract.words import MAX_CELLS, MAX_MACS, MAX_PINS, short
 
 
 def vm_info(domain: Domain) -> VmInfo:
-    """What is known of it: for a domain PPEC did not make, what libvirt says and no more."""
+    """What is known of it, within the contract's bounds: for a domain PPEC did not make, what libvirt says."""
     ours = domain.metadata
     return VmInfo(
         vm_id=domain.vm_id,
-        name=domain.name,
+        name=short(domain.name),
         state=domain.state,
         managed=domain.managed,
-        vcpus=domain.vcpus,
-        memory_mib=domain.memory_mib,
-        cells=ours.cells if ours else domain.memory_cells,
-        pins=domain.pins,
+        vcpus=min(domain.vcpus, MOST_SEEN_VCPUS),
+        memory_mib=min(domain.memory_mib, MOST_SEEN_MIB),
+        cells=ours.cells if ours else domain.memory_cells[:MAX_CELLS],
+        pins=domain.pins[:MAX_PINS],
         disk_mib=ours.disk_mib if ours else 0,
         image_sha256=ours.image_sha256 if ours else "",
-        macs=domain.macs,
+        macs=domain.macs[:MAX_MACS],
         operation_id=ours.operation_id if ours else "",
-        max_vcpus=domain.max_vcpus,
-        max_memory_mib=domain.max_memory_mib,
+        max_vcpus=min(domain.max_vcpus, MOST_SEEN_VCPUS),
+        max_memory_mib=min(domain.max_memory_mib, MOST_SEEN_MIB),
         numa=ours.numa if ours else None,
         pending=Size(vcpus=domain.next.vcpus, memory_mib=domain.next.memory_mib) if domain.next else None,
     )

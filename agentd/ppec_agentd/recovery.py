@@ -131,7 +131,7 @@ async def _fit_resized(host: HostContext, domains: Iterable[Domain]) -> None:
 async def _undo_late_domains(host: HostContext) -> tuple[str, ...]:
     undone = []
     for domain in await host.hypervisor.domains():
-        if domain.metadata is None or not came_late(host.journal, domain):
+        if domain.metadata is None or not await came_late(host, domain):
             continue
         try:
             await undo_create(host, domain.vm_id, domain.metadata.operation_id)

@@ -17,6 +17,7 @@ from ppec_agentd.retune.plan import HostState
 from ppec_agentd.retune.tenants import host_state
 from ppec_contract.host import HostReport
 from ppec_contract.version import API_VERSION, Capability
+from ppec_contract.words import MAX_PARTS, MAX_VMS, short
 
 CAPABILITIES = tuple(sorted(capability.value for capability in Capability))
 
@@ -24,28 +25,29 @@ CAPABILITIES = tuple(sorted(capability.value for capability in Capability))
 def host_report(
     host: str, facts: HostFacts, ledger: Ledger, domains: tuple[Domain, ...], parts: MachineParts = NO_PARTS
 ) -> HostReport:
-    """Pure. Lists are ordered, so that an unchanged host gives an unchanged digest. Drift is added by who looks."""
+    """Pure. Lists are ordered, so that an unchanged host gives an unchanged digest, and no longer than a report holds.
+    Drift is added by who looks."""
     totals = ledger.totals()
     return HostReport(
         host=host,
-        boot_id=facts.boot_id,
+        boot_id=short(facts.boot_id),
         agent_version=AGENT_VERSION,
         api_version=API_VERSION,
         capabilities=CAPABILITIES,
         architecture=facts.architecture,
         domain_type=facts.domain_type,
-        libvirt_version=facts.libvirt_version,
-        qemu_version=facts.qemu_version,
-        kernel_version=facts.kernel_version,
+        libvirt_version=short(facts.libvirt_version),
+        qemu_version=short(facts.qemu_version),
+        kernel_version=short(facts.kernel_version),
         cells=ledger.cells(),
         disk_mib=totals.disk_mib,
         disk_free_mib=max(0, totals.disk_free_mib),
-        bridges=tuple(sorted(facts.bridges)),
-        vms=tuple(sorted((vm_info(domain) for domain in domains), key=lambda vm: vm.vm_id)),
+        bridges=tuple(sorted(map(short, facts.bridges))[:MAX_PARTS]),
+        vms=tuple(sorted((vm_info(domain) for domain in domains), key=lambda vm: vm.vm_id)[:MAX_VMS]),
         cpu=parts.cpu,
-        drives=parts.drives,
+        drives=parts.drives[:MAX_PARTS],
         file_systems=parts.file_systems,
-        nics=parts.nics,
+        nics=parts.nics[:MAX_PARTS],
     )
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends the host's report to the orchestrator: whole when it changed or is asked for, else a heartbeat of its digest.
+"""Sends the host's report to the orchestrator: whole at first and when it is asked for, then what changed, and a
+heartbeat of its digest while nothing does.
 
-A change is sent within about a second. While the orchestrator is away the pauses grow, and nothing else of the agent
-notices. All intervals are jittered, so that a fleet that started together doesn't report together.
+A change is sent within about a second; whole to an orchestrator that doesn't say that it takes deltas. While the
+orchestrator is away the pauses grow, and nothing else of the agent notices. All intervals are jittered, so that a fleet
+that started together doesn't report together.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from typing import Protocol
 
 import structlog
 
+from ppec_agentd.moments import Moments
 from ppec_agentd.orchestrator_link import OrchestratorLink
-from ppec_agentd.report import ReportSource
 from ppec_agentd.settings import ReportSettings
 from ppec_contract.errors import PpecError
 from ppec_contract.host import HealthFinding, Heartbeat, HeartbeatReply, HostReport, ReportEnvelope, Vitals
+from ppec_contract.host_delta import ReportDelta, changes_between
 
 log = structlog.get_logger(__name__)
 # Changes come in bursts (define, start, commit): wait this long for the burst to end.
@@ -29,6 +32,15 @@ FIRST_BACKOFF_S = 1.0
 
 # A hypervisor that takes longer to show its domains is not waited for: the orchestrator hears of that, too.
 SNAPSHOT_S = 8.0
+
+
+class PictureSource(Protocol):
+    """What `report.ReportSource` offers: the host as it is now, in the order of the agent's moments."""
+
+    @property
+    def moments(self) -> Moments: ...
+
+    async def snapshot(self) -> tuple[int, HostReport]: ...
 
 
 class HealthSource(Protocol):
@@ -41,9 +53,11 @@ class HealthSource(Protocol):
 
 
 class Sink(Protocol):
-    """Where reports go: `PUT …/report` and `POST …/heartbeat`."""
+    """Where reports go: `PUT` and `PATCH …/report`, `POST …/heartbeat`. The first may get no reply but "taken"."""
 
-    def send_report(self, envelope: ReportEnvelope) -> None: ...
+    def send_report(self, envelope: ReportEnvelope) -> HeartbeatReply | None: ...
+
+    def send_delta(self, delta: ReportDelta) -> HeartbeatReply: ...
 
     def send_heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply: ...
 
@@ -55,13 +69,20 @@ class OrchestratorSink:
         self._path = f"/v1/hosts/{host}"
         self._link = link
 
-    def send_report(self, envelope: ReportEnvelope) -> None:
-        self._link.send_json("PUT", f"{self._path}/report", envelope.model_dump_json().encode())
+    def send_report(self, envelope: ReportEnvelope) -> HeartbeatReply | None:
+        answer = self._link.send_json("PUT", f"{self._path}/report", envelope.model_dump_json().encode())
+        return _reply(answer) if answer else None
+
+    def send_delta(self, delta: ReportDelta) -> HeartbeatReply:
+        return _reply(self._link.send_json("PATCH", f"{self._path}/report", delta.model_dump_json().encode()))
 
     def send_heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        answer = self._link.send_json("POST", f"{self._path}/heartbeat", heartbeat.model_dump_json().encode())
-        # A newer orchestrator may say more: what this agent doesn't know it leaves alone.
-        return HeartbeatReply.model_validate({k: v for k, v in answer.items() if k in HeartbeatReply.model_fields})
+        return _reply(self._link.send_json("POST", f"{self._path}/heartbeat", heartbeat.model_dump_json().encode()))
+
+
+def _reply(answer: dict[str, object]) -> HeartbeatReply:
+    # A newer orchestrator may say more: what this agent doesn't know it leaves alone.
+    return HeartbeatReply.model_validate({k: v for k, v in answer.items() if k in HeartbeatReply.model_fields})
 
 
 class Reporter:
@@ -72,7 +93,7 @@ class Reporter:
 
     def __init__(
         self,
-        source: ReportSource,
+        source: PictureSource,
         sink: Sink,
         settings: ReportSettings,
         health: HealthSource | None = None,
@@ -90,7 +111,10 @@ class Reporter:
         self._touched = True
         self._started_at_unix_ms = source.moments.started_at_unix_ms
         self._sequence = 0
+        # The report that the orchestrator has, as far as its answers say.
+        self._told_report: HostReport | None = None
         self._digest = ""
+        self._takes_deltas = False
         self._snapshot_tick = 0
         self._reported_s = float("-inf")
         self._told_health: tuple[HealthFinding, ...] = ()
@@ -126,7 +150,7 @@ class Reporter:
                 await asyncio.sleep(SETTLE_S)
 
     async def beat(self) -> None:
-        """Sends what is due: a report if anything changed or the last one is old, else a heartbeat."""
+        """Sends what is due: what changed if anything did, else a heartbeat."""
         self._woken.clear()
         due = time.monotonic() - self._reported_s >= self._report_interval_s
         if not self._touched and not due:
@@ -144,7 +168,7 @@ class Reporter:
             self._reported_s = time.monotonic()
             await self._heartbeat()
         else:
-            await self._report(tick, report)
+            await self._change(tick, report)
 
     async def _snapshot(self) -> tuple[int, HostReport] | None:
         """None while the hypervisor doesn't answer; the look is then made up for with the next message."""
@@ -160,6 +184,33 @@ class Reporter:
             log.debug("report_put_off", why=str(error))
             return None
 
+    async def _change(self, snapshot_tick: int, report: HostReport) -> None:
+        """Tells what changed since the last report, or the whole of it where that can't be done."""
+        told = self._told_report
+        changes = changes_between(told, report) if self._takes_deltas and told is not None else None
+        if changes is None:
+            await self._report(snapshot_tick, report)
+            return
+        vitals, digest = await self._due_vitals(), report.digest()
+        delta = ReportDelta(
+            agent_started_at_unix_ms=self._started_at_unix_ms,
+            sequence=self._next_sequence(),
+            before=self._digest,
+            after=digest,
+            changes=changes,
+            snapshot_tick=snapshot_tick,
+            vitals=vitals,
+        )
+        # Until it is answered nobody knows which report the orchestrator has, nor whether it is one of before deltas.
+        self._takes_deltas = False
+        reply = await asyncio.to_thread(self._sink.send_delta, delta)
+        self._told(vitals)
+        self._heed(reply)
+        if reply.send_report:
+            await self._report(snapshot_tick, report)
+        else:
+            self._reported(snapshot_tick, report, digest)
+
     async def _report(self, snapshot_tick: int, report: HostReport) -> None:
         vitals = await self._due_vitals()
         envelope = ReportEnvelope(
@@ -169,9 +220,14 @@ class Reporter:
             snapshot_tick=snapshot_tick,
             vitals=vitals,
         )
-        await asyncio.to_thread(self._sink.send_report, envelope)
+        reply = await asyncio.to_thread(self._sink.send_report, envelope)
         self._told(vitals)
-        self._digest = report.digest()
+        if reply is not None:
+            self._heed(reply)
+        self._reported(snapshot_tick, report, report.digest())
+
+    def _reported(self, snapshot_tick: int, report: HostReport, digest: str) -> None:
+        self._told_report, self._digest = report, digest
         self._snapshot_tick = snapshot_tick
         self._reported_s = time.monotonic()
 
@@ -185,10 +241,14 @@ class Reporter:
         )
         reply = await asyncio.to_thread(self._sink.send_heartbeat, heartbeat)
         self._told(vitals)
-        self._heartbeat_interval_s = min(max(reply.heartbeat_interval_s, 0.5), 3600.0)
-        self._report_interval_s = min(max(reply.report_interval_s, 1.0), 86400.0)
+        self._heed(reply)
         if reply.send_report and (seen := await self._snapshot()) is not None:
             await self._report(*seen)
+
+    def _heed(self, reply: HeartbeatReply) -> None:
+        self._heartbeat_interval_s = min(max(reply.heartbeat_interval_s, 0.5), 3600.0)
+        self._report_interval_s = min(max(reply.report_interval_s, 1.0), 86400.0)
+        self._takes_deltas = reply.takes_deltas
 
     async def _due_vitals(self) -> Vitals | None:
         """When a check changed, and once in each report interval: the use has changed by then."""

@@ -28,6 +28,7 @@ from ppec_agentd.reporter import OrchestratorSink, Reporter
 from ppec_agentd.server import Server, allowed_peers
 from ppec_agentd.service import Service
 from ppec_agentd.settings import DEFAULT_PATH, Settings, load
+from ppec_agentd.smart_reader import SMART_FILE, read_smart
 from ppec_agentd.systemd import notify, take_listening_socket
 from ppec_contract.errors import PpecError
 
@@ -140,21 +141,23 @@ async def _run(settings: Settings) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """`ppec-agentd [--config FILE]`. Exit status 2: the settings are wrong; 1: it could not start.
 
-    `ppec-agentd doctor` only looks at the host: see `doctor.command.run_doctor`.
+    `ppec-agentd doctor` only looks at the host: see `doctor.command.run_doctor`; `read-smart` only asks its drives: see
+    `smart_reader.read_smart`.
     """
     parser = argparse.ArgumentParser(prog="ppec-agentd", description="The host agent of PPEC.")
     parser.add_argument("--config", type=Path, default=DEFAULT_PATH, help="settings file (TOML)")
     parser.add_argument("--check", action="store_true", help="check the settings and leave")
     parser.add_argument("--version", action="version", version=AGENT_VERSION)
-    doctor = parser.add_subparsers(dest="command").add_parser("doctor", help="check whether this host can serve")
+    commands = parser.add_subparsers(dest="command")
+    doctor = commands.add_parser("doctor", help="check whether this host can serve")
     # Suppressed, or its default would win over a --config before the word "doctor".
     doctor.add_argument("--config", type=Path, default=argparse.SUPPRESS, help="settings file (TOML)")
     doctor.add_argument("--output", choices=("text", "json"), default="text")
+    smart = commands.add_parser("read-smart", help="ask the drives for their health, for the agent to read")
+    smart.add_argument("--file", type=Path, default=SMART_FILE, help="where to leave the answers")
     options = parser.parse_args(arguments)
-    if options.command == "doctor":
-        from ppec_agentd.doctor.command import run_doctor
-
-        return run_doctor(options.config, options.output)
+    if options.command is not None:
+        return _look(options)
     try:
         settings = load(options.config)
     except PpecError as error:
@@ -174,6 +177,15 @@ def main(arguments: list[str] | None = None) -> int:
         log.exception("could_not_run", why=str(error))
         return 1
     return 0
+
+
+def _look(options: argparse.Namespace) -> int:
+    if options.command == "read-smart":
+        read_smart(options.file)
+        return 0
+    from ppec_agentd.doctor.command import run_doctor
+
+    return run_doctor(options.config, options.output)
 
 
 if __name__ == "__main__":

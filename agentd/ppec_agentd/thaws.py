@@ -101,8 +101,7 @@ class Thaws:
         self._ends[vm_id] = min(end, self._clock() + MAX_FROZEN_S)
         self._move(vm_id)
         if vm_id not in self._tasks:
-            task = self._tasks[vm_id] = asyncio.create_task(self._thaw_in_time(vm_id), name=f"thaw {vm_id}")
-            task.add_done_callback(lambda _: self._tasks.pop(vm_id, None))
+            self._tasks[vm_id] = asyncio.create_task(self._thaw_in_time(vm_id), name=f"thaw {vm_id}")
 
     def _move(self, vm_id: UUID) -> None:
         if vm_id in self._moved:
@@ -118,11 +117,18 @@ class Thaws:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(moved.wait(), end - now)
                     continue
-                if not await self._thawed(vm_id):
-                    await asyncio.sleep(pause_s)
-                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                if await self._thawed(vm_id):
+                    pause_s = self._again_s
+                    continue
+                # Cut short by a thaw or another freeze meanwhile: the end of that must not wait for this pause.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(moved.wait(), pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
         finally:
+            # With the last look at the end, and not when the loop gets to tell of the task: a freeze that begins in
+            # between would count on this task, and nobody would ever thaw it.
             self._moved.pop(vm_id, None)
+            self._tasks.pop(vm_id, None)
 
     async def _thawed(self, vm_id: UUID) -> bool:
         async with self.turn(vm_id):

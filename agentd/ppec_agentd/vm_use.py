@@ -7,6 +7,7 @@ libvirt is not asked: its statistics queue behind whatever else it does, and the
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
@@ -14,6 +15,7 @@ from uuid import UUID
 from ppec_contract.host import VmUse
 
 _MIB = 1024 * 1024
+_HELD = re.compile(r"^(?:VmRSS|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
 
 
 def read_vm_use(vms_dir: Path, root: Path = Path("/")) -> tuple[VmUse, ...]:
@@ -32,8 +34,9 @@ def read_vm_use(vms_dir: Path, root: Path = Path("/")) -> tuple[VmUse, ...]:
 
 
 def _processes(root: Path) -> Iterator[tuple[UUID, tuple[int, int]]]:
-    """Each QEMU's CPU time in milliseconds and resident memory in MiB (proc(5)), by the uuid on its command line."""
-    tick_ms, page = 1000 / os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    """Each QEMU's CPU time in milliseconds and memory in MiB (proc(5)), by the uuid on its command line. Huge pages
+    are no part of what the kernel calls resident, and are counted beside it."""
+    tick_ms = 1000 / os.sysconf("SC_CLK_TCK")
     for process in (root / "proc").glob("[0-9]*"):
         try:
             # The name is in parentheses and may hold anything but is cut to 15 bytes: "qemu-system-x86".
@@ -44,11 +47,12 @@ def _processes(root: Path) -> Iterator[tuple[UUID, tuple[int, int]]]:
             vm_id = UUID(words[words.index(b"-uuid") + 1].decode())
             fields = rest.split()
             cpu_ms = (int(fields[11]) + int(fields[12])) * tick_ms
-            resident = int((process / "statm").read_text().split()[1]) * page
+            status = (process / "status").read_text(errors="replace")
+            held_kib = sum(map(int, _HELD.findall(status)))
         except (OSError, ValueError, IndexError):
             # It ended meanwhile, or is a QEMU that libvirt didn't start.
             continue
-        yield vm_id, (round(cpu_ms), resident // _MIB)
+        yield vm_id, (round(cpu_ms), held_kib // 1024)
 
 
 def _folders(vms_dir: Path) -> Iterator[tuple[UUID, int]]:

@@ -15,8 +15,9 @@ from uuid import UUID
 
 from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
-from ppec_contract.agent import PROXY_PORT, Resized, Stage
+from ppec_contract.agent import MAX_FROZEN_S, PROXY_PORT, Resized, Stage
 from ppec_contract.errors import Problem
+from ppec_contract.guest import MAX_CONSOLE_TAIL_BYTES
 from ppec_contract.host import (
     Architecture,
     CellReport,
@@ -28,6 +29,7 @@ from ppec_contract.host import (
     HealthLevel,
     HostUse,
     NicReport,
+    VmUse,
 )
 from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, TagValue, UserData, VmName
 from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
@@ -351,6 +353,8 @@ class VmAction(StrEnum):
     RESET = "reset"
     PAUSE = "pause"
     RESUME = "resume"
+    FREEZE = "freeze"
+    THAW = "thaw"
 
 
 class VmsAction(Model):
@@ -358,12 +362,16 @@ class VmsAction(Model):
 
     `timeout_s` and `force` are of stop and reboot: how long the guests may take to obey, and whether the others then
     have the plug pulled or the reset button pressed.
+
+    `thaw_after_s` is of freeze: so long from when its host has frozen it a guest stays so at most, whatever becomes of
+    the caller.
     """
 
     action: VmAction
     vms: Annotated[tuple[VmRef, ...], Field(min_length=1, max_length=MAX_BATCH)]
     timeout_s: Annotated[float, Field(ge=0, le=600)] = 30.0
     force: StrictBool = False
+    thaw_after_s: Annotated[float, Field(ge=1, le=MAX_FROZEN_S)] = 60.0
 
 
 class VmResize(Model):
@@ -388,6 +396,42 @@ class VmResize(Model):
         return self
 
 
+class ConsoleOpen(Model):
+    """The query of `GET /v1/vms/{vm}/console`, a WebSocket. It begins with the console's last `tail_bytes`.
+
+    Binary messages are bytes of the console, both ways; texts are `ConsoleNotice`s and come from the server alone.
+    With `read_only` nothing may be sent. Without `follow` it ends once it has sent what is there.
+    """
+
+    read_only: bool = False
+    follow: bool = True
+    tail_bytes: Annotated[int, Field(ge=0, le=MAX_CONSOLE_TAIL_BYTES)] = 16 * 1024
+
+
+class ConsoleEnd(StrEnum):
+    """Why an open console ended. `complete`: all was sent that was asked for; `idle`: for long nothing was written or
+    typed; `unauthorised`: the caller's token counts no longer; `problem`: the notice has it."""
+
+    VM_OFF = "vm_off"
+    VM_GONE = "vm_gone"
+    COMPLETE = "complete"
+    IDLE = "idle"
+    UNAUTHORISED = "unauthorised"
+    PROBLEM = "problem"
+
+
+class ConsoleNotice(Model):
+    """What a console tells beside its bytes. `state`: the VM's, first of all and when it has changed.
+
+    `skipped_bytes` were lost just here to this reader, which was too slow. `ended` is in the last message.
+    """
+
+    state: VmState | None = None
+    skipped_bytes: int = 0
+    ended: ConsoleEnd | None = None
+    problem: Problem | None = None
+
+
 class VmRecord(StrEnum):
     """What the orchestrator decided of a VM (its record), as against what a host observes.
 
@@ -404,7 +448,7 @@ class VmView(Model):
     """A VM: the record, and what its host last observed (`observed_at`; None means never or unknown).
 
     `held` is the size for which its host keeps room besides: after a resize what the VM still runs with until its next
-    start, during one what it is to get.
+    start, during one what it is to get. `use` is told of one VM alone, as its host last said, if this replica heard it.
     """
 
     vm_id: UUID
@@ -426,6 +470,7 @@ class VmView(Model):
     created_at: datetime
     operation_id: str
     held: Size | None = None
+    use: VmUse | None = None
 
 
 # --- operations ------------------------------------------------------------------------------------------------------

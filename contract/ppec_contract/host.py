@@ -5,16 +5,29 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import Field
 
 from ppec_contract.model import HostName, Model, Sha256, canonical_json
 from ppec_contract.vm import VmInfo
+from ppec_contract.words import (
+    MAX_CELLS,
+    MAX_CHECKS,
+    MAX_DRIFT,
+    MAX_FILE_SYSTEMS,
+    MAX_PARTS,
+    MAX_VMS,
+    ShortText,
+    Words,
+)
 
 Architecture = Literal["x86_64", "aarch64", "ppc64le", "s390x", "riscv64"]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+# Of CPUs and cores: what a column holds.
+SmallCount = Annotated[int, Field(ge=0, le=65535)]
+CellNumber = Annotated[int, Field(ge=0, le=4095)]
 
 
 class HugePagesReport(Model):
@@ -33,25 +46,25 @@ class CellReport(Model):
     many vCPUs of sharing VMs are admitted in the cell.
     """
 
-    cell: Count
-    socket: Count
+    cell: CellNumber
+    socket: SmallCount
     threads_per_core: Annotated[int, Field(ge=1, le=8)]
-    cores: Count
-    cores_reserved: Count
-    cores_free: Count
+    cores: SmallCount
+    cores_reserved: SmallCount
+    cores_free: SmallCount
     memory_mib: Count
     memory_reserved_mib: Count
     memory_free_mib: Count
-    cores_shared: Count = 0
-    shared_vcpus: Count = 0
+    cores_shared: SmallCount = 0
+    shared_vcpus: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     shared_vcpus_free: Count = 0
-    huge_pages: tuple[HugePagesReport, ...] = ()
+    huge_pages: Annotated[tuple[HugePagesReport, ...], Field(max_length=16)] = ()
 
 
 class CpuReport(Model):
     """The CPUs that are online; `threads` are logical ones. `model` is the firmware's word, empty if it says none."""
 
-    model: str = ""
+    model: ShortText = ""
     sockets: Count = 0
     cores: Count = 0
     threads: Count = 0
@@ -60,11 +73,11 @@ class CpuReport(Model):
 class DriveReport(Model):
     """A drive of the machine itself. What a drive doesn't say is empty; `cell` is the NUMA cell it is nearest to."""
 
-    name: str
+    name: ShortText
     size_mib: Count
     rotational: bool
-    model: str = ""
-    serial: str = ""
+    model: ShortText = ""
+    serial: ShortText = ""
     cell: int | None = None
 
 
@@ -75,7 +88,7 @@ class FileSystemReport(Model):
     guests that write don't make a new report of every heartbeat. The exact figure is in `HostUse`.
     """
 
-    path: str
+    path: ShortText
     size_mib: Count
     free_mib: Count
 
@@ -84,11 +97,11 @@ class NicReport(Model):
     """A NIC of the machine, or a bond of them. `speed_mbit` is None while there is no link; `master` is its bridge or
     bond."""
 
-    name: str
-    mac: str
-    state: str
+    name: ShortText
+    mac: ShortText
+    state: ShortText
     speed_mbit: int | None = None
-    master: str = ""
+    master: ShortText = ""
     cell: int | None = None
 
 
@@ -117,9 +130,22 @@ class Drift(Model):
 
     kind: DriftKind
     vm_id: UUID | None = None
-    name: str = ""
-    before: str = ""
-    after: str = ""
+    name: ShortText = ""
+    before: Words = ""
+    after: Words = ""
+
+    def order(self) -> tuple[str, ...]:
+        """By which a report's drift is sorted: the same for the same differences, however they were found."""
+        return (str(self.vm_id or ""), self.kind, self.name, self.after, self.before)
+
+
+Cells = Annotated[tuple[CellReport, ...], Field(max_length=MAX_CELLS)]
+Bridges = Annotated[tuple[ShortText, ...], Field(max_length=MAX_PARTS)]
+Vms = Annotated[tuple[VmInfo, ...], Field(max_length=MAX_VMS)]
+Drives = Annotated[tuple[DriveReport, ...], Field(max_length=MAX_PARTS)]
+FileSystems = Annotated[tuple[FileSystemReport, ...], Field(max_length=MAX_FILE_SYSTEMS)]
+Nics = Annotated[tuple[NicReport, ...], Field(max_length=MAX_PARTS)]
+Drifts = Annotated[tuple[Drift, ...], Field(max_length=MAX_DRIFT)]
 
 
 class HostReport(Model):
@@ -129,30 +155,38 @@ class HostReport(Model):
     """
 
     host: HostName
-    boot_id: str
-    agent_version: str
-    api_version: int
-    capabilities: tuple[str, ...]
+    boot_id: ShortText
+    agent_version: ShortText
+    api_version: Count
+    capabilities: Annotated[tuple[ShortText, ...], Field(max_length=256)]
     architecture: Architecture
     domain_type: Literal["kvm", "qemu", "fake"]
-    libvirt_version: str
-    qemu_version: str
-    kernel_version: str
-    cells: tuple[CellReport, ...]
+    libvirt_version: ShortText
+    qemu_version: ShortText
+    kernel_version: ShortText
+    cells: Cells
     disk_mib: Count
     disk_free_mib: Count
-    bridges: tuple[str, ...]
-    vms: tuple[VmInfo, ...]
+    bridges: Bridges
+    vms: Vms
     cpu: CpuReport | None = None
-    drives: tuple[DriveReport, ...] = ()
-    file_systems: tuple[FileSystemReport, ...] = ()
-    nics: tuple[NicReport, ...] = ()
-    drift: tuple[Drift, ...] = ()
+    drives: Drives = ()
+    file_systems: FileSystems = ()
+    nics: Nics = ()
+    drift: Drifts = ()
 
     def digest(self) -> str:
         """Of what differs from the fields' defaults alone: an agent that doesn't know a field yet, and an orchestrator
         that does, compute the same."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude_defaults=True))).hexdigest()
+
+    def as_spoken(self) -> dict[str, Any]:
+        """Without the fields that whoever made it left out: an older agent doesn't know them all."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def digest_as_spoken(self) -> str:
+        """By the rule of agents from before drift was reported: of every field that they know, with the defaults."""
+        return hashlib.sha256(canonical_json(self.as_spoken())).hexdigest()
 
 
 class HealthLevel(StrEnum):
@@ -167,9 +201,9 @@ class HealthLevel(StrEnum):
 class HealthFinding(Model):
     """What one check of a host's health says. `found` is of the moment when the level last changed."""
 
-    check: str
+    check: ShortText
     level: HealthLevel
-    found: str
+    found: Words
 
 
 class VmUse(Model):
@@ -185,14 +219,14 @@ class HostUse(Model):
     """A look at what is used now; `free_mib` is by the path of `FileSystemReport`."""
 
     memory_available_mib: Count = 0
-    free_mib: dict[str, int] = Field(default_factory=dict)
-    vms: tuple[VmUse, ...] = ()
+    free_mib: Annotated[dict[ShortText, Count], Field(max_length=MAX_FILE_SYSTEMS)] = Field(default_factory=dict)
+    vms: Annotated[tuple[VmUse, ...], Field(max_length=MAX_VMS)] = ()
 
 
 class Vitals(Model):
     """What changes by itself and is therefore no part of the report: `health` is every check, ordered by name."""
 
-    health: tuple[HealthFinding, ...] = ()
+    health: Annotated[tuple[HealthFinding, ...], Field(max_length=MAX_CHECKS)] = ()
     use: HostUse = HostUse()
 
 
@@ -224,11 +258,15 @@ class Heartbeat(Model):
 
 
 class HeartbeatReply(Model):
-    """`send_report` asks for the full report because the orchestrator doesn't hold that digest."""
+    """`send_report` asks for the full report because the orchestrator doesn't hold that digest.
+
+    `takes_deltas` says that it takes a `host_delta.ReportDelta`; one that doesn't say so knows none.
+    """
 
     send_report: bool
     heartbeat_interval_s: float
     report_interval_s: float
+    takes_deltas: bool = False
 
 
 class EnrolRequest(Model):

@@ -37,7 +37,8 @@ def digest(model: BaseModel, *, exclude: set[str] | None = None) -> str:
     return hashlib.sha256(canonical_json(model.model_dump(mode="json", exclude=exclude))).hexdigest()
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """For validators. Raises ValueError for control characters, the newline among them."""
     if any(ord(c) < 0x20 or ord(c) == 0x7F for c in text):
         raise ValueError("control characters are not allowed")
     return text
@@ -54,8 +55,8 @@ BridgeName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,14}$
 MacAddress = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 OperationId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
-TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(_printable)]
-TagValue = Annotated[str, StringConstraints(max_length=256), AfterValidator(_printable)]
+TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(printable)]
+TagValue = Annotated[str, StringConstraints(max_length=256), AfterValidator(printable)]
 Tags = Annotated[dict[TagKey, TagValue], Field(max_length=64)]
 
 MAX_VMS_PER_CALL = 256

@@ -12,6 +12,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ppec_contract.model import BridgeName, MacAddress, Model, ResourceName, Sha256, Tags, UserData, VmName
+from ppec_contract.words import MAX_CELLS, MAX_MACS, MAX_PINS, ShortText
 
 MAX_VCPUS = 512
 MAX_MEMORY_MIB = 16 * 1024 * 1024
@@ -20,6 +21,11 @@ MAX_DISK_MIB = 64 * 1024 * 1024
 Vcpus = Annotated[int, Field(strict=True, ge=2, le=MAX_VCPUS)]
 MemoryMib = Annotated[int, Field(strict=True, ge=64, le=MAX_MEMORY_MIB)]
 DiskMib = Annotated[int, Field(strict=True, ge=1, le=MAX_DISK_MIB)]
+# Of a domain that anybody may have made: no policy, but what a column holds.
+MOST_SEEN_VCPUS = 65535
+MOST_SEEN_MIB = 2**31 - 1
+SeenVcpus = Annotated[int, Field(ge=0, le=MOST_SEEN_VCPUS)]
+SeenMib = Annotated[int, Field(ge=0, le=MOST_SEEN_MIB)]
 CellId = Annotated[int, Field(strict=True, ge=0, le=4095)]
 
 
@@ -226,18 +232,18 @@ class VmInfo(Model):
     """
 
     vm_id: UUID
-    name: str
+    name: ShortText
     state: VmState
     managed: bool
-    vcpus: int
-    memory_mib: int
-    cells: tuple[int, ...] = ()
-    pins: tuple[VcpuPin, ...] = ()
-    disk_mib: int = 0
-    image_sha256: str = ""
-    macs: tuple[str, ...] = ()
-    operation_id: str = ""
-    max_vcpus: int = 0
-    max_memory_mib: int = 0
+    vcpus: SeenVcpus
+    memory_mib: SeenMib
+    cells: Annotated[tuple[int, ...], Field(max_length=MAX_CELLS)] = ()
+    pins: Annotated[tuple[VcpuPin, ...], Field(max_length=MAX_PINS)] = ()
+    disk_mib: SeenMib = 0
+    image_sha256: ShortText = ""
+    macs: Annotated[tuple[ShortText, ...], Field(max_length=MAX_MACS)] = ()
+    operation_id: ShortText = ""
+    max_vcpus: SeenVcpus = 0
+    max_memory_mib: SeenMib = 0
     numa: NumaPolicy | None = None
     pending: Size | None = None

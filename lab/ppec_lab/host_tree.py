@@ -37,7 +37,8 @@ RECIPE = TreeRecipe(
     packages=(
         "ca-certificates", "curl", "dbus", "iproute2", "ipxe-qemu", "iputils-ping", "kmod", "libvirt-clients",
         "libvirt-daemon-driver-qemu", "libvirt-daemon-system", "openssh-server", "openssl", "procps", "python3",
-        "python3-apt", "python3-libvirt", "qemu-system-x86", "qemu-utils", "seabios", "systemd", "systemd-sysv",
+        "python3-apt", "python3-libvirt", "qemu-system-x86", "qemu-utils", "seabios", "smartmontools", "systemd",
+        "systemd-sysv",
     ),
     files={
         "/etc/machine-id": "",

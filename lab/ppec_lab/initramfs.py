@@ -21,7 +21,7 @@ WANTED_MODULES = (
 # Only the applets that init uses get a link; busybox holds the rest as well.
 APPLETS = (
     "acpid", "arping", "awk", "cat", "chmod", "cp", "cut", "dd", "findfs", "hostname", "httpd", "insmod", "ip",
-    "mkdir", "mount", "poweroff", "printf", "sh", "sha256sum", "sleep", "tr", "umount",
+    "mkdir", "mount", "poweroff", "printf", "sh", "sha256sum", "sleep", "tr", "uevent", "umount",
 )  # fmt: skip
 
 

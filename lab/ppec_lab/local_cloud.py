@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A cloud of processes: an orchestrator and fake-hypervisor hosts, each of which may be killed and started again."""
+"""A cloud of processes: an orchestrator and hosts, each of which may be killed and started again."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from ppec_lab.orchestrator_process import OrchestratorProcess, free_port
 
 
 class LocalCloud:
-    """An orchestrator and fake-hypervisor hosts, all processes of this machine; each may be killed."""
+    """An orchestrator and hosts (of fake hypervisors, if not said otherwise), all processes of this machine."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.orchestrator = OrchestratorProcess(directory / "orchestrator", free_port())
         self.hosts: list[LocalHost] = []
 
-    def start(self, hosts: int = 2, prefix: str = "198.51.100.0/24", **settings: Any) -> None:
-        """`prefix` has the VMs' addresses; `settings` go to each agent, by section."""
+    def start(
+        self, hosts: int = 2, prefix: str = "198.51.100.0/24", libvirt_uri: str | None = None, **settings: Any
+    ) -> None:
+        """`prefix` has the VMs' addresses; `settings` go to each agent, by section. With the URI of a private libvirtd
+        its one host makes real domains there."""
         self.orchestrator.start()
         ppec = self.orchestrator.ppec
         ppec("datacentre", "create", "dc", "--region", "lab")
@@ -36,7 +39,7 @@ class LocalCloud:
         empty.write_bytes(bytes(1024 * 1024))
         ppec("image", "import", "empty", str(empty), "--format", "raw")
         for number in range(1, hosts + 1):
-            self._add_host(f"h{number}", settings)
+            self._add_host(f"h{number}", libvirt_uri, settings)
         wait_until(self.all_up, "all hosts report", timeout_s=60, every_s=0.2)
 
     def all_up(self) -> bool:
@@ -77,8 +80,15 @@ class LocalCloud:
             host.remove()
         self.orchestrator.stop()
 
-    def _add_host(self, name: str, settings: dict[str, Any]) -> None:
-        host = LocalHost(name, self.directory / name, self.orchestrator, free_port(), agent_settings=settings)
+    def _add_host(self, name: str, libvirt_uri: str | None, settings: dict[str, Any]) -> None:
+        host = LocalHost(
+            name,
+            self.directory / name,
+            self.orchestrator,
+            free_port(),
+            libvirt_uri=libvirt_uri,
+            agent_settings=settings,
+        )
         add = ("--rack", "r1", "--vrf", "blue", "--address", host.address, "--port", str(host.port))
         self.orchestrator.ppec("host", "add", name, *add)
         host.start()

@@ -10,9 +10,10 @@ import structlog
 
 _log = structlog.get_logger(__name__)
 _LONGEST = 256
+Outcome = Literal["done", "refused", "failed"]
 
 
-def audit(caller: str, action: str, subject: str, outcome: Literal["done", "refused", "failed"], **more: str) -> None:
+def audit(caller: str, action: str, subject: str, outcome: Outcome, **more: str) -> None:
     """`action` is the operation id of the API's document, or the command's name; `subject` what it was about.
 
     `failed` is what broke off by a fault of ours: it may have been done all the same. Every value is cut to 256

@@ -30,11 +30,12 @@ class MessageId:
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """A host's latest message: `digest` is of the report the orchestrator holds, as far as this process knows."""
+    """A host's latest message: `digests` are of the report the orchestrator holds, as far as this process knows, by
+    every rule that agents have had."""
 
     host_id: int
     message: MessageId
-    digest: str | None
+    digests: frozenset[str]
     at: datetime
 
 

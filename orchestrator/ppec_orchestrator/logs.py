@@ -33,5 +33,7 @@ def configure_logs(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     logging.basicConfig(handlers=[handler], level=number, force=True)
+    # What goes over a WebSocket is a tenant's console: its frames are no line of ours, at whatever level.
+    logging.getLogger("uvicorn.error").setLevel(max(number, logging.INFO))
     # Alembic tells of every start that it has nothing to do.
     logging.getLogger("alembic").setLevel(logging.WARNING)

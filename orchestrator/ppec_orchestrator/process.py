@@ -22,6 +22,7 @@ import uvicorn
 from ppec_contract.errors import PpecError
 from ppec_contract.peer_protocol import PeerCertificateProtocol
 from ppec_orchestrator.api.app import create_app
+from ppec_orchestrator.api.consoles import MAX_TYPED_BYTES
 from ppec_orchestrator.api.services import Services, make_services, utc_now
 from ppec_orchestrator.audit import audit
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
@@ -165,7 +166,10 @@ def _config(services: Services) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(services),
         http=PeerCertificateProtocol,
-        ws="none",
+        ws="websockets-sansio",
+        # What is typed: a message may be a paste, and nothing else. Compressing would mix secrets with what is known.
+        ws_max_size=MAX_TYPED_BYTES,
+        ws_per_message_deflate=False,
         lifespan="off",
         # Hosts show a certificate, people a token: the endpoint decides which it needs.
         ssl_certfile=pair.certificate_path,

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes hosts' reports and heartbeats in. An unchanged host costs a row read at most, and no row written."""
+"""Takes hosts' reports, deltas and heartbeats in. An unchanged host costs a row read at most, and no row written."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 from ppec_contract.errors import PpecError
-from ppec_contract.host import Heartbeat, HeartbeatReply, ReportEnvelope, Vitals
+from ppec_contract.host import Heartbeat, HeartbeatReply, HostReport, ReportEnvelope, Vitals
+from ppec_contract.host_delta import ReportDelta
 from ppec_orchestrator.liveness import Heard, LivenessBook, MessageId
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.host_health import apply_health, differs
-from ppec_orchestrator.store.reports import NewReport, StoredReport, apply_report, stored_report
+from ppec_orchestrator.store.reports import NewReport, StoredReport, apply_report, stored_picture, stored_report
 from ppec_orchestrator.vitals_book import VitalsBook
+
+# The report a message brings, given what is stored of it; None asks for the whole report.
+Brought = Callable[[StoredReport, HostReport | None], HostReport | None]
 
 
 class ReportIntake:
@@ -34,41 +39,62 @@ class ReportIntake:
                 hint="A host may report itself only.",
                 subject=f"host {host}",
             )
-        message = MessageId(envelope.agent_started_at_unix_ms, envelope.sequence)
-        digest = envelope.report.digest()
-        while True:
-            stored = self._stored(host)
-            if not self._accepts(host, stored, message, now):
-                return self._reply(send_report=False)
-            if stored.digest == digest and not _is_later(stored, message, envelope.snapshot_tick):
-                break
-            new = NewReport(stored.host_id, message, digest, envelope.report, stored.message, envelope.snapshot_tick)
-            with self._database.write() as conn:
-                if apply_report(conn, new, now=now):
-                    break
-            # Another message of this host came in between: see whether this one is still the newer.
-        self._liveness.note(host, Heard(stored.host_id, message, digest, now))
-        self._take_vitals(host, stored.host_id, envelope.vitals, now)
-        return self._reply(send_report=False)
+        return self._take(host, envelope, lambda stored, picture: envelope.report, now)
+
+    def delta(self, host: str, delta: ReportDelta, *, now: datetime) -> HeartbeatReply:
+        """Stores exactly what the whole report would have; asks for that where the stored one is not the one that the
+        delta was taken off. An older message than the last is dropped."""
+
+        def changed(stored: StoredReport, picture: HostReport | None) -> HostReport | None:
+            return None if _set_back(stored, _id_of(delta)) else _put_to(delta, stored, picture)
+
+        return self._take(host, delta, changed, now)
 
     def heartbeat(self, host: str, beat: Heartbeat, *, now: datetime) -> HeartbeatReply:
         """Asks for the full report when the stored one has another digest, or is of a time before the host's clock was
         set back: its moments would be later than all that is to come."""
-        message = MessageId(beat.agent_started_at_unix_ms, beat.sequence)
+        message = _id_of(beat)
         heard = self._liveness.heard(host)
-        if heard is not None and heard.digest == beat.digest and message > heard.message:
-            self._liveness.note(host, Heard(heard.host_id, message, heard.digest, now))
+        if heard is not None and beat.digest in heard.digests and message > heard.message:
+            self._liveness.note(host, Heard(heard.host_id, message, heard.digests, now))
             self._take_vitals(host, heard.host_id, beat.vitals, now)
             return self._reply(send_report=False)
-        stored = self._stored(host)
+        with self._database.read() as conn:
+            stored = stored_report(conn, host)
+            known = _digests(stored)
+            if beat.digest not in known:
+                picture = stored_picture(conn, stored.host_id)
+                known |= frozenset() if picture is None else {picture.digest_as_spoken()}
         if not self._accepts(host, stored, message, now):
             return self._reply(send_report=False)
-        self._liveness.note(host, Heard(stored.host_id, message, stored.digest, now))
+        self._liveness.note(host, Heard(stored.host_id, message, known, now))
         self._take_vitals(host, stored.host_id, beat.vitals, now)
-        set_back = stored.message is not None and (
-            message.agent_started_at_unix_ms < stored.message.agent_started_at_unix_ms
-        )
-        return self._reply(send_report=stored.digest != beat.digest or set_back)
+        return self._reply(send_report=beat.digest not in known or _set_back(stored, message))
+
+    def _take(self, host: str, said: ReportEnvelope | ReportDelta, brought: Brought, now: datetime) -> HeartbeatReply:
+        message = _id_of(said)
+        while True:
+            with self._database.read() as conn:
+                stored = stored_report(conn, host)
+                picture = stored_picture(conn, stored.host_id) if isinstance(said, ReportDelta) else None
+            if not self._accepts(host, stored, message, now):
+                return self._reply(send_report=False)
+            report = brought(stored, picture)
+            if report is None:
+                known = _digests(stored)
+                break
+            digest = report.digest()
+            known = frozenset({digest, report.digest_as_spoken()})
+            if stored.digest == digest and not _is_later(stored, message, said.snapshot_tick):
+                break
+            new = NewReport(stored.host_id, message, digest, report, stored.message, said.snapshot_tick)
+            with self._database.write() as conn:
+                if apply_report(conn, new, now=now):
+                    break
+            # Another message of this host came in between: see whether this one is still the newer.
+        self._liveness.note(host, Heard(stored.host_id, message, known, now))
+        self._take_vitals(host, stored.host_id, said.vitals, now)
+        return self._reply(send_report=report is None)
 
     def _take_vitals(self, host: str, host_id: int, vitals: Vitals | None, now: datetime) -> None:
         if vitals is None:
@@ -80,10 +106,6 @@ class ReportIntake:
             with self._database.write() as conn:
                 apply_health(conn, host_id, vitals.health, now=now)
         self.vitals.note(host, vitals, now=now)
-
-    def _stored(self, host: str) -> StoredReport:
-        with self._database.read() as conn:
-            return stored_report(conn, host)
 
     def _accepts(self, host: str, stored: StoredReport, message: MessageId, now: datetime) -> bool:
         last, last_at = stored.message, stored.last_seen_at
@@ -97,7 +119,34 @@ class ReportIntake:
             send_report=send_report,
             heartbeat_interval_s=self._settings.heartbeat_interval_s,
             report_interval_s=self._settings.report_interval_s,
+            takes_deltas=True,
         )
+
+
+def _id_of(said: ReportEnvelope | ReportDelta | Heartbeat) -> MessageId:
+    return MessageId(said.agent_started_at_unix_ms, said.sequence)
+
+
+def _set_back(stored: StoredReport, message: MessageId) -> bool:
+    """Whether the message is of an earlier process than the stored report: the host's clock was set back."""
+    last = stored.message
+    return last is not None and message.agent_started_at_unix_ms < last.agent_started_at_unix_ms
+
+
+def _digests(stored: StoredReport) -> frozenset[str]:
+    return frozenset() if stored.digest is None else frozenset({stored.digest})
+
+
+def _put_to(delta: ReportDelta, stored: StoredReport, picture: HostReport | None) -> HostReport | None:
+    """The report that the delta makes of the stored one; None unless both are those that it names."""
+    if picture is None or stored.digest != delta.before:
+        return None
+    try:
+        report = delta.changes.put_to(picture)
+    except ValueError:
+        # More than a report holds.
+        return None
+    return report if report.digest() == delta.after else None
 
 
 def _is_later(stored: StoredReport, message: MessageId, tick: int | None) -> bool:

@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     fork_server: bool = True
     # Started runs that wait for a request: two, and as many as bursts have lacked, of some 40 MiB each.
     most_standing_runs: Annotated[int, between(1, 64)] = 8
+    # Open consoles: how many at once, and how long one may be when nothing is written or typed.
+    max_consoles: Annotated[int, between(1, 1000)] = 64
+    console_idle_s: Annotated[float, between(1, _DAY_S, "s")] = 1800.0
     log_level: str = "info"
 
     @classmethod

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime
+from uuid import UUID
 
-from ppec_contract.host import HostUse, Vitals
+from ppec_contract.host import HostUse, Vitals, VmUse
 
 
 class VitalsBook:
@@ -26,6 +27,11 @@ class VitalsBook:
     def use_of(self, host: str) -> tuple[HostUse, datetime] | None:
         with self._lock:
             return self._uses.get(host)
+
+    def use_of_vm(self, host: str, vm_id: UUID) -> VmUse | None:
+        """What the VM's host said of it, if it did."""
+        known = self.use_of(host)
+        return None if known is None else next((use for use in known[0].vms if use.vm_id == vm_id), None)
 
     def forget(self, host: str) -> None:
         with self._lock:

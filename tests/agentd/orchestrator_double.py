@@ -18,7 +18,8 @@ from .fleet_certificates import FleetCa
 
 
 class Orchestrator:
-    """An HTTPS server that keeps what it is sent and serves `files`. `answers` are what requests get, by method.
+    """An HTTPS server that keeps what it is sent and serves `files`. `answers` are what requests get, by method: deltas
+    none that an agent takes for one, unless a test says that they are taken.
 
     `troubles` befall GETs, one each: a status to answer, or "cut" to hang up in mid-body, "silent" to say nothing more.
     """
@@ -32,6 +33,7 @@ class Orchestrator:
         self.troubles: list[int | Literal["cut", "silent"]] = []
         self.answers: dict[str, tuple[int, Any]] = {
             "PUT": (204, None),
+            "PATCH": (405, None),
             "POST": (200, {"send_report": False, "heartbeat_interval_s": 0.5, "report_interval_s": 60.0}),
         }
         outer = self
@@ -57,6 +59,9 @@ class Orchestrator:
                 self._answer(status, b"" if body is None else json.dumps(body).encode())
 
             def do_POST(self) -> None:
+                self.do_PUT()
+
+            def do_PATCH(self) -> None:
                 self.do_PUT()
 
             def _note(self, body: dict[str, Any]) -> None:

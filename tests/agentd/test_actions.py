@@ -151,6 +151,19 @@ def test_a_domain_made_by_hand_is_never_touched(settings: Any, words: Any, vm: A
     asyncio.run(scenario())
 
 
+def test_a_crashed_vm_is_off_and_no_guest_is_waited_for(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            agent.hypervisor.crash(one.vm_id)
+            async with asyncio.timeout(60):
+                (stopped,) = await agent.run(StopVms(operation_id="op-2", fence=1, vm_ids=(one.vm_id,), timeout_s=600))
+            assert (codes([stopped]), stopped.changed) == ([""], False)
+
+    asyncio.run(scenario())
+
+
 def test_stop_asks_then_waits_then_does_as_told(words: Any, vm: Any, short_dir: Any) -> None:
     async def scenario() -> None:
         async with words.open_agent(words.settings_of(short_dir, lab={"deaf_guests": True})) as agent:

@@ -19,10 +19,9 @@ from ppec_agentd.hypervisor import Disk, Hypervisor
 from ppec_contract.errors import PpecError
 from ppec_contract.guest import MAX_CONSOLE_TAIL_BYTES, ReadConsole, ReadConsoleReply
 from ppec_contract.vm import VmState
+from ppec_lab.counting_guest import counted, counting_disk
 from ppec_lab.hypervisor_hosts import LibvirtHost
 from ppec_lab.private_libvirtd import private_libvirtd
-
-from .counting_guest import counted, counting_disk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.libvirt]
 SOON_S = 120

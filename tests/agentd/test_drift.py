@@ -15,9 +15,11 @@ from structlog.testing import capture_logs
 from ppec_agentd.drift import HostLook, find_drift
 from ppec_agentd.hypervisor import Domain, DomainMetadata, ObservedDisk
 from ppec_agentd.ledger import Finding, FindingKind
+from ppec_agentd.observed import vm_info
 from ppec_agentd.report import ReportSource
 from ppec_contract.host import Drift, DriftKind
-from ppec_contract.vm import VcpuPin, VmState
+from ppec_contract.vm import VcpuPin, VmInfo, VmState
+from ppec_contract.words import MAX_DRIFT
 
 VMS, IMAGES, ID = Path("/s/vms"), Path("/s/images"), UUID(int=7)
 PINS = (VcpuPin(vcpu=0, pcpu=2), VcpuPin(vcpu=1, pcpu=3))
@@ -192,3 +194,19 @@ def test_a_folder_nobody_knows_is_an_orphan_and_stays(settings: Any, words: Any)
             assert orphan.is_dir()
 
     asyncio.run(scenario())
+
+
+def test_drift_of_any_names_and_of_any_amount_can_be_told() -> None:
+    """What somebody made by hand has the name they gave it, and a folder's name may be any bytes."""
+    by_hand = replace(DOMAIN, vm_id=UUID(int=8), metadata=None, name="a\nb\x1b" + "x" * 500)
+    elsewhere = tuple(ObservedDisk(f"/mnt/{'y' * 200}/{number}") for number in range(50))
+    strange = replace(LOOK, domains=(replace(DOMAIN, disks=elsewhere), by_hand), folders=(str(ID), "\udcff\udcfe"))
+    told = find_drift(strange)
+    assert [drift.kind for drift in told] == ["orphaned_disk", "disks", "made_by_hand"]
+    assert [drift.name[:4] for drift in told] == ["??", "web", "a b?"]
+    assert all(Drift.model_validate_json(drift.model_dump_json()) == drift for drift in told)
+    endless = replace(by_hand, vcpus=2**40, memory_mib=2**40, max_memory_mib=2**60, pins=PINS * 5000)
+    seen = vm_info(endless)
+    assert VmInfo.model_validate_json(seen.model_dump_json()) == seen
+    many = replace(LOOK, folders=tuple(f"left-{number:05}" for number in range(2 * MAX_DRIFT)))
+    assert len(find_drift(many)) == MAX_DRIFT

@@ -60,11 +60,83 @@ def test_a_guest_is_frozen_until_it_is_thawed(settings: Any, words: Any, vm: Any
             # Frozen already: the end moves, nothing else.
             (again,) = await agent.run(freeze(one, operation="op-4", thaw_after_s=300))
             assert (codes([again]), again.changed) == ([""], False)
-            assert agent.hypervisor.faults.calls("freeze") == 1
             results = await agent.run(thaw(one, two))
             assert [(r.problem, r.changed) for r in results] == [(None, True), (None, False)]
             assert agent.hypervisor.frozen == set()
             assert records(agent) == []
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_guest_that_began_anew_since_it_was_frozen_is_frozen_again(
+    settings: Any, words: Any, vm: Any, refused: bool
+) -> None:
+    """The host's record alone would have it frozen, and somebody would copy disks that are written to."""
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            await agent.run(freeze(one))
+            await agent.hypervisor.destroy(one.vm_id)
+            await agent.hypervisor.start(one.vm_id)
+            assert agent.hypervisor.frozen == set()
+            if refused:
+                agent.hypervisor.faults.fail("freeze", PpecError("guest.agent_failed", "a hook said no"))
+                (failed,) = await agent.run(freeze(one, operation="op-4"))
+                assert codes([failed]) == ["guest.agent_failed"]
+                assert records(agent) == [str(one.vm_id)], "its end comes all the same"
+                return
+            (again,) = await agent.run(freeze(one, operation="op-4"))
+            assert (codes([again]), again.changed) == ([""], True)
+            assert agent.hypervisor.frozen == {one.vm_id}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("turns", range(1, 12))
+def test_a_freeze_that_begins_as_another_ends_has_an_end_of_its_own(
+    settings: Any, words: Any, vm: Any, turns: int
+) -> None:
+    """Begun so many turns of the event loop after a thaw: in one of them the task that waited for the end of the freeze
+    before has looked for the last time and has not yet been told of as done."""
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            thaws = agent.context.thaws
+            await thaws.thaw_after(one.vm_id, 600)
+            await asyncio.sleep(0)
+            # Another spelling of the VM's id, so that the record is there whenever the one before is removed.
+            begun = agent.context.vms_dir / one.vm_id.hex / RECORD
+            begun.parent.mkdir()
+            begun.write_text(json.dumps({"thaw_at_unix_s": 1.0}))
+            agent.hypervisor.frozen.add(one.vm_id)
+            forgetting = asyncio.create_task(thaws.forget(one.vm_id))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            thaws.resume()
+            await forgetting
+            await until(lambda: not agent.hypervisor.frozen)
+
+    run(scenario)
+
+
+def test_the_end_of_a_freeze_waits_for_no_pause_of_the_one_before(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            agent.context.thaws = Thaws(agent.hypervisor, agent.context.vms_dir, again_s=600)
+            agent.hypervisor.faults.fail("thaw", PpecError("guest.agent_unavailable", "no answer"))
+            await agent.run(freeze(one, thaw_after_s=1))
+            await until(lambda: agent.hypervisor.faults.calls("thaw") == 1)
+            assert codes(await agent.run(thaw(one))) == [""]
+            await agent.run(freeze(one, operation="op-4", thaw_after_s=1))
+            await until(lambda: not agent.hypervisor.frozen)
+            assert agent.hypervisor.faults.calls("thaw") == 3
 
     run(scenario)
 
@@ -221,6 +293,10 @@ def test_a_record_that_cannot_be_read_is_an_end_that_has_come(
     run(scenario)
 
 
+def thawed_in_time(agent: Any) -> list[str]:
+    return [line["vm_id"] for line in agent.log_lines() if line["event"] == "thawed_in_time"]
+
+
 def test_killed_in_the_middle_of_a_freeze_the_guest_is_thawed(agent_process: Callable[..., Any], vm: Any) -> None:
     agent = agent_process(lab={"delays_s": {"freeze": 600}}).start()
     one = vm()
@@ -232,7 +308,9 @@ def test_killed_in_the_middle_of_a_freeze_the_guest_is_thawed(agent_process: Cal
     agent.kill()
     agent.start()
     wait_until(lambda: not record.exists(), "the guest is thawed", timeout_s=SOON_S)
-    assert [line["vm_id"] for line in agent.log_lines() if line["event"] == "thawed_in_time"] == [str(one.vm_id)]
+    # The record goes first.
+    wait_until(lambda: bool(thawed_in_time(agent)), "it says so", timeout_s=SOON_S)
+    assert thawed_in_time(agent) == [str(one.vm_id)]
 
 
 def test_killed_after_a_freeze_its_end_comes_in_time(agent_process: Callable[..., Any], vm: Any) -> None:

@@ -31,6 +31,7 @@ from ppec_agentd.health_watch import HealthWatch
 from ppec_agentd.vm_use import read_vm_use
 from ppec_contract.errors import PpecError
 from ppec_contract.host import HealthFinding, HealthLevel, VmUse
+from ppec_contract.words import MAX_CHECKS
 
 OK, NOTE, WARNING, ERROR = HealthLevel
 WELL = HealthFigures(
@@ -82,6 +83,21 @@ def test_a_host_that_is_well_is_said_to_be() -> None:
 def test_each_trouble_is_one_checks_and_no_others(changes: dict[str, Any], check: str, level: HealthLevel) -> None:
     other = {finding.check: finding.level for finding in judge(replace(WELL, **changes)) if finding.level is not OK}
     assert other == {check: level}
+
+
+def test_what_is_said_is_bounded_and_what_is_too_much_is_the_worst() -> None:
+    told = judge(
+        replace(
+            WELL,
+            libvirt=LibvirtFigures(problem="lost:\n" + "x" * 10_000),
+            drives=tuple(DriveFigures(f"sd{number:04}", "running") for number in range(2 * MAX_CHECKS)),
+            file_systems=(FileSystemFigures("/" + "v" * 1000, 1000, 500),),
+        )
+    )
+    assert len(told) == MAX_CHECKS
+    (libvirt,) = (finding for finding in told if finding.level is ERROR)
+    assert (libvirt.check, libvirt.found[:7]) == ("libvirt", "lost: x")
+    assert all(HealthFinding.model_validate_json(one.model_dump_json()) == one for one in told)
 
 
 def finding(level: HealthLevel, found: str = "") -> tuple[HealthFinding, ...]:
@@ -152,16 +168,18 @@ def test_this_machine_has_figures(tmp_path: Path) -> None:
 
 def test_what_vms_use(tmp_path: Path) -> None:
     first, second = UUID(int=1), UUID(int=2)
-    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    ticks = os.sysconf("SC_CLK_TCK")
     stat = f"77 (qemu-system-x86) S 1 {' '.join(['0'] * 9)} {3 * ticks} {ticks} 0 0"
+    # Ordinary memory, and huge pages beside it.
+    memory = "VmPeak:\t 9 kB\nVmRSS:\t   65536 kB\nRssAnon:\t 8 kB\nHugetlbPages:\t 2097152 kB\n"
     command = f"/usr/bin/qemu-system-x86_64\0-name\0x\0-uuid\0{first}\0"
-    write(tmp_path, {"proc/77/stat": stat, "proc/77/cmdline": command, "proc/77/statm": f"9 {2**26 // page} 1"})
+    write(tmp_path, {"proc/77/stat": stat, "proc/77/cmdline": command, "proc/77/status": memory})
     # A QEMU without a name, and a program that only looks like one.
     write(tmp_path, {"proc/78/stat": stat.replace("77", "78"), "proc/78/cmdline": "qemu-img\0create\0"})
     write(tmp_path, {"proc/79/stat": "79 (bash) S", "proc/79/cmdline": command})
     write(tmp_path, {f"vms/{second}/root.qcow2": "x" * 3 * 2**20, "vms/keep/x": "y"})
     assert read_vm_use(tmp_path / "vms", tmp_path) == (
-        VmUse(vm_id=first, cpu_time_ms=4000, memory_mib=64),
+        VmUse(vm_id=first, cpu_time_ms=4000, memory_mib=2112),
         VmUse(vm_id=second, disk_mib=3),
     )
     assert read_vm_use(tmp_path / "none", tmp_path / "none") == ()

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from ppec_contract.host import HostReport
+from ppec_contract.host_delta import ReportChanges
 from ppec_lab.conditions import wait_until
 from ppec_lab.private_libvirtd import PrivateLibvirtd, private_libvirtd
 
@@ -63,6 +64,14 @@ def create(agent: Any, *vms: Any) -> None:
     request = {"operation_id": f"op-{uuid4()}", "fence": 1, "vms": [vm.model_dump(mode="json") for vm in vms]}
     results = agent.client().call("CreateVms", request)["parameters"]["results"]
     assert [result["problem"] for result in results] == [None] * len(vms)
+
+
+def define_by_hand(daemon: PrivateLibvirtd) -> None:
+    path = daemon.base_dir / "by-hand.xml"
+    path.write_text(
+        "<domain type='qemu'><name>by-hand</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>"
+    )
+    virsh(daemon, "define", str(path))
 
 
 def last_report(server: Any) -> HostReport:
@@ -116,6 +125,52 @@ def test_a_libvirtd_that_hangs_is_reported_while_it_hangs_and_recovers(
     wait_until(lambda: last_report(server).vms[0].state == "paused", "a change after it is reported", timeout_s=SOON_S)
 
 
+def test_a_change_is_told_as_a_delta_to_who_takes_them(
+    reporting: tuple[Any, Any], daemon: PrivateLibvirtd, vm: Any
+) -> None:
+    agent, server = reporting
+    status, reply = server.answers["POST"]
+    server.answers |= {method: (status, reply | {"takes_deltas": True}) for method in ("PUT", "POST", "PATCH")}
+    one = vm(**SMALL)
+    create(agent, one)
+    define_by_hand(daemon)
+
+    def told() -> HostReport:
+        """What the orchestrator would have: the last whole report, and what changed since."""
+        whole = max(at for at, (method, _, _) in enumerate(server.requests) if method == "PUT")
+        report = HostReport.model_validate(server.requests[whole][2]["report"])
+        for method, _, body in server.requests[whole:]:
+            if method == "PATCH":
+                assert body["before"] == report.digest()
+                report = ReportChanges.model_validate(body["changes"]).put_to(report)
+                assert body["after"] == report.digest()
+        return report
+
+    wait_until(lambda: len(told().vms) == 2, "both domains are told", timeout_s=SOON_S)
+    whole, before = len(server.sent("PUT")), len(server.sent("PATCH"))
+    virsh(daemon, "suspend", one.name)
+    states = {one.name: "paused", "by-hand": "stopped"}
+    wait_until(lambda: {v.name: v.state for v in told().vms} == states, "one VM's change is told", timeout_s=SOON_S)
+    changes = [body["changes"] for body in server.sent("PATCH")[before:]]
+    assert {changed["vm_id"] for change in changes for changed in change["vms"]} == {str(one.vm_id)}
+    assert len(server.sent("PUT")) == whole
+    assert told() == HostReport.model_validate(agent.client().call("GetReport")["parameters"]["report"])
+
+
+def test_the_use_of_real_vms_is_told(reporting: tuple[Any, Any], vm: Any) -> None:
+    agent, server = reporting
+    server.answers["POST"][1]["report_interval_s"] = 1.0
+    one = vm(**SMALL)
+    create(agent, one)
+
+    def use() -> dict[str, Any]:
+        told = [body["vitals"]["use"]["vms"] for _, _, body in list(server.requests) if body.get("vitals")]
+        return next((vm for vms in reversed(told) for vm in vms if vm["vm_id"] == str(one.vm_id)), {})
+
+    wait_until(lambda: use().get("cpu_time_ms", 0) > 0, "CPU time was used and told", timeout_s=SOON_S)
+    assert 0 < use()["memory_mib"] < 4096
+
+
 def test_what_is_changed_by_hand_is_reported_by_its_event(
     reporting: tuple[Any, Any], daemon: PrivateLibvirtd, vm: Any
 ) -> None:
@@ -131,10 +186,7 @@ def test_what_is_changed_by_hand_is_reported_by_its_event(
     virsh(daemon, "vcpupin", one.name, "0", str(pins[0]), "--live")
     wait_until(lambda: drift(server) == [], "pins put right", timeout_s=SOON_S)
 
-    foreign = "<domain type='qemu'><name>by-hand</name><memory unit='MiB'>32</memory><os><type>hvm</type></os></domain>"
-    path = daemon.base_dir / "by-hand.xml"
-    path.write_text(foreign)
-    virsh(daemon, "define", str(path))
+    define_by_hand(daemon)
     wait_until(lambda: drift(server) == [("made_by_hand", "", "1 vCPUs, 32 MiB")], "made by hand", timeout_s=SOON_S)
     virsh(daemon, "undefine", "by-hand")
     wait_until(lambda: drift(server) == [], "gone again", timeout_s=SOON_S)

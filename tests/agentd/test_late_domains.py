@@ -15,12 +15,12 @@ import pytest
 from ppec_agentd.actions.batch import Actions
 from ppec_agentd.assembly import make_context, prepare_state
 from ppec_agentd.housekeeping import Housekeeping
-from ppec_agentd.hypervisor import Domain, DomainMetadata
+from ppec_agentd.hypervisor import Domain, DomainMetadata, EventKind, HypervisorEvent
 from ppec_agentd.libvirt_hypervisor import LibvirtHypervisor, LibvirtOptions
 from ppec_agentd.recovery import recover
 from ppec_agentd.report import ReportSource
 from ppec_agentd.topology import declare_topology
-from ppec_contract.agent import CreateVms, Stage, StopVms, VmsReply
+from ppec_contract.agent import CreateVms, ResizeVms, Stage, StopVms, VmSize, VmsReply
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState
 from ppec_lab.conditions import wait_until
@@ -113,6 +113,122 @@ def test_a_domain_that_comes_after_its_undo_is_taken_back(settings: Any, words: 
             assert (await agent.left_behind())["held"] == [one.name]
             await housekeeping.once()
             assert await agent.left_behind() == words.nothing
+
+    asyncio.run(scenario())
+
+
+def resize(one: Any, fence: int = 1) -> ResizeVms:
+    size = VmSize(vm_id=one.vm_id, vcpus=one.vcpus, memory_mib=one.memory_mib * 2)
+    return ResizeVms(operation_id="resize-1", fence=fence, sizes=(size,), timeout_s=0)
+
+
+def test_a_delete_ends_only_when_no_call_can_bring_the_vm_back(settings: Any, words: Any, vm: Any) -> None:
+    """A resize's new definition hangs: finished after the delete, it would define the VM anew."""
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            released = agent.hypervisor.faults.hang("redefine")
+            assert codes(await agent.run(resize(one))) == ["hypervisor.unavailable"]
+            (early,) = await agent.delete(one.vm_id, operation="op-2")
+            assert codes([early]) == ["hypervisor.unavailable"]
+            left = await agent.left_behind()
+            assert (left["domains"], left["held"], left["folders"]) == ([], [one.name], [str(one.vm_id)])
+            released.set()
+            await agent.hypervisor.wait_until_none_lingers()
+            assert (await agent.left_behind())["domains"] == [one.name], "the call took effect late"
+            (deleted,) = await agent.delete(one.vm_id, operation="op-2")
+            assert (codes([deleted]), deleted.changed, deleted.replayed) == ([""], True, False)
+            assert await agent.left_behind() == words.nothing
+            await agent.actions.settle()
+            assert await agent.left_behind() == words.nothing
+
+    asyncio.run(scenario())
+
+
+def test_what_hangs_on_the_guest_ends_with_it_and_keeps_no_delete(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            await agent.create(one)
+            released = agent.hypervisor.faults.hang("redefine")
+            assert codes(await agent.run(resize(one))) == ["hypervisor.unavailable"]
+            agent.hypervisor.on_event(lambda event: released.set() if event.kind is EventKind.STOPPED else None)
+            assert codes(await agent.delete(one.vm_id, operation="op-2")) == [""]
+            assert await agent.left_behind() == words.nothing
+
+    asyncio.run(scenario())
+
+
+async def _deleted_and_back(agent: Any, words: Any, one: Any) -> None:
+    """A VM whose deletion ended while libvirt still had a call about it over which the connection was lost."""
+    await agent.create(one)
+    released = agent.hypervisor.faults.hang("redefine", unseen=True)
+    assert codes(await agent.run(resize(one))) == ["hypervisor.unavailable"]
+    assert codes(await agent.delete(one.vm_id, operation="op-2")) == [""]
+    assert await agent.left_behind() == words.nothing
+    released.set()
+    await agent.hypervisor.wait_until_none_lingers()
+    assert (await agent.left_behind())["domains"] == [one.name]
+
+
+@pytest.mark.parametrize("then", ["housekeeping", "restart", "create"])
+def test_a_domain_that_comes_back_after_its_delete_is_taken_back(settings: Any, words: Any, vm: Any, then: str) -> None:
+    async def scenario() -> None:
+        one = vm()
+        async with words.open_agent(settings) as agent:
+            await _deleted_and_back(agent, words, one)
+            if then == "housekeeping":
+                housekeeping = Housekeeping(agent.actions, ReportSource("h1", agent.context))
+                housekeeping.heard(HypervisorEvent(EventKind.DEFINED, one.vm_id, one.name))
+                for _ in range(2):
+                    await housekeeping.once()
+                assert await agent.left_behind() == words.nothing
+            if then == "create":
+                assert codes(await agent.create(one, operation="op-3")) == [""]
+                await agent.actions.settle()
+                assert (await agent.left_behind())["domains"] == [one.name]
+        if then == "restart":
+            async with words.open_agent(settings) as agent:
+                assert (await recover(agent.context)).late == (str(one.vm_id),)
+                assert await agent.left_behind() == words.nothing
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("brought", ["running", "with-its-folder"])
+def test_a_deleted_vm_that_somebody_brought_back_is_left_alone(
+    settings: Any, words: Any, vm: Any, brought: str
+) -> None:
+    async def scenario() -> None:
+        one = vm()
+        async with words.open_agent(settings) as agent:
+            await _deleted_and_back(agent, words, one)
+            if brought == "running":
+                await agent.hypervisor.start(one.vm_id)
+            else:
+                agent.context.folder(one.vm_id).make()
+            await ReportSource("h1", agent.context).build()
+            await agent.actions.settle()
+            assert (await agent.left_behind())["domains"] == [one.name]
+        async with words.open_agent(settings) as agent:
+            assert (await recover(agent.context)).late == ()
+            assert (await agent.left_behind())["domains"] == [one.name]
+
+    asyncio.run(scenario())
+
+
+def test_a_late_domain_of_another_operation_does_not_mislead_a_create(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm()
+            released = await _create_cut_off(agent, one)
+            released.set()
+            await agent.hypervisor.wait_until_none_lingers()
+            (made,) = await agent.create(one, operation="op-2")
+            assert (codes([made]), made.changed) == ([""], True)
+            assert (await agent.hypervisor.domain(one.vm_id)).metadata.operation_id == "op-2"
 
     asyncio.run(scenario())
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from ppec_contract.agent import PauseVms, RebootVms, ResetVms, ResumeVms, Stage,
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState
 
+SOON_S = 60
 SWITCHES = [RebootVms, ResetVms, PauseVms, ResumeVms]
 METHOD = {RebootVms: "reboot", ResetVms: "reset", PauseVms: "pause", ResumeVms: "resume"}
 
@@ -101,6 +102,56 @@ def test_a_guest_that_ignores_a_reboot_is_reset_only_by_force(words: Any, vm: An
             assert (codes([forced]), forced.changed) == ([""], True)
             assert set(forced.stage_ms) == {Stage.REBOOT, Stage.RESET}
             assert heard == [one.vm_id]
+
+    asyncio.run(scenario())
+
+
+async def _while_it_is_to_reboot(agent: Any, one: Any, act: Callable[[], Awaitable[object]], force: bool) -> Any:
+    """The reboot's result; it would be waited for ten minutes."""
+    asked = asyncio.create_task(agent.run(call(RebootVms, one, timeout_s=600, force=force)))
+    async with asyncio.timeout(SOON_S):
+        while not agent.hypervisor.faults.calls("reboot"):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0.01)
+        await act()
+        (result,) = await asked
+    assert agent.hypervisor.faults.calls("reset") == 0, "there is nothing to reset"
+    return result
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("state", [VmState.STOPPED, VmState.CRASHED])
+def test_a_guest_that_goes_off_instead_is_told_as_that_and_at_once(
+    words: Any, vm: Any, short_dir: Any, state: VmState, force: bool
+) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(words.settings_of(short_dir, lab={"deaf_guests": True})) as agent:
+            one = vm()
+            await agent.create(one)
+
+            async def goes_off() -> None:
+                if state is VmState.CRASHED:
+                    agent.hypervisor.crash(one.vm_id)
+                await agent.hypervisor.destroy(one.vm_id)
+
+            result = await _while_it_is_to_reboot(agent, one, goes_off, force)
+            assert (codes([result]), result.problem.details) == (["vm.went_off"], {"state": state})
+            assert state.value in result.problem.detail
+            assert not result.problem.error().retryable
+
+    asyncio.run(scenario())
+
+
+def test_a_guest_that_vanishes_instead_is_not_found(words: Any, vm: Any, short_dir: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(words.settings_of(short_dir, lab={"deaf_guests": True})) as agent:
+            one = vm()
+            await agent.create(one)
+
+            async def goes() -> None:
+                await agent.hypervisor.destroy(one.vm_id)
+                await agent.hypervisor.undefine(one.vm_id)
+
+            assert codes([await _while_it_is_to_reboot(agent, one, goes, False)]) == ["vm.not_found"]
 
     asyncio.run(scenario())
 

@@ -14,6 +14,7 @@ import pytest
 
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.recovery import recover
+from ppec_contract.agent import StopVms
 from ppec_contract.vm import VmState
 from ppec_lab.conditions import wait_until
 
@@ -138,6 +139,27 @@ def test_domains_made_by_hand_and_unknown_folders_are_left_alone(settings: Any, 
             assert left["domains"] == left["held"] == ["hand"]
             assert left["memory_mib"] == 1000
             assert unknown.is_dir()
+
+    asyncio.run(scenario())
+
+
+def test_a_create_that_was_refused_takes_no_disk_away(settings: Any, words: Any, vm: Any) -> None:
+    """A VM stands, its create is asked for again and refused for that, and its domain is undefined by hand: its disk is
+    all there is of it."""
+
+    async def scenario() -> None:
+        one = vm()
+        async with words.open_agent(settings) as agent:
+            assert [r.problem for r in await agent.create(one)] == [None]
+            stop = StopVms(operation_id="op-1", fence=1, vm_ids=(one.vm_id,), timeout_s=0, force=True)
+            await agent.run(stop)
+            (again,) = await agent.create(one, fence=2)
+            assert again.problem.code == "vm.exists"
+            assert agent.context.journal.gone_ids() == frozenset()
+            await agent.hypervisor.undefine(one.vm_id)
+        async with words.open_agent(settings) as agent:
+            assert (await recover(agent.context)).folders_removed == ()
+            assert (await agent.left_behind())["folders"] == [str(one.vm_id)]
 
     asyncio.run(scenario())
 

@@ -14,6 +14,7 @@ from ppec_agentd.reporter import Reporter
 from ppec_agentd.settings import ReportSettings
 from ppec_contract.errors import PpecError
 from ppec_contract.host import Heartbeat, HeartbeatReply, HostReport, ReportEnvelope
+from ppec_contract.host_delta import ReportDelta
 from ppec_lab.conditions import wait_until
 
 # Long enough for a loaded machine; reached only when a test fails.
@@ -21,23 +22,35 @@ SOON_S = 60
 
 
 class Sink:
-    """Keeps what it is sent; `wants_report` asks for the report in answer to the next heartbeat."""
+    """Keeps what it is sent; `wants_report` asks for the report in answer to the next heartbeat or delta.
+    One that is `modern` takes deltas and says so; another refuses them."""
 
-    def __init__(self) -> None:
-        self.sent: list[ReportEnvelope | Heartbeat] = []
+    def __init__(self, *, modern: bool = False) -> None:
+        self.sent: list[ReportEnvelope | ReportDelta | Heartbeat] = []
         self.wants_report = False
+        self.modern = modern
         self.away = False
         self.tries = 0
 
     def send_report(self, envelope: ReportEnvelope) -> None:
         self._take(envelope)
 
-    def send_heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
-        self._take(heartbeat)
-        wants, self.wants_report = self.wants_report, False
-        return HeartbeatReply(send_report=wants, heartbeat_interval_s=10.0, report_interval_s=60.0)
+    def send_delta(self, delta: ReportDelta) -> HeartbeatReply:
+        if not self.modern:
+            raise PpecError("internal.error", "answered 405")
+        return self._reply(delta)
 
-    def _take(self, message: ReportEnvelope | Heartbeat) -> None:
+    def send_heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
+        return self._reply(heartbeat)
+
+    def _reply(self, message: ReportDelta | Heartbeat) -> HeartbeatReply:
+        self._take(message)
+        wants, self.wants_report = self.wants_report, False
+        return HeartbeatReply(
+            send_report=wants, heartbeat_interval_s=10.0, report_interval_s=60.0, takes_deltas=self.modern
+        )
+
+    def _take(self, message: ReportEnvelope | ReportDelta | Heartbeat) -> None:
         self.tries += 1
         if self.away:
             raise PpecError("host.unreachable", "nobody there")
@@ -77,6 +90,67 @@ def test_a_change_is_reported_whole_and_the_rest_are_heartbeats(settings: Any, w
             assert beat.digest == changed.report.digest() == asked.report.digest()
             assert [message.sequence for message in sink.sent] == [1, 2, 3, 4, 5, 6]
             assert [v.state for v in changed.report.vms] == ["running"]
+
+    asyncio.run(scenario())
+
+
+def test_what_changed_is_told_to_who_takes_deltas(settings: Any, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            sink = Sink(modern=True)
+            reporter = Reporter(ReportSource("h1", agent.context), sink, ReportSettings())
+
+            async def create_and_beat() -> HostReport:
+                await agent.create(vm())
+                reporter.touch()
+                await reporter.beat()
+                return await ReportSource("h1", agent.context).build()
+
+            # Who takes deltas is known from the first answer that says so.
+            await reporter.beat()
+            await reporter.beat()
+            first = sink.sent[0]
+            assert isinstance(first, ReportEnvelope)
+            seen = await create_and_beat()
+            sink.wants_report = True
+            await create_and_beat()
+            # Before the next one an older orchestrator is put in its place: it refuses, and is told the whole.
+            sink.modern = False
+            with pytest.raises(PpecError):
+                await create_and_beat()
+            reporter.touch()
+            await reporter.beat()
+            await create_and_beat()
+            assert sink.kinds() == [
+                *("ReportEnvelope", "Heartbeat", "ReportDelta"),
+                *("ReportDelta", "ReportEnvelope"),
+                *("ReportEnvelope", "ReportEnvelope"),
+            ]
+            told = sink.sent[2]
+            assert isinstance(told, ReportDelta)
+            assert (told.before, told.after) == (first.report.digest(), seen.digest())
+            assert told.changes.put_to(first.report) == seen
+            assert told.changes.model_dump().keys() == {"cells", "vms", "disk_free_mib"}
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_is_followed_by_a_delta_even_of_an_equal_picture(settings: Any, words: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            sink = Sink(modern=True)
+            reporter = Reporter(ReportSource("h1", agent.context), sink, ReportSettings())
+            await reporter.beat()
+            await reporter.beat()
+            answered = agent.context.moments.observed()
+            reporter.touch()
+            await reporter.beat()
+            told = sink.sent[-1]
+            assert isinstance(told, ReportDelta)
+            assert told.before == told.after
+            assert told.snapshot_tick is not None
+            assert told.snapshot_tick > answered.tick
+            assert told.changes.model_dump() == {}
 
     asyncio.run(scenario())
 

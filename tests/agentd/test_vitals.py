@@ -14,6 +14,7 @@ from ppec_agentd.reporter import Reporter
 from ppec_agentd.settings import ReportSettings
 from ppec_contract.errors import PpecError
 from ppec_contract.host import Heartbeat, HeartbeatReply, ReportEnvelope
+from ppec_contract.host_delta import ReportDelta
 
 SOON_S = 60
 
@@ -23,11 +24,14 @@ class Sink:
 
     def __init__(self, report_interval_s: float = 60.0) -> None:
         self.report_interval_s = report_interval_s
-        self.sent: list[ReportEnvelope | Heartbeat] = []
+        self.sent: list[ReportEnvelope | ReportDelta | Heartbeat] = []
         self.wants_report = False
 
     def send_report(self, envelope: ReportEnvelope) -> None:
         self.sent.append(envelope)
+
+    def send_delta(self, delta: ReportDelta) -> HeartbeatReply:
+        raise AssertionError("this orchestrator doesn't say that it takes deltas")
 
     def send_heartbeat(self, heartbeat: Heartbeat) -> HeartbeatReply:
         self.sent.append(heartbeat)

@@ -16,6 +16,7 @@ import pytest
 from ppec_contract.agent import Effect, Resized
 from ppec_contract.api import BatchMode, OperationState, Policy, VmRecord
 from ppec_contract.errors import PpecError
+from ppec_contract.guest import GuestInfo, GuestInterface
 
 
 def test_create_sends_what_was_asked_once(orchestrator: Any, ppec: Any, tmp_path: Path) -> None:
@@ -204,11 +205,30 @@ def test_actions_carry_their_options(orchestrator: Any, ppec: Any) -> None:
     for action in ("reset", "pause", "resume"):
         ppec("vm", action, "a", "b")
         assert orchestrator.requests[-1].json == {"action": action, "vms": ["a", "b"]}
+    ppec("vm", "freeze", "a", "b", "--thaw-after-s", "5")
+    assert orchestrator.requests[-1].json == {"action": "freeze", "vms": ["a", "b"], "thaw_after_s": 5.0}
+    ppec("vm", "thaw", "a", "b")
+    assert orchestrator.requests[-1].json == {"action": "thaw", "vms": ["a", "b"]}
     ppec("vm", "resize", "a", "--vcpus", "4", "--memory", "2G")
     assert (orchestrator.requests[-1].method, orchestrator.requests[-1].path) == ("PATCH", "/v1/vms/a")
     assert orchestrator.requests[-1].json == {"vcpus": 4, "memory_mib": 2048, "timeout_s": 10.0}
     ppec("vm", "delete", "a")
     assert orchestrator.requests[-1].json == {"action": "delete", "vms": ["a"]}
+
+
+def test_a_guest_s_word_is_shown_and_is_text(orchestrator: Any, ppec: Any, make: Any) -> None:
+    nics = (GuestInterface(name="eth0", mac="52:54:00:00:00:01", addresses=("10.0.0.5/24", "fe80::1/64")),)
+    told = GuestInfo(
+        vm_id=make.vm_id(0), name="a", agent_connected=True, hostname=HOSTILE, os_name="Debian", interfaces=nics
+    )
+    orchestrator.instead[("GET", "/v1/vms/a/guest")] = [lambda handler: handler.reply(200, told)] * 2
+    shown = ppec("vm", "guest", "a", "--timeout", "9")
+    assert (shown.code, orchestrator.requests[-1].query) == (0, {"timeout_s": "9.0"})
+    assert "eth0" in shown.out
+    assert "10.0.0.5/24" in shown.out
+    assert not set(shown.out) & set("\x1b\x9b\u202e")
+    assert GuestInfo.model_validate(ppec("vm", "guest", "a", "-o", "json").json) == told
+    assert ppec("vm", "guest", "a", "--timeout", "31").code == 2
 
 
 def all_of_terminal(ours: int) -> bytes:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ppec_contract.api import HostView, OperationItem, OperationView, Page, VmsAction, VmsCreate, VmView
+from ppec_contract.agent import Effect, Resized
+from ppec_contract.api import HostView, OperationItem, OperationView, Page, VmResize, VmsAction, VmsCreate, VmView
 from ppec_contract.errors import PpecError
+from ppec_contract.guest import GuestInfo
 from ppec_contract.validation import parse
 
 TOKEN = "s3cret-token-of-the-test"
@@ -29,6 +31,7 @@ class FakeOrchestrator:
 
     def __init__(self) -> None:
         self.vms: dict[str, VmView] = {}
+        self.frozen: set[str] = set()
         self.operations: dict[str, dict[str, Any]] = {}
         self.changes: list[tuple[str, dict[str, Any]]] = []
         self.requests: list[tuple[str, str]] = []
@@ -46,6 +49,10 @@ class FakeOrchestrator:
                 if name not in self.vms:
                     raise PpecError("vm.not_found", f"vm {name[:63]!r} does not exist")
                 return self.vms[name]
+            case ["vms", name, "guest"]:
+                assert 1 <= float(query["timeout_s"]) <= 30
+                vm = self.get(f"/v1/vms/{name}", {})
+                return GuestInfo(vm_id=vm.vm_id, name=name, agent_connected=True, frozen=name in self.frozen)
             case ["hosts"]:
                 return self._page([_host(f"h{n}") for n in range(5)], query)
             case ["hosts", name]:
@@ -60,7 +67,11 @@ class FakeOrchestrator:
         assert key
         if key in self._answers:
             return self._answers[key]
-        if path == "/v1/vms":
+        resized: Resized | None = None
+        if path.removeprefix("/v1/vms/") in self.vms:
+            name = path.removeprefix("/v1/vms/")
+            end, resized = self._resize(self.vms[name], parse(VmResize, body))
+        elif path == "/v1/vms":
             create = parse(VmsCreate, body)
             if create.name in self.vms and self.vms[create.name].record != "failed":
                 raise PpecError("vm.exists", f"vm {create.name} exists")
@@ -69,13 +80,30 @@ class FakeOrchestrator:
         else:
             action = parse(VmsAction, body)
             end = {str(name): _after(action) for name in action.vms}
+            if action.action in ("freeze", "thaw"):
+                self.frozen = self.frozen - set(action.vms) | (set(action.vms) if action.action == "freeze" else set())
         self.changes.append((path, body))
         operation = OperationView(
             operation_id=self._next_id(), kind="test", state="queued", created_by="me", created_at=NOW
         )
-        self.operations[operation.operation_id] = {"view": operation, "end": end, "polls": self.polls}
+        self.operations[operation.operation_id] = {
+            "view": operation,
+            "end": end,
+            "polls": self.polls,
+            "resized": resized,
+        }
         self._answers[key] = operation
         return operation
+
+    def _resize(self, vm: VmView, asked: VmResize) -> tuple[dict[str, Any], Resized]:
+        """One that runs grows at once, and shrinks at its next start."""
+        running, end, effects = vm.observed == "running", {}, {}
+        for part in ("vcpus", "memory_mib"):
+            before, wanted = getattr(vm, part), getattr(asked, part) or getattr(vm, part)
+            end[part] = wanted
+            later = running and wanted < before
+            effects[part] = Effect.UNCHANGED if wanted == before else Effect.NEXT_START if later else Effect.NOW
+        return {vm.name: end}, Resized(**effects)
 
     def _next_id(self) -> str:
         return f"op-{len(self.operations)}"
@@ -95,6 +123,9 @@ class FakeOrchestrator:
             )
             view = view.model_copy(update={"items": (item,)})
         else:
+            if operation["resized"] is not None:
+                item = OperationItem(vm_id=uuid.uuid4(), name="x", state="succeeded", resized=operation["resized"])
+                view = view.model_copy(update={"items": (item,)})
             for name, change in operation["end"].items():
                 if change is None:
                     del self.vms[name]
@@ -113,6 +144,8 @@ class FakeOrchestrator:
 def _after(action: VmsAction) -> dict[str, Any] | None:
     if action.action == "delete":
         return None
+    if action.action in ("freeze", "thaw"):
+        return {}
     return {"observed": {"stop": "stopped", "pause": "paused"}.get(action.action, "running")}
 
 
@@ -158,6 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(None)
 
+    def do_PATCH(self) -> None:
+        self.do_POST()
+
     def do_POST(self) -> None:
         self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
@@ -172,14 +208,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.orchestrator.faults[:1] == ["lose"]:
             self.orchestrator.faults.pop(0)
             return
-        self._send(202 if self.command == "POST" else 200, answer)
+        self._send(202 if self.command in ("POST", "PATCH") else 200, answer)
 
     def _do(self, url: Any, body: Any) -> Any:
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise PpecError("auth.required", "the bearer token is unknown or has expired")
         if self.orchestrator.faults and self.orchestrator.faults[0] != "lose":
             raise PpecError(self.orchestrator.faults.pop(0), "as scripted")
-        if self.command == "POST":
+        if self.command in ("POST", "PATCH"):
             return self.orchestrator.post(url.path, body, self.headers.get("Idempotency-Key", ""))
         return self.orchestrator.get(url.path, {k: v[0] for k, v in parse_qs(url.query).items()})
 

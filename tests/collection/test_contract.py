@@ -17,7 +17,7 @@ from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import VIEWS
 from conftest import ROOT
 
 from ppec_contract.agent import METHODS, CreateVms, DeleteVms, FreezeVms, StopVms, VmResult
-from ppec_contract.api import OperationState, VmsAction, VmsCreate
+from ppec_contract.api import OperationState, VmResize, VmsAction, VmsCreate
 from ppec_contract.module_table import TABLE_PATH, render
 from ppec_contract.run import PlanAction
 from ppec_contract.vm import VmInfo, VmSpec, VmState
@@ -124,13 +124,14 @@ def test_every_changing_method_has_a_state_and_a_plan_action():
 
 def test_the_orchestrator_s_vm_takes_what_its_api_takes():
     ours = {**orchestrator_actions.VM["argument_spec"]}
-    create, action = schema_of(VmsCreate), schema_of(VmsAction)
+    create, action, resize = schema_of(VmsCreate), schema_of(VmsAction), schema_of(VmResize)
     not_in_api = {"state", "wait", "wait_timeout_s", *orchestrator_actions.CONNECTION}
     # One VM a task, and one VM either exists or not: no batches.
     batch = {"count", "names", "mode"}
-    assert set(ours) - not_in_api == (set(create.fields) - batch) | (set(action.fields) - {"action", "vms"})
+    acts = set(action.fields) - {"action", "vms"}
+    assert set(ours) - not_in_api == (set(create.fields) - batch) | acts | set(resize.fields)
     for name in set(ours) - not_in_api:
-        field = (create.fields.get(name) or action.fields[name]).node
+        field = (create.fields.get(name) or action.fields.get(name) or resize.fields[name]).node
         assert ours[name]["type"] == ANSIBLE_TYPE[field["type"]], name
         assert ours[name].get("choices") == field.get("enum"), name
         if "default" in ours[name]:

@@ -61,6 +61,97 @@ def test_created_once_and_waited_for(do, orchestrator):
     assert second["diff"]["before"] == second["diff"]["after"] == first["diff"]["after"]
 
 
+def sizes(result):
+    return [{key: result["diff"][when].get(key) for key in ("vcpus", "memory_mib")} for when in ("before", "after")]
+
+
+@pytest.mark.parametrize("options", [{**WEB, "state": "present"}, {"state": "resized"}])
+def test_a_vm_of_another_size_is_resized_once(do, orchestrator, options):
+    do(**WEB)
+    wanted = {"vcpus": 4, "memory_mib": 256}
+    said = do(**options, **wanted, check_mode=True)
+    assert len(orchestrator.changes) == 1
+    first, second = do(**options, **wanted, timeout_s=7.0), do(**options, **wanted)
+    assert (said["changed"], first["changed"], second["changed"]) == (True, True, False)
+    assert said["diff"] == first["diff"]
+    assert sizes(first) == [{"vcpus": 2, "memory_mib": 512}, wanted]
+    # Grown at once, and smaller after its next start.
+    assert first["resized"] == {"vcpus": "now", "memory_mib": "next_start"}
+    assert (said["resized"], second["resized"]) == (None, None)
+    assert orchestrator.changes[1:] == [("/v1/vms/web-1", {**wanted, "timeout_s": 7.0})]
+    # What is left out stays.
+    third = do(**options, memory_mib=512)
+    assert sizes(third) == [wanted, {"vcpus": 4, "memory_mib": 512}]
+    assert orchestrator.changes[2:] == [("/v1/vms/web-1", {"memory_mib": 512, "timeout_s": 30.0})]
+    assert not do(**options, vcpus=4)["changed"]
+    assert not do(**WEB)["changed"]
+
+
+def test_one_that_is_made_gets_its_size_after_its_flavor_s(do, orchestrator):
+    said = do(**WEB, vcpus=8, memory_mib=512, check_mode=True)
+    made = do(**WEB, vcpus=8, memory_mib=512)
+    assert orchestrator.changes[1:] == [("/v1/vms/web-1", {"vcpus": 8, "timeout_s": 30.0})]
+    assert (said["changed"], made["changed"]) == (True, True)
+    assert made["resized"] == {"vcpus": "now", "memory_mib": "unchanged"}
+    assert (said["diff"]["before"], made["diff"]["before"]) == ({}, {})
+    assert said["diff"]["after"].items() <= made["diff"]["after"].items()
+    assert not do(**WEB, vcpus=8, memory_mib=512)["changed"]
+    # What isn't waited for can't be resized yet; the next run does.
+    assert do(name="b", **WEB, vcpus=8, wait=False)["changed"]
+    assert [path for path, _ in orchestrator.changes[2:]] == ["/v1/vms"]
+    assert do(name="b", **WEB, vcpus=8)["changed"]
+    assert not do(name="b", **WEB, vcpus=8)["changed"]
+
+
+def test_a_resize_that_is_refused_fails_the_task(do, orchestrator):
+    do(**WEB)
+    orchestrator.operation_problem = "host.no_capacity"
+    with pytest.raises(ProblemError) as refused:
+        do(state="resized", vcpus=64)
+    assert refused.value.code == "host.no_capacity"
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"state": "resized"}, "request.invalid"),
+        ({"state": "started", "vcpus": 4}, "request.invalid"),
+        ({"state": "absent", "memory_mib": 512}, "request.invalid"),
+        ({"name": "other", "state": "resized", "vcpus": 4}, "vm.not_found"),
+    ],
+)
+def test_a_size_where_it_counts_for_nothing_is_refused(do, orchestrator, options, code, check_mode):
+    do(**WEB)
+    with pytest.raises(ProblemError) as refused:
+        do(**options, check_mode=check_mode)
+    assert refused.value.code == code
+    assert len(orchestrator.changes) == 1
+
+
+def test_frozen_and_thawed_are_known_from_the_host(do, orchestrator):
+    do(**WEB)
+    assert not do(state="thawed")["changed"]
+    for state, body in (("frozen", {"action": "freeze", "thaw_after_s": 9.0}), ("thawed", {"action": "thaw"})):
+        said = do(state=state, thaw_after_s=9.0, check_mode=True)
+        did = do(state=state, thaw_after_s=9.0)
+        again = do(state=state, thaw_after_s=9.0)
+        assert (said["changed"], did["changed"], again["changed"]) == (True, True, False)
+        assert orchestrator.changes[-1] == ("/v1/vms/actions", {"vms": ["web-1"], **body})
+        assert do("vm_guest_info", name="web-1", timeout_s=3.0)["guest"]["frozen"] is (state == "frozen")
+    do(state="stopped")
+    assert not do(state="thawed")["changed"]
+    with pytest.raises(ProblemError, match="Start it") as refused:
+        do(state="frozen")
+    assert refused.value.code == "vm.wrong_state"
+
+
+def test_a_guest_of_no_vm(do):
+    with pytest.raises(ProblemError) as refused:
+        do("vm_guest_info", name="web-1", timeout_s=5.0)
+    assert refused.value.code == "vm.not_found"
+
+
 POWER = ["started", "stopped", "restarted", "reset", "paused", "resumed"]
 # In which a state does something each time, and the state that a VM is brought into first, for it to have work at all.
 EACH_TIME = ("restarted", "reset")

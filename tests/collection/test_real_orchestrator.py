@@ -34,9 +34,13 @@ def test_a_vm_through_its_life(cloud, ansible_playbook):
         {**given, "user_data": "{{ lookup('env', 'USER_DATA') }}"},
         {"name": "web-1", "state": "stopped", "force": True, "timeout_s": 1},
         {"name": "web-1", "state": "started"},
+        {**given, "vcpus": 4},
+        {"name": "web-1", "state": "frozen", "thaw_after_s": 600},
+        {"name": "web-1", "state": "thawed"},
     ):
         tasks += [{"ppec.cloud.vm": wanted, "check_mode": True}, {"ppec.cloud.vm": wanted}, {"ppec.cloud.vm": wanted}]
         tasks.append({"ppec.cloud.vm_info": {"name": "web-1"}})
+    tasks.append({"ppec.cloud.vm_guest_info": {"name": "web-1"}})
     tasks.append({"ppec.cloud.vm": {**given, "flavor": "small", "image": "other"}, "ignore_errors": True})
     tasks += [{"ppec.cloud.vm": {"name": "web-1", "state": "absent"}}] * 2
     play = [{"hosts": "all", "connection": "local", "gather_facts": False, "tasks": tasks}]
@@ -49,12 +53,15 @@ def test_a_vm_through_its_life(cloud, ansible_playbook):
     assert run.returncode == 0, run.output
     hosts, *steps = (result for _, _, result in run.tasks)
     assert [(host["name"], host["liveness"]) for host in hosts["hosts"]] == [("h1", "up")]
-    *life, refused, gone, still_gone = steps
+    *life, asked, refused, gone, still_gone = steps
     for start in range(0, len(life), 4):
         check, first, second, info = life[start : start + 4]
         assert [check["changed"], first["changed"], second["changed"]] == [True, True, False], run.output
         assert info["vms"][0]["record"] == "active"
     assert [life[n]["vms"][0]["observed"] for n in (3, 7, 11)] == ["running", "stopped", "running"]
+    assert life[13]["resized"]["vcpus"] in ("now", "next_start")
+    assert life[15]["vms"][0]["vcpus"] == 4
+    assert (asked["guest"]["name"], asked["guest"]["agent_connected"]) == ("web-1", True)
     assert life[1]["vm"]["tags"] == {"tier": "{% raw"}
     assert refused["problem"]["code"] == "vm.exists"
     assert (gone["changed"], still_gone["changed"]) == (True, False)

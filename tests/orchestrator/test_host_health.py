@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 
 from ppec_contract.host import Heartbeat, HostReport
 from ppec_orchestrator.api.services import Services
@@ -110,6 +110,23 @@ def test_a_host_shows_its_parts_drift_health_and_use(site: TestClient, agent: Ho
     assert site.get("/v1/hosts").json()["items"][0]["drift_count"] == 0
 
 
+def test_a_vm_shows_what_it_uses(site: TestClient, agent: HostAgent, services: Services) -> None:
+    vm_id = uuid4()
+    image = {"name": "i", "format": "raw", "architecture": "x86_64", "sha256": "0" * 64}
+    row = {"id": vm_id, "name": "v1", "record": "active", "flavor": "f", "vcpus": 2, "memory_mib": 512, "disk_mib": 9}
+    with services.database.write() as conn:
+        conn.execute(insert(tables.image).values(id=1, size_bytes=512, virtual_size_mib=1, **image))
+        conn.execute(insert(tables.vm).values(image_id=1, tags={}, created_at=services.now(), operation_id="o", **row))
+    use = {"vm_id": str(vm_id), "cpu_time_ms": 5, "memory_mib": 6, "disk_mib": 7}
+    agent.put(vitals(disk="ok") | {"use": USE | {"vms": [use]}})
+    # A host says nothing of another's VM.
+    assert site.get(f"/v1/vms/{vm_id}").json()["use"] is None
+    with services.database.write() as conn:
+        conn.execute(insert(tables.allocation).values(vm_id=vm_id, host_id=1, disk_mib=9))
+    assert site.get(f"/v1/vms/{vm_id}").json()["use"] == use
+    assert site.get("/v1/vms").json()["items"][0]["use"] is None
+
+
 def test_an_event_for_each_change_of_a_level_and_for_nothing_else(site: TestClient, agent: HostAgent) -> None:
     agent.put(vitals(disk="ok", clock="warning", ecc="note"))
     assert events(site) == [("clock", None, "warning")]
@@ -136,6 +153,36 @@ def test_a_message_that_is_late_changes_no_health(site: TestClient, agent: HostA
     agent.beat(vitals(disk="error"), sequence=1)
     assert site.get("/v1/hosts/h1").json()["health_level"] == "ok"
     assert events(site) == []
+
+
+@pytest.mark.parametrize("found", ["x" * 5000, "a\x00b", "a\x1b[2J"], ids=["long", "nul", "escape"])
+def test_health_without_bounds_is_refused_whole(site: TestClient, agent: HostAgent, found: str) -> None:
+    agent.put(vitals(disk="ok"))
+    before = site.get("/v1/hosts/h1").json()
+    hostile = {"health": [{"check": "disk", "level": "error", "found": found}], "use": USE}
+    message = {"agent_started_at_unix_ms": STARTED, "sequence": 2, "vitals": hostile}
+    beat = message | {"digest": HostReport.model_validate(REPORT).digest()}
+    for refused in (
+        agent.client.post("/v1/hosts/h1/heartbeat", json=beat),
+        agent.client.put("/v1/hosts/h1/report", json=message | {"report": REPORT}),
+    ):
+        assert (refused.status_code, refused.json()["code"]) == (422, "request.invalid")
+        assert len(refused.text) < 2000
+    assert site.get("/v1/hosts/h1").json() == before
+    assert events(site) == []
+
+
+def test_what_was_stored_before_there_were_bounds_hides_no_host(
+    site: TestClient, agent: HostAgent, services: Services
+) -> None:
+    agent.put(vitals(disk="ok"))
+    unbounded = REPORT | {"drift": [{"kind": "pins", "after": "x" * 5000}]}
+    with services.database.write() as conn:
+        conn.execute(update(tables.host).values(report=unbounded))
+    view = site.get("/v1/hosts/h1").json()
+    assert (view["name"], view["health_level"], view["drift"]) == ("h1", "ok", [])
+    agent.put(vitals(disk="ok"), REPORT | {"disk_mib": 11})
+    assert site.get("/v1/hosts/h1").json()["drift"] == PARTS["drift"]
 
 
 def test_an_unchanged_word_writes_nothing(site: TestClient, agent: HostAgent, services: Services) -> None:

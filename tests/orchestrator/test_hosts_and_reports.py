@@ -280,7 +280,22 @@ def test_an_admins_token_does_not_report(site: TestClient) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"cells": [cell(0, cores=-1)]}, {"disk_mib": "x"}, {"extra": 1}, {"architecture": "vax"}, {"vms": [{}]}],
+    [
+        {"cells": [cell(0, cores=-1)]},
+        {"disk_mib": "x"},
+        {"extra": 1},
+        {"architecture": "vax"},
+        {"vms": [{}]},
+        # As large as the bounds of text and counts would else let a host make its record, and what no column holds.
+        {"drift": [{"kind": "pins", "after": "x" * 5000}]},
+        {"drift": [{"kind": "pins", "after": "a\x00b"}]},
+        {"drift": [{"kind": "pins"}] * 2000},
+        {"bridges": ["x" * 1000]},
+        {"cells": [cell(0, cores=2**40)]},
+        {"cells": [cell(2**40)]},
+        {"disk_mib": 2**62},
+    ],
+    ids=lambda change: f"{next(iter(change))}-{str(change)[:40]}",
 )
 def test_a_bad_report_changes_nothing(site: TestClient, agent: HostAgent, change: dict[str, Any]) -> None:
     agent.put(report(), 1)

@@ -16,10 +16,11 @@ from uuid import UUID
 import structlog
 
 from ppec_agentd.actions.context import Emit, HostContext, Steps
-from ppec_agentd.actions.create import LEFT_BEHIND, came_late, undo_create
+from ppec_agentd.actions.create import LEFT_BEHIND, came_back, undo_create
 from ppec_agentd.actions.items import Item, items_of
 from ppec_agentd.actions.resize import settle_resize
 from ppec_agentd.actions.retune import results_by_vm, settle_seat, without_the_host
+from ppec_agentd.hypervisor import Domain
 from ppec_agentd.journal import Action, Key
 from ppec_contract.agent import RetuneHost, Stage, VmResult, VmsReply, WriteCall
 from ppec_contract.errors import PpecError
@@ -101,30 +102,34 @@ class Actions:
         To be called when domains came or the hypervisor is back, and now and then. Raises `hypervisor.unavailable`.
         """
         for vm_id in list(self._unsettled):
-            async with self._host.lock_of(vm_id):
-                try:
-                    await self._settle(vm_id)
-                except PpecError as error:
-                    log.warning("still_left_behind", vm_id=str(vm_id), code=error.code, why=error.message)
+            await self._settle_one("still_left_behind", vm_id, self._settle)
         for vm_id in list(self._host.unfit):
-            async with self._host.lock_of(vm_id):
-                try:
-                    await settle_resize(self._host, vm_id)
-                except PpecError as error:
-                    log.warning("still_unfit", vm_id=str(vm_id), code=error.code, why=error.message)
-        for vm_id, key in list(self._host.open_seats.items()):
-            async with self._host.lock_of(vm_id):
-                try:
-                    await settle_seat(self._host, vm_id)
-                except PpecError as error:
-                    log.warning("seat_still_open", vm_id=str(vm_id), code=error.code, why=error.message)
-                    continue
-                self._host.open_seats.pop(vm_id, None)
-                await asyncio.to_thread(self._host.journal.append_abandoned, key)
+            await self._settle_one("still_unfit", vm_id, partial(settle_resize, self._host))
+        for vm_id in list(self._host.open_seats):
+            await self._settle_one("seat_still_open", vm_id, self._close_seat)
         if self._host.journal.undone_creates():
             for domain in await self._host.hypervisor.domains():
-                if came_late(self._host.journal, domain):
-                    await self._undo_late(domain.vm_id)
+                await self._undo_late(domain)
+        # Those that came back since they were deleted are in the ledger, which follows what is there.
+        for vm_id in self._host.journal.deleted(self._host.ledger.held_ids()):
+            await self._undo_late(await self._host.hypervisor.domain(vm_id))
+
+    async def _settle_one(self, left: str, vm_id: UUID, settle: Callable[[UUID], Awaitable[object]]) -> None:
+        """What one VM can't have done now, whatever the reason, keeps no other waiting, and is tried again."""
+        async with self._host.lock_of(vm_id):
+            try:
+                await settle(vm_id)
+            except PpecError as error:
+                log.warning(left, vm_id=str(vm_id), code=error.code, why=error.message)
+            except Exception:
+                log.exception(left, vm_id=str(vm_id))
+
+    async def _close_seat(self, vm_id: UUID) -> None:
+        # Looked at again: while this waited for its turn it may have been deleted.
+        if vm_id in self._host.open_seats:
+            await settle_seat(self._host, vm_id)
+            key = self._host.open_seats.pop(vm_id)
+            await asyncio.to_thread(self._host.journal.append_abandoned, key)
 
     async def drain(self, timeout_s: float) -> int:
         """Waits for the work under way; returns how many VMs were left (recovery finishes or undoes those)."""
@@ -197,15 +202,16 @@ class Actions:
             self._on_change()
         return key
 
-    async def _undo_late(self, vm_id: UUID) -> None:
+    async def _undo_late(self, seen: Domain | None) -> None:
+        if seen is None or not await self._came_late(seen):
+            return
+        vm_id = seen.vm_id
         async with self._host.lock_of(vm_id):
             domain = await self._host.hypervisor.domain(vm_id)
             # Looked at again: while this waited for its turn a create may have begun anew and made the VM.
-            if domain is None or domain.metadata is None:
+            if domain is None or domain.metadata is None or not await self._came_late(domain):
                 return
             operation_id = domain.metadata.operation_id
-            if Key(operation_id, "CreateVms", str(vm_id)) not in self._host.journal.undone_creates():
-                return
             try:
                 await undo_create(self._host, vm_id, operation_id)
                 log.warning("late_domain_undone", vm=domain.name, vm_id=str(vm_id), operation=operation_id)
@@ -213,12 +219,22 @@ class Actions:
                 log.warning("late_domain_left", vm=domain.name, vm_id=str(vm_id), code=error.code, why=error.message)
         self._on_change()
 
+    async def _came_late(self, domain: Domain) -> bool:
+        ours, undone = domain.metadata, self._host.journal.undone_creates()
+        # Not one whose create is at work again, or was and could not be recorded: that may have made it.
+        if ours is not None and Key(ours.operation_id, "CreateVms", str(domain.vm_id)) in undone:
+            return True
+        return await came_back(self._host, domain)
+
     async def _act(self, item: Item, steps: Steps) -> VmResult:
         try:
             outcome = await item.act(steps)
         except PpecError as error:
             log.warning("vm_action_failed", vm=steps.name, vm_id=str(item.vm_id), code=error.code, why=error.message)
-            return _failed(item.vm_id, steps.name, error).model_copy(update={"stage_ms": steps.stage_ms})
+            told: dict[str, object] = {"stage_ms": steps.stage_ms}
+            if steps.left is not None:
+                told |= {"vm": steps.left, "observed_at": self._host.moments.observed()}
+            return _failed(item.vm_id, steps.name, error).model_copy(update=told)
         except Exception:
             log.exception("vm_action_broke", vm=steps.name, vm_id=str(item.vm_id))
             broke = PpecError(

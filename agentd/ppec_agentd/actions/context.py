@@ -18,6 +18,7 @@ from ppec_agentd.images import ImageCache
 from ppec_agentd.journal import Journal, Key
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.moments import Moments
+from ppec_agentd.observed import vm_info
 from ppec_agentd.thaws import Thaws
 from ppec_contract.agent import Resized, Stage, VmProgress, VmsReply
 from ppec_contract.errors import PpecError
@@ -88,13 +89,17 @@ class Outcome:
 
 @dataclass
 class Steps:
-    """Tells listeners which stage a VM is in, and keeps the time spent in each. Stages may overlap."""
+    """Tells listeners which stage a VM is in, and keeps the time spent in each. Stages may overlap.
+
+    `left` is what an action that failed left of the VM, if it knows: with it the failure says what the VM is now.
+    """
 
     vm_id: UUID
     name: str
     accepted_s: float = field(default_factory=time.monotonic)
     stage_ms: dict[Stage, int] = field(default_factory=dict)
     listeners: list[Emit] = field(default_factory=list)
+    left: VmInfo | None = None
 
     @contextmanager
     def stage(self, stage: Stage) -> Iterator[None]:
@@ -121,6 +126,15 @@ def refuse_foreign(domain: Domain) -> None:
             hint="Use virsh on the host for domains made by hand.",
             subject=f"vm {domain.name}",
         )
+
+
+async def as_it_is(host: HostContext, vm_id: UUID) -> VmInfo | None:
+    """The VM after an action that failed; None if it is gone, or can't be looked at: the next report tells."""
+    try:
+        domain = await host.hypervisor.domain(vm_id)
+    except PpecError:
+        return None
+    return vm_info(domain) if domain is not None else None
 
 
 def vm_not_found(vm_id: UUID) -> PpecError:

@@ -11,7 +11,7 @@ from ppec_agentd.actions.delete import erase_domain, refuse_lingering
 from ppec_agentd.disks import VmFolder
 from ppec_agentd.files import os_errors, write_whole
 from ppec_agentd.hypervisor import BridgeNic, Disk, Domain, DomainDefinition, DomainMetadata
-from ppec_agentd.journal import Journal, Key
+from ppec_agentd.journal import Key
 from ppec_agentd.ledger import Claim
 from ppec_agentd.numa import NumaPlan
 from ppec_agentd.observed import started_info, vm_info
@@ -34,8 +34,9 @@ async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps)
     """
     refuse_lingering(host, vm.vm_id)
     present = await host.hypervisor.domain(vm.vm_id)
-    if present is not None and came_late(host.journal, present):
-        await undo_create(host, vm.vm_id, operation_id)
+    if present is not None and present.metadata is not None and await came_late(host, present):
+        # Not always of this operation.
+        await undo_create(host, vm.vm_id, present.metadata.operation_id)
         present = await host.hypervisor.domain(vm.vm_id)
     if present is not None:
         return _present(present, vm, operation_id)
@@ -109,10 +110,22 @@ async def undo_create(host: HostContext, vm_id: UUID, operation_id: str) -> None
         await _release(host, vm_id)
 
 
-def came_late(journal: Journal, domain: Domain) -> bool:
-    """Whether the domain was made by a create that has been undone: the hypervisor finished a call late."""
+async def came_late(host: HostContext, domain: Domain) -> bool:
+    """Whether the domain is there because the hypervisor finished a call late: one of a create that has been undone, or
+    of a change to a VM that was deleted meanwhile."""
     ours = domain.metadata
-    return ours is not None and journal.undone(Key(ours.operation_id, "CreateVms", str(domain.vm_id)))
+    undone = ours is not None and host.journal.undone(Key(ours.operation_id, "CreateVms", str(domain.vm_id)))
+    return undone or await came_back(host, domain)
+
+
+async def came_back(host: HostContext, domain: Domain) -> bool:
+    """Whether this is what a call that ended late makes of a deleted VM: a definition, off, and nothing else. One that
+    runs, or has a folder, was brought back by somebody and is left alone."""
+    if not domain.managed or domain.state is not VmState.STOPPED:
+        return False
+    if not host.journal.deleted((domain.vm_id,)):
+        return False
+    return not await asyncio.to_thread(host.folder(domain.vm_id).path.exists)
 
 
 async def _release(host: HostContext, vm_id: UUID) -> None:

@@ -16,7 +16,30 @@ from ppec_contract.errors import PpecError
 
 
 async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
-    """Idempotent: an absent VM is a success that changed nothing. Raises `vm.wrong_state` for a foreign domain."""
+    """Idempotent: an absent VM is a success that changed nothing.
+
+    Raises `vm.wrong_state` for a foreign domain, and `hypervisor.unavailable` while a call about the VM has not ended
+    that may yet define it again; its files are then still there.
+    """
+    lingered = host.hypervisor.lingers(vm_id)
+    domain = await _remove_domain(host, vm_id, steps)
+    if lingered:
+        # Asked only now: what hangs on a guest ends when its plug is pulled.
+        refuse_lingering(host, vm_id)
+        domain = await _remove_domain(host, vm_id, steps) or domain
+    with steps.stage(Stage.CLEANUP):
+        removed = await asyncio.to_thread(host.folder(vm_id).remove)
+    await host.thaws.forget(vm_id)
+    released = host.ledger.release(vm_id)
+    # A VM that is made anew under this id must not get what was still to be settled of this one.
+    host.unfit.pop(vm_id, None)
+    if (move := host.open_seats.pop(vm_id, None)) is not None:
+        await asyncio.to_thread(host.journal.append_abandoned, move)
+    return Outcome(domain is not None or removed or released, None, domain.name if domain else "")
+
+
+async def _remove_domain(host: HostContext, vm_id: UUID, steps: Steps) -> Domain | None:
+    """The domain as it was; None if there is none."""
     domain = await host.hypervisor.domain(vm_id)
     if domain is not None:
         refuse_foreign(domain)
@@ -25,14 +48,7 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
             await host.hypervisor.destroy(vm_id)
         with steps.stage(Stage.UNDEFINE):
             await host.hypervisor.undefine(vm_id)
-    with steps.stage(Stage.CLEANUP):
-        removed = await asyncio.to_thread(host.folder(vm_id).remove)
-    await host.thaws.forget(vm_id)
-    released = host.ledger.release(vm_id)
-    # A VM that is made anew under this id must not get what was still to be settled of this one.
-    host.unfit.pop(vm_id, None)
-    host.open_seats.pop(vm_id, None)
-    return Outcome(domain is not None or removed or released, None, domain.name if domain else "")
+    return domain
 
 
 async def erase_domain(host: HostContext, vm_id: UUID, operation_id: str) -> bool:

@@ -13,9 +13,13 @@ from ppec_contract.agent import Stage
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState
 
+ASK_S = 10.0
+
 
 async def freeze(host: HostContext, vm_id: UUID, steps: Steps, thaw_after_s: float) -> Outcome:
     """A guest that is frozen already stays so for `thaw_after_s` from now, and nothing was changed.
+
+    That it is frozen is for the guest to say: it may have begun anew since it was, and writes again.
 
     Raises `vm.not_found`, `vm.wrong_state`, `guest.agent_unavailable`, `guest.agent_failed`. A freeze that failed may
     have been one all the same: it is thawed at once, and again later if that fails.
@@ -33,9 +37,8 @@ async def freeze(host: HostContext, vm_id: UUID, steps: Steps, thaw_after_s: flo
         async with host.thaws.turn(vm_id):
             already = host.thaws.frozen(vm_id)
             await host.thaws.thaw_after(vm_id, thaw_after_s)
-            if not already:
-                await _freeze(host, vm_id)
-    return Outcome(not already, vm_info(domain), domain.name)
+            changed = await _freeze(host, vm_id, already=already)
+    return Outcome(changed, vm_info(domain), domain.name)
 
 
 async def thaw(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
@@ -48,10 +51,15 @@ async def thaw(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
     return Outcome(changed, vm_info(domain), domain.name)
 
 
-async def _freeze(host: HostContext, vm_id: UUID) -> None:
+async def _freeze(host: HostContext, vm_id: UUID, *, already: bool) -> bool:
+    """False if the guest is frozen by an earlier call. What becomes of a freeze after that is left to its end."""
     try:
         await host.hypervisor.freeze(vm_id)
     except PpecError as error:
+        if already:
+            if await _takes_only_its_thaw(host, vm_id, error):
+                return False
+            raise
         asked = error.code != "vm.wrong_state" and error.details != NOBODY_ASKED
         await (host.thaws.thaw_after(vm_id, 0) if asked else host.thaws.forget(vm_id))
         raise
@@ -59,6 +67,18 @@ async def _freeze(host: HostContext, vm_id: UUID) -> None:
         # The end comes now. Whoever thaws waits for this turn to be over.
         await host.thaws.thaw_after(vm_id, 0)
         raise
+    return True
+
+
+async def _takes_only_its_thaw(host: HostContext, vm_id: UUID, refusal: PpecError) -> bool:
+    """A frozen guest's agent refuses every question; one that refused the freeze alone answers them."""
+    if refusal.code != "guest.agent_failed":
+        return False
+    try:
+        await host.hypervisor.guest(vm_id, ASK_S)
+    except PpecError as error:
+        return error.code == "guest.agent_failed"
+    return False
 
 
 async def _found(host: HostContext, vm_id: UUID, steps: Steps) -> Domain:

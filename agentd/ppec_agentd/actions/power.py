@@ -16,6 +16,7 @@ from ppec_contract.agent import Stage
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState
 
+_ENDS = (EventKind.REBOOTED, EventKind.STOPPED, EventKind.CRASHED)
 ON = frozenset({VmState.RUNNING, VmState.PAUSED})
 
 
@@ -42,11 +43,13 @@ async def switch(host: HostContext, vm_id: UUID, steps: Steps, switched: Switch)
 
 
 async def reboot(host: HostContext, vm_id: UUID, steps: Steps, timeout_s: float, *, force: bool) -> Outcome:
-    """Ask the guest, wait, and only if told to, reset it. Raises `vm.not_found`, `vm.wrong_state`,
-    `vm.reboot_timeout`."""
+    """Ask the guest, wait, and only if told to, reset it. Raises `vm.not_found`, `vm.wrong_state`, `vm.reboot_timeout`,
+    and `vm.went_off` if the VM is off then, whoever switched it off: there is nothing to reset."""
     domain = await _found(host, vm_id, steps, Stage.REBOOT, frozenset({VmState.RUNNING}))
     with steps.stage(Stage.REBOOT):
         obeyed = await _ask(host.hypervisor, vm_id, timeout_s)
+    if not obeyed:
+        await _refuse_off(host, domain)
     if not obeyed and not force:
         raise PpecError(
             "vm.reboot_timeout",
@@ -58,7 +61,7 @@ async def reboot(host: HostContext, vm_id: UUID, steps: Steps, timeout_s: float,
     if not obeyed:
         with steps.stage(Stage.RESET):
             if not await host.hypervisor.reset(vm_id):
-                raise _wrong_state(domain.name, Stage.RESET, VmState.STOPPED)
+                await _refuse_off(host, domain)
     return await _outcome(host, domain, changed=True)
 
 
@@ -79,28 +82,46 @@ async def _outcome(host: HostContext, before: Domain, *, changed: bool) -> Outco
 
 
 async def _ask(hypervisor: Hypervisor, vm_id: UUID, timeout_s: float) -> bool:
-    """Whether the guest began anew in time. The button is pressed again: a guest that boots loses the first press."""
-    rebooted = asyncio.Event()
+    """Whether the guest began anew in time; False at once if it went off. The button is pressed again: a guest that
+    boots loses the first press, and one that went off without an event is found out by it."""
+    rebooted, ended = asyncio.Event(), asyncio.Event()
 
     def hear(event: HypervisorEvent) -> None:
         if event.vm_id == vm_id and event.kind is EventKind.REBOOTED:
             rebooted.set()
+        if event.vm_id == vm_id and event.kind in _ENDS:
+            ended.set()
 
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout_s
     remove = hypervisor.on_event(hear)
     try:
-        while (left := end - loop.time()) > 0 and not rebooted.is_set():
+        while (left := end - loop.time()) > 0 and not ended.is_set():
             if not await hypervisor.reboot(vm_id):
                 return False
             try:
                 async with asyncio.timeout(min(left, PRESS_EVERY_S)):
-                    await rebooted.wait()
+                    await ended.wait()
             except TimeoutError:
                 continue
     finally:
         remove()
     return rebooted.is_set()
+
+
+async def _refuse_off(host: HostContext, before: Domain) -> None:
+    """Raises `vm.went_off` and `vm.not_found`."""
+    now = await host.hypervisor.domain(before.vm_id)
+    if now is None:
+        raise vm_not_found(before.vm_id)
+    if now.state not in ON:
+        raise PpecError(
+            "vm.went_off",
+            f"vm {before.name} was to reboot, and is {now.state}",
+            hint="Start it. If nobody switched it off, its guest shut down instead of rebooting.",
+            subject=f"vm {before.name}",
+            details={"state": now.state},
+        )
 
 
 def _wrong_state(name: str, stage: Stage, found: VmState) -> PpecError:

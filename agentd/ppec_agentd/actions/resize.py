@@ -20,7 +20,7 @@ from uuid import UUID
 
 import structlog
 
-from ppec_agentd.actions.context import HostContext, Outcome, Steps, refuse_foreign, vm_not_found
+from ppec_agentd.actions.context import HostContext, Outcome, Steps, as_it_is, refuse_foreign, vm_not_found
 from ppec_agentd.actions.delete import refuse_lingering
 from ppec_agentd.hypervisor import Domain, DomainDefinition, DomainMetadata
 from ppec_agentd.ledger import Ledger
@@ -56,7 +56,8 @@ async def resize(host: HostContext, size: VmSize, timeout_s: float, steps: Steps
     """Gives the VM this size, and says what of it waits for the next start.
 
     Raises `vm.not_found`, `vm.wrong_state`, `request.invalid`, `vm.exceeds_socket`, `host.no_capacity`; then nothing
-    has changed. What the hypervisor raises comes after everything was taken back that can be.
+    has changed. What the hypervisor raises comes after everything was taken back that can be; if all was, `steps.left`
+    says to what.
     """
     refuse_lingering(host, size.vm_id)
     domain = await _found(host, size.vm_id, steps)
@@ -75,7 +76,8 @@ async def resize(host: HostContext, size: VmSize, timeout_s: float, steps: Steps
         host.unfit[size.vm_id] = None
         now = await fit(host, size.vm_id)
     except BaseException:
-        await undo.run()
+        if not await undo.run():
+            steps.left = await as_it_is(host, size.vm_id)
         raise
     if now is None:
         raise vm_not_found(size.vm_id)
@@ -140,7 +142,7 @@ async def settle_resize(host: HostContext, vm_id: UUID) -> None:
         refuse_lingering(host, vm_id)
         domain = await host.hypervisor.domain(vm_id)
         if domain is not None and domain.managed:
-            await host.hypervisor.redefine(before)
+            await _go_back(host, domain, before)
         host.unfit[vm_id] = None
     if vm_id in host.unfit:
         await fit(host, vm_id)
@@ -258,12 +260,36 @@ async def _take_back(host: HostContext, change: _Resize) -> None:
     refuse_lingering(host, change.vm_id)
     domain = await host.hypervisor.domain(change.vm_id)
     if domain is not None and domain.managed:
-        await host.hypervisor.redefine(change.before)
+        await _go_back(host, domain, change.before)
         then = change.domain
         if domain.state in _ACTIVE and then.state in _ACTIVE and domain.vcpus != then.vcpus:
             await host.hypervisor.set_vcpus(change.vm_id, then.vcpus, change.granted.pins, change.timeout_s)
     host.unfit[change.vm_id] = None
     await fit(host, change.vm_id)
+
+
+async def _go_back(host: HostContext, domain: Domain, before: DomainDefinition) -> None:
+    """The definition as it was. A VM that was started from the other one keeps that size until its next start: from now
+    on its metadata says so, and holds the larger of both."""
+    ours, then = _metadata(domain), before.metadata
+    if domain.state not in _ACTIVE and ours == then:
+        return
+    if domain.state in _ACTIVE and ours != then and not ours.pending:
+        larger = replace(
+            ours,
+            vcpus=max(ours.vcpus, then.vcpus),
+            memory_mib=max(ours.memory_mib, then.memory_mib),
+            pins=max(ours.pins, then.pins, key=len),
+            guest_cells=(ours if ours.memory_mib >= then.memory_mib else then).guest_cells,
+            pending=True,
+        )
+        try:
+            await host.hypervisor.annotate(larger)
+        except PpecError as error:
+            # Off meanwhile: its definition is all there is of it.
+            if error.code != "vm.wrong_state":
+                raise
+    await host.hypervisor.redefine(before)
 
 
 async def _fit_metadata(host: HostContext, domain: Domain) -> Domain:
@@ -272,6 +298,8 @@ async def _fit_metadata(host: HostContext, domain: Domain) -> Domain:
         return domain
     later = domain.next or replace(ours, pending=False)
     vcpus, memory_mib = max(domain.vcpus, later.vcpus), max(domain.memory_mib, later.memory_mib)
+    # A guest lets go of one after the other, and a VM holds an even number: the last of two gives back both.
+    vcpus = min(ours.vcpus, vcpus + vcpus % 2)
     fitting = replace(
         later,
         vcpus=vcpus,

@@ -16,18 +16,17 @@ from uuid import UUID
 
 import structlog
 
-from ppec_agentd.actions.context import Emit, HostContext, Outcome, Steps, refuse_foreign
+from ppec_agentd.actions.context import Emit, HostContext, Outcome, Steps, as_it_is, refuse_foreign
 from ppec_agentd.actions.delete import refuse_lingering
 from ppec_agentd.hypervisor import Domain, DomainDefinition, DomainMetadata, Seat
 from ppec_agentd.journal import Key
 from ppec_agentd.ledger import Holding, Move
 from ppec_agentd.numa import NumaPlan
-from ppec_agentd.observed import vm_info
 from ppec_agentd.retune.tenants import seat_of, tenant_of
 from ppec_contract.agent import RetuneHost, Stage, VmResult, VmsReply
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetuneMove, RetuneSeat
-from ppec_contract.vm import VmInfo, VmState
+from ppec_contract.vm import VmState
 
 log = structlog.get_logger(__name__)
 # The journal knows a retune by the VMs it moves and by itself, which has the id of no VM.
@@ -36,11 +35,10 @@ _OFF = (VmState.STOPPED, VmState.CRASHED)
 
 
 class SeatsLeftOpenError(PpecError):
-    """A `retune.failed` of which not all could be taken back: `vm_ids` hold both their places until `settle_seat`."""
+    """A `retune.failed` of which not all could be taken back: the ledger has VMs in two places until `settle_seat`."""
 
-    def __init__(self, failed: PpecError, vm_ids: tuple[UUID, ...]) -> None:
+    def __init__(self, failed: PpecError) -> None:
         super().__init__(failed.code, failed.message, hint=failed.hint, subject=failed.subject, details=failed.details)
-        self.vm_ids = vm_ids
 
 
 async def retune_host(host: HostContext, call: RetuneHost, steps: Steps) -> Outcome:
@@ -74,19 +72,10 @@ async def results_by_vm(host: HostContext, call: RetuneHost, own: VmResult) -> t
     all of it may have been taken back."""
     results = []
     for vm_id, name in {move.vm_id: move.name for move in call.plan.moves}.items():
-        vm = await _seen(host, vm_id)
+        vm = await as_it_is(host, vm_id)
         shown = {"vm_id": vm_id, "name": name, "vm": vm, "observed_at": host.moments.observed() if vm else None}
         results.append(own.model_copy(update=shown))
     return tuple(results)
-
-
-async def _seen(host: HostContext, vm_id: UUID) -> VmInfo | None:
-    try:
-        domain = await host.hypervisor.domain(vm_id)
-    except PpecError:
-        # The next report tells.
-        return None
-    return vm_info(domain) if domain is not None else None
 
 
 async def _in_the_journal(host: HostContext, call: RetuneHost, moves: Sequence[RetuneMove], steps: Steps) -> None:
@@ -95,16 +84,13 @@ async def _in_the_journal(host: HostContext, call: RetuneHost, moves: Sequence[R
     intents = [(key, names[vm_id]) for vm_id, key in keys.items()]
     await asyncio.to_thread(host.journal.append_intents, call.operation_id, call.fence, intents)
     work = _Retune(host, steps)
-    open_ids: tuple[UUID, ...] = ()
     try:
         await work.carry_out(moves)
-    except SeatsLeftOpenError as left:
-        open_ids = left.vm_ids
-        host.open_seats.update({vm_id: keys[vm_id] for vm_id in open_ids})
-        raise
     finally:
-        settled = [key for vm_id, key in keys.items() if vm_id not in open_ids]
-        await asyncio.to_thread(_forget, host, settled)
+        # However it ended, be it by a fault of ours or by the agent's own end: who holds two places is to be settled.
+        left_open = {vm_id: key for vm_id, key in keys.items() if _in_two_places(host, vm_id)}
+        host.open_seats.update(left_open)
+        await asyncio.to_thread(_forget, host, [key for vm_id, key in keys.items() if vm_id not in left_open])
 
 
 async def settle_seat(host: HostContext, vm_id: UUID) -> None:
@@ -146,7 +132,7 @@ class _Retune:
                 left = left[len(leg) :]
         except SeatsLeftOpenError:
             raise
-        except PpecError as error:
+        except Exception as error:
             stayed = await self._take_back(done, error)
             raise _failed(error, stayed) from error
 
@@ -191,29 +177,28 @@ class _Retune:
         self._host.ledger.commit(*(move.vm_id for move in leg))
 
     async def _undo(self, leg: Sequence[RetuneMove], begun: list[RetuneMove], error: Exception) -> None:
-        for move in reversed(begun):
-            before = self._before(move.vm_id)
+        for position, move in reversed(list(enumerate(begun))):
             try:
-                await self._move(move.vm_id, move.name, before)
-            except PpecError as again:
-                log.error("retune_not_taken_back", vm=move.name, code=again.code, why=again.message)
+                await self._move(move.vm_id, move.name, self._before(move.vm_id))
+            except Exception as again:
+                _log_not_taken_back(move, again)
                 # Their cores may be where those before them came from: these stay, and so does what they hold.
-                open_ids = tuple(other.vm_id for other in begun[: begun.index(move) + 1])
+                open_ids = {other.vm_id for other in begun[: position + 1]}
                 self._host.ledger.revert(*(m.vm_id for m in leg if m.vm_id not in open_ids))
-                raise SeatsLeftOpenError(_failed(error, [m.name for m in begun]), open_ids) from again
+                raise SeatsLeftOpenError(_failed(error, [m.name for m in begun])) from again
         self._host.ledger.revert(*(move.vm_id for move in leg))
 
-    async def _take_back(self, done: list[RetuneMove], failed: PpecError) -> tuple[str, ...]:
+    async def _take_back(self, done: list[RetuneMove], failed: Exception) -> tuple[str, ...]:
         """Legs that stood already, as far as nobody has taken their places since; the names of VMs that stay moved."""
         for position, move in reversed(list(enumerate(done))):
             try:
                 self._host.ledger.repin([Move(move.vm_id, move.before.pins, (move.before.cell,))])
                 await self._fly([_turned(move)])
-            except PpecError as error:
-                log.error("retune_not_taken_back", vm=move.name, why=str(error))
+            except Exception as error:
+                _log_not_taken_back(move, error)
                 stayed = tuple(other.name for other in done[: position + 1])
                 if isinstance(error, SeatsLeftOpenError):
-                    raise SeatsLeftOpenError(_failed(failed, stayed), error.vm_ids) from error
+                    raise SeatsLeftOpenError(_failed(failed, stayed)) from error
                 return stayed
         return ()
 
@@ -306,6 +291,17 @@ def _turned(move: RetuneMove) -> RetuneMove:
     return move.model_copy(update={"before": move.after, "after": move.before})
 
 
+def _in_two_places(host: HostContext, vm_id: UUID) -> bool:
+    held = host.ledger.holding(vm_id)
+    return held is not None and held.pending
+
+
+def _log_not_taken_back(move: RetuneMove, error: Exception) -> None:
+    # The hypervisor's refusals need no trace; a fault of ours does.
+    trace = None if isinstance(error, PpecError) else error
+    log.error("retune_not_taken_back", vm=move.name, why=str(error), exc_info=trace)
+
+
 def _forget(host: HostContext, keys: Sequence[Key]) -> None:
     for key in keys:
         host.journal.append_abandoned(key)
@@ -323,7 +319,11 @@ def _outdated(move: RetuneMove, why: str) -> PpecError:
 
 def _failed(error: Exception, stayed: Sequence[str]) -> PpecError:
     done = f"; these VMs stay where they were moved: {', '.join(stayed)}" if stayed else "; it was taken back"
-    ours = error if isinstance(error, PpecError) else PpecError("internal.error", "an error of the agent's")
+    if isinstance(error, PpecError):
+        ours = error
+    else:
+        log.error("retune_broke", exc_info=error)
+        ours = PpecError("internal.error", "an error of the agent's; its log has the details")
     return PpecError(
         "retune.failed",
         f"the retune broke off: {ours.message}{done}",

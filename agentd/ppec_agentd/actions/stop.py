@@ -24,7 +24,7 @@ async def stop(host: HostContext, vm_id: UUID, steps: Steps, timeout_s: float, *
     refuse_foreign(domain)
     steps.name = domain.name
     with steps.stage(Stage.STOP):
-        changed = domain.state != VmState.STOPPED
+        changed = domain.state not in (VmState.STOPPED, VmState.CRASHED)
         if changed and not await _ask(host, vm_id, timeout_s):
             if not force:
                 raise PpecError(
@@ -40,11 +40,12 @@ async def stop(host: HostContext, vm_id: UUID, steps: Steps, timeout_s: float, *
 
 
 async def _ask(host: HostContext, vm_id: UUID, timeout_s: float) -> bool:
-    """Whether the guest shut down in time."""
+    """Whether the guest shut down in time, or was off."""
     loop = asyncio.get_running_loop()
     end = loop.time() + timeout_s
     while (left := end - loop.time()) > 0:
-        await host.hypervisor.shutdown(vm_id)
+        if not await host.hypervisor.shutdown(vm_id):
+            return True
         if await host.hypervisor.wait_state(vm_id, VmState.STOPPED, min(left, PRESS_EVERY_S)):
             return True
     return False

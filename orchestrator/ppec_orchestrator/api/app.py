@@ -8,14 +8,17 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
+from ppec_contract.api import ConsoleNotice
 from ppec_contract.errors import Problem
 from ppec_contract.version import API_VERSION
 from ppec_orchestrator.api import (
     addresses,
     clusters,
+    consoles,
     datacentres,
     enrol,
     flavors,
+    guests,
     health,
     hosts,
     images,
@@ -44,6 +47,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     enrol.router,
     reports.router,
     vms.router,
+    guests.router,
+    consoles.router,
     operations.router,
 )
 
@@ -54,9 +59,13 @@ def _operation_id(route: APIRoute) -> str:
 
 class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's document, with the one body that no endpoint returns: the problem."""
+        """FastAPI's document, with what no endpoint returns: the problem, and what a WebSocket tells."""
         document = super().openapi()
-        document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        schemas = document["components"]["schemas"]
+        for model in (Problem, ConsoleNotice):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            for name, part in {**schema.pop("$defs", {}), model.__name__: schema}.items():
+                schemas.setdefault(name, part)
         return document
 
 

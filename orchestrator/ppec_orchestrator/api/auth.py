@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.requests import HTTPConnection
 
 from ppec_contract.errors import PpecError
 from ppec_contract.identity import Identity
@@ -37,9 +38,9 @@ def is_guard(dependency: Callable[..., Any] | None) -> bool:
     return dependency in _GUARDS
 
 
-def caller_of(request: Request) -> str:
+def caller_of(connection: HTTPConnection) -> str:
     """Who makes this request, as far as it is known; empty before that."""
-    return str(request.scope.get(_CALLER, ""))
+    return str(connection.scope.get(_CALLER, ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,25 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_SCHEME)]
 
 
 def bearer_caller(request: Request, services: Here, credentials: Credentials) -> Caller:
-    token = credentials.credentials if credentials is not None else ""
+    return _caller(request, services, credentials.credentials if credentials is not None else "")
+
+
+def connection_caller(connection: HTTPConnection, services: Services, role: Role) -> Caller:
+    """Who opens a WebSocket, by the same header as any request's. Raises `auth.required`, `auth.forbidden`.
+
+    A browser sends a WebSocket no such header on a page's behalf, so no page can use somebody else's token.
+    """
+    scheme, _, token = connection.headers.get("authorization", "").partition(" ")
+    return _at_least(role, _caller(connection, services, token if scheme.lower() == "bearer" else ""))
+
+
+def _caller(connection: HTTPConnection, services: Services, token: str) -> Caller:
     if not 0 < len(token) <= _MAX_TOKEN:
         raise _required("no bearer token was given")
     found = services.tokens.find(token, now=services.now())
     if found is None:
         raise _required("the bearer token is unknown or has expired")
-    request.scope[_CALLER] = found.name
+    connection.scope[_CALLER] = found.name
     return Caller(found.name, found.role)
 
 

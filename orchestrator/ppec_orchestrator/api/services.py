@@ -11,6 +11,9 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from ppec_orchestrator.api.places import Places
+from ppec_orchestrator.host_views.port import HostViews
+from ppec_orchestrator.host_views.proxy import ProxyViews
 from ppec_orchestrator.image_store import ImageStore
 from ppec_orchestrator.liveness import LivenessBook
 from ppec_orchestrator.operations.service import Operations
@@ -21,6 +24,9 @@ from ppec_orchestrator.store.certificates import CertificateBook, record_certifi
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.hosts import flush_last_seen
 from ppec_orchestrator.store.tokens import TokenBook
+
+# Each may wait for a guest for as long as it was asked to.
+_MOST_GUEST_QUERIES = 64
 
 
 def utc_now() -> datetime:
@@ -39,6 +45,9 @@ class Services:
     tokens: TokenBook
     certificates: CertificateBook
     reports: ReportIntake
+    host_views: HostViews
+    guest_queries: Places
+    consoles: Places
     operations: Operations | None = None
     now: Callable[[], datetime] = field(default=utc_now)
 
@@ -60,6 +69,9 @@ def make_services(settings: Settings, database: Database, *, now: Callable[[], d
         tokens=TokenBook(database),
         certificates=CertificateBook(database),
         reports=ReportIntake(database, liveness, settings),
+        host_views=ProxyViews(ca.orchestrator_pair),
+        guest_queries=Places("questions to guests", _MOST_GUEST_QUERIES),
+        consoles=Places("consoles", settings.max_consoles),
         now=now,
     )
 

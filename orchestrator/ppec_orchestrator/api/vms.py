@@ -47,7 +47,10 @@ def create_vms(
 
 
 @router.post(
-    "/actions", name="act_on_vms", summary="Start, stop, reboot, reset, pause, resume, delete VMs", status_code=202
+    "/actions",
+    name="act_on_vms",
+    summary="Start, stop, reboot, reset, pause, resume, freeze, thaw, delete VMs",
+    status_code=202,
 )
 def act_on_vms(
     operations: Engine,
@@ -72,7 +75,9 @@ def list_vms(
 @router.get("/{vm}", name="get_vm", summary="Show a VM")
 def get_vm(services: Here, caller: Viewer, vm: VmRefInPath) -> VmView:
     with services.database.read() as conn:
-        return vm_views.show(conn, vm, _silent_before(services))
+        view = vm_views.show(conn, vm, _silent_before(services))
+    use = None if view.host is None else services.reports.vitals.use_of_vm(view.host, view.vm_id)
+    return view if use is None else view.model_copy(update={"use": use})
 
 
 @router.patch("/{vm}", name="resize_vm", summary="Resize a VM", status_code=202)

@@ -32,7 +32,7 @@ class Client:
         self._http = httpx2.Client(
             base_url=chosen.server,
             headers={"authorization": f"Bearer {chosen.token}"} if chosen.token else {},
-            verify=_trust(chosen) if chosen.server.startswith("https:") else True,
+            verify=trust(chosen) if chosen.server.startswith("https:") else True,
             timeout=httpx2.Timeout(_READ_S, connect=_CONNECT_S),
             trust_env=False,
         )
@@ -43,8 +43,8 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def get(self, path: str, answer: type[M]) -> M:
-        return _parsed(self._sent("GET", path, repeat=True), answer)
+    def get(self, path: str, answer: type[M], query: Mapping[str, str] | None = None) -> M:
+        return _parsed(self._sent("GET", path, query=query, repeat=True), answer)
 
     def post(self, path: str, body: Model | None, answer: type[M], *, idempotency_key: str | None = None) -> M:
         """With a key the orchestrator does it once however often it is asked, so a lost answer is asked for again."""
@@ -117,16 +117,20 @@ class Client:
                 self.sleep(pause)
 
     def _unreachable(self, error: httpx2.HTTPError) -> PpecError:
-        why = str(error) or type(error).__name__
-        return PpecError(
-            "orchestrator.unavailable",
-            f"the orchestrator at {self.server} does not answer: {why}",
-            hint="Check --server (PPEC_SERVER) and --ca (PPEC_CA), and that the orchestrator runs.",
-            subject="orchestrator",
-        )
+        return unreachable(self.server, error)
 
 
-def _trust(chosen: Configuration) -> ssl.SSLContext:
+def unreachable(server: str, error: Exception) -> PpecError:
+    why = str(error) or type(error).__name__
+    return PpecError(
+        "orchestrator.unavailable",
+        f"the orchestrator at {server} does not answer: {why}",
+        hint="Check --server (PPEC_SERVER) and --ca (PPEC_CA), and that the orchestrator runs.",
+        subject="orchestrator",
+    )
+
+
+def trust(chosen: Configuration) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(chosen.ca) if chosen.ca else None)
     except (OSError, ssl.SSLError) as error:
@@ -142,15 +146,20 @@ def _checked(response: httpx2.Response) -> httpx2.Response:
     """The response, or the problem it carries raised as an error."""
     if not response.is_error and not response.is_redirect:
         return response
+    raise refusal(response.status_code, response.reason_phrase, response.content)
+
+
+def refusal(status: int, reason: str, body: bytes) -> PpecError:
+    """The error that an answer carries."""
     try:
-        raise Problem.model_validate_json(response.content).error()
-    except ValidationError as error:
-        raise PpecError(
-            "auth.required" if response.status_code == 401 else "internal.error",
-            f"the server answered {response.status_code} {response.reason_phrase} without saying why",
+        return Problem.model_validate_json(body).error()
+    except ValidationError:
+        return PpecError(
+            "auth.required" if status == 401 else "internal.error",
+            f"the server answered {status} {reason} without saying why",
             hint="Check that --server (PPEC_SERVER) is a PPEC orchestrator.",
             subject="orchestrator",
-        ) from error
+        )
 
 
 def _parsed(response: httpx2.Response, answer: type[M]) -> M:

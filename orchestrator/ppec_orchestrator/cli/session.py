@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from ppec_orchestrator.cli.client import Client
+    from ppec_orchestrator.cli.configuration import Configuration
     from ppec_orchestrator.cli.output import Output
 
 # The options that may stand anywhere on the line; each takes a value.
@@ -25,11 +26,16 @@ class Session:
         self.output = output
 
     @cached_property
-    def client(self) -> Client:
-        from ppec_orchestrator.cli.client import Client
+    def configuration(self) -> Configuration:
         from ppec_orchestrator.cli.configuration import resolve
 
-        return Client(resolve(self._flags))
+        return resolve(self._flags)
+
+    @cached_property
+    def client(self) -> Client:
+        from ppec_orchestrator.cli.client import Client
+
+        return Client(self.configuration)
 
 
 def session_of(context: typer.Context) -> Session:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Policy = Literal["balanced", "pack", "spread"]
 Record = Literal["creating", "active", "deleting", "failed"]
 Mode = Literal["all-or-nothing", "best-effort"]
+Name = Annotated[str, typer.Argument(help="The VM, by name or id.")]
 Names = Annotated[list[str], typer.Argument(help="VMs, by name or id.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")]
 _TIMEOUT = ("--timeout-s", "--timeout")
@@ -165,10 +166,58 @@ def resume(context: typer.Context, names: Names, wait: Wait = False) -> None:
     _act(context, {"action": "resume", "vms": names}, wait=wait)
 
 
+@app.command("freeze")
+def freeze(
+    context: typer.Context,
+    names: Names,
+    thaw_after_s: Annotated[
+        float, typer.Option("--thaw-after-s", min=1, max=600, help="When their hosts thaw them, whatever happens.")
+    ] = 60.0,
+    wait: Wait = False,
+) -> None:
+    """Have guests flush and freeze their file systems, for a copy of the disks that is whole."""
+    _act(context, {"action": "freeze", "vms": names, "thaw_after_s": thaw_after_s}, wait=wait)
+
+
+@app.command("thaw")
+def thaw(context: typer.Context, names: Names, wait: Wait = False) -> None:
+    """End a freeze."""
+    _act(context, {"action": "thaw", "vms": names}, wait=wait)
+
+
+@app.command("guest")
+def guest(
+    context: typer.Context,
+    name: Name,
+    timeout_s: Annotated[float, typer.Option(*_TIMEOUT, min=1, max=30, help="How long its agent may take.")] = 5.0,
+) -> None:
+    """Ask a VM's guest agent for its addresses and system. It is the guest's word, not PPEC's."""
+    from ppec_contract.guest import GuestInfo
+
+    session = session_of(context)
+    session.output.item(session.client.get(f"{VM.url(name)}/guest", GuestInfo, {"timeout_s": str(timeout_s)}))
+
+
+@app.command("console")
+def console(
+    context: typer.Context,
+    name: Name,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Only print; Ctrl-C ends it.")] = False,
+    follow: Annotated[bool, typer.Option(help="Or end with what is there; then it is read-only.")] = True,
+    tail_bytes: Annotated[int, typer.Option(min=0, max=262144, help="How much to begin with.")] = 16384,
+) -> None:
+    """Open a VM's serial console. Ctrl-] leaves it; it ends by itself when the VM goes off."""
+    from ppec_contract.api import ConsoleOpen
+    from ppec_orchestrator.cli.console import open_console
+
+    asked = ConsoleOpen(read_only=read_only or not follow, follow=follow, tail_bytes=tail_bytes)
+    open_console(session_of(context), f"{VM.url(name)}/console", asked)
+
+
 @app.command("resize")
 def resize(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="The VM, by name or id.")],
+    name: Name,
     vcpus: Annotated[int | None, typer.Option(help="How many vCPUs it is to have.")] = None,
     memory: Annotated[str | None, typer.Option(help="Its memory, in MiB or with a unit: 512M, 8G.")] = None,
     timeout_s: Annotated[float, typer.Option(*_TIMEOUT, help="How long its guest may take to let go of vCPUs.")] = 10.0,

@@ -27,15 +27,17 @@ from ppec_orchestrator.dispatch.simulated_retune import carried_out, planned
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What goes wrong with a call for one VM. `whole_host`: the host gives no result at all. `done`: but it did it."""
+    """What goes wrong with a call for one VM. `whole_host`: the host gives no result at all. `done`: but it did it.
+    `told`: the result says what the VM is now."""
 
     problem: Problem
     whole_host: bool = False
     done: bool = False
+    told: bool = False
 
     @classmethod
-    def of(cls, code: str, *, whole_host: bool = False, done: bool = False) -> Fault:
-        return cls(PpecError(code, f"simulated {code}").problem(), whole_host, done)
+    def of(cls, code: str, *, whole_host: bool = False, done: bool = False, told: bool = False) -> Fault:
+        return cls(PpecError(code, f"simulated {code}").problem(), whole_host, done, told)
 
 
 # Of an action, a host and a VM.
@@ -56,8 +58,11 @@ _POSSIBLE_IN: dict[PlanAction, tuple[VmState, ...]] = {
     "ResetVms": (VmState.RUNNING,),
     "PauseVms": (VmState.RUNNING, VmState.PAUSED),
     "ResumeVms": (VmState.RUNNING, VmState.PAUSED),
+    "FreezeVms": (VmState.RUNNING,),
+    "ThawVms": (VmState.RUNNING, VmState.STOPPED),
 }
 _AGAIN: tuple[PlanAction, ...] = ("RebootVms", "ResetVms")
+_ENDING_A_FREEZE: tuple[PlanAction, ...] = ("StopVms", *_AGAIN)
 
 
 def no_faults(action: PlanAction, host: str, vm_id: UUID) -> Fault | None:
@@ -69,6 +74,8 @@ class SimulatedFleet:
 
     def __init__(self) -> None:
         self.vms: dict[str, dict[UUID, VmInfo]] = defaultdict(dict)
+        # The guests whose file systems are frozen; nothing here thaws them by itself.
+        self.frozen: set[UUID] = set()
         # How many NUMA cells each host has; only retunes look at it.
         self.cells = 2
         self.faults: FaultScript = no_faults
@@ -108,6 +115,9 @@ class SimulatedFleet:
                     return [*events, RunEvent(host=host, at_unix_ms=_now_ms(), problem=fault.problem)]
                 else:
                     failed = VmResult(vm_id=vm_id, name=name, changed=False, problem=fault.problem)
+                    if fault.told:
+                        now = self.vms[host].get(vm_id)
+                        failed = failed.model_copy(update={"vm": now, "observed_at": self.moment()})
                     events.append(RunEvent(host=host, at_unix_ms=_now_ms(), result=failed))
             return events
 
@@ -173,6 +183,7 @@ class SimulatedFleet:
             return self._resize(mine, what)
         if action == "DeleteVms":
             changed = mine.pop(vm_id, None) is not None
+            self.frozen.discard(vm_id)
             return VmResult(vm_id=vm_id, name=name, changed=changed, observed_at=self.moment())
         if action == "CreateVms":
             if vm_id in mine or not isinstance(what, VmSpec):
@@ -187,8 +198,7 @@ class SimulatedFleet:
             problem = PpecError("vm.wrong_state", f"vm {name} is {mine[vm_id].state}").problem()
             return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
         else:
-            changed = mine[vm_id].state is not _POWER[action] or action in _AGAIN
-            mine[vm_id] = _switched(mine[vm_id], _POWER[action])
+            changed = self._switch(action, mine, vm_id)
         return VmResult(
             vm_id=vm_id,
             name=name,
@@ -197,6 +207,18 @@ class SimulatedFleet:
             stage_ms={Stage.DEFINE: 1},
             observed_at=self.moment(),
         )
+
+    def _switch(self, action: PlanAction, mine: dict[UUID, VmInfo], vm_id: UUID) -> bool:
+        """Whether that did anything."""
+        if action not in _POWER:
+            before = vm_id in self.frozen
+            (self.frozen.add if action == "FreezeVms" else self.frozen.discard)(vm_id)
+            return before is not (vm_id in self.frozen)
+        if action in _ENDING_A_FREEZE:
+            self.frozen.discard(vm_id)
+        changed = mine[vm_id].state is not _POWER[action] or action in _AGAIN
+        mine[vm_id] = _switched(mine[vm_id], _POWER[action])
+        return changed
 
     def _resize(self, mine: dict[UUID, VmInfo], size: VmSize) -> VmResult:
         """A running VM grows at once, and gives nothing back before its next start."""

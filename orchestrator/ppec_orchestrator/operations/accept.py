@@ -20,7 +20,7 @@ from ppec_orchestrator.operations.kinds import create, delete, power, resize, re
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
 from ppec_orchestrator.operations.registry import KINDS
-from ppec_orchestrator.operations.wanted import CreateInput, GuestInput, ResizeInput, RetuneInput
+from ppec_orchestrator.operations.wanted import CreateInput, FreezeInput, GuestInput, ResizeInput, RetuneInput
 from ppec_orchestrator.placement.request import VmRequest
 from ppec_orchestrator.store import idempotency, sizes, vms
 from ppec_orchestrator.store import operations as store
@@ -132,11 +132,8 @@ class Acceptor:
             if asked.action is VmAction.DELETE:
                 # Who waits for a VM to be gone finds here what to wait for.
                 vms.set_record(conn, ids, VmRecord.DELETING, operation_id)
-            more: dict[str, Any] = {}
-            if asked.action in _ASKED_OF_GUESTS:
-                more = GuestInput(timeout_s=asked.timeout_s, force=asked.force).model_dump()
             items = [NewItem(one.vm_id, one.name, one.host) for one in chosen]
-            return self._enqueue(conn, ask, _New(operation_id, _KINDS[asked.action], more, items))
+            return self._enqueue(conn, ask, _New(operation_id, _KINDS[asked.action], _terms(asked), items))
 
         return self._once_per_key(ask, lambda: self._write(writes))
 
@@ -220,6 +217,15 @@ class Acceptor:
 
 def new_id() -> str:
     return f"op-{uuid.uuid4().hex}"
+
+
+def _terms(asked: VmsAction) -> dict[str, Any]:
+    """What the action's method takes beside the VMs."""
+    if asked.action in _ASKED_OF_GUESTS:
+        return GuestInput(timeout_s=asked.timeout_s, force=asked.force).model_dump()
+    if asked.action is VmAction.FREEZE:
+        return FreezeInput(thaw_after_s=asked.thaw_after_s).model_dump()
+    return {}
 
 
 def _names(asked: VmsCreate) -> list[str]:

@@ -101,7 +101,8 @@ class _Progress:
         """A VM's first outcome counts: an adopted run tells its events again from the beginning."""
         if event.result is not None:
             told = event.result.problem
-            problem = bounded(told) if told is not None else _about_another(event.host, event.result)
+            # First of all, for a failure may come with what the VM is now.
+            problem = _about_another(event.host, event.result) or (bounded(told) if told is not None else None)
             self._settle(event.host, event.result.vm_id, event.result, problem)
         elif event.view is not None:
             self._settle(event.host, WHOLE_HOST, None, None, event.view)

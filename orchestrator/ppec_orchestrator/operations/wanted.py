@@ -63,6 +63,12 @@ class GuestInput(Model):
     force: bool
 
 
+class FreezeInput(Model):
+    """A freeze: when its host ends it by itself."""
+
+    thaw_after_s: float
+
+
 class RetuneInput(HostRetune):
     """A retune, and of which host."""
 

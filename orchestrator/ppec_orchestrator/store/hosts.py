@@ -71,7 +71,11 @@ def get_host(conn: Connection, name: str, judge: Judge) -> HostView:
     report = row.report or {}
     told = {name: report[name] for name in _DETAILS if report.get(name)}
     view = _views(conn, [row], judge)[0]
-    return HostView.model_validate(view.model_dump() | told | {"health": row.health or ()})
+    try:
+        return HostView.model_validate(view.model_dump() | told | {"health": row.health or ()})
+    except ValueError:
+        # Stored before reports had bounds; the host's next one replaces it.
+        return view
 
 
 def page_of_hosts(conn: Connection, wanted: Slice, chosen: HostFilter, judge: Judge) -> Page[HostView]:

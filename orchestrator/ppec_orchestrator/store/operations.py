@@ -25,7 +25,8 @@ CLEANUP = "vm.cleanup"
 RETUNE = "host.retune"
 PLAN_STEP = "plan"
 RETUNE_STEPS = ("accept", PLAN_STEP, "retune")
-# The step that has, by VM, which part of a new size took effect.
+# The kind that gives VMs another size, and the step that has, by VM, which part of it took effect.
+RESIZE = "vm.resize"
 RESIZE_STEP = "resize"
 
 

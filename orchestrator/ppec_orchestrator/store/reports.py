@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, not_, or_, select, update
 
 from ppec_contract.host import CellReport, HostReport
+from ppec_contract.model import canonical_json
 from ppec_contract.vm import VmState
 from ppec_orchestrator.liveness import MessageId
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
@@ -85,6 +86,15 @@ def stored_report(conn: Connection, host_name: str) -> StoredReport:
     return StoredReport(row.id, message, row.report_digest, row.last_seen_at, row.report_tick)
 
 
+def stored_picture(conn: Connection, host_id: int) -> HostReport | None:
+    """The report itself, as its agent spoke it. None also if it is of a time whose reports can't be read any more."""
+    spoken = conn.execute(select(host.c.report).where(host.c.id == host_id)).scalar_one_or_none()
+    try:
+        return None if spoken is None else HostReport.model_validate_json(canonical_json(spoken))
+    except ValueError:
+        return None
+
+
 def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
     """False, and nothing changed, when another report was stored meanwhile."""
     report = new.report
@@ -102,7 +112,8 @@ def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
             report_sequence=new.message.sequence,
             report_tick=new.tick,
             report_digest=new.digest,
-            report=dumped,
+            # Without the fields that an older agent doesn't know: their digest is of what they spoke.
+            report=report.as_spoken(),
             facts={name: dumped[name] for name in FACTS} | {"drift_count": len(report.drift)},
             disk_mib=report.disk_mib,
             last_seen_at=now,
@@ -172,7 +183,7 @@ def _apply_vms(conn: Connection, new: NewReport, now: datetime) -> None:
     """Only VMs allocated on this host: a host may say nothing of another's. Rows that stay the same aren't written.
 
     An allocated VM that the host doesn't have is unknown: it may be under way. Reconciliation decides what it means.
-    A VM of which the host answered after it began to look is left as it is: an agent reports anew, whole, after every
+    A VM of which the host answered after it began to look is left as it is: an agent reports anew after every
     answer. The host's row is written already, so no answer is being recorded meanwhile (`observations.py`).
     """
     seen = {info.vm_id: info for info in new.report.vms if info.managed}

@@ -26,9 +26,9 @@ from ppec_orchestrator.placement.demand import (
 )
 from ppec_orchestrator.placement.request import Shape
 from ppec_orchestrator.store.cells import used_column, whole_column
-from ppec_orchestrator.store.operations import under_way
+from ppec_orchestrator.store.operations import RESIZE, under_way
 from ppec_orchestrator.store.reservations import lock_hosts
-from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell, vm
+from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell, operation, vm
 
 
 def larger(one: Size, other: Size | None) -> Size:
@@ -75,14 +75,36 @@ def follow(conn: Connection, infos: Mapping[UUID, VmInfo]) -> None:
         if row is None or row.held_vcpus is None:
             continue
         now = Size(vcpus=info.vcpus, memory_mib=info.memory_mib)
-        later = info.pending or now
+        later = _later(info)
         _keep(conn, row, later, None if now == later else now)
 
 
 def follow_report(conn: Connection, infos: Mapping[UUID, VmInfo]) -> None:
-    """As `follow`, but for VMs that an operation is at work on: the report may be from before it."""
+    """As `follow`, but for VMs that an operation is at work on: the report may be from before it.
+
+    Not if it shows the size that is asked for: then the host has gone that far. Its answer may be lost, and a host that
+    changes no more sends no report that could be heard after the operation's end.
+    """
     busy = under_way(conn, list(infos))
-    follow(conn, {vm_id: info for vm_id, info in infos.items() if vm_id not in busy})
+    asked = _asked(conn, busy)
+    follow(conn, {vm_id: i for vm_id, i in infos.items() if vm_id not in busy or _later(i) == asked.get(vm_id)})
+
+
+def _asked(conn: Connection, busy: Mapping[UUID, str]) -> dict[UUID, Size]:
+    """The sizes that these VMs' resizes under way ask for."""
+    if not busy:
+        return {}
+    rows = conn.execute(
+        select(operation.c.id, operation.c.input).where(
+            operation.c.id.in_(set(busy.values())), operation.c.kind == RESIZE
+        )
+    )
+    sizes = {row.id: Size.model_validate(row.input["size"]) for row in rows}
+    return {vm_id: sizes[operation_id] for vm_id, operation_id in busy.items() if operation_id in sizes}
+
+
+def _later(info: VmInfo) -> Size:
+    return info.pending or Size(vcpus=info.vcpus, memory_mib=info.memory_mib)
 
 
 def _row(conn: Connection, vm_id: UUID) -> Row[Any] | None:

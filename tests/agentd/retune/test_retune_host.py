@@ -302,6 +302,92 @@ def test_a_move_back_that_cannot_be_taken_back_either_is_settled_later(short_dir
     run(words, short_dir, scenario)
 
 
+@pytest.mark.parametrize("broken", [1, 2], ids=["once", "and-its-undo"])
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("method", CALLS)
+def test_a_fault_of_ours_leaves_no_leg_pending(
+    short_dir: Path, words: Any, vm: Any, method: str, nth: int, broken: int
+) -> None:
+    """As it would any other failure, the agent takes it back; or knows that it has not, and does so later."""
+
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        begun = LOOKS if method == "domain" else 0
+        for n in range(broken):
+            bug = ZeroDivisionError("a fault of ours")
+            agent.hypervisor.faults.fail(method, bug, nth=begun + nth + n, after=True)
+        results = await agent.run(call(plan))
+        assert {result.problem.code for result in results} == {"retune.failed"}
+        pending = {held.vm_id for held in agent.context.ledger.holdings() if held.pending}
+        assert set(agent.context.open_seats) == pending
+        assert {entry.key for entry in agent.context.journal.in_flight()} == set(agent.context.open_seats.values())
+        assert bool(pending) == (broken == 2)
+        await agent.actions.settle()
+        assert (agent.context.open_seats, agent.context.journal.in_flight()) == ({}, ())
+        assert set((await seats(agent)).items()) <= set(BEFORE.items()) | set(AFTER.items())
+        again = await agent.run(call(plan, fence=2))
+        assert [result.problem for result in again] == [None, None]
+        assert await seats(agent) == AFTER
+
+    run(words, short_dir, scenario)
+
+
+def test_one_that_breaks_while_it_is_settled_keeps_no_other_waiting(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        keys = {move.vm_id: Key("retune-1", "RetuneHost", str(move.vm_id)) for move in plan.moves}
+        agent.context.journal.append_intents("retune-1", 1, [(key, "") for key in keys.values()])
+        agent.context.open_seats |= keys
+        agent.hypervisor.faults.fail("reseat", ZeroDivisionError("a fault of ours"))
+        await agent.actions.settle()
+        assert set(agent.context.open_seats) == {next(iter(keys))}
+        await agent.actions.settle()
+        assert (agent.context.open_seats, agent.context.journal.in_flight()) == ({}, ())
+        assert await seats(agent) == BEFORE
+
+    run(words, short_dir, scenario)
+
+
+def test_a_deleted_vm_has_no_seat_to_settle(short_dir: Path, words: Any, vm: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        plan = await chain(agent, vm)
+        for nth in (1, 2):
+            agent.hypervisor.faults.fail("reseat", AWAY, nth=nth, after=True)
+        await agent.run(call(plan))
+        (open_id,) = agent.context.open_seats
+        assert [result.problem for result in await agent.delete(open_id, operation="op-9")] == [None]
+        assert (agent.context.open_seats, agent.context.journal.in_flight()) == ({}, ())
+
+    run(words, short_dir, scenario)
+
+
+def test_an_agent_that_ends_in_mid_move_finds_it_again(short_dir: Path, words: Any, vm: Any) -> None:
+    """It does not wait for ever for work under way: what it breaks off is left to the next agent's recovery."""
+    settings = words.settings_of(short_dir, **CHAIN)
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            plan = await chain(agent, vm)
+            agent.hypervisor.faults.delays_s["annotate"] = 600
+            asked = asyncio.create_task(agent.run(call(plan)))
+            async with asyncio.timeout(60):
+                while not agent.hypervisor.faults.calls("annotate"):  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.01)
+            for task in asyncio.all_tasks():
+                if task.get_name().startswith("RetuneHost"):
+                    task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+            broken_off = {entry.key.vm_id for entry in agent.context.journal.in_flight()}
+            assert {str(move.vm_id) for move in plan.moves} <= broken_off
+        async with words.open_agent(settings) as agent:
+            await recover(agent.context)
+            assert await seats(agent) == BEFORE
+            assert agent.context.journal.in_flight() == ()
+
+    asyncio.run(scenario())
+
+
 def test_a_move_that_ends_late_keeps_both_places_until_then(short_dir: Path, words: Any, vm: Any) -> None:
     async def scenario(agent: Any) -> None:
         plan = await chain(agent, vm)

@@ -472,6 +472,34 @@ def test_only_guests_that_are_asked_are_told_how_long(world: Any) -> None:
         assert told == (asked if action in (VmAction.REBOOT, VmAction.STOP) else {}), action
 
 
+def test_a_freeze_is_an_operation_with_an_end_of_its_own(world: Any) -> None:
+    replica = world.replica()
+    vm = create(world, replica, 1).items[0]
+
+    def act(action: VmAction, **more: Any) -> OperationView:
+        asked = VmsAction(action=action, vms=(vm.name,), **more)
+        ended = world.ended(replica.act(asked, world.ask).operation_id)
+        assert (ended.kind, [step.name for step in ended.steps]) == (f"vm.{action}", ["accept", action])
+        return ended
+
+    for _ in range(2):
+        assert act(VmAction.FREEZE, thaw_after_s=9.0, timeout_s=1.0, force=True).state is OperationState.SUCCEEDED
+    assert world.fleet.frozen == {vm.vm_id}
+    (target,) = world.dispatcher.started[-1].hosts.values()
+    assert target.parameters == {"vm_ids": [str(vm.vm_id)], "thaw_after_s": 9.0}
+    for _ in range(2):
+        assert act(VmAction.THAW, thaw_after_s=9.0).state is OperationState.SUCCEEDED
+    (target,) = world.dispatcher.started[-1].hosts.values()
+    assert target.parameters == {"vm_ids": [str(vm.vm_id)]}
+    assert world.fleet.frozen == set()
+    assert [action for action, _, _ in world.fleet.deeds] == ["CreateVms", "FreezeVms", "ThawVms"]
+    assert world.vm(vm.name).observed == "running"
+
+    act(VmAction.STOP)
+    refused = act(VmAction.FREEZE)
+    assert (refused.state, refused.problem and refused.problem.code) == (OperationState.FAILED, "vm.wrong_state")
+
+
 def test_vm_in_the_wrong_power_state_says_so(world: Any) -> None:
     replica = world.replica()
     name = create(world, replica, 1).items[0].name

@@ -158,6 +158,54 @@ def test_after_a_lost_answer_both_sizes_are_held_until_the_host_is_heard(world: 
     assert (world.vm(vm.name).vcpus, world.vm(vm.name).held) == (8 if done else 2, None)
 
 
+@pytest.mark.parametrize("done", [True, False])
+def test_failure_that_says_what_the_vm_is_now_settles_the_room(world: Any, done: bool) -> None:
+    vm = made(world)
+    told = Fault.of("hypervisor.failed", done=done, told=True)
+    world.fleet.faults = lambda action, host, vm: told if action == "ResizeVms" else None
+    view = resized(world, vm.name, vcpus=8)
+    assert (view.state, view.problem.code) == (OperationState.FAILED, "hypervisor.failed")
+    assert used(world) == ((4, 1024) if done else (1, 1024))
+    assert (world.vm(vm.name).vcpus, world.vm(vm.name).held) == (8 if done else 2, None)
+    world.assert_consistent()
+
+
+def test_report_heard_before_a_lost_answer_is_given_up_settles_what_the_host_has_done(world: Any) -> None:
+    """The host reports once, after its answer; by the record the operation is still at work then."""
+    vm = made(world)
+    waiting = world.replica("accepting", start=False)
+    accepted = waiting.resize(vm.name, VmResize(vcpus=8), world.ask)
+    info = world.fleet.vms["h1"][vm.vm_id]
+    report(world, info.model_copy(update={"pending": Size(vcpus=8, memory_mib=1024)}))
+    assert (world.vm(vm.name).vcpus, world.vm(vm.name).held) == (8, Size(vcpus=2, memory_mib=1024))
+    report(world, info.model_copy(update={"vcpus": 8}))
+    assert (world.vm(vm.name).vcpus, world.vm(vm.name).held) == (8, None)
+    assert used(world) == (4, 1024)
+    lost = Fault.of("host.unreachable", whole_host=True, done=True)
+    world.fleet.faults = lambda action, host, vm: lost if action == "ResizeVms" else None
+    with world.running():
+        assert world.ended(accepted.operation_id).state is OperationState.FAILED
+    assert (world.vm(vm.name).vcpus, world.vm(vm.name).held, used(world)) == (8, None, (4, 1024))
+    world.assert_consistent()
+
+
+def test_failure_about_another_vm_changes_neither(world: Any) -> None:
+    """A host that answers for one VM with what it says another is, is not believed, failed or not."""
+    vm, other = made(world), made(world)
+
+    def misled(action: str, host: str, vm_id: UUID) -> Fault | None:
+        if action != "ResizeVms":
+            return None
+        world.fleet.vms["h1"][vm.vm_id] = world.fleet.vms["h1"][other.vm_id].model_copy(update={"vcpus": 4})
+        return Fault.of("hypervisor.failed", told=True)
+
+    world.fleet.faults = misled
+    view = resized(world, vm.name, vcpus=8)
+    assert (view.state, view.problem.code) == (OperationState.FAILED, "internal.error")
+    assert used(world) == (5, 2048), "both sizes are held"
+    assert (world.vm(other.name).vcpus, world.vm(other.name).held) == (2, None)
+
+
 def test_report_from_before_a_resize_takes_no_room_away(world: Any) -> None:
     vm = made(world)
     before = world.fleet.vms["h1"][vm.vm_id]

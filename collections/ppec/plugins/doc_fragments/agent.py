@@ -57,6 +57,19 @@ notes:
 
     CHANGE = r"""
 options:
+  state:
+    description:
+      - V(present) creates and starts a VM. V(absent) deletes it with its disks.
+      - V(started) and V(stopped) need a VM that exists, as do all that follow.
+      - V(resized) gives a VM the vCPUs and memory named here, at once as far as can be, the rest at its next start.
+      - V(restarted) asks the guest to reboot, V(reset) presses the reset button. Both change something whenever they
+        are asked for, and need a running VM.
+      - V(paused) stops the vCPUs and V(resumed) has them run on. Neither starts a VM that is off.
+      - V(frozen) has the guest's agent flush and freeze its file systems, V(thawed) ends that. What is frozen can't be
+        seen from the host, so check mode says that both would change something.
+    type: str
+    choices: [present, absent, started, stopped, resized, restarted, reset, paused, resumed, frozen, thawed]
+    default: present
   operation_id:
     description:
       - Names the change. The agent answers a repeated one from its journal and does nothing twice.

@@ -17,7 +17,9 @@ CONNECTION = {
     "request_timeout_s": {"type": "float", "default": 30.0},
 }
 
-STATES = ["present", "absent", "started", "stopped", "restarted", "reset", "paused", "resumed"]
+STATES = [
+    "present", "absent", "started", "stopped", "resized", "restarted", "reset", "paused", "resumed", "frozen", "thawed",
+]  # fmt: skip
 VM = {
     "argument_spec": {
         "name": {"type": "str", "required": True},
@@ -33,8 +35,11 @@ VM = {
         # User data may hold passwords: it is kept out of logs and results.
         "user_data": {"type": "str", "no_log": True},
         "tags": {"type": "dict"},
+        "vcpus": {"type": "int"},
+        "memory_mib": {"type": "int"},
         "timeout_s": {"type": "float", "default": 30.0},
         "force": {"type": "bool", "default": False},
+        "thaw_after_s": {"type": "float", "default": 60.0},
         "wait": {"type": "bool", "default": True},
         "wait_timeout_s": {"type": "float", "default": 600.0},
         **CONNECTION,
@@ -43,6 +48,13 @@ VM = {
 }
 
 VM_INFO = {"argument_spec": {"name": {"type": "str"}, **CONNECTION}}
+VM_GUEST_INFO = {
+    "argument_spec": {
+        "name": {"type": "str", "required": True},
+        "timeout_s": {"type": "float", "default": 5.0},
+        **CONNECTION,
+    }
+}
 HOST_INFO = {"argument_spec": {"name": {"type": "str"}, **CONNECTION}}
 
 
@@ -63,9 +75,15 @@ def _listing(collection):
     return execute
 
 
+def _guest(params, client, check_mode):
+    path = segment_path("vms", params["name"], "guest")
+    return {"changed": False, "guest": client.get(path, {"timeout_s": params["timeout_s"]})}
+
+
 ACTIONS = {
     "vm": (VM, orchestrator_vm.execute),
     "vm_info": (VM_INFO, _listing("vms")),
+    "vm_guest_info": (VM_GUEST_INFO, _guest),
     "host_info": (HOST_INFO, _listing("hosts")),
 }
 

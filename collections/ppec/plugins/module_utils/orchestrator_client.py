@@ -51,6 +51,10 @@ class OrchestratorClient:
         """A change. The key makes it safe to repeat, so a request whose answer was lost is made again."""
         return self._request("POST", path, body=body, headers={"Idempotency-Key": idempotency_key})
 
+    def patch(self, path, body, idempotency_key):
+        """See `post`."""
+        return self._request("PATCH", path, body=body, headers={"Idempotency-Key": idempotency_key})
+
     def pages(self, path, query=None):
         """All items of a list, page after page."""
         items, cursor = [], None

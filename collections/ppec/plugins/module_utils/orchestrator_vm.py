@@ -14,6 +14,9 @@ from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemE
 _CREATE = ("flavor", "image", "policy", "datacentre", "cluster", "rack", "host", "vrf", "user_data", "tags")
 _PLACE_OF_HOST = ("datacentre", "cluster", "rack")
 _SHOWN = ("flavor", "image", "vrf", "host", "tags")
+_SIZE = ("vcpus", "memory_mib")
+# The states that a size can be asked for in.
+_SIZED = ("present", "resized")
 _ACTION = {
     "absent": "delete",
     "started": "start",
@@ -22,42 +25,99 @@ _ACTION = {
     "reset": "reset",
     "paused": "pause",
     "resumed": "resume",
+    "frozen": "freeze",
+    "thawed": "thaw",
 }
 # The power state that a state is; then there is nothing to do.
 _OBSERVED = {"started": "running", "stopped": "stopped", "paused": "paused", "resumed": "running"}
 # The power state after any of them.
 _AFTER = {**_OBSERVED, "restarted": "running", "reset": "running"}
+# Whether the file systems are frozen in a state; its power stays as it is.
+_FROZEN = {"frozen": True, "thawed": False}
 # The power states in which a VM can be brought into a state at all. Of one that is unknown the host decides.
 _POSSIBLE_IN = {
     "restarted": ("running", "unknown"),
     "reset": ("running", "unknown"),
     "paused": ("running", "paused", "unknown"),
     "resumed": ("running", "paused", "unknown"),
+    "frozen": ("running", "unknown"),
+    "thawed": ("running", "stopped", "unknown"),
 }
 # What a guest is asked for, with a time to obey and what follows when it doesn't.
 _ASKED_OF_GUESTS = ("stopped", "restarted")
+# How long a guest's agent may take when only the host's own record is wanted.
+_BRIEFLY_S = "1"
 
 
 def execute(params, client, check_mode):
-    """`changed`, `vm`, `operation` and `diff`. Raises ProblemError."""
+    """`changed`, `vm`, `operation`, `resized` and `diff`. Raises ProblemError."""
     state, name = params["state"], params["name"]
+    _require_a_size_where_it_counts(params)
     found = _find(client, name)
     found = _settle(params, client, found, check_mode)
-    if state == "present" and found is not None:
-        _require_same(params, client, found)
-        return _outcome(params, found, found)
-    if state == "absent" and found is None:
-        return _outcome(params, None, None)
-    if state in _AFTER:
+    if state not in ("present", "absent"):
         _require_possible(params, found)
-        if found["observed"] == _OBSERVED.get(state):
-            return _outcome(params, found, found)
+    elif state == "present" and found is not None:
+        _require_same(params, client, found)
+    if state in _SIZED and found is not None:
+        return _sized(params, client, found, found, check_mode)
+    if _is_so(params, client, found):
+        return _outcome(params, found, found)
     if check_mode:
         return _outcome(params, found, found, changed=True, predicted=True)
     operation = client.post(*_change(params), idempotency_key=uuid.uuid4().hex)
     if params["wait"]:
         operation = _ended(client, operation, params, name)
-    return _outcome(params, found, _find(client, name), changed=True, operation=operation)
+    after = _find(client, name)
+    if state == "present" and params["wait"] and after is not None:
+        # It is made with its flavor's size; another one is a change of its own.
+        return _sized(params, client, found, after, check_mode, created=operation)
+    return _outcome(params, found, after, changed=True, operation=operation)
+
+
+def _sized(params, client, before, vm, check_mode, created=None):
+    """Has `vm`, which exists, be of the size asked for. `created`: the operation that has made it just now."""
+    size = {key: params[key] for key in _SIZE if params[key] not in (None, vm[key])}
+    if not size:
+        return _outcome(params, before, vm, changed=created is not None, operation=created)
+    if check_mode:
+        return _outcome(params, before, vm, changed=True, predicted=True)
+    body = {**size, "timeout_s": params["timeout_s"]}
+    operation = client.patch(segment_path("vms", params["name"]), body, idempotency_key=uuid.uuid4().hex)
+    if params["wait"]:
+        operation = _ended(client, operation, params, params["name"])
+    after = _find(client, params["name"])
+    return _outcome(params, before, after, changed=True, operation=operation)
+
+
+def _require_a_size_where_it_counts(params):
+    state, given = params["state"], [key for key in _SIZE if params[key] is not None]
+    if given and state not in _SIZED:
+        why = f"{' and '.join(given)} can't be given with state {state}"
+    elif not given and state == "resized":
+        why = "state resized needs vcpus, memory_mib, or both"
+    else:
+        return
+    raise ProblemError(
+        "request.invalid", why, hint="Give a size with state present or resized.", subject=f"vm {params['name']}"
+    )
+
+
+def _is_so(params, client, found):
+    """Whether there is nothing to do."""
+    state = params["state"]
+    if found is None:
+        return state == "absent"
+    if state not in _FROZEN:
+        return found["observed"] == _OBSERVED.get(state)
+    if found["observed"] == "stopped":
+        return True  # Only thawed comes here: what is off is not frozen.
+    return _is_frozen(params, client) is _FROZEN[state]
+
+
+def _is_frozen(params, client):
+    """By the host's own record, whatever the guest's agent says."""
+    return client.get(segment_path("vms", params["name"], "guest"), {"timeout_s": _BRIEFLY_S})["frozen"]
 
 
 def _require_possible(params, found):
@@ -110,6 +170,8 @@ def _change(params):
     body = {"action": _ACTION[params["state"]], "vms": [name]}
     if params["state"] in _ASKED_OF_GUESTS:
         body.update(timeout_s=params["timeout_s"], force=params["force"])
+    if params["state"] == "frozen":
+        body["thaw_after_s"] = params["thaw_after_s"]
     return "vms/actions", body
 
 
@@ -159,17 +221,27 @@ def _outcome(params, before, after, changed=False, predicted=False, operation=No
         "changed": changed,
         "vm": after,
         "operation": operation,
+        "resized": _resized(operation),
         "diff": {"before": _shown(before), "after": shown_after},
     }
 
 
+def _resized(operation):
+    """When each part of a new size takes effect, once the operation has ended that gave it."""
+    items = (operation or {}).get("items") or ({},)
+    return items[0].get("resized")
+
+
 def _shown(vm):
-    return {} if vm is None else {"state": vm["observed"], **{key: vm.get(key) for key in _SHOWN}}
+    return {} if vm is None else {"state": vm["observed"], **{key: vm.get(key) for key in (*_SHOWN, *_SIZE)}}
 
 
 def _predicted(params, before):
     if params["state"] == "absent":
         return {}
-    if params["state"] == "present":
-        return {"state": "running", **{key: params[key] for key in _SHOWN if params[key] is not None}}
-    return {**_shown(before), "state": _AFTER[params["state"]]}
+    given = {key: params[key] for key in (*_SHOWN, *_SIZE) if params[key] is not None}
+    if before is None:
+        return {"state": "running", **given}
+    if params["state"] in _SIZED:
+        return {**_shown(before), **{key: given[key] for key in _SIZE if key in given}}
+    return {**_shown(before), "state": _AFTER.get(params["state"], before["observed"])}

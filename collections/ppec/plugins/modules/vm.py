@@ -9,13 +9,14 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 ---
 module: vm
-short_description: Create, delete, start, stop, reboot, reset, pause or resume a VM of the fleet
+short_description: Create, delete, start, stop, resize, reboot, reset, pause, resume, freeze or thaw a VM of the fleet
 version_added: "0.1.0"
 description:
   - Makes one VM be as described, through the orchestrator, which chooses its host, its NUMA cells and its addresses.
   - Runs where the orchestrator's API can be reached, usually C(localhost).
   - A VM that exists and is as described is left alone, whatever its power state, for O(state=present). What differs
-    can't be changed in place and makes the task fail. O(user_data) and O(policy) are not compared, being used once.
+    can't be changed in place and makes the task fail, apart from its size (O(vcpus), O(memory_mib)). O(user_data) and
+    O(policy) are not compared, being used once.
 author: PPEC contributors (@ppec)
 extends_documentation_fragment:
   - ppec.cloud.orchestrator
@@ -30,11 +31,14 @@ options:
       - V(present) creates and starts the VM. V(absent) deletes it with its disks and gives its addresses back.
       - All others need a VM that exists. V(resumed) has a paused one run on, V(started) one that is off.
       - V(restarted) asks the guest to reboot, V(reset) presses the reset button, each time; both need a VM that runs.
+      - V(resized) gives it the size of O(vcpus) and O(memory_mib), of which it needs one.
+      - V(frozen) has the guest's agent flush and freeze its file systems, for a copy of the disks that is whole;
+        V(thawed) ends that. Its host ends it by itself after O(thaw_after_s).
     type: str
-    choices: [present, absent, started, stopped, restarted, reset, paused, resumed]
+    choices: [present, absent, started, stopped, resized, restarted, reset, paused, resumed, frozen, thawed]
     default: present
   flavor:
-    description: The VM's size. Needed for O(state=present).
+    description: The VM's size, if not said otherwise. Needed for O(state=present).
     type: str
   image:
     description: The image its disk is made from. Needed for O(state=present).
@@ -67,8 +71,19 @@ options:
   tags:
     description: Words of yours for the VM, text to text.
     type: dict
+  vcpus:
+    description:
+      - How many vCPUs the VM is to have, an even number; what its flavor says if left out, and whatever it has when it
+        exists. For O(state=present) and O(state=resized).
+      - A VM that runs gets them at once as far as that can be done, and the rest at its next start; RV(resized) says
+        which. One that is created is made with its flavor's size first, and resized then if O(wait=true).
+    type: int
+  memory_mib:
+    description: Its memory; see O(vcpus).
+    type: int
   timeout_s:
-    description: Seconds the guest has to obey, for O(state=stopped) and O(state=restarted).
+    description:
+      - Seconds the guest has to obey, for O(state=stopped) and O(state=restarted), and to let go of vCPUs in a resize.
     type: float
     default: 30.0
   force:
@@ -76,6 +91,10 @@ options:
       - Whether a guest that did not obey in time has its power cut (O(state=stopped)) or is reset (O(state=restarted)).
     type: bool
     default: false
+  thaw_after_s:
+    description: Seconds after which the host thaws a frozen VM by itself, for O(state=frozen). At most 600.
+    type: float
+    default: 60.0
   wait:
     description: Whether to wait for the operation to end. If not, the task tells only that it was accepted.
     type: bool
@@ -101,6 +120,21 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ web.vm.addresses[0].address }} on {{ web.vm.host }}"
 
+- name: More of it; the rest of what can't be had while it runs comes with its next start
+  ppec.cloud.vm:
+    name: web-1
+    state: resized
+    vcpus: 4
+    memory_mib: 8192
+  register: grown
+
+- name: Start it anew if that is needed
+  ppec.cloud.vm:
+    name: web-1
+    state: "{{ item }}"
+  loop: [stopped, started]
+  when: "'next_start' in (grown.resized | default({}, true)).values()"
+
 - name: Gone again
   ppec.cloud.vm:
     name: web-1
@@ -119,6 +153,8 @@ vm:
     observed: running
     flavor: small
     image: debian-12
+    vcpus: 2
+    memory_mib: 2048
     host: h1
     cells: [0]
     vrf: prod
@@ -129,6 +165,13 @@ operation:
   returned: success
   type: dict
   sample: {operation_id: op-1, kind: vm.create, state: succeeded}
+resized:
+  description:
+    - After a resize that was waited for, when each part of the new size takes effect, V(unchanged), V(now) or
+      V(next_start); null otherwise.
+  returned: success
+  type: dict
+  sample: {vcpus: now, memory_mib: next_start}
 problem:
   description: What went wrong, as problem+json; C(code) is stable.
   returned: on failure

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vm.start`, `vm.stop`, `vm.reboot`, `vm.reset`, `vm.pause` and `vm.resume`: one run for all hosts, each VM's new
-state recorded as its host answers.
+"""`vm.start`, `vm.stop`, `vm.reboot`, `vm.reset`, `vm.pause`, `vm.resume`, `vm.freeze` and `vm.thaw`: one run for all
+hosts, each VM's new state recorded as its host answers.
 
 accept    do: by the accepting transaction        undo: VMs not dealt with are told why
 the       do: one run                             undo: none, on purpose: what runs was meant to run, and pulling
-action                                            the plug of a guest for another one's sake does harm
+action                                            the plug of a guest for another one's sake does harm;
+                                                  a freeze has an end of its own
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -20,7 +22,7 @@ from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.hosts import Call, Outcome, by_ids, carry
 from ppec_orchestrator.operations.steps import Kind, NoUndo, Step, StepEnd, done_on_accept
 from ppec_orchestrator.operations.verdicts import by_items
-from ppec_orchestrator.operations.wanted import GuestInput
+from ppec_orchestrator.operations.wanted import FreezeInput, GuestInput
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.observations import record_observed
 from ppec_orchestrator.store.operations import ItemChange
@@ -33,13 +35,13 @@ _METHODS: dict[VmAction, PlanAction] = {
     VmAction.RESET: "ResetVms",
     VmAction.PAUSE: "PauseVms",
     VmAction.RESUME: "ResumeVms",
+    VmAction.FREEZE: "FreezeVms",
+    VmAction.THAW: "ThawVms",
 }
 
 
 def _on_hosts(action: PlanAction, context: Context) -> StepEnd:
-    # Only what guests are asked for has an input.
-    asked = GuestInput.model_validate(context.claimed.input) if context.claimed.input else None
-    more, patience_s = (asked.model_dump(), asked.timeout_s) if asked else ({}, 0.0)
+    more, patience_s = _terms(action, context.claimed.input)
     items = [item for item in context.items() if item.state is ItemState.RUNNING]
     targets = {item.vm_id: item.host for item in items if item.host is not None}
 
@@ -51,6 +53,16 @@ def _on_hosts(action: PlanAction, context: Context) -> StepEnd:
     if targets:
         carry(context, Call(action, targets, {i.vm_id: i.name for i in items}, by_ids(**more), record, patience_s))
     return StepEnd()
+
+
+def _terms(action: PlanAction, kept: Any) -> tuple[dict[str, Any], float]:
+    """What the method takes beside the VMs, and how long it may wait for guests."""
+    if action == "FreezeVms":
+        return FreezeInput.model_validate(kept).model_dump(), 0.0
+    if not kept:
+        return {}, 0.0
+    asked = GuestInput.model_validate(kept)
+    return asked.model_dump(), asked.timeout_s
 
 
 def _change(outcome: Outcome) -> ItemChange:

@@ -6,8 +6,11 @@ accept    do: by the accepting transaction, which takes     undo: the room goes 
 resize    do: one run; the record becomes what the host     undo: none, on purpose: a guest is not switched again
           says that the VM has and will have
 
-A refusal changes nothing and gives the room back at once. Any other failure may have come after the deed: both sizes'
-room stays, until the host's next report, or its next answer about the VM, says what it has (`store/sizes.py`).
+A refusal changes nothing and gives the room back at once. A failure that says what the VM is now, which is what a host
+does that has taken a resize back, settles it as well. Any other may have come after the deed: both sizes' room stays,
+until the host's next report, or its next answer about the VM, says what it has (`store/sizes.py`). A host reports anew
+after each answer, also after one that was lost; that this one is not asked again is because it was, several times: by
+the module, and by a run that is repeated.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from ppec_orchestrator.store import sizes
 from ppec_orchestrator.store.observations import record_observed
 from ppec_orchestrator.store.operations import RESIZE_STEP, ItemChange
 
-NAME = "vm.resize"
+NAME = store.RESIZE
 # With these, too, a host says that it has changed nothing.
 _REFUSED = frozenset({"vm.wrong_state", "vm.not_found"})
 
@@ -69,6 +72,8 @@ def _record(conn: Connection, context: Context, asked: ResizeInput, outcome: Out
     if outcome.problem is not None:
         if outcome.problem.code in _REFUSED or not may_have_left_something(outcome.problem):
             sizes.take_back(conn, outcome.vm_id, asked.held)
+        elif result is not None and result.vm is not None and result.vm.vm_id == outcome.vm_id:
+            record_observed(conn, [result], context.ports.now())
     elif result is not None and result.vm is not None:
         # A later report knows no other size, as nobody else changes it meanwhile: whether it came first is no matter.
         sizes.follow(conn, {outcome.vm_id: result.vm})

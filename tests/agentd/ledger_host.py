@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One host with every kind of core and page, its ledger, and what VMs ask of it."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+
+from ppec_agentd.hypervisor import Domain, DomainMetadata
+from ppec_agentd.ledger import Claim, Holding, Ledger
+from ppec_agentd.topology import declare_topology
+from ppec_contract.vm import NumaPolicy, VmState
+
+TOPOLOGY = declare_topology("sockets=2,cells=2,cores=5,threads=2,memory_mib=4000,huge_2m=500,huge_1g=1")
+ORDINARY_MIB = 4000 - 1000 - 1024 - 100
+DISK_MIB = 5000
+
+_numbers = itertools.count(1)
+
+
+def new_ledger() -> Ledger:
+    return Ledger(
+        TOPOLOGY,
+        DISK_MIB,
+        reserved_cores_per_cell=1,
+        reserved_memory_per_cell_mib=100,
+        shared_cores_per_cell=1,
+        shared_vcpus_per_cpu=3,
+    )
+
+
+def claim(cells: tuple[int, ...] = (0,), policy: NumaPolicy | None = None, **sizes: int) -> Claim:
+    number = next(_numbers)
+    amounts = {"vcpus": 2, "memory_mib": 100, "disk_mib": 10} | sizes
+    return Claim(uuid.UUID(int=number), f"vm-{number}", cells=cells, policy=policy or NumaPolicy(), **amounts)
+
+
+def domain_of(held: Holding) -> Domain:
+    """The domain that a VM's definition and metadata make, as it is after a crash."""
+    plan = held.plan
+    metadata = DomainMetadata(
+        held.vm_id, held.name, "op", plan.cells, held.vcpus, held.memory_mib, held.disk_mib, "", plan.pins,
+        held.policy, held.max_vcpus, held.max_memory_mib, plan.guest_cells,
+    )  # fmt: skip
+    return Domain(held.vm_id, held.name, VmState.RUNNING, held.vcpus, held.memory_mib, plan.pins, plan.cells, metadata)
