@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmResize, VmsAction, VmsCreate
@@ -229,11 +229,15 @@ def _names(asked: VmsCreate) -> list[str]:
     return [base] if asked.count == 1 else [f"{base}-{number}" for number in range(1, asked.count + 1)]
 
 
+_FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
+_IMAGE = select(image.c.id, image.c.architecture, image.c.virtual_size_mib).where(image.c.name == bindparam("name"))
+
+
 def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
-    size = conn.execute(select(flavor).where(flavor.c.name == asked.flavor)).first()
+    size = conn.execute(_FLAVOR, {"name": asked.flavor}).first()
     if size is None:
         raise not_found("flavor", "flavor", asked.flavor)
-    source = conn.execute(select(image).where(image.c.name == asked.image)).first()
+    source = conn.execute(_IMAGE, {"name": asked.image}).first()
     if source is None:
         raise not_found("image", "image", asked.image)
     for table, word, name in (
