@@ -86,16 +86,16 @@ class Acceptor:
         def writes(conn: Connection, planned: Planned) -> NewOperation | str:
             return self._enqueue_create(conn, meant, asked.user_data, ask, planned)
 
-        return self._once_per_key(
-            ask, lambda: self._planning.carry_through(meant.input.plan_request(requests), self._write, writes)
-        )
+        request, wait = meant.input.plan_request(requests), asked.at_least is None
+        return self._once_per_key(ask, lambda: self._planning.carry_through(request, self._write, writes, wait=wait))
 
     def _enqueue_create(
         self, conn: Connection, meant: _Meant, user_data: str, ask: Ask, planned: Planned
     ) -> NewOperation:
         plan, wanted = planned.plan, meant.input.request
         total = len(plan.placed) + len(plan.refused)
-        if plan.refused and (wanted.mode is BatchMode.ALL_OR_NOTHING or not plan.placed):
+        fewest = total if wanted.mode is BatchMode.ALL_OR_NOTHING else wanted.at_least or 1
+        if len(plan.placed) < fewest:
             raise refusal(plan.refused, meant.input.shape, planned.fleet, total)
         operation_id, now = new_id(), self._now()
         new = [
