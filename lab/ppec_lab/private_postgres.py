@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
-# Durability is PostgreSQL's own business: nobody here pulls its plug.
-_OPTIONS = "-h '' -F -c max_connections=100 -c full_page_writes=off"
+_OPTIONS = "-h '' -c max_connections=100"
+# Durability is PostgreSQL's own business: tests don't pull its plug.
+_CARELESS = "-F -c full_page_writes=off"
 
 
 @contextmanager
-def private_postgres(shared_buffers_mib: int = 32) -> Iterator[Path]:
-    """The folder with its socket. Raises FileNotFoundError where PostgreSQL's programs are not installed."""
+def private_postgres(shared_buffers_mib: int = 32, *, durable: bool = False) -> Iterator[Path]:
+    """The folder with its socket; `durable` commits reach the disk.
+
+    Raises FileNotFoundError where PostgreSQL's programs are not installed.
+    """
     if not POSTGRES_BIN.is_dir():
         raise FileNotFoundError(f"PostgreSQL's programs are not in {POSTGRES_BIN}: install postgresql-15")
     place = Path(tempfile.mkdtemp(prefix="ppec-pg-", dir="/tmp"))
@@ -29,7 +33,7 @@ def private_postgres(shared_buffers_mib: int = 32) -> Iterator[Path]:
     data = str(place / "data")
     initdb = ("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8")
     _as_postgres(place, *initdb)
-    options = f"-k {place} {_OPTIONS} -c shared_buffers={shared_buffers_mib}MB"
+    options = f"-k {place} {_OPTIONS} {'' if durable else _CARELESS} -c shared_buffers={shared_buffers_mib}MB"
     _as_postgres(place, "pg_ctl", "start", "-D", data, "-w", "-l", str(place / "log"), "-o", options)
     try:
         yield place

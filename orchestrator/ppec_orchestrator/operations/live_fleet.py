@@ -28,8 +28,10 @@ from ppec_orchestrator.store.seated import SeatedVms
 _ROUND_EVERY = timedelta(seconds=1)
 # A look at all hosts and addresses is put off, if need be, so that at most this part of the time goes into it.
 _ROUND_SHARE = 0.05
-# When more hosts than this changed, all of them are read: a statement takes only so many parameters.
-_MOST_CHANGED = 1000
+# When more than this part of the hosts changed, all of them are read.
+_MOST_CHANGED = 0.5
+# A statement takes only so many parameters.
+_AT_ONCE = 1000
 
 
 @dataclass(slots=True)
@@ -135,11 +137,16 @@ class LiveFleet:
             host_id: fleet.hosts[row].mark for host_id in changes.marks if (row := known.rows.get(host_id)) is not None
         }
         ids = sorted(host_id for host_id, mark in changes.marks.items() if marks.get(host_id) != mark)
-        if changes.removals != known.removals or len(ids) > _MOST_CHANGED or any(i not in known.rows for i in ids):
+        if (
+            changes.removals != known.removals
+            or len(ids) > _MOST_CHANGED * len(fleet.hosts)
+            or any(i not in known.rows for i in ids)
+        ):
             return None
         if not ids:
             return ()
-        states = known.reader.read(conn, now - self._silent_after, ids)
+        chunks = (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+        states = [state for chunk in chunks for state in known.reader.read(conn, now - self._silent_after, chunk)]
         alike = all(
             fleet.index.get(state.name) == known.rows[state.host_id] and len(state.cells) <= fleet.width
             for state in states
