@@ -7,10 +7,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import creating, footprint, ledger, lifetimes, numa, retuning
+from bench import accepting, creating, footprint, ledger, lifetimes, numa, retuning
 from bench.figures import Figures
 
 SUBJECTS: dict[str, Callable[[Figures], None]] = {
+    "accepting": accepting.run,
     "creating": creating.run,
     "footprint": footprint.run,
     "numa": numa.run,

@@ -316,7 +316,9 @@ class VmsCreate(Model):
     """`POST /v1/vms`: one VM or a batch of equal ones.
 
     Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`.
-    Without a name one is made up. `cluster`, `rack`, `host`, `vrf` narrow where they may go.
+    Without a name one is made up. `cluster`, `rack`, `host`, `vrf` narrow where they may go. `at_least`, of a best effort,
+    claims what can be had at once: the request waits for no other that is just taking room, and is refused whole when
+    fewer VMs than that find a place.
     """
 
     flavor: ResourceName
@@ -326,6 +328,7 @@ class VmsCreate(Model):
     names: Annotated[tuple[VmName, ...], Field(max_length=MAX_BATCH)] = ()
     policy: Policy = Policy.BALANCED
     mode: BatchMode = BatchMode.ALL_OR_NOTHING
+    at_least: Annotated[int, Field(strict=True, ge=1, le=MAX_BATCH)] | None = None
     datacentre: ResourceName | None = None
     cluster: ResourceName | None = None
     rack: ResourceName | None = None
@@ -342,6 +345,16 @@ class VmsCreate(Model):
             raise ValueError("names holds a name twice")
         if self.name is not None and self.count > 1 and len(self.name) > 58:
             raise ValueError("name is too long to be numbered (58 characters at most)")
+        return self
+
+    @model_validator(mode="after")
+    def _at_least_some_of_them(self) -> VmsCreate:
+        if self.at_least is None:
+            return self
+        if self.mode is not BatchMode.BEST_EFFORT:
+            raise ValueError("at_least goes with mode best-effort")
+        if self.at_least > (len(self.names) or self.count):
+            raise ValueError(f"at_least is {self.at_least}, more than the {len(self.names) or self.count} VMs wanted")
         return self
 
 

@@ -74,6 +74,9 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter per option
     count: Annotated[int | None, typer.Option(help="How many.")] = None,
     policy: Annotated[Policy, typer.Option(help="How hosts that fit are ranked.")] = "balanced",
     mode: Annotated[Mode, typer.Option(help="What happens when not all of them work out.")] = "all-or-nothing",
+    at_least: Annotated[
+        int | None, typer.Option(help="Best effort: what can be had without waiting for others, or else none.")
+    ] = None,
     datacentre: Annotated[str | None, typer.Option(help="Only in this data centre.")] = None,
     cluster: Annotated[str | None, typer.Option(help="Only in this cluster.")] = None,
     rack: Annotated[str | None, typer.Option(help="Only in this rack.")] = None,
@@ -96,7 +99,8 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter per option
         "name": name,
         "count": count,
         "policy": policy,
-        "mode": mode,
+        "mode": mode if at_least is None else "best-effort",
+        "at_least": at_least,
         "datacentre": datacentre,
         "cluster": cluster,
         "rack": rack,

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmResize, VmsAction, VmsCreate
@@ -86,16 +86,16 @@ class Acceptor:
         def writes(conn: Connection, planned: Planned) -> NewOperation | str:
             return self._enqueue_create(conn, meant, asked.user_data, ask, planned)
 
-        return self._once_per_key(
-            ask, lambda: self._planning.carry_through(meant.input.plan_request(requests), self._write, writes)
-        )
+        request, wait = meant.input.plan_request(requests), asked.at_least is None
+        return self._once_per_key(ask, lambda: self._planning.carry_through(request, self._write, writes, wait=wait))
 
     def _enqueue_create(
         self, conn: Connection, meant: _Meant, user_data: str, ask: Ask, planned: Planned
     ) -> NewOperation:
         plan, wanted = planned.plan, meant.input.request
         total = len(plan.placed) + len(plan.refused)
-        if plan.refused and (wanted.mode is BatchMode.ALL_OR_NOTHING or not plan.placed):
+        fewest = total if wanted.mode is BatchMode.ALL_OR_NOTHING else wanted.at_least or 1
+        if len(plan.placed) < fewest:
             raise refusal(plan.refused, meant.input.shape, planned.fleet, total)
         operation_id, now = new_id(), self._now()
         new = [
@@ -235,11 +235,15 @@ def _names(asked: VmsCreate) -> list[str]:
     return [base] if asked.count == 1 else [f"{base}-{number}" for number in range(1, asked.count + 1)]
 
 
+_FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
+_IMAGE = select(image.c.id, image.c.architecture, image.c.virtual_size_mib).where(image.c.name == bindparam("name"))
+
+
 def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
-    size = conn.execute(select(flavor).where(flavor.c.name == asked.flavor)).first()
+    size = conn.execute(_FLAVOR, {"name": asked.flavor}).first()
     if size is None:
         raise not_found("flavor", "flavor", asked.flavor)
-    source = conn.execute(select(image).where(image.c.name == asked.image)).first()
+    source = conn.execute(_IMAGE, {"name": asked.image}).first()
     if source is None:
         raise not_found("image", "image", asked.image)
     for table, word, name in (

@@ -26,22 +26,31 @@ from ppec_orchestrator.store.ipdb import free_counts
 from ppec_orchestrator.store.seated import SeatedVms
 
 _ROUND_EVERY = timedelta(seconds=1)
-# When more hosts than this changed, all of them are read: a statement takes only so many parameters.
-_MOST_CHANGED = 1000
+# A look at all hosts and addresses is put off, if need be, so that at most this part of the time goes into it.
+_ROUND_SHARE = 0.05
+# When more than this part of the hosts changed, all of them are read.
+_MOST_CHANGED = 0.5
+# A statement takes only so many parameters.
+_AT_ONCE = 1000
 
 
 @dataclass(slots=True)
 class _Known:
-    """What the last look found. `marks` and `rows` are by host id."""
+    """What the last look found. `rows` are by host id."""
 
     planner: Planner
     reader: HostReader
-    marks: dict[int, int]
     rows: dict[int, int]
     horizon: int
     removals: int
     round_at: datetime
     round_s: float
+    round_took_s: float = 0.0
+
+    def round_due(self, now: datetime, since_s: float) -> bool:
+        """Silence and addresses were read before `since_s` on the monotonic clock, or long ago."""
+        every = max(_ROUND_EVERY, timedelta(seconds=self.round_took_s / _ROUND_SHARE))
+        return self.round_s < since_s or not timedelta(0) <= now - self.round_at < every
 
 
 class LiveFleet:
@@ -89,7 +98,6 @@ class LiveFleet:
         return _Known(
             planner=Planner(fleet),
             reader=reader,
-            marks=dict(changes.marks),
             rows={host.host_id: row for row, host in enumerate(fleet.hosts)},
             horizon=changes.horizon,
             removals=changes.removals,
@@ -102,7 +110,7 @@ class LiveFleet:
     def _follow(self, conn: Connection, known: _Known, round_since_s: float) -> _Known:
         now, started_s = self._now(), time.monotonic()
         changes = changes_since(conn, known.horizon)
-        due = known.round_s < round_since_s or not timedelta(0) <= now - known.round_at < _ROUND_EVERY
+        due = known.round_due(now, round_since_s)
         if due and prefix_rows(conn) != known.reader.prefixes:
             return self._load(conn)
         states = self._changed(conn, known, changes, now)
@@ -112,26 +120,33 @@ class LiveFleet:
         if due:
             free: Mapping[int, int] = free_counts(conn)
             states = self._with_silence(conn, before, states, now)
-            known.round_at, known.round_s = now, started_s
+            known.round_at, known.round_s, known.round_took_s = now, started_s, time.monotonic() - started_s
         else:
             free = _less_taken(before, states)
         if states or free != before.free_addresses:
             rows = sorted(known.rows[state.host_id] for state in states)
             known.planner.follow(before.changed(states, free), rows)
-        known.marks.update(changes.marks)
         known.horizon = changes.horizon
         return known
 
     def _changed(self, conn: Connection, known: _Known, changes: Changes, now: datetime) -> Sequence[HostState] | None:
         """The hosts that changed since; None when they are not those of the fleet, or too many."""
         # Below the horizon a mark may be found again: of somebody who was still under way the last time.
-        ids = sorted(host_id for host_id, mark in changes.marks.items() if known.marks.get(host_id) != mark)
-        if changes.removals != known.removals or len(ids) > _MOST_CHANGED or any(i not in known.rows for i in ids):
+        fleet = known.planner.fleet
+        marks = {
+            host_id: fleet.hosts[row].mark for host_id in changes.marks if (row := known.rows.get(host_id)) is not None
+        }
+        ids = sorted(host_id for host_id, mark in changes.marks.items() if marks.get(host_id) != mark)
+        if (
+            changes.removals != known.removals
+            or len(ids) > _MOST_CHANGED * len(fleet.hosts)
+            or any(i not in known.rows for i in ids)
+        ):
             return None
         if not ids:
             return ()
-        states = known.reader.read(conn, now - self._silent_after, ids)
-        fleet = known.planner.fleet
+        chunks = (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+        states = [state for chunk in chunks for state in known.reader.read(conn, now - self._silent_after, chunk)]
         alike = all(
             fleet.index.get(state.name) == known.rows[state.host_id] and len(state.cells) <= fleet.width
             for state in states

@@ -90,7 +90,8 @@ class Planning:
 
     def planned(self, request: PlanRequest, course: _Course) -> Planned:
         plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh)
-        return Planned(plan, fleet, course.passes, Terms(_relied_on(plan, request, fleet), course.wait))
+        hosts = {place.host_id: fleet.hosts[fleet.index[place.host]].mark for place in plan.placed}
+        return Planned(plan, fleet, course.passes, Terms(_relied_on(plan, request, fleet), hosts, course.wait))
 
 
 class _Course:

@@ -85,6 +85,7 @@ class HostState:
     `prefixes` are the ids of the prefixes whose addresses a VM here would get, one tuple per address family that is
     served: a VM needs one free address from each tuple. `capabilities` are those its agent announced. `generation`
     grows with every change of what is allocated here: plans with rules about neighbours are committed only on the same.
+    `mark` is another one after any change at all: on the same, a plan's room is still there.
     """
 
     host_id: int
@@ -106,6 +107,7 @@ class HostState:
     labels: Mapping[str, str] = field(default_factory=dict)
     pools: Mapping[str, PoolState] = field(default_factory=dict)
     generation: int = 0
+    mark: int = 0
 
 
 # What a host is found by: the attribute of `HostState`.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, literal, or_, select, true
+from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, func, or_, select, true
 
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.store.changes import Horizon
@@ -40,12 +40,19 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
     return Fleet.build(reader.read(conn, now - timedelta(seconds=silent_after_s)), free_counts(conn))
 
 
-def changes_since(conn: Connection, horizon: int) -> Changes:
-    """One statement, whose cost is that of the hosts it finds."""
+def _changes() -> Select[Any]:
     removals = select(func.count()).select_from(host_removal).scalar_subquery()
     look = select(Horizon().label("horizon"), removals.label("removals")).subquery()
-    marked = select(host.c.id, host.c.changed).where(host.c.changed >= literal(horizon)).subquery()
-    found = conn.execute(select(look, marked).select_from(look).join(marked, true(), isouter=True)).all()
+    marked = select(host.c.id, host.c.changed).where(host.c.changed >= bindparam("from")).subquery()
+    return select(look, marked).select_from(look).join(marked, true(), isouter=True)
+
+
+_CHANGES = _changes()
+
+
+def changes_since(conn: Connection, horizon: int) -> Changes:
+    """One statement, whose cost is that of the hosts it finds."""
+    found = conn.execute(_CHANGES, {"from": horizon}).all()
     marks = {row.id: row.changed for row in found if row.id is not None}
     return Changes(marks, found[0].horizon, found[0].removals)
 
@@ -72,7 +79,7 @@ class HostReader:
 
     def read(self, conn: Connection, alive_since: datetime, ids: Collection[int] | None = None) -> list[HostState]:
         """Those with these ids, or all of them; ids that are no host's are left out."""
-        rows = conn.execute(_hosts() if ids is None else _hosts().where(host.c.id.in_(ids))).all()
+        rows = conn.execute(_HOSTS).all() if ids is None else conn.execute(_SOME_HOSTS, {"ids": ids}).all()
         cells = _cells(conn, ids)
         vms = self.seated.read(conn, {row.id: (row.architecture, row.vrf_name) for row in rows}, ids)
         serving = _Serving(self.prefixes)
@@ -95,46 +102,49 @@ class HostReader:
                 prefixes=serving.of(row),
                 capabilities=frozenset((row.facts or {}).get("capabilities", ())),
                 generation=row.generation,
+                mark=row.changed,
             )
             for row in rows
         ]
 
 
-def _hosts() -> Any:
-    return (
-        select(
-            host.c.id,
-            host.c.name,
-            host.c.disk_mib,
-            host.c.disk_used_mib,
-            host.c.enrolled_at,
-            host.c.last_seen_at,
-            host.c.draining,
-            host.c.facts,
-            host.c.generation,
-            host.c.vrf_id,
-            host.c.rack_id,
-            rack.c.name.label("rack_name"),
-            rack.c.cluster_id,
-            cluster.c.name.label("cluster_name"),
-            cluster.c.architecture,
-            datacentre.c.name.label("datacentre_name"),
-            datacentre.c.region,
-            vrf.c.name.label("vrf_name"),
-        )
-        .join(rack, rack.c.id == host.c.rack_id)
-        .join(cluster, cluster.c.id == rack.c.cluster_id)
-        .join(datacentre, datacentre.c.id == cluster.c.datacentre_id)
-        .join(vrf, vrf.c.id == host.c.vrf_id)
+_HOSTS = (
+    select(
+        host.c.id,
+        host.c.name,
+        host.c.disk_mib,
+        host.c.disk_used_mib,
+        host.c.enrolled_at,
+        host.c.last_seen_at,
+        host.c.draining,
+        host.c.facts,
+        host.c.generation,
+        host.c.changed,
+        host.c.vrf_id,
+        host.c.rack_id,
+        rack.c.name.label("rack_name"),
+        rack.c.cluster_id,
+        cluster.c.name.label("cluster_name"),
+        cluster.c.architecture,
+        datacentre.c.name.label("datacentre_name"),
+        datacentre.c.region,
+        vrf.c.name.label("vrf_name"),
     )
+    .join(rack, rack.c.id == host.c.rack_id)
+    .join(cluster, cluster.c.id == rack.c.cluster_id)
+    .join(datacentre, datacentre.c.id == cluster.c.datacentre_id)
+    .join(vrf, vrf.c.id == host.c.vrf_id)
+)
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_SOME_HOSTS = _HOSTS.where(host.c.id.in_(_IDS))
+_CELLS = select(host_cell).order_by(host_cell.c.host_id, host_cell.c.cell)
+_SOME_CELLS = _CELLS.where(host_cell.c.host_id.in_(_IDS))
 
 
 def _cells(conn: Connection, ids: Collection[int] | None) -> Mapping[int, list[CellState]]:
-    statement = select(host_cell).order_by(host_cell.c.host_id, host_cell.c.cell)
-    if ids is not None:
-        statement = statement.where(host_cell.c.host_id.in_(ids))
+    rows = conn.execute(_CELLS) if ids is None else conn.execute(_SOME_CELLS, {"ids": ids})
     found: dict[int, list[CellState]] = {}
-    for row in conn.execute(statement):
+    for row in rows:
         found.setdefault(row.host_id, []).append(
             CellState(
                 cell=row.cell,

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_network
 from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import (
@@ -71,12 +72,13 @@ class ServingPrefix:
 
 def range_of(row: Row[Any]) -> AddressRange:
     """The usable range of a `prefix` row."""
-    return usable_range(
-        ip_network(row.cidr),
-        gateway=to_address(row.gateway),
-        first=to_address(row.first),
-        last=to_address(row.last),
-    )
+    return _range(row.cidr, row.gateway, row.first, row.last)
+
+
+# Reading addresses from text takes longer than reading the row.
+@lru_cache(maxsize=4096)
+def _range(cidr: str, gateway: str | None, first: str, last: str) -> AddressRange:
+    return usable_range(ip_network(cidr), gateway=to_address(gateway), first=to_address(first), last=to_address(last))
 
 
 def _serving(row: Row[Any]) -> ServingPrefix:
@@ -84,21 +86,24 @@ def _serving(row: Row[Any]) -> ServingPrefix:
     return ServingPrefix(row.id, range_of(row), row.bridge, row.vlan, nameservers)
 
 
+_SERVING = (
+    select(host.c.id.label("host_id"), prefix)
+    .join(rack, rack.c.id == host.c.rack_id)
+    .join(
+        prefix,
+        (prefix.c.vrf_id == host.c.vrf_id)
+        & (prefix.c.cluster_id == rack.c.cluster_id)
+        & (prefix.c.rack_id.is_(None) | (prefix.c.rack_id == host.c.rack_id)),
+    )
+    .where(host.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(host.c.id, prefix.c.rack_id.is_(None), prefix.c.id)
+)
+
+
 def prefixes_serving(conn: Connection, host_ids: Iterable[int]) -> dict[int, tuple[ServingPrefix, ...]]:
     """The prefixes of each host's VRF that serve its cluster, its rack's own first; an empty tuple if none does."""
     ids = list(host_ids)
-    rows = conn.execute(
-        select(host.c.id.label("host_id"), prefix)
-        .join(rack, rack.c.id == host.c.rack_id)
-        .join(
-            prefix,
-            (prefix.c.vrf_id == host.c.vrf_id)
-            & (prefix.c.cluster_id == rack.c.cluster_id)
-            & (prefix.c.rack_id.is_(None) | (prefix.c.rack_id == host.c.rack_id)),
-        )
-        .where(host.c.id.in_(ids))
-        .order_by(host.c.id, prefix.c.rack_id.is_(None), prefix.c.id)
-    )
+    rows = conn.execute(_SERVING, {"ids": ids})
     found: dict[int, list[ServingPrefix]] = {host_id: [] for host_id in ids}
     known: dict[int, ServingPrefix] = {}
     for row in rows:
@@ -127,19 +132,25 @@ def grant(conn: Connection, hosts: Mapping[UUID, int], *, wait: bool = True) -> 
 _Groups = Mapping[tuple[ServingPrefix, ...], Sequence[UUID]]
 
 
-def _grant_ipv4(conn: Connection, groups: _Groups, wait: bool) -> None:
-    """The first prefix has enough, as a rule: one statement for all VMs tries that."""
-    lowest = (
-        select(address.c.id)
+_GRANT_LOWEST = (
+    update(address)
+    .where(
+        address.c.id
+        == select(address.c.id)
         .where(address.c.prefix_id == bindparam("which"), address.c.vm_id.is_(None))
         .order_by(address.c.address_hex)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
+    .values(vm_id=bindparam("owner"))
+)
+
+
+def _grant_ipv4(conn: Connection, groups: _Groups, wait: bool) -> None:
+    """The first prefix has enough, as a rule: one statement for all VMs tries that."""
     tries = [{"which": prefixes[0].prefix_id, "owner": vm_id} for prefixes, ids in groups.items() for vm_id in ids]
-    statement = update(address).where(address.c.id == lowest).values(vm_id=bindparam("owner"))
-    if conn.execute(statement, tries).rowcount == len(tries):
+    if conn.execute(_GRANT_LOWEST, tries).rowcount == len(tries):
         return
     served = [p.prefix_id for prefixes in groups for p in prefixes]
     rows = conn.execute(
@@ -157,12 +168,58 @@ def _grant_ipv4(conn: Connection, groups: _Groups, wait: bool) -> None:
 
 
 def _grant_ipv6(conn: Connection, groups: _Groups, wait: bool) -> None:
+    firsts: dict[int, ServingPrefix] = {}
+    wanted: dict[int, list[UUID]] = defaultdict(list)
     for prefixes, ids in groups.items():
-        left = list(ids)
+        firsts[prefixes[0].prefix_id] = prefixes[0]
+        wanted[prefixes[0].prefix_id] += ids
+    got = _next_ipv6(conn, firsts, wanted, wait)
+    for prefixes, ids in groups.items():
+        left = [vm_id for vm_id in ids if vm_id not in got]
         for one in prefixes:
             left = left[_take_ipv6(conn, one, left, wait) :] if left else left
         if left:
             raise _exhausted(prefixes, len(ids), len(left))
+
+
+def _next_ipv6(
+    conn: Connection, prefixes: Mapping[int, ServingPrefix], wanted: Mapping[int, Sequence[UUID]], wait: bool
+) -> set[UUID]:
+    """Each prefix's next numbers for the VMs wanted there, in a few statements for all; which VMs got one. A prefix
+    whose next numbers are taken, as happens in a small one, gives none here."""
+    locked = conn.execute(_counters(wait), {"ids": sorted(prefixes)}).all()
+    windows: dict[int, list[int]] = {}
+    for row in locked:
+        one = prefixes[row.id].range
+        start = int(row.next_hex, 16) if row.next_hex else int(one.first)
+        windows[row.id] = one.window(start, len(wanted[row.id]))
+    hexes = {to_hex(number) for window in windows.values() for number in window}
+    occupied = select(address.c.prefix_id).where(
+        address.c.prefix_id.in_(list(windows)), address.c.address_hex.in_(hexes)
+    )
+    taken = set(conn.execute(occupied).scalars())
+    found = {
+        which: window for which, window in windows.items() if which not in taken and len(window) == len(wanted[which])
+    }
+    if found:
+        ends = [{"which": which, "next": to_hex(window[-1] + 1)} for which, window in found.items()]
+        conn.execute(_COUNT_ON, ends)
+        rows = [
+            {"prefix_id": which, "address_hex": to_hex(number), "vm_id": vm_id}
+            for which, window in found.items()
+            for number, vm_id in zip(window, wanted[which], strict=True)
+        ]
+        conn.execute(insert(address), rows)
+    return {vm_id for which in found for vm_id in wanted[which]}
+
+
+def _counters(wait: bool) -> Select[Any]:
+    """By id, locked: two transactions that take prefixes in the same order can't wait for each other."""
+    statement = select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id.in_(bindparam("ids", expanding=True)))
+    return statement.order_by(prefix.c.id).with_for_update(skip_locked=not wait)
+
+
+_COUNT_ON = update(prefix).where(prefix.c.id == bindparam("which")).values(next_hex=bindparam("next"))
 
 
 def _exhausted(prefixes: Sequence[ServingPrefix], wanted: int, missing: int) -> PpecError:

@@ -81,18 +81,19 @@ class StepRow:
 def enqueue(conn: Connection, new: NewOperation) -> None:
     """Within the transaction that makes what the operation works on."""
     conn.execute(
-        insert(operation).values(
-            id=new.operation_id,
-            kind=new.kind,
-            state=OperationState.QUEUED.value,
-            priority=new.priority,
-            created_by=new.created_by,
-            created_at=new.created_at,
-            input=dict(new.input),
-            counters=dict(new.counters),
+        insert(operation),
+        {
+            "id": new.operation_id,
+            "kind": new.kind,
+            "state": OperationState.QUEUED.value,
+            "priority": new.priority,
+            "created_by": new.created_by,
+            "created_at": new.created_at,
+            "input": dict(new.input),
+            "counters": dict(new.counters),
             # Of a queued operation: not to be claimed before.
-            lease_until=new.not_before,
-        )
+            "lease_until": new.not_before,
+        },
     )
     conn.execute(insert(step), [_new_step(new, ordinal, name) for ordinal, name in enumerate(new.steps)])
     if new.items:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, insert, select, update
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
@@ -44,9 +44,11 @@ class LostRaceError(PpecError):
 @dataclass(frozen=True, slots=True)
 class Terms:
     """On what a plan may be committed besides room: the generations of hosts it relies on, by id. Without `wait`, what
-    another transaction is just changing counts as lost."""
+    another transaction is just changing counts as lost. `marks` are those of the plan's hosts: on the same ones there
+    still is the room, and it need not be looked at."""
 
     generations: Mapping[int, int] = field(default_factory=dict)
+    marks: Mapping[int, int] = field(default_factory=dict)
     wait: bool = True
 
 
@@ -85,25 +87,37 @@ def reserve(conn: Connection, placements: Sequence[Placement], terms: Terms = RO
     ipdb.grant(conn, {p.vm_id: p.host_id for p in placements}, wait=terms.wait)
 
 
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+# By id: two transactions that take hosts in the same order can't wait for each other.
+_ROWS = (
+    select(host.c.id, host.c.draining, host.c.disk_mib, host.c.disk_used_mib, host.c.generation, host.c.changed)
+    .where(host.c.id.in_(_IDS))
+    .order_by(host.c.id)
+)
+_LOCK = _ROWS.with_for_update(key_share=True)
+_LOCK_FREE = _ROWS.with_for_update(key_share=True, skip_locked=True)
+_CELLS = select(host_cell).where(host_cell.c.host_id.in_(_IDS))
+
+
 def lost_hosts(conn: Connection, placements: Sequence[Placement], terms: Terms = ROOM) -> list[str]:
     """The hosts that can't take their share, or (all of them) when a host relied on has changed. The others are locked
     until the transaction ends, so that they still can at its end."""
     shares = _shares(placements)
     wanted = {share.host_id for share in shares} | set(terms.generations)
-    # By id: two transactions that take hosts in the same order can't wait for each other.
-    statement = (
-        select(host.c.id, host.c.draining, host.c.disk_mib, host.c.disk_used_mib, host.c.generation)
-        .where(host.c.id.in_(sorted(wanted)))
-        .order_by(host.c.id)
-        .with_for_update(key_share=True, skip_locked=not terms.wait)
-    )
-    hosts = {row.id: row for row in conn.execute(statement)}
+    hosts = {row.id: row for row in conn.execute(_LOCK if terms.wait else _LOCK_FREE, {"ids": sorted(wanted)})}
     if any(host_id not in hosts or hosts[host_id].generation != was for host_id, was in terms.generations.items()):
         return [share.host for share in shares]
+    doubtful = [
+        share
+        for share in shares
+        if share.host_id not in hosts or hosts[share.host_id].changed != terms.marks.get(share.host_id)
+    ]
+    if not doubtful:
+        return []
     # A statement of its own: it sees what those had committed whom the lock waited for.
-    rows = conn.execute(select(host_cell).where(host_cell.c.host_id.in_([share.host_id for share in shares])))
+    rows = conn.execute(_CELLS, {"ids": [share.host_id for share in doubtful]})
     cells = {(row.host_id, row.cell): row for row in rows}
-    return [share.host for share in shares if not _fits(share, hosts.get(share.host_id), cells)]
+    return [share.host for share in doubtful if not _fits(share, hosts.get(share.host_id), cells)]
 
 
 def _fits(share: _Share, row: AnyRow | None, cells: Mapping[tuple[int, int], AnyRow]) -> bool:

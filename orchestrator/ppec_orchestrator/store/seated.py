@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, String, select, type_coerce
+from sqlalchemy import ColumnElement, Connection, Select, String, bindparam, select, type_coerce
 from sqlalchemy import cast as sql_cast
 
 from ppec_contract.vm import NumaPolicy
@@ -34,7 +34,12 @@ class SeatedVms:
         cells: list[int] = []
         drives = 0
         last: Any = None
-        for row in conn.execute(_statement(conn, host_ids)):
+        statement = _STATEMENTS[conn.dialect.name]
+        if host_ids is None:
+            rows = conn.execute(statement)
+        else:
+            rows = conn.execute(_OF_SOME[conn.dialect.name], {"ids": host_ids})
+        for row in rows:
             if row[0] not in places:
                 continue  # allocated on a host that came after the hosts were read
             vm_id = row[1]
@@ -71,10 +76,8 @@ class SeatedVms:
         return found
 
 
-def _statement(conn: Connection, host_ids: Collection[int] | None) -> Any:
-    # The policy as its text: it is parsed once for each profile, not for each VM.
-    numa = sql_cast(vm.c.numa, String) if conn.dialect.name == "postgresql" else type_coerce(vm.c.numa, String)
-    statement = (
+def _statement(numa: ColumnElement[str]) -> Select[Any]:
+    return (
         select(
             allocation.c.host_id,
             vm.c.id,
@@ -93,4 +96,14 @@ def _statement(conn: Connection, host_ids: Collection[int] | None) -> Any:
         .join(allocation_cell, allocation_cell.c.vm_id == allocation.c.vm_id)
         .order_by(allocation.c.host_id, allocation.c.vm_id, allocation_cell.c.cell)
     )
-    return statement if host_ids is None else statement.where(allocation.c.host_id.in_(host_ids))
+
+
+# The policy as its text: it is parsed once for each profile, not for each VM.
+_STATEMENTS = {
+    "postgresql": _statement(sql_cast(vm.c.numa, String)),
+    "sqlite": _statement(type_coerce(vm.c.numa, String)),
+}
+_OF_SOME = {
+    name: statement.where(allocation.c.host_id.in_(bindparam("ids", expanding=True)))
+    for name, statement in _STATEMENTS.items()
+}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, delete, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
 
 from ppec_contract.api import VmRecord
 from ppec_contract.errors import PpecError
@@ -75,10 +75,15 @@ class KnownVm:
     host: str | None
 
 
+_TAKEN = select(vm.c.name).where(
+    vm.c.name.in_(bindparam("names", expanding=True)), vm.c.record != VmRecord.FAILED.value
+)
+
+
 def insert_vms(conn: Connection, new: Sequence[NewVm], operation_id: str, now: datetime) -> None:
     """Raises `vm.exists` naming the names that are taken; the unique index decides what this look can't see."""
     names = [one.name for one in new]
-    taken = conn.execute(select(vm.c.name).where(vm.c.name.in_(names), vm.c.record != VmRecord.FAILED.value)).scalars()
+    taken = conn.execute(_TAKEN, {"names": names}).scalars()
     if found := sorted(taken):
         raise exists(found)
     conn.execute(
