@@ -29,7 +29,20 @@ from ppec_contract.host import (
     HostUse,
     NicReport,
 )
-from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, TagValue, UserData, VmName
+from ppec_contract.model import (
+    MAX_LABELS,
+    BridgeName,
+    HostName,
+    LabelKey,
+    Labels,
+    LabelValue,
+    Model,
+    ResourceName,
+    Sha256,
+    TagValue,
+    UserData,
+    VmName,
+)
 from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
 from ppec_contract.vm import (
     DiskMib,
@@ -64,6 +77,12 @@ VmRef = Annotated[str, Field(min_length=1, max_length=63)]
 class Page(Model, Generic[T]):
     items: tuple[T, ...]
     next_cursor: str | None = None
+
+
+class LabelsUpdate(Model):
+    """`PATCH …/labels`: sets the labels named, and removes those given as null. The others stay."""
+
+    labels: Annotated[dict[LabelKey, LabelValue | None], Field(min_length=1, max_length=MAX_LABELS)]
 
 
 class HealthView(Model):
@@ -156,6 +175,7 @@ class HostCreate(Model):
     vrf: ResourceName
     address: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:-]+$")]
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] = PROXY_PORT
+    labels: Labels = Field(default_factory=dict)
 
 
 class HostUpdate(Model):
@@ -198,6 +218,7 @@ class HostView(Model):
     port: int
     liveness: HostLiveness
     draining: bool
+    labels: dict[str, str] = Field(default_factory=dict)
     architecture: Architecture | None = None
     domain_type: str | None = None
     agent_version: str | None = None
@@ -330,7 +351,7 @@ class VmsCreate(Model):
     host: HostName | None = None
     vrf: ResourceName | None = None
     user_data: UserData = ""
-    tags: Tags = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _named_one_way(self) -> VmsCreate:
@@ -422,7 +443,7 @@ class VmView(Model):
     pins: tuple[VcpuPin, ...] = ()
     vrf: ResourceName | None = None
     addresses: tuple[AddressView, ...] = ()
-    tags: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
     created_at: datetime
     operation_id: str
     held: Size | None = None

@@ -36,7 +36,7 @@ def test_create_sends_what_was_asked_once(orchestrator: Any, ppec: Any, tmp_path
             "--policy",
             "spread",
         ),
-        *("--mode", "best-effort", "--cluster", "c1", "--tag", "a=b=c", "--tag", "<x>=[red]"),
+        *("--mode", "best-effort", "--cluster", "c1", "--label", "a=b=c", "--label", "<x>=[red]"),
         *("--user-data", str(tmp_path / "user-data")),
     )
     assert (ran.code, ran.out) == (0, "op-1\n")
@@ -50,12 +50,18 @@ def test_create_sends_what_was_asked_once(orchestrator: Any, ppec: Any, tmp_path
         "mode": "best-effort",
         "cluster": "c1",
         "user_data": text,
-        "tags": {"a": "b=c", "<x>": "[red]"},
+        "labels": {"a": "b=c", "<x>": "[red]"},
     }
 
 
 def test_a_mistake_is_found_before_anything_is_sent(orchestrator: Any, ppec: Any) -> None:
-    for wrong in (["--name", "{{ x }}"], ["--count", "0"], ["a", "a"], ["--tag", "x"], ["--user-data", "/nonexistent"]):
+    for wrong in (
+        ["--name", "{{ x }}"],
+        ["--count", "0"],
+        ["a", "a"],
+        ["--label", "x"],
+        ["--user-data", "/nonexistent"],
+    ):
         ran = ppec("vm", "create", "--flavor", "small", "--image", "tiny", *wrong)
         assert (ran.code, ran.out) == (2, "")
         assert "[request.invalid]" in ran.err
@@ -245,13 +251,13 @@ HOSTILE = "[red]x[/red] [link=http://x]y[/] :smile: \x1b[31m\x9b31m \u202egnp"
 
 
 def test_text_of_tenants_is_neither_markup_nor_terminal_control(orchestrator: Any, ppec: Any, make: Any) -> None:
-    orchestrator.vms = {"a": make.vm(0, "a", tags={HOSTILE[:60]: HOSTILE})}
+    orchestrator.vms = {"a": make.vm(0, "a", labels={HOSTILE[:60]: HOSTILE})}
     orchestrator.current = make.operation("failed", problem=PpecError("run.failed", HOSTILE, hint=HOSTILE).problem())
     for ran in (ppec("vm", "list"), ppec("vm", "show", "a"), ppec("operation", "show", "op-1")):
         shown = ran.out + ran.err
         assert "[red]x[/red] [link=http://x]y[/] :smile:" in shown.replace("\n", "")
         assert not set(shown) & set("\x1b\x9b\u202e")
-    assert ppec("vm", "show", "a", "-o", "json").json["tags"][HOSTILE[:60]] == HOSTILE
+    assert ppec("vm", "show", "a", "-o", "json").json["labels"][HOSTILE[:60]] == HOSTILE
 
 
 def test_the_choices_offered_are_those_of_the_contract() -> None:

@@ -32,7 +32,7 @@ VM = {
         "vrf": {"type": "str"},
         # User data may hold passwords: it is kept out of logs and results.
         "user_data": {"type": "str", "no_log": True},
-        "tags": {"type": "dict"},
+        "labels": {"type": "dict"},
         "timeout_s": {"type": "float", "default": 30.0},
         "force": {"type": "bool", "default": False},
         "wait": {"type": "bool", "default": True},

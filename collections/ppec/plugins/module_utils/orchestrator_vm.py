@@ -11,9 +11,9 @@ from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client imp
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 
 # Options of a create that go into the request as they are.
-_CREATE = ("flavor", "image", "policy", "datacentre", "cluster", "rack", "host", "vrf", "user_data", "tags")
+_CREATE = ("flavor", "image", "policy", "datacentre", "cluster", "rack", "host", "vrf", "user_data", "labels")
 _PLACE_OF_HOST = ("datacentre", "cluster", "rack")
-_SHOWN = ("flavor", "image", "vrf", "host", "tags")
+_SHOWN = ("flavor", "image", "vrf", "host", "labels")
 _ACTION = {
     "absent": "delete",
     "started": "start",
