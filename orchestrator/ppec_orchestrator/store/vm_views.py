@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Select, select
 
 from ppec_contract.api import VmView
 from ppec_contract.vm import VmState
@@ -83,7 +83,9 @@ _ROWS: Select[Any] = (
 )
 
 
-def _document(row: Row[Any], cells: Sequence[int], addresses: Sequence[Document], silent_before: datetime) -> Document:
+def _document(
+    row: Sequence[Any], cells: Sequence[int], addresses: Sequence[Document], silent_before: datetime
+) -> Document:
     (
         vm_id, name, record, observed, observed_at, flavor, image_name, vcpus, memory_mib, disk_mib, host_name,
         last_seen_at, pins, vrf_name, labels, created_at, operation_id, held_vcpus, held_memory_mib,
