@@ -157,11 +157,14 @@ class _Writer:
         }
 
     def _vms(self) -> None:
-        placed = list(self._fleet.placed())
+        # In the order in which they were created: so rows lie in a database that has grown.
+        placed = sorted(self._fleet.placed(), key=lambda pair: pair[1].number)
         vms = [vm for _, vm in placed] + self._fleet.failed
         self._insert(tables.vm, (self._vm(vm) | _seen(host, vm, self._now) for host, vm in placed))
         self._insert(tables.vm, (self._vm(vm) | _FAILED for vm in self._fleet.failed))
-        self._insert(tables.vm_label, (row for vm in vms for row in _labels("vm_id", vm.vm_id, vm.labels)))
+        self._insert(
+            tables.vm_label, (row | {"name": vm.name} for vm in vms for row in _labels("vm_id", vm.vm_id, vm.labels))
+        )
         self._insert(
             tables.vm_search,
             (

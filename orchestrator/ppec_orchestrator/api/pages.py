@@ -82,7 +82,8 @@ def listed(request: Request, wanted: Slice, read: Callable[[Slice], Documents]) 
     if not _lines_wanted(request):
         page = read(wanted)
         cursor = None if page.last is None else wanted.cursor(page.last)
-        return Response(to_json({"items": page.items, "next_cursor": cursor}), media_type="application/json")
+        body = b'{"items":[%b],"next_cursor":%b}' % (b",".join(page.items), to_json(cursor))
+        return Response(body, media_type="application/json")
     start = replace(wanted, limit=_STREAM_ITEMS)
     return StreamingResponse(_lines(read(start), start, read), media_type=LINES, headers={"Cache-Control": "no-store"})
 
@@ -95,7 +96,7 @@ def _lines_wanted(request: Request) -> bool:
 def _lines(first: Documents, wanted: Slice, read: Callable[[Slice], Documents]) -> Iterator[bytes]:
     page = first
     while True:
-        yield b"".join(to_json(item) + b"\n" for item in page.items)
+        yield b"".join(item + b"\n" for item in page.items)
         if page.last is None:
             return
         page = read(replace(wanted, after=page.last))

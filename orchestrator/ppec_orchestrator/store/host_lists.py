@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, select
 
 from ppec_contract.api import HostLiveness
-from ppec_orchestrator.store.labels import WantedLabel, labelled
+from ppec_orchestrator.store.labels import WantedLabel
 from ppec_orchestrator.store.paging import Slice
 from ppec_orchestrator.store.places import Place
 from ppec_orchestrator.store.search import contains
@@ -48,7 +48,9 @@ def keys(conn: Connection, wanted: Slice, chosen: HostFilter) -> list[Row[Any]]:
 
 
 def _conditions(chosen: HostFilter) -> list[ColumnElement[bool]]:
-    found: list[ColumnElement[bool]] = [host.c.id.in_(labelled(host_label, label)) for label in chosen.labels]
+    found: list[ColumnElement[bool]] = [
+        host.c.id.in_(select(host_label.c.host_id).where(label.of(host_label))) for label in chosen.labels
+    ]
     if chosen.draining is not None:
         found.append(host.c.draining.is_(chosen.draining))
     if chosen.liveness is None:

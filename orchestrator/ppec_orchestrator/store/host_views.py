@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hosts as the API shows them: where they stand, what they reported, and what is free on them by the record.
 
-Lists are made as plain dicts of the shape of `HostView`; see `vm_views.py`.
+Lists are made as plain dicts of the shape of `HostView`, see `vm_views.py`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from pydantic_core import to_json
 from sqlalchemy import Connection, Row, Select, func, select
 
 from ppec_contract.api import HostLiveness, HostView
@@ -43,20 +44,19 @@ def get_host(conn: Connection, name: str, judge: Judge) -> HostView:
         raise not_found("host", "host", name)
     report = row.report or {}
     told = {part: report[part] for part in _DETAILS if report.get(part)}
-    return HostView.model_validate(documents(conn, [row.id], judge)[0] | told | {"health": row.health or ()})
+    return HostView.model_validate(_documents(conn, [row.id], judge)[0] | told | {"health": row.health or ()})
 
 
 def page(conn: Connection, wanted: Slice, chosen: HostFilter, judge: Judge) -> Documents:
     """A host that was heard only now, and so is not as `chosen` wants it any more, is left out: a page may be short."""
     found = host_lists.keys(conn, wanted, chosen)
     shown = found[: wanted.limit]
-    items = documents(conn, [row.id for row in shown], judge)
-    if chosen.liveness is not None:
-        items = [item for item in items if item["liveness"] == chosen.liveness.value]
-    return Documents(items, shown[-1].name if len(found) > wanted.limit else None)
+    hosts = _documents(conn, [row.id for row in shown], judge)
+    fitting = (one for one in hosts if chosen.liveness is None or one["liveness"] == chosen.liveness.value)
+    return Documents(list(map(to_json, fitting)), shown[-1].name if len(found) > wanted.limit else None)
 
 
-def documents(conn: Connection, host_ids: Sequence[int], judge: Judge) -> list[Document]:
+def _documents(conn: Connection, host_ids: Sequence[int], judge: Judge) -> list[Document]:
     """These hosts, in this order, in three statements; one that is there no longer is left out."""
     if not host_ids:
         return []

@@ -17,9 +17,9 @@ from ppec_orchestrator.store.certificates import withdraw_certificates
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import is_reference_violation
 from ppec_orchestrator.store.host_views import Judge, get_host
-from ppec_orchestrator.store.labels import insert_labels
+from ppec_orchestrator.store.labels import insert_host_labels
 from ppec_orchestrator.store.search import host_text
-from ppec_orchestrator.store.tables import host, host_label, host_search, rack, vrf
+from ppec_orchestrator.store.tables import host, host_search, rack, vrf
 
 # In a run's inventory a host of this name would be taken for the group, and the run's other hosts be left out.
 _GROUPS = frozenset({"all", "ungrouped", "ppec_run"})
@@ -43,7 +43,7 @@ def create_host(conn: Connection, wanted: HostCreate, judge: Judge) -> HostView:
         "labels": dict(wanted.labels),
     }
     host_id = insert_named(conn, host, row, "host")
-    insert_labels(conn, host_label, {host_id: wanted.labels})
+    insert_host_labels(conn, host_id, wanted.labels)
     text = host_text(wanted.name, wanted.address, wanted.labels)
     conn.execute(insert(host_search).values(name=wanted.name, host_id=host_id, text=text))
     return get_host(conn, wanted.name, judge)

@@ -6,12 +6,11 @@ Both are written here, and together with the text that searches look through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Column, Connection, Select, Table, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, FromClause, delete, insert, select, update
 
 from ppec_contract.errors import PpecError
 from ppec_contract.model import MAX_LABELS
@@ -33,17 +32,27 @@ class WantedLabel:
         key, equals, value = text.partition("=")
         return cls(key, value if equals else None)
 
+    def of(self, labels: FromClause) -> ColumnElement[bool]:
+        """Of a row of `host_label` or `vm_label`."""
+        named: ColumnElement[bool] = labels.c.key == self.key
+        return named if self.value is None else named & (labels.c.value == self.value)
 
-def insert_labels(conn: Connection, table: Table, owned: Mapping[Any, Mapping[str, str]]) -> None:
-    """Of new rows; `table` is `host_label` or `vm_label`."""
-    owner = _owner(table)
+
+def insert_host_labels(conn: Connection, host_id: int, labels: Mapping[str, str]) -> None:
+    rows = [{"host_id": host_id, "key": key, "value": value} for key, value in labels.items()]
+    if rows:
+        conn.execute(insert(host_label), rows)
+
+
+def insert_vm_labels(conn: Connection, labelled: Iterable[tuple[UUID, str, Mapping[str, str]]]) -> None:
+    """Of new VMs: id, name, labels."""
     rows = [
-        {owner.name: owner_id, "key": key, "value": value}
-        for owner_id, labels in owned.items()
+        {"vm_id": vm_id, "key": key, "value": value, "name": name}
+        for vm_id, name, labels in labelled
         for key, value in labels.items()
     ]
     if rows:
-        conn.execute(insert(table), rows)
+        conn.execute(insert(vm_label), rows)
 
 
 def label_host(conn: Connection, name: str, changes: Mapping[str, str | None]) -> None:
@@ -56,7 +65,8 @@ def label_host(conn: Connection, name: str, changes: Mapping[str, str | None]) -
     conn.execute(update(host).where(host.c.id == row.id).values(labels=labels))
     text = host_text(row.name, row.address, labels)
     conn.execute(update(host_search).where(host_search.c.host_id == row.id).values(text=text))
-    _replace(conn, host_label, row.id, labels, changes)
+    conn.execute(delete(host_label).where(host_label.c.host_id == row.id, host_label.c.key.in_(list(changes))))
+    insert_host_labels(conn, row.id, _set(changes))
 
 
 def label_vm(conn: Connection, vm_id: UUID, changes: Mapping[str, str | None]) -> None:
@@ -70,12 +80,16 @@ def label_vm(conn: Connection, vm_id: UUID, changes: Mapping[str, str | None]) -
     conn.execute(update(vm).where(vm.c.id == vm_id).values(labels=labels))
     text = vm_text(row.name, row.image, row.flavor, labels)
     conn.execute(update(vm_search).where(vm_search.c.vm_id == vm_id).values(text=text))
-    _replace(conn, vm_label, vm_id, labels, changes)
+    conn.execute(delete(vm_label).where(vm_label.c.vm_id == vm_id, vm_label.c.key.in_(list(changes))))
+    insert_vm_labels(conn, [(vm_id, row.name, _set(changes))])
+
+
+def _set(changes: Mapping[str, str | None]) -> dict[str, str]:
+    return {key: value for key, value in changes.items() if value is not None}
 
 
 def _changed(labels: Mapping[str, str], changes: Mapping[str, str | None], subject: str) -> dict[str, str]:
-    merged = {**labels, **changes}
-    changed = {key: value for key, value in merged.items() if value is not None}
+    changed = _set({**labels, **changes})
     if len(changed) > MAX_LABELS:
         raise PpecError(
             "request.invalid",
@@ -84,22 +98,3 @@ def _changed(labels: Mapping[str, str], changes: Mapping[str, str | None], subje
             subject=subject,
         )
     return changed
-
-
-def _replace(
-    conn: Connection, table: Table, owner_id: Any, labels: Mapping[str, str], changes: Mapping[str, str | None]
-) -> None:
-    owner = _owner(table)
-    conn.execute(delete(table).where(owner == owner_id, table.c.key.in_(list(changes))))
-    insert_labels(conn, table, {owner_id: {key: labels[key] for key in changes if key in labels}})
-
-
-def _owner(table: Table) -> Column[Any]:
-    owner: Column[Any] = next(iter(table.primary_key.columns))
-    return owner
-
-
-def labelled(table: Table, wanted: WantedLabel) -> Select[Any]:
-    """The ids of what has this label."""
-    query = select(_owner(table)).where(table.c.key == wanted.key)
-    return query if wanted.value is None else query.where(table.c.value == wanted.value)

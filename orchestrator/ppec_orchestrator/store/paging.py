@@ -41,9 +41,9 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Documents:
-    """Items as their JSON is; `last` is the key of the last one if there are more."""
+    """Each item as its JSON; `last` is the key of the last one if there are more."""
 
-    items: list[dict[str, Any]]
+    items: list[bytes]
     last: str | None
 
 

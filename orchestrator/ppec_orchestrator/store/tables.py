@@ -297,6 +297,7 @@ address = Table(
         "ix_address_vm",
         "vm_id",
         "prefix_id",
+        "address_hex",
         sqlite_where=text("vm_id IS NOT NULL"),
         postgresql_where=text("vm_id IS NOT NULL"),
     ),
@@ -349,7 +350,9 @@ vm_label = Table(
     Column("vm_id", ForeignKey("vm.id", ondelete="CASCADE"), primary_key=True),
     Column("key", String(64), primary_key=True),
     Column("value", String(256), nullable=False),
-    Index("ix_vm_label_pair", "key", "value", "vm_id"),
+    # The VM's: so those that have a label lie in the order of lists.
+    Column("name", String(63), nullable=False),
+    Index("ix_vm_label_pair", "key", "value", "name", "vm_id"),
     sqlite_with_rowid=False,
 )
 

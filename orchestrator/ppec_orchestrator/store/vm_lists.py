@@ -17,21 +17,25 @@ from uuid import UUID
 
 from sqlalchemy import (
     ColumnElement,
+    CompoundSelect,
     Connection,
-    Row,
+    FromClause,
     Select,
+    and_,
     func,
     literal,
     or_,
     select,
+    true,
     tuple_,
     union,
+    union_all,
 )
 
 from ppec_contract.api import VmRecord
 from ppec_contract.vm import VmState
 from ppec_orchestrator.ipdb.typed import typed_ranges
-from ppec_orchestrator.store.labels import WantedLabel, labelled
+from ppec_orchestrator.store.labels import WantedLabel
 from ppec_orchestrator.store.paging import Slice, bad_cursor
 from ppec_orchestrator.store.places import Place
 from ppec_orchestrator.store.search import contains
@@ -40,14 +44,13 @@ from ppec_orchestrator.store.tables import (
     allocation,
     host,
     image,
-    prefix,
     vm,
     vm_label,
     vm_search,
 )
 
 # So many VMs are gathered and sorted in less time than it may take to find a page of them in the order of the list.
-FEW = 5000
+FEW = 8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +73,16 @@ class VmFilter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Source:
-    """VMs that one filter chooses: `ids` selects them all, `has` says it of the one at hand."""
+    """VMs that one filter chooses: `ids` selects them all, `has` says it of the one at hand.
 
-    ids: Select[Any]
+    `in_order` is the table that has them in the order of the list, by `name` and `vm_id`, if there is one; `rows` says
+    which of its rows these are.
+    """
+
+    ids: Select[Any] | CompoundSelect[Any]
     has: ColumnElement[bool]
+    in_order: FromClause | None = None
+    rows: ColumnElement[bool] = field(default_factory=true)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,33 +97,50 @@ class _Way:
         return _Way(self.sources + other.sources, self.conditions + other.conditions, self.text or other.text)
 
 
-def keys(conn: Connection, wanted: Slice, chosen: VmFilter) -> list[Row[Any]]:
-    """(name, id) of the wanted VMs and, if there are more, of one besides. In one statement, or two."""
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """`query` selects (name, id), in the order of the list. With `in_order` it goes through `vm` in that order, so
+    other columns may be selected with it; else it is better asked for keys alone, because it sorts."""
+
+    query: Select[Any]
+    in_order: bool = False
+
+
+def keys(conn: Connection, wanted: Slice, chosen: VmFilter) -> Keys:
+    """Of the wanted VMs and, if there are more, of one besides. One statement may count first."""
     always = _always(chosen)
     ways = [text & observed & always for text in _by_text(conn, chosen) for observed in _by_observed(chosen)]
     few = _few(conn, ways)
     # Each finds the first of its own: together they have the first of all.
     found = [_in_order(conn, way, few, wanted) for way in ways]
     if len(found) == 1:
-        return list(conn.execute(found[0]))
+        return Keys(found[0], in_order=not few and ways[0].text is None and _leading(ways[0]) is None)
     every = union(*(select(one.subquery()) for one in found)).subquery()
-    return list(conn.execute(select(every).order_by(every.c.name, every.c.id).limit(wanted.limit + 1)))
+    return Keys(select(every).order_by(every.c.name, every.c.id).limit(wanted.limit + 1))
 
 
 def _in_order(conn: Connection, way: _Way, few: dict[_Source, int], wanted: Slice) -> Select[Any]:
     fewest = min((source for source in way.sources if source in few), key=few.__getitem__, default=None)
-    name, vm_id = (vm.c.name, vm.c.id) if way.text is None else (vm_search.c.name, vm_search.c.vm_id)
+    lead = vm_search if way.text is not None else _leading(way) if fewest is None else None
+    name, vm_id = (vm.c.name, vm.c.id) if lead is None else (lead.c.name, lead.c.vm_id)
     query = select(name.label("name"), vm_id.label("id")).where(*way.conditions)
+    if lead is not None:
+        query = query.select_from(lead).join(vm, vm.c.id == lead.c.vm_id)
     if way.text is not None:
-        query = query.select_from(vm_search).join(vm, vm.c.id == vm_search.c.vm_id)
         query = query.where(contains(conn, vm_search.c.text, way.text))
     if fewest is not None:
         query = query.where(vm.c.id.in_(fewest.ids))
     if wanted.after is not None:
         after = _position(str(wanted.after))
         query = query.where(tuple_(name, vm_id) > tuple_(literal(after[0], name.type), literal(after[1], vm_id.type)))
-    query = query.where(*(source.has for source in way.sources if source is not fewest))
+    for source in way.sources:
+        if source is not fewest:
+            query = query.where(source.rows if lead is not None and source.in_order is lead else source.has)
     return query.order_by(name, vm_id).limit(wanted.limit + 1)
+
+
+def _leading(way: _Way) -> FromClause | None:
+    return next((source.in_order for source in way.sources if source.in_order is not None), None)
 
 
 def _few(conn: Connection, ways: list[_Way]) -> dict[_Source, int]:
@@ -152,10 +178,11 @@ def _by_text(conn: Connection, chosen: VmFilter) -> list[_Way]:
     named = select(host.c.id).where(contains(conn, host.c.name, chosen.text))
     ways = [_Way(text=chosen.text), _Way((_on(named),))]
     if ranges := typed_ranges(chosen.text):
-        family = select(prefix.c.id).where(prefix.c.family == ranges[0].family)
-        within = or_(*(address.c.address_hex.between(one.first, one.last) for one in ranges))
-        held = select(address.c.vm_id).where(address.c.vm_id.is_not(None), within, address.c.prefix_id.in_(family))
-        ways.append(_Way((_Source(held, held.where(address.c.vm_id == vm.c.id).exists()),)))
+        # Of which family they are, the numbers say: no network of IPv6 begins with 96 zeros.
+        within = [address.c.address_hex.between(one.first, one.last) for one in ranges]
+        taken = select(address.c.vm_id).where(address.c.vm_id.is_not(None))
+        has = taken.where(or_(*within), address.c.vm_id == vm.c.id).exists()
+        ways.append(_Way((_Source(union_all(*(taken.where(one) for one in within)), has),)))
     return ways
 
 
@@ -171,9 +198,8 @@ def _by_observed(chosen: VmFilter) -> list[_Way]:
     # Only a VM that is being made or has failed may be without a host: no need to look for the others'.
     nowhere = ~select(allocation.c.vm_id).where(allocation.c.vm_id == vm.c.id).exists()
     return [
-        _Way((), (said,)),
         _Way((_on(select(host.c.id).where(silent)),)),
-        _Way((), (vm.c.record != VmRecord.ACTIVE.value, nowhere)),
+        _Way((), (or_(said, and_(vm.c.record != VmRecord.ACTIVE.value, nowhere)),)),
     ]
 
 
@@ -183,8 +209,12 @@ def _on(hosts: Select[Any]) -> _Source:
 
 
 def _by_label(wanted: WantedLabel) -> _Source:
-    having = labelled(vm_label, wanted)
-    return _Source(having, having.where(vm_label.c.vm_id == vm.c.id).exists())
+    # By a name of its own, because several may be wanted.
+    labels = vm_label.alias()
+    having = select(labels.c.vm_id).where(wanted.of(labels))
+    has = having.where(labels.c.vm_id == vm.c.id).exists()
+    # With any value, they lie by value first.
+    return _Source(having, has, labels, wanted.of(labels)) if wanted.value is not None else _Source(having, has)
 
 
 def _position(after: str) -> tuple[str, UUID]:

@@ -16,9 +16,9 @@ from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource, NumaPolicy, VmState
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.ipdb import GrantedAddress
-from ppec_orchestrator.store.labels import insert_labels
+from ppec_orchestrator.store.labels import insert_vm_labels
 from ppec_orchestrator.store.search import vm_text
-from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm, vm_label, vm_search
+from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm, vm_search
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def insert_vms(conn: Connection, new: Sequence[NewVm], operation_id: str, now: d
             for one in new
         ],
     )
-    insert_labels(conn, vm_label, {one.vm_id: one.labels for one in new})
+    insert_vm_labels(conn, ((one.vm_id, one.name, one.labels) for one in new))
     which = select(image.c.id, image.c.name).where(image.c.id.in_({one.image_id for one in new}))
     images = {row.id: row.name for row in conn.execute(which)}
     conn.execute(

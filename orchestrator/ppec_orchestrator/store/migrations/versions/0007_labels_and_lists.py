@@ -34,11 +34,13 @@ def _make_tables() -> None:
             sa.Column(column, kind, nullable=False),
             sa.Column("key", sa.String(length=64), nullable=False),
             sa.Column("value", sa.String(length=256), nullable=False),
+            *([sa.Column("name", sa.String(length=63), nullable=False)] if owner == "vm" else []),
             sa.ForeignKeyConstraint([column], [f"{owner}.id"], name=f"fk_{owner}_label_{column}", ondelete="CASCADE"),
             sa.PrimaryKeyConstraint(column, "key", name=f"pk_{owner}_label"),
             sqlite_with_rowid=False,
         )
-        op.create_index(f"ix_{owner}_label_pair", f"{owner}_label", ["key", "value", column])
+        by_name = ["name"] if owner == "vm" else []
+        op.create_index(f"ix_{owner}_label_pair", f"{owner}_label", ["key", "value", *by_name, column])
     op.create_table(
         "host_search",
         sa.Column("name", sa.String(length=63), nullable=False),
@@ -67,8 +69,10 @@ def _make_indexes() -> None:
     op.create_index("ix_vm_list", "vm", ["name", "id", "record", "image_id", "flavor", "observed"])
     op.create_index("ix_allocation_host", "allocation", ["host_id", "vm_id"])
     op.drop_index("ix_allocation_host_id", "allocation")
+    op.drop_index("ix_address_vm", "address")
     taken = sa.text("vm_id IS NOT NULL")
-    op.create_index("ix_address_taken", "address", ["address_hex", "vm_id"], sqlite_where=taken, postgresql_where=taken)
+    for name, columns in (("taken", ["address_hex", "vm_id"]), ("vm", ["vm_id", "prefix_id", "address_hex"])):
+        op.create_index(f"ix_address_{name}", "address", columns, sqlite_where=taken, postgresql_where=taken)
 
 
 def _fill_hosts(conn: sa.Connection) -> None:
@@ -84,10 +88,12 @@ def _fill_vms(conn: sa.Connection) -> None:
         "vm", sa.column("id", sa.Uuid()), sa.column("name"), sa.column("flavor"), sa.column("image_id"),
         sa.column("labels", sa.JSON()),
     )  # fmt: skip
-    label = sa.table("vm_label", sa.column("vm_id", sa.Uuid()), sa.column("key"), sa.column("value"))
+    label = sa.table("vm_label", sa.column("vm_id", sa.Uuid()), sa.column("key"), sa.column("value"), sa.column("name"))
     search = sa.table("vm_search", sa.column("name"), sa.column("vm_id", sa.Uuid()), sa.column("text"))
     rows = conn.execute(sa.select(vm, image.c.name.label("image")).join(image, image.c.id == vm.c.image_id)).all()
-    pairs = [{"vm_id": r.id, "key": key, "value": value} for r in rows for key, value in r.labels.items()]
+    pairs = [
+        {"vm_id": r.id, "key": key, "value": value, "name": r.name} for r in rows for key, value in r.labels.items()
+    ]
     _insert(conn, label, pairs)
     texts = [(r, _text(r.name, r.image, r.flavor, *(f"{k}={v}" for k, v in sorted(r.labels.items())))) for r in rows]
     _insert(conn, search, [{"name": r.name, "vm_id": r.id, "text": text} for r, text in texts])
