@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Table, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
 from ppec_contract.api import PrefixCreate, VmRecord
 from ppec_contract.host import CellReport, DriveReport, HostReport, NicReport
@@ -215,19 +215,20 @@ class _Writer:
         prefix_id = create_prefix(self._conn, wanted).prefix_id
         usable = usable_range(wanted.cidr, gateway=wanted.gateway, first=None, last=None)
         numbers = usable.window(int(usable.first), len(vms))
-        rows = [
-            {"prefix": prefix_id, "number": to_hex(taken), "owner": vm.vm_id}
-            for taken, vm in zip(numbers, vms, strict=True)
-        ]
-        names: tuple[BindParameter[Any], ...] = (bindparam("prefix"), bindparam("number"), bindparam("owner"))
-        which, number, owner = names
         if usable.family == 4:
-            mine = (tables.address.c.prefix_id == which, tables.address.c.address_hex == number)
-            self._conn.execute(update(tables.address).where(*mine).values(vm_id=owner), rows)
-            return
-        self._conn.execute(insert(tables.address).values(prefix_id=which, address_hex=number, vm_id=owner), rows)
-        after = update(tables.prefix).where(tables.prefix.c.id == prefix_id)
-        self._conn.execute(after.values(next_hex=to_hex(numbers[-1] + 1)))
+            # Its free rows are there already.
+            mine = (tables.address.c.prefix_id == prefix_id, tables.address.c.address_hex <= to_hex(numbers[-1]))
+            self._conn.execute(delete(tables.address).where(*mine))
+        else:
+            after = update(tables.prefix).where(tables.prefix.c.id == prefix_id)
+            self._conn.execute(after.values(next_hex=to_hex(numbers[-1] + 1)))
+        self._insert(
+            tables.address,
+            (
+                {"prefix_id": prefix_id, "address_hex": to_hex(number), "vm_id": vm.vm_id}
+                for number, vm in zip(numbers, vms, strict=True)
+            ),
+        )
 
     def _insert(self, table: Table, rows: Iterable[Mapping[str, Any]]) -> None:
         left = iter(rows)

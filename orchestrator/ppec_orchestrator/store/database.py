@@ -102,7 +102,7 @@ def _sqlite_engine(url: URL, pool_size: int) -> Engine:
 
 
 def _postgres_engine(url: URL, pool_size: int) -> Engine:
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
@@ -112,6 +112,9 @@ def _postgres_engine(url: URL, pool_size: int) -> Engine:
         pool_pre_ping=True,
         connect_args={"connect_timeout": 5, "client_encoding": "utf8", "application_name": "ppec-orchestrator"},
     )
+    # A thousand rows a statement: the driver would send one for each, and PostgreSQL answer each.
+    engine.dialect.use_insertmanyvalues_wo_returning = True
+    return engine
 
 
 class Database:
