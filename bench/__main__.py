@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import creating, footprint, ledger, numa, retuning
+from bench import creating, footprint, ledger, listing, numa, retuning
 from bench.figures import Figures
 
 SUBJECTS: dict[str, Callable[[Figures], None]] = {
@@ -15,6 +15,7 @@ SUBJECTS: dict[str, Callable[[Figures], None]] = {
     "footprint": footprint.run,
     "numa": numa.run,
     "ledger": ledger.run,
+    "listing": listing.run,
     "retuning": retuning.run,
 }
 

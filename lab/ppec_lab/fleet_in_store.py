@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, text, update
 
 from ppec_contract.api import PrefixCreate, VmRecord
 from ppec_contract.host import CellReport, DriveReport, HostReport, NicReport
@@ -49,6 +49,9 @@ _OPERATION = "op-generated"
 def write_fleet(database: Database, fleet: GeneratedFleet, now: datetime) -> None:
     """In one transaction, into a database that is migrated and empty. `now` is when hosts were last heard."""
     with database.write() as conn:
+        if conn.dialect.name == "postgresql":
+            # It looks every reference up, row by row. SQLite, which gets the same rows, does so too.
+            conn.execute(text("SET LOCAL session_replication_role = replica"))
         _Writer(conn, fleet, now).write()
 
 

@@ -42,7 +42,7 @@ def postgres_cluster() -> Iterator[Path]:
 
 
 @pytest.fixture
-def postgresserver_url(postgres_cluster: Path) -> Iterator[str]:
+def postgres_url(postgres_cluster: Path) -> Iterator[str]:
     """A migrated database of the test's own."""
     name = f"t{uuid.uuid4().hex}"
     with psycopg.connect(server_url(postgres_cluster, "postgres"), autocommit=True) as connection:
@@ -62,14 +62,14 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sqliteserver_url(sqlite_template: Path, tmp_path: Path) -> str:
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
     path = tmp_path / "ppec.db"
     shutil.copy(sqlite_template, path)
     return f"sqlite:///{path}"
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def databaseserver_url(request: pytest.FixtureRequest) -> str:
+def database_url(request: pytest.FixtureRequest) -> str:
     name = "sqlite_url" if request.param == "sqlite" else "postgres_url"
     return str(request.getfixturevalue(name))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes to the terminal. Results to stdout (a table, or JSON and nothing else), all else to stderr.
 
-Names, tags and messages may be somebody else's text: they are shown as text, never as rich's markup, and characters
+Names, labels and messages may be somebody else's text: they are shown as text, never as rich's markup, and characters
 that could steer a terminal are replaced.
 """
 

@@ -106,21 +106,21 @@ class Keys:
     in_order: bool = False
 
 
-def keys(conn: Connection, wanted: Slice, chosen: VmFilter) -> Keys:
+def keys(conn: Connection, wanted: Slice, chosen: VmFilter, few: int = FEW) -> Keys:
     """Of the wanted VMs and, if there are more, of one besides. One statement may count first."""
     always = _always(chosen)
     ways = [text & observed & always for text in _by_text(conn, chosen) for observed in _by_observed(chosen)]
-    few = _few(conn, ways)
+    counted = _counted(conn, ways, few)
     # Each finds the first of its own: together they have the first of all.
-    found = [_in_order(conn, way, few, wanted) for way in ways]
+    found = [_in_order(conn, way, counted, wanted) for way in ways]
     if len(found) == 1:
-        return Keys(found[0], in_order=not few and ways[0].text is None and _leading(ways[0]) is None)
+        return Keys(found[0], in_order=not counted and ways[0].text is None and _leading(ways[0]) is None)
     every = union(*(select(one.subquery()) for one in found)).subquery()
     return Keys(select(every).order_by(every.c.name, every.c.id).limit(wanted.limit + 1))
 
 
-def _in_order(conn: Connection, way: _Way, few: dict[_Source, int], wanted: Slice) -> Select[Any]:
-    fewest = min((source for source in way.sources if source in few), key=few.__getitem__, default=None)
+def _in_order(conn: Connection, way: _Way, counted: dict[_Source, int], wanted: Slice) -> Select[Any]:
+    fewest = min((source for source in way.sources if source in counted), key=counted.__getitem__, default=None)
     lead = vm_search if way.text is not None else _leading(way) if fewest is None else None
     name, vm_id = (vm.c.name, vm.c.id) if lead is None else (lead.c.name, lead.c.vm_id)
     query = select(name.label("name"), vm_id.label("id")).where(*way.conditions)
@@ -143,16 +143,16 @@ def _leading(way: _Way) -> FromClause | None:
     return next((source.in_order for source in way.sources if source.in_order is not None), None)
 
 
-def _few(conn: Connection, ways: list[_Way]) -> dict[_Source, int]:
+def _counted(conn: Connection, ways: list[_Way], few: int) -> dict[_Source, int]:
     """The sources with few VMs, and how many; one statement, which counts no further than it must."""
     sources = list(dict.fromkeys(source for way in ways for source in way.sources))
     if not sources:
         return {}
     counts = [
-        select(func.count()).select_from(source.ids.limit(FEW + 1).subquery()).scalar_subquery() for source in sources
+        select(func.count()).select_from(source.ids.limit(few + 1).subquery()).scalar_subquery() for source in sources
     ]
     found = conn.execute(select(*counts)).one()
-    return {source: count for source, count in zip(sources, found, strict=True) if count <= FEW}
+    return {source: count for source, count in zip(sources, found, strict=True) if count <= few}
 
 
 def _always(chosen: VmFilter) -> _Way:

@@ -23,7 +23,7 @@ from ppec_orchestrator.ipdb.ranges import text_of
 from ppec_orchestrator.store import vm_lists
 from ppec_orchestrator.store.paging import Documents, Slice
 from ppec_orchestrator.store.tables import address, allocation, allocation_cell, host, image, prefix, vm, vrf
-from ppec_orchestrator.store.vm_lists import Keys, VmFilter
+from ppec_orchestrator.store.vm_lists import FEW, Keys, VmFilter
 from ppec_orchestrator.store.vms import find
 
 _UUID_LENGTH = 36
@@ -49,9 +49,9 @@ def show(conn: Connection, ref: str, silent_before: datetime) -> VmView:
     return VmView.model_validate_json(_document(row, _names(conn)))
 
 
-def page(conn: Connection, wanted: Slice, chosen: VmFilter) -> Documents:
+def page(conn: Connection, wanted: Slice, chosen: VmFilter, few: int = FEW) -> Documents:
     """In four statements, or five if VMs are chosen by place, label, text or what is unknown of them."""
-    rows = conn.execute(_rows(vm_lists.keys(conn, wanted, chosen), chosen.silent_before)).all()
+    rows = conn.execute(_rows(vm_lists.keys(conn, wanted, chosen, few), chosen.silent_before)).all()
     shown, names = rows[: wanted.limit], _names(conn)
     last = f"{shown[-1].name}/{shown[-1].id}" if len(rows) > wanted.limit else None
     return Documents([_document(row, names) for row in shown], last)
