@@ -119,7 +119,8 @@ def _require_same(params, client, found):
     places = {option: params[option] for option in _PLACE_OF_HOST if params[option] is not None}
     if places and found.get("host"):
         wanted.update(places)
-        have.update(client.get(segment_path("hosts", found["host"])))
+        host = client.get(segment_path("hosts", found["host"]))
+        have.update({option: host.get(option) for option in places})
     faults = [
         f"{option} wanted {wanted[option]}, found {have.get(option)}"
         for option in wanted
@@ -129,7 +130,8 @@ def _require_same(params, client, found):
         raise ProblemError(
             "vm.exists",
             f"vm {found['name']} exists and differs: {'; '.join(faults)}",
-            hint="None of this can be changed in place: delete the VM and create it again, or correct the task.",
+            hint="Labels are changed by `ppec vm label`. Nothing else of this can be changed in place: delete the VM and "
+            "create it again, or correct the task.",
             subject=f"vm {found['name']}",
             details={"differences": faults},
         )
