@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
-from socket import inet_ntoa
 from typing import Final
 
 from ppec_contract.errors import PpecError
@@ -128,7 +127,7 @@ def from_hex(text: str, family: int) -> Address:
 
 def text_of(text: str, family: int) -> str:
     """What the address is called, from the database's form; for lists, in which IPv4 is told by the thousand."""
-    return inet_ntoa(bytes.fromhex(text[-8:])) if family == 4 else str(from_hex(text, family))
+    return ".".join(map(str, bytes.fromhex(text[-8:]))) if family == 4 else str(from_hex(text, family))
 
 
 def to_address(text: str | None) -> Address | None:

@@ -130,7 +130,7 @@ def _require_same(params, client, found):
         raise ProblemError(
             "vm.exists",
             f"vm {found['name']} exists and differs: {'; '.join(faults)}",
-            hint="Labels are changed by `ppec vm label`. Nothing else of this can be changed in place: delete the VM and "
+            hint="Labels are changed by `ppec vm label`. Nothing else can be changed in place: delete the VM and "
             "create it again, or correct the task.",
             subject=f"vm {found['name']}",
             details={"differences": faults},
