@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import accepting, creating, footprint, ledger, lifetimes, numa, retuning
+from bench import accepting, creating, footprint, ledger, lifetimes, listing, numa, retuning
 from bench.figures import Figures
 
 SUBJECTS: dict[str, Callable[[Figures], None]] = {
@@ -17,6 +17,7 @@ SUBJECTS: dict[str, Callable[[Figures], None]] = {
     "numa": numa.run,
     "ledger": ledger.run,
     "lifetimes": lifetimes.run,
+    "listing": listing.run,
     "retuning": retuning.run,
 }
 

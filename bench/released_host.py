@@ -67,7 +67,12 @@ class Daemon:
         return self.process.pid
 
     def cpu_s(self) -> float:
-        return time.clock_gettime((~self.pid << 3) | _CPUCLOCK_SCHED)
+        return cpu_s(self.pid)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds that a process has taken, with its threads."""
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
 
 
 @dataclass(frozen=True)

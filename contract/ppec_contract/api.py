@@ -31,7 +31,20 @@ from ppec_contract.host import (
     NicReport,
     VmUse,
 )
-from ppec_contract.model import BridgeName, HostName, Model, ResourceName, Sha256, Tags, TagValue, UserData, VmName
+from ppec_contract.model import (
+    MAX_LABELS,
+    BridgeName,
+    HostName,
+    LabelKey,
+    Labels,
+    LabelValue,
+    Model,
+    ResourceName,
+    Sha256,
+    TagValue,
+    UserData,
+    VmName,
+)
 from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
 from ppec_contract.vm import (
     DiskMib,
@@ -66,6 +79,12 @@ VmRef = Annotated[str, Field(min_length=1, max_length=63)]
 class Page(Model, Generic[T]):
     items: tuple[T, ...]
     next_cursor: str | None = None
+
+
+class LabelsUpdate(Model):
+    """`PATCH …/labels`: sets the labels named, and removes those given as null. The others stay."""
+
+    labels: Annotated[dict[LabelKey, LabelValue | None], Field(min_length=1, max_length=MAX_LABELS)]
 
 
 class HealthView(Model):
@@ -158,6 +177,7 @@ class HostCreate(Model):
     vrf: ResourceName
     address: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9.:-]+$")]
     port: Annotated[int, Field(strict=True, ge=1, le=65535)] = PROXY_PORT
+    labels: Labels = Field(default_factory=dict)
 
 
 class HostUpdate(Model):
@@ -200,6 +220,7 @@ class HostView(Model):
     port: int
     liveness: HostLiveness
     draining: bool
+    labels: dict[str, str] = Field(default_factory=dict)
     architecture: Architecture | None = None
     domain_type: str | None = None
     agent_version: str | None = None
@@ -315,11 +336,10 @@ class BatchMode(StrEnum):
 class VmsCreate(Model):
     """`POST /v1/vms`: one VM or a batch of equal ones.
 
-    Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`.
-    Without a name one is made up. `cluster`, `rack`, `host`, `vrf` narrow where they may go. `at_least`, of a best effort,
+    Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`. Without
+    a name one is made up. `cluster`, `rack`, `host`, `vrf` narrow where they may go. `at_least`, of a best effort,
     claims what can be had at once: the request waits for no other that is just taking room, and is refused whole when
-    fewer VMs than that find a place.
-    """
+    fewer VMs than that find a place. """
 
     flavor: ResourceName
     image: ResourceName
@@ -335,7 +355,7 @@ class VmsCreate(Model):
     host: HostName | None = None
     vrf: ResourceName | None = None
     user_data: UserData = ""
-    tags: Tags = Field(default_factory=dict)
+    labels: Labels = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _named_one_way(self) -> VmsCreate:
@@ -479,7 +499,7 @@ class VmView(Model):
     pins: tuple[VcpuPin, ...] = ()
     vrf: ResourceName | None = None
     addresses: tuple[AddressView, ...] = ()
-    tags: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
     created_at: datetime
     operation_id: str
     held: Size | None = None

@@ -59,6 +59,19 @@ TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterVal
 TagValue = Annotated[str, StringConstraints(max_length=256), AfterValidator(printable)]
 Tags = Annotated[dict[TagKey, TagValue], Field(max_length=64)]
 
+
+def _without_equals(key: str) -> str:
+    if "=" in key:
+        raise ValueError("a label's key has no '=' in it")
+    return key
+
+
+# Labels of hosts and VMs: what people sort them by. The key has no "=", so that "key=value" is one of each only.
+LabelKey = Annotated[TagKey, AfterValidator(_without_equals)]
+LabelValue = TagValue
+MAX_LABELS = 64
+Labels = Annotated[dict[LabelKey, LabelValue], Field(max_length=MAX_LABELS)]
+
 MAX_VMS_PER_CALL = 256
 VmIds = Annotated[tuple[UUID, ...], Field(min_length=1, max_length=MAX_VMS_PER_CALL)]
 

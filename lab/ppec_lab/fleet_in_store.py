@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, text, update
 
 from ppec_contract.api import PrefixCreate, VmRecord
 from ppec_contract.host import CellReport, DriveReport, HostReport, NicReport
@@ -39,6 +39,7 @@ from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.prefixes import create_prefix
 from ppec_orchestrator.store.reports import FACTS
+from ppec_orchestrator.store.search import host_text, vm_text
 
 _ROWS = 5000
 _BOOTED = 1_700_000_000_000
@@ -48,6 +49,9 @@ _OPERATION = "op-generated"
 def write_fleet(database: Database, fleet: GeneratedFleet, now: datetime) -> None:
     """In one transaction, into a database that is migrated and empty. `now` is when hosts were last heard."""
     with database.write() as conn:
+        if conn.dialect.name == "postgresql":
+            # It looks every reference up, row by row. SQLite, which gets the same rows, does so too.
+            conn.execute(text("SET LOCAL session_replication_role = replica"))
         _Writer(conn, fleet, now).write()
 
 
@@ -106,6 +110,16 @@ class _Writer:
         hosts = self._fleet.hosts
         self._insert(tables.host, map(self._host, hosts))
         self._insert(tables.host_cell, (row for host in hosts for row in _cells(host)))
+        self._insert(
+            tables.host_label, (row for host in hosts for row in _labels("host_id", host.number + 1, host.labels))
+        )
+        self._insert(
+            tables.host_search,
+            (
+                {"name": h.name, "host_id": h.number + 1, "text": host_text(h.name, _address(h), h.labels)}
+                for h in hosts
+            ),
+        )
 
     def _host(self, host: GeneratedHost) -> dict[str, Any]:
         seen_at = self._now - timedelta(days=1) if host.silent else self._now
@@ -127,6 +141,7 @@ class _Writer:
             "facts": None,
             "disk_mib": 0,
             "disk_used_mib": 0,
+            "labels": host.labels,
         }
         if not host.known:
             return row
@@ -147,8 +162,19 @@ class _Writer:
     def _vms(self) -> None:
         # In the order in which they were created: so rows lie in a database that has grown.
         placed = sorted(self._fleet.placed(), key=lambda pair: pair[1].number)
+        vms = [vm for _, vm in placed] + self._fleet.failed
         self._insert(tables.vm, (self._vm(vm) | _seen(host, vm, self._now) for host, vm in placed))
         self._insert(tables.vm, (self._vm(vm) | _FAILED for vm in self._fleet.failed))
+        self._insert(
+            tables.vm_label, (row | {"name": vm.name} for vm in vms for row in _labels("vm_id", vm.vm_id, vm.labels))
+        )
+        self._insert(
+            tables.vm_search,
+            (
+                {"name": v.name, "vm_id": v.vm_id, "text": vm_text(v.name, v.image, v.flavor.name, v.labels)}
+                for v in vms
+            ),
+        )
         self._insert(
             tables.allocation,
             ({"vm_id": v.vm_id, "host_id": h.number + 1, "disk_mib": v.flavor.disk_mib} for h, v in placed),
@@ -171,7 +197,7 @@ class _Writer:
             "memory_mib": vm.flavor.memory_mib,
             "disk_mib": vm.flavor.disk_mib,
             "user_data": "#cloud-config\n{}\n",
-            "tags": vm.labels,
+            "labels": vm.labels,
             "created_at": self._now - timedelta(days=300) + timedelta(minutes=vm.number),
             "operation_id": _OPERATION,
             "numa": {},
@@ -235,6 +261,10 @@ def _image(number: int, name: str) -> dict[str, Any]:
 
 def _address(host: GeneratedHost) -> str:
     return f"10.{200 + (host.number >> 16)}.{host.number >> 8 & 255}.{host.number & 255}"
+
+
+def _labels(owner: str, owner_id: Any, labels: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    return ({owner: owner_id, "key": key, "value": value} for key, value in labels.items())
 
 
 def _cells(host: GeneratedHost) -> Iterator[dict[str, Any]]:

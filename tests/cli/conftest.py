@@ -21,6 +21,7 @@ from ppec_contract.api import (
     AddressView,
     HostRetune,
     ItemState,
+    LabelsUpdate,
     OperationItem,
     OperationState,
     OperationStep,
@@ -40,6 +41,7 @@ from ppec_contract.vm import VcpuPin
 TOKEN = "secret-token-of-the-test"
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 PAGE = 2
+LINES = "application/x-ndjson"
 
 
 def vm_id(number: int) -> UUID:
@@ -145,6 +147,9 @@ class Orchestrator:
             asked = parse(VmsAction, request.json)
             assert asked.action in VmAction
             return 202, self.current
+        if parts[-1] == "labels":
+            parse(LabelsUpdate, request.json)
+            return 200, self.vms[parts[1]]
         if request.method == "PATCH":
             parse(VmResize, request.json)
             return 202, self.current
@@ -179,15 +184,17 @@ class Orchestrator:
         if parts[-1] == "enrolment-token":
             return 201, {"host": parts[1], "token": "t" * 20, "expires_at": NOW.isoformat()}
         if request.method == "PATCH":
-            found[0] |= request.json
+            found[0] |= {} if parts[-1] == "labels" else request.json
         if request.method == "DELETE":
             kept.remove(found[0])
             return 204, None
         return 200, found[0]
 
     def _page(self, request: Request, items: list[dict[str, Any]]) -> Page[Any]:
+        if request.headers.get("accept") == LINES:
+            return Page[Any](items=tuple(items))
         start = int(request.query.get("cursor", "0"))
-        end = start + PAGE
+        end = start + min(PAGE, int(request.query.get("limit", PAGE)))
         return Page[Any](items=tuple(items[start:end]), next_cursor=str(end) if end < len(items) else None)
 
 
@@ -199,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         split = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(split.query).items()}
+        query = {key: ",".join(values) for key, values in parse_qs(split.query).items()}
         headers = {key.lower(): value for key, value in self.headers.items()}
         body = self.rfile.read(int(headers.get("content-length", "0")))
         request = Request(self.command, split.path, query, headers, body)
@@ -210,7 +217,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._stream()
         else:
             try:
-                self.reply(*self.orchestrator.answer(request))
+                status, value = self.orchestrator.answer(request)
+                if isinstance(value, Page) and request.headers.get("accept") == LINES:
+                    self.reply(status, b"".join(_json(item) + b"\n" for item in value.items), LINES)
+                else:
+                    self.reply(status, value)
             except PpecError as error:
                 self.problem(error)
 

@@ -149,11 +149,11 @@ def test_it_imports_no_server(orchestrator: Any, make: Any, tmp_path: Path) -> N
 
 
 def test_the_program_writes_json_into_a_pipe(orchestrator: Any, make: Any, tmp_path: Path) -> None:
-    orchestrator.vms = {"a": make.vm(0, "a", tags={"stadt": "Zürich"})}
+    orchestrator.vms = {"a": make.vm(0, "a", labels={"stadt": "Zürich"})}
     environment = {"PATH": os.environ["PATH"], "PPEC_SERVER": orchestrator.url, "PPEC_TOKEN": make.token}
     environment |= {"HOME": str(tmp_path), "LC_ALL": "C"}
     command = [*PPEC, "vm", "show", "a", "--output", "json"]
     ran = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
     assert ran.returncode == 0
-    assert json.loads(ran.stdout)["tags"] == {"stadt": "Zürich"}
+    assert json.loads(ran.stdout)["labels"] == {"stadt": "Zürich"}
     assert ran.stderr == b""

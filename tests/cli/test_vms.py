@@ -37,7 +37,7 @@ def test_create_sends_what_was_asked_once(orchestrator: Any, ppec: Any, tmp_path
             "--policy",
             "spread",
         ),
-        *("--mode", "best-effort", "--cluster", "c1", "--tag", "a=b=c", "--tag", "<x>=[red]"),
+        *("--mode", "best-effort", "--cluster", "c1", "--label", "a=b=c", "--label", "<x>=[red]"),
         *("--user-data", str(tmp_path / "user-data")),
     )
     assert (ran.code, ran.out) == (0, "op-1\n")
@@ -51,12 +51,18 @@ def test_create_sends_what_was_asked_once(orchestrator: Any, ppec: Any, tmp_path
         "mode": "best-effort",
         "cluster": "c1",
         "user_data": text,
-        "tags": {"a": "b=c", "<x>": "[red]"},
+        "labels": {"a": "b=c", "<x>": "[red]"},
     }
 
 
 def test_a_mistake_is_found_before_anything_is_sent(orchestrator: Any, ppec: Any) -> None:
-    for wrong in (["--name", "{{ x }}"], ["--count", "0"], ["a", "a"], ["--tag", "x"], ["--user-data", "/nonexistent"]):
+    for wrong in (
+        ["--name", "{{ x }}"],
+        ["--count", "0"],
+        ["a", "a"],
+        ["--label", "x"],
+        ["--user-data", "/nonexistent"],
+    ):
         ran = ppec("vm", "create", "--flavor", "small", "--image", "tiny", *wrong)
         assert (ran.code, ran.out) == (2, "")
         assert "[request.invalid]" in ran.err
@@ -160,7 +166,9 @@ def test_wait_with_json_keeps_stdout_for_the_machine(orchestrator: Any, ppec: An
 def test_a_list_follows_the_cursor(orchestrator: Any, ppec: Any, make: Any) -> None:
     orchestrator.vms = {f"v{n}": make.vm(n, f"v{n}") for n in range(5)}
     assert [vm["name"] for vm in ppec("vm", "list", "--output", "json").json] == [f"v{n}" for n in range(5)]
-    assert len(orchestrator.requests) == 3
+    assert len(orchestrator.requests) == 1
+    assert "v4" in ppec("vm", "list").out
+    assert [request.query.get("cursor") for request in orchestrator.requests[1:]] == [None, "2", "4"]
     assert [vm["name"] for vm in ppec("-o", "json", "vm", "list", "--host", "h1").json] == ["v0", "v3"]
 
 
@@ -171,8 +179,57 @@ def test_a_list_can_be_cut_short_and_narrowed(orchestrator: Any, ppec: Any, make
     orchestrator.vms.clear()
     ppec("vm", "list", "--name", "v1", "--record", "failed")
     assert orchestrator.requests[-1].query == {"name": "v1", "record": "failed", "limit": "500"}
+    ppec("vm", "list", "-q", "Web", "--label", "tier=web", "--label", "gpu", "--observed", "paused", "--rack", "r1")
+    wanted = {"q": "Web", "label": "tier=web,gpu", "observed": "paused", "rack": "r1", "limit": "500"}
+    assert orchestrator.requests[-1].query == wanted
+    ppec("host", "list", "--architecture", "aarch64", "--not-draining", "--liveness", "up", "--limit", "7")
+    wanted = {"architecture": "aarch64", "draining": "false", "liveness": "up", "limit": "8"}
+    assert orchestrator.requests[-1].query == wanted
     ppec("operation", "list", "--state", "running", "--kind", "create")
     assert orchestrator.requests[-1].query == {"state": "running", "kind": "create", "limit": "500"}
+
+
+def test_people_are_shown_the_first_of_many_and_told_so(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.vms = {f"v{n}": make.vm(n, f"v{n}") for n in range(9)}
+    first = ppec("vm", "list", "--limit", "3")
+    assert ("v2" in first.out, "v3" in first.out, "--all" in first.err) == (True, False, True)
+    whole = ppec("vm", "list", "--all")
+    assert (whole.out.count("10.0.0."), whole.err) == (9, "")
+
+
+def test_programs_may_page_by_the_cursor(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.vms = {f"v{n}": make.vm(n, f"v{n}") for n in range(3)}
+    page = ppec("vm", "list", "--paged", "--limit", "2", "-o", "json").json
+    assert ([vm["name"] for vm in page["items"]], page["next_cursor"]) == (["v0", "v1"], "2")
+    last = ppec("vm", "list", "--cursor", page["next_cursor"], "-o", "json").json
+    assert ([vm["name"] for vm in last["items"]], last["next_cursor"]) == (["v2"], None)
+
+
+def test_a_list_that_breaks_off_is_an_error_and_no_json(orchestrator: Any, ppec: Any, make: Any) -> None:
+    def half(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/x-ndjson")
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(make.vm(0, "v0").model_dump_json().encode() + b"\n")
+        handler.close_connection = True
+
+    orchestrator.instead[("GET", "/v1/vms")] = [half]
+    ran = ppec("vm", "list", "-o", "json")
+    assert (ran.code, "]" in ran.out.splitlines()) == (7, False)
+
+
+@pytest.mark.parametrize(("noun", "path"), [("vm", "/v1/vms/a/labels"), ("host", "/v1/hosts/a/labels")])
+def test_labels_are_set_and_removed(orchestrator: Any, ppec: Any, make: Any, noun: str, path: str) -> None:
+    orchestrator.vms = {"a": make.vm(0, "a")}
+    view = {"name": "a", "rack": "r", "cluster": "c", "datacentre": "d", "vrf": "v", "address": "a", "port": 1}
+    orchestrator.resources["hosts"] = [{**view, "liveness": "up", "draining": False}]
+    assert ppec(noun, "label", "a", "tier=web", "gpu=", "old-").code == 0
+    sent = orchestrator.requests[-1]
+    assert (sent.method, sent.path) == ("PATCH", path)
+    assert sent.json == {"labels": {"tier": "web", "gpu": "", "old": None}}
+    assert ppec(noun, "label", "a", "neither").code == 2
+    assert len(orchestrator.requests) == 1
 
 
 def test_show_and_its_absence(orchestrator: Any, ppec: Any, make: Any) -> None:
@@ -265,13 +322,13 @@ HOSTILE = "[red]x[/red] [link=http://x]y[/] :smile: \x1b[31m\x9b31m \u202egnp"
 
 
 def test_text_of_tenants_is_neither_markup_nor_terminal_control(orchestrator: Any, ppec: Any, make: Any) -> None:
-    orchestrator.vms = {"a": make.vm(0, "a", tags={HOSTILE[:60]: HOSTILE})}
+    orchestrator.vms = {"a": make.vm(0, "a", labels={HOSTILE[:60]: HOSTILE})}
     orchestrator.current = make.operation("failed", problem=PpecError("run.failed", HOSTILE, hint=HOSTILE).problem())
     for ran in (ppec("vm", "list"), ppec("vm", "show", "a"), ppec("operation", "show", "op-1")):
         shown = ran.out + ran.err
         assert "[red]x[/red] [link=http://x]y[/] :smile:" in shown.replace("\n", "")
         assert not set(shown) & set("\x1b\x9b\u202e")
-    assert ppec("vm", "show", "a", "-o", "json").json["tags"][HOSTILE[:60]] == HOSTILE
+    assert ppec("vm", "show", "a", "-o", "json").json["labels"][HOSTILE[:60]] == HOSTILE
 
 
 def test_the_choices_offered_are_those_of_the_contract() -> None:

@@ -162,7 +162,7 @@ def _vm(create: VmsCreate, operation_id: str) -> VmView:
         disk_mib=1024,
         host=create.host or "h1",
         vrf=create.vrf or "prod",
-        tags=create.tags,
+        labels=create.labels,
         created_at=NOW,
         operation_id=operation_id,
     )

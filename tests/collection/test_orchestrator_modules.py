@@ -44,15 +44,15 @@ WEB = {"flavor": "small", "image": "tiny"}
 
 
 def test_created_once_and_waited_for(do, orchestrator):
-    first = do(**WEB, tags={"tier": "web"}, user_data="{{ x }}", policy="spread", cluster="c1")
-    second = do(**WEB, tags={"tier": "web"}, user_data="another", policy="pack", cluster="c1")
+    first = do(**WEB, labels={"tier": "web"}, user_data="{{ x }}", policy="spread", cluster="c1")
+    second = do(**WEB, labels={"tier": "web"}, user_data="another", policy="pack", cluster="c1")
     assert (first["changed"], second["changed"]) == (True, False)
     assert (first["operation"]["state"], first["vm"]["record"]) == ("succeeded", "active")
     assert orchestrator.changes == [
         (
             "/v1/vms",
             {
-                "name": "web-1", **WEB, "tags": {"tier": "web"}, "user_data": "{{ x }}", "policy": "spread",
+                "name": "web-1", **WEB, "labels": {"tier": "web"}, "user_data": "{{ x }}", "policy": "spread",
                 "cluster": "c1",
             },
         )
@@ -238,7 +238,7 @@ def test_power_needs_a_vm(do, state, check_mode):
         ({"host": "h9"}, "host wanted h9, found h1"),
         ({"rack": "r9"}, "rack wanted r9, found r1"),
         ({"cluster": "c9", "datacentre": "dc9"}, "datacentre wanted dc9, found dc1; cluster wanted c9, found c1"),
-        ({"tags": {"a": "b"}}, "tags wanted {'a': 'b'}, found {}"),
+        ({"labels": {"a": "b"}}, "labels wanted {'a': 'b'}, found {}"),
     ],
 )
 def test_what_can_t_be_changed_in_place_is_named(do, orchestrator, other, said, check_mode):

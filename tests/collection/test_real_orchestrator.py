@@ -28,7 +28,7 @@ def cloud():
 
 @pytest.mark.slow
 def test_a_vm_through_its_life(cloud, ansible_playbook):
-    given = {"name": "web-1", "flavor": "small", "image": "empty", "vrf": "blue", "tags": {"tier": "{% raw"}}
+    given = {"name": "web-1", "flavor": "small", "image": "empty", "vrf": "blue", "labels": {"tier": "{% raw"}}
     tasks = [{"ppec.cloud.host_info": {}}]
     for wanted in (
         {**given, "user_data": "{{ lookup('env', 'USER_DATA') }}"},
@@ -44,7 +44,7 @@ def test_a_vm_through_its_life(cloud, ansible_playbook):
     tasks.append({"ppec.cloud.vm": {**given, "flavor": "small", "image": "other"}, "ignore_errors": True})
     tasks += [{"ppec.cloud.vm": {"name": "web-1", "state": "absent"}}] * 2
     play = [{"hosts": "all", "connection": "local", "gather_facts": False, "tasks": tasks}]
-    # A tag may hold what looks like a template; only the play's own text would be rendered.
+    # A label may hold what looks like a template; only the play's own text would be rendered.
     path = cloud.directory / "play.yml"
     path.write_text(json.dumps(play).replace('"{% raw"', '!unsafe "{% raw"'))
     env = {**cloud.orchestrator.user_environment(), "USER_DATA": "#!/bin/sh\necho {{ x }} {% y %}\n"}
@@ -62,7 +62,7 @@ def test_a_vm_through_its_life(cloud, ansible_playbook):
     assert life[13]["resized"]["vcpus"] in ("now", "next_start")
     assert life[15]["vms"][0]["vcpus"] == 4
     assert (asked["guest"]["name"], asked["guest"]["agent_connected"]) == ("web-1", True)
-    assert life[1]["vm"]["tags"] == {"tier": "{% raw"}
+    assert life[1]["vm"]["labels"] == {"tier": "{% raw"}
     assert refused["problem"]["code"] == "vm.exists"
     assert (gone["changed"], still_gone["changed"]) == (True, False)
     assert cloud.domains() == {"h1": []}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hostile text: names refuse it, tags and user data carry it verbatim."""
+"""Hostile text: names refuse it, labels and user data carry it verbatim."""
 
 from __future__ import annotations
 
@@ -113,16 +113,18 @@ def test_user_data_is_carried_verbatim() -> None:
         assert json.loads(request.model_dump_json())["user_data"] == text
 
 
-def test_tags_are_carried_verbatim_or_refused_for_control_characters() -> None:
+def test_labels_are_carried_verbatim_or_refused_for_control_characters() -> None:
     for text in HOSTILE:
-        value = {"flavor": "s", "image": "t", "tags": {"k": text}}
+        value = {"flavor": "s", "image": "t", "labels": {"k": text}}
         if text not in PRINTABLE or len(text) > 256:
             refused(VmsCreate, value)
             continue
-        assert parse(VmsCreate, value).tags == {"k": text}
-        if 0 < len(text) <= 64:
-            tagged = parse(VmsCreate, {"flavor": "s", "image": "t", "tags": {text: text}})
-            assert decode_json_object(encode(tagged.model_dump(mode="json"))[:-1])["tags"] == {text: text}
+        assert parse(VmsCreate, value).labels == {"k": text}
+        if "=" in text:
+            refused(VmsCreate, {"flavor": "s", "image": "t", "labels": {text[:64]: "v"}})
+        elif 0 < len(text) <= 64:
+            labelled = parse(VmsCreate, {"flavor": "s", "image": "t", "labels": {text: text}})
+            assert decode_json_object(encode(labelled.model_dump(mode="json"))[:-1])["labels"] == {text: text}
 
 
 def test_user_data_is_bounded_in_bytes() -> None:
@@ -132,7 +134,7 @@ def test_user_data_is_bounded_in_bytes() -> None:
 
 def test_half_a_surrogate_pair_is_refused_wherever_it_stands() -> None:
     base = {"flavor": "s", "image": "t"}
-    for extra in ({"user_data": "\ud800"}, {"tags": {"k": "\udfff"}}, {"tags": {"\ud800": "v"}}, {"\ud800": 1}):
+    for extra in ({"user_data": "\ud800"}, {"labels": {"k": "\udfff"}}, {"labels": {"\ud800": "v"}}, {"\ud800": 1}):
         refused(VmsCreate, base | extra)
 
 

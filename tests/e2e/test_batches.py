@@ -76,11 +76,11 @@ def test_hostile_text_is_refused_or_carried_through_and_never_evaluated(cloud: L
     lookup = f"{{{{ lookup('pipe', 'touch {canary}') }}}}"
     assert cloud.create(name=lookup)["code"] == "request.invalid"
     user_data = f'#cloud-config\n# {lookup}\nruncmd:\n  - echo "{{{{ ds.meta_data }}}}" $(touch {canary}) </domain>\n'
-    tags = {"note": lookup, "{{ 7*7 }}": "<x>&amp;$(id)`id`"}
-    ended = cloud.ended(cloud.create(name="tricky", user_data=user_data, tags=tags)["operation_id"])
+    labels = {"note": lookup, "{{ 7*7 }}": "<x>&amp;$(id)`id`"}
+    ended = cloud.ended(cloud.create(name="tricky", user_data=user_data, labels=labels)["operation_id"])
     assert ended["state"] == "succeeded", ended
     (vm,) = cloud.vms()
-    assert vm["tags"] == tags
+    assert vm["labels"] == labels
     (seed,) = [path for host in cloud.hosts for path in host.seeds()]
     assert user_data.encode() in seed.read_bytes()
     assert not canary.exists()

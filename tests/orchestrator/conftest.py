@@ -3,12 +3,8 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 import shutil
-import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -20,6 +16,8 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from starlette.types import Receive, Scope, Send
 
+from ppec_lab.private_postgres import postgres_url as server_url
+from ppec_lab.private_postgres import private_postgres
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.services import Services, make_services
 from ppec_orchestrator.pki.ca import LIFETIME, Issued
@@ -32,71 +30,29 @@ from ppec_orchestrator.store.tokens import create_token
 # What test modules here share.
 sys.path.insert(0, str(Path(__file__).parent))
 
-POSTGRES_BIN = Path("/usr/lib/postgresql/15/bin")
 _TEMPLATE = "ppec_template"
-
-
-def _as_postgres(place: Path, *command: str) -> None:
-    """PostgreSQL refuses to run as root; the cluster belongs to its own user."""
-    user = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
-    drop = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
-    subprocess.run(
-        command, check=True, cwd=place, timeout=120, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, **drop,
-    )  # fmt: skip
-
-
-def _url(place: Path, name: str) -> str:
-    return f"postgresql://postgres@/{name}?host={place}"
 
 
 @pytest.fixture(scope="session")
 def postgres_cluster() -> Iterator[Path]:
     """A cluster on a UNIX socket in the folder given, with a migrated template database."""
-    if not POSTGRES_BIN.is_dir():
-        pytest.fail(f"PostgreSQL's programs are not in {POSTGRES_BIN}: install postgresql-15")
-    place = Path(tempfile.mkdtemp(prefix="ppec-pg-", dir="/tmp"))
-    if os.geteuid() == 0:
-        shutil.chown(place, "postgres", "postgres")
-    data = str(place / "data")
-    _as_postgres(
-        place,
-        str(POSTGRES_BIN / "initdb"),
-        "-D",
-        data,
-        "-U",
-        "postgres",
-        "-A",
-        "trust",
-        "-N",
-        "--locale=C",
-        "-E",
-        "UTF8",
-    )
-    # Durability is PostgreSQL's own business: the tests don't pull its plug.
-    options = f"-k {place} -h '' -F -c max_connections=100 -c full_page_writes=off -c shared_buffers=32MB"
-    start = ("-D", data, "-w", "-l", str(place / "log"), "-o", options)
-    _as_postgres(place, str(POSTGRES_BIN / "pg_ctl"), "start", *start)
-    try:
-        with psycopg.connect(_url(place, "postgres"), autocommit=True) as connection:
+    with private_postgres() as place:
+        with psycopg.connect(server_url(place, "postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {_TEMPLATE}")
-        database = Database(_url(place, _TEMPLATE))
+        database = Database(server_url(place, _TEMPLATE))
         database.migrate()
         database.close()
         yield place
-    finally:
-        _as_postgres(place, str(POSTGRES_BIN / "pg_ctl"), "stop", "-D", data, "-m", "immediate", "-w")
-        shutil.rmtree(place, ignore_errors=True)
 
 
 @pytest.fixture
 def postgres_url(postgres_cluster: Path) -> Iterator[str]:
     """A migrated database of the test's own."""
     name = f"t{uuid.uuid4().hex}"
-    with psycopg.connect(_url(postgres_cluster, "postgres"), autocommit=True) as connection:
+    with psycopg.connect(server_url(postgres_cluster, "postgres"), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-    yield _url(postgres_cluster, name)
-    with psycopg.connect(_url(postgres_cluster, "postgres"), autocommit=True) as connection:
+    yield server_url(postgres_cluster, name)
+    with psycopg.connect(server_url(postgres_cluster, "postgres"), autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 

@@ -56,7 +56,7 @@ def add_vms(conn: Connection, vm_ids: list[UUID]) -> None:
             {
                 "id": vm_id, "name": f"v{vm_id.hex[:12]}", "record": "creating", "flavor": "f", "image_id": 1,
                 "vcpus": 2,                 "memory_mib": 1024, "disk_mib": 1000,
-                "user_data": "", "tags": {}, "created_at": NOW,
+                "user_data": "", "labels": {}, "created_at": NOW,
                 "operation_id": "op",
             }
             for vm_id in vm_ids

@@ -116,7 +116,9 @@ def test_a_vm_shows_what_it_uses(site: TestClient, agent: HostAgent, services: S
     row = {"id": vm_id, "name": "v1", "record": "active", "flavor": "f", "vcpus": 2, "memory_mib": 512, "disk_mib": 9}
     with services.database.write() as conn:
         conn.execute(insert(tables.image).values(id=1, size_bytes=512, virtual_size_mib=1, **image))
-        conn.execute(insert(tables.vm).values(image_id=1, tags={}, created_at=services.now(), operation_id="o", **row))
+        conn.execute(
+            insert(tables.vm).values(image_id=1, labels={}, created_at=services.now(), operation_id="o", **row)
+        )
     use = {"vm_id": str(vm_id), "cpu_time_ms": 5, "memory_mib": 6, "disk_mib": 7}
     agent.put(vitals(disk="ok") | {"use": USE | {"vms": [use]}})
     # A host says nothing of another's VM.

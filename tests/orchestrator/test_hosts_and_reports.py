@@ -100,7 +100,7 @@ def vm_on_h1(site: TestClient, services: Services) -> UUID:
     row = {"id": vm_id, "name": "v1", "record": "active", "flavor": "f", "vcpus": 2, "memory_mib": 512, "disk_mib": 9}
     with services.database.write() as conn:
         conn.execute(insert(tables.image).values(id=1, size_bytes=512, virtual_size_mib=1, **image))
-        conn.execute(insert(tables.vm).values(image_id=1, tags={}, created_at=now, operation_id="o", **row))
+        conn.execute(insert(tables.vm).values(image_id=1, labels={}, created_at=now, operation_id="o", **row))
         conn.execute(insert(tables.allocation).values(vm_id=vm_id, host_id=1, disk_mib=9))
     return vm_id
 

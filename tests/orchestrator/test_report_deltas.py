@@ -75,7 +75,7 @@ class Orchestrator:
                 conn.execute(insert(tables.host_cell).values(host_id=1, cell=cell, **size, **taken))
             for vm_id in map(UUID, (f"{number:032x}" for number in range(vms))):
                 size = {"vcpus": 2, "memory_mib": 64, "disk_mib": 9}
-                known = {"record": "active", "flavor": "f", "image_id": 1, "tags": {}, "operation_id": "o"}
+                known = {"record": "active", "flavor": "f", "image_id": 1, "labels": {}, "operation_id": "o"}
                 conn.execute(insert(tables.vm).values(id=vm_id, name=str(vm_id), created_at=NOW, **size, **known))
                 conn.execute(insert(tables.allocation).values(vm_id=vm_id, host_id=1, disk_mib=9))
                 conn.execute(insert(tables.allocation_cell).values(vm_id=vm_id, cell=0, cores=1, memory_mib=64))

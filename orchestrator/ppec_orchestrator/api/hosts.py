@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from ppec_contract.api import (
     EnrolmentTokenView,
@@ -15,26 +16,61 @@ from ppec_contract.api import (
     HostRetune,
     HostUpdate,
     HostView,
+    LabelsUpdate,
     OperationView,
     Page,
 )
+from ppec_contract.host import Architecture
 from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of
 from ppec_orchestrator.api.auth import Admin, Operator, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.operations import Engine
-from ppec_orchestrator.api.pages import ByName, Filter, Limit, Name
+from ppec_orchestrator.api.pages import (
+    STREAMED,
+    ByName,
+    Filter,
+    LabelFilter,
+    Limit,
+    Name,
+    SearchText,
+    listed,
+    wanted_labels,
+    wanted_text,
+)
 from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.liveness import liveness_of
 from ppec_orchestrator.pki.names import check_name
-from ppec_orchestrator.store import hosts
+from ppec_orchestrator.store import host_views, hosts, labels
 from ppec_orchestrator.store.enrolment import create_enrolment_token
 from ppec_orchestrator.store.host_health import events_of
-from ppec_orchestrator.store.paging import DEFAULT_LIMIT
+from ppec_orchestrator.store.host_lists import HostFilter
+from ppec_orchestrator.store.host_views import Judge
+from ppec_orchestrator.store.paging import DEFAULT_LIMIT, Documents, Slice
+from ppec_orchestrator.store.places import Place
 
 router = APIRouter(prefix="/v1/hosts", tags=["hosts"], route_class=StrictJsonRoute)
 
 
-def judge_of(services: Services) -> hosts.Judge:
+async def chosen_hosts(  # noqa: PLR0913, PLR0917 - one parameter per filter
+    services: Here,
+    architecture: Architecture | None = None,
+    region: Filter = None,
+    datacentre: Filter = None,
+    cluster: Filter = None,
+    rack: Filter = None,
+    vrf: Filter = None,
+    liveness: HostLiveness | None = None,
+    draining: bool | None = None,
+    label: LabelFilter = [],  # noqa: B006 - FastAPI copies it
+    q: SearchText = None,
+) -> HostFilter:
+    """All that are given must hold."""
+    place = Place(architecture, region, datacentre, cluster, rack, vrf)
+    silent_before = services.now() - timedelta(seconds=services.settings.silent_after_s)
+    return HostFilter(silent_before, place, liveness, draining, wanted_labels(label), wanted_text(q))
+
+
+def judge_of(services: Services) -> Judge:
     """Liveness as of now, from what the database says and what this process heard since."""
     now = services.now()
 
@@ -46,19 +82,22 @@ def judge_of(services: Services) -> hosts.Judge:
     return judge
 
 
-@router.get("")
+@router.get("", response_model=Page[HostView], responses=STREAMED)
 def list_hosts(
+    request: Request,
     services: Here,
     caller: Viewer,
     wanted: ByName,
-    cluster: Filter = None,
-    rack: Filter = None,
-    vrf: Filter = None,
-) -> Page[HostView]:
+    chosen: Annotated[HostFilter, Depends(chosen_hosts)],
+) -> Response:
     """List hosts, with what is free on them by the record."""
-    with services.database.read() as conn:
-        chosen = hosts.HostFilter(cluster=cluster, rack=rack, vrf=vrf)
-        return hosts.page_of_hosts(conn, wanted, chosen, judge_of(services))
+    judge = judge_of(services)
+
+    def read(part: Slice) -> Documents:
+        with services.database.read() as conn:
+            return host_views.page(conn, part, chosen, judge)
+
+    return listed(request, wanted, read)
 
 
 @router.post("", status_code=201)
@@ -73,7 +112,7 @@ def create_host(services: Here, caller: Admin, body: HostCreate) -> HostView:
 def get_host(services: Here, caller: Viewer, name: Name) -> HostView:
     """Show a host."""
     with services.database.read() as conn:
-        view = hosts.get_host(conn, name, judge_of(services))
+        view = host_views.get_host(conn, name, judge_of(services))
     use = services.reports.vitals.use_of(name)
     return view if use is None else view.model_copy(update={"use": use[0]})
 
@@ -90,6 +129,14 @@ def update_host(services: Here, caller: Operator, name: Name, body: HostUpdate) 
     """Let a host take new VMs, or no longer."""
     with services.database.write() as conn:
         return hosts.update_host(conn, name, body, judge_of(services))
+
+
+@router.patch("/{name}/labels")
+def label_host(services: Here, caller: Operator, name: Name, body: LabelsUpdate) -> HostView:
+    """Set labels of a host, and remove those given as null."""
+    with services.database.write() as conn:
+        labels.label_host(conn, name, body.labels)
+        return host_views.get_host(conn, name, judge_of(services))
 
 
 @router.post("/{name}/retune", status_code=202)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Response
@@ -19,7 +20,6 @@ from ppec_orchestrator.api.pages import ByName
 from ppec_orchestrator.api.services import Here
 from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.store.operation_views import OperationFilter
-from ppec_orchestrator.store.paging import Slice
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"], route_class=StrictJsonRoute)
 _HEARTBEAT_S = 10.0
@@ -48,7 +48,7 @@ def list_operations(
     state: OperationState | None = None,
     kind: Annotated[str | None, Query(max_length=32)] = None,
 ) -> Page[OperationView]:
-    short = Slice(min(wanted.limit, _MAX_PAGE), wanted.after)
+    short = replace(wanted, limit=min(wanted.limit, _MAX_PAGE))
     return operations.page(short, OperationFilter(state, kind))
 
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import httpx2
 from pydantic import ValidationError
@@ -17,8 +18,11 @@ from ppec_contract.model import Model
 from ppec_orchestrator.cli.configuration import Configuration
 
 M = TypeVar("M", bound=Model)
+# None is left out; of a list each value is given.
+Query = Mapping[str, str | list[str] | None]
 _CONNECT_S, _READ_S = 10.0, 60.0
 _PAGE_LIMIT = 500
+_LINES = "application/x-ndjson"
 # Pauses before the second and third attempt of what may safely be repeated.
 _PAUSES_S = (0.3, 1.0)
 
@@ -69,17 +73,35 @@ class Client:
             raise self._unreachable(error) from error
         return _parsed(_checked(response), answer)
 
-    def items(self, path: str, answer: type[M], query: Mapping[str, str | None] | None = None) -> Iterator[M]:
-        """All items of a list, page after page."""
-        given = {key: value for key, value in (query or {}).items() if value is not None}
+    def page(self, path: str, answer: type[M], query: Query) -> Page[M]:
+        found = self._sent("GET", path, query=_given(query), repeat=True)
+        return _parsed(found, Page[answer])  # type: ignore[valid-type]
+
+    def items(self, path: str, answer: type[M], query: Query | None = None, limit: int = _PAGE_LIMIT) -> Iterator[M]:
+        """All items of a list, page after page; of a shorter `limit`, in shorter pages."""
         cursor: str | None = None
         while True:
-            asked = given | {"limit": str(_PAGE_LIMIT)} | ({"cursor": cursor} if cursor else {})
-            page = _parsed(self._sent("GET", path, query=asked, repeat=True), Page[answer])  # type: ignore[valid-type]
+            asked = {**(query or {}), "limit": str(min(limit, _PAGE_LIMIT)), "cursor": cursor}
+            page = self.page(path, answer, asked)
             yield from page.items
             cursor = page.next_cursor
             if cursor is None:
                 return
+
+    def lines(self, path: str, query: Query) -> Iterator[dict[str, Any]]:
+        """All items of a list as they come, in one answer. One that breaks off ends with `orchestrator.unavailable`."""
+        headers = {"accept": _LINES}
+        try:
+            with self._http.stream("GET", path, params=_given(query), headers=headers) as response:
+                if response.is_error or response.is_redirect:
+                    response.read()
+                _checked(response)
+                if response.headers.get("content-type", "").partition(";")[0] != _LINES:
+                    raise _not_understood(response, "a stream of lines")
+                for line in response.iter_lines():
+                    yield _object(response, line)
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
 
     def events(self, path: str) -> Iterator[httpx2.ServerSentEvent]:
         """Server-sent events until the connection ends, however it ends: `PpecError` `orchestrator.unavailable`."""
@@ -98,7 +120,7 @@ class Client:
         path: str,
         *,
         body: Model | None = None,
-        query: Mapping[str, str] | None = None,
+        query: Mapping[str, str | list[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         repeat: bool = False,
     ) -> httpx2.Response:
@@ -166,12 +188,30 @@ def _parsed(response: httpx2.Response, answer: type[M]) -> M:
     try:
         return answer.model_validate_json(response.content)
     except ValidationError as error:
-        raise PpecError(
-            "request.unsupported_version",
-            f"the server's answer to {response.request.method} {response.request.url.path} is not {answer.__name__}",
-            hint="Client and orchestrator may be of different releases.",
-            subject="orchestrator",
-        ) from error
+        raise _not_understood(response, answer.__name__) from error
+
+
+def _object(response: httpx2.Response, line: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise _not_understood(response, "a JSON object on every line") from error
+    if not isinstance(found, dict):
+        raise _not_understood(response, "a JSON object on every line")
+    return found
+
+
+def _not_understood(response: httpx2.Response, wanted: str) -> PpecError:
+    return PpecError(
+        "request.unsupported_version",
+        f"the server's answer to {response.request.method} {response.request.url.path} is not {wanted}",
+        hint="Client and orchestrator may be of different releases.",
+        subject="orchestrator",
+    )
+
+
+def _given(query: Query) -> dict[str, str | list[str]]:
+    return {key: value for key, value in query.items() if value is not None}
 
 
 def chunks(file: IO[bytes], size: int = 1 << 20) -> Iterator[bytes]:

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppec_orchestrator.cli.resources import Resource, add_delete, add_list, add_show, create, made_columns
+from ppec_orchestrator.cli import lists
+from ppec_orchestrator.cli.resources import Resource, add_delete, add_show, create, made_columns
 from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
     from ppec_contract.api import HostView
 
+Liveness = Literal["registered", "enrolled", "up", "unknown"]
 SIZE = "In MiB, or with a unit: 512M, 8G, 1T."
 Name = Annotated[str, typer.Argument(help="The host.")]
 
@@ -44,26 +46,74 @@ HOST = Resource(
         ("health", "health_level"),
         ("drift>", "drift_count"),
         ("agent", "agent_version"),
+        ("labels", lists.shown_labels),
     ),
 )
 
 app = typer.Typer(help="Bare-metal hosts.", no_args_is_help=True)
-add_list(app, HOST)
 add_show(app, HOST)
 add_delete(app, HOST)
 
 
+@app.command("list")
+def list_hosts(  # noqa: PLR0913, PLR0917 - one parameter per option
+    context: typer.Context,
+    query: lists.Text = None,
+    architecture: lists.Architecture = None,
+    region: lists.Region = None,
+    datacentre: lists.Datacentre = None,
+    cluster: lists.Cluster = None,
+    rack: lists.Rack = None,
+    vrf: lists.Vrf = None,
+    label: lists.Labels = None,
+    liveness: Annotated[Liveness | None, typer.Option(help="Only those that are so.")] = None,
+    draining: Annotated[
+        bool | None, typer.Option("--draining/--not-draining", help="Only (not) draining ones.")
+    ] = None,
+    limit: lists.Limit = None,
+    whole: lists.Whole = False,
+    paged: lists.Paged = False,
+    cursor: lists.Cursor = None,
+) -> None:
+    """List hosts. -q looks in names, addresses and labels."""
+    wanted: dict[str, str | list[str] | None] = {
+        "q": query,
+        "architecture": architecture,
+        "region": region,
+        "datacentre": datacentre,
+        "cluster": cluster,
+        "rack": rack,
+        "vrf": vrf,
+        "label": label,
+        "liveness": liveness,
+        "draining": None if draining is None else str(draining).lower(),
+    }
+    lists.show_list(context, HOST, wanted, lists.Part(limit, whole, paged, cursor))
+
+
+@app.command("label")
+def label(
+    context: typer.Context,
+    name: Name,
+    labels: Annotated[list[str], typer.Argument(help="KEY=VALUE sets a label, KEY- removes it.")],
+) -> None:
+    """Set and remove labels of a host."""
+    lists.relabel(context, HOST, name, labels)
+
+
 @app.command("add")
-def add(
+def add(  # noqa: PLR0913, PLR0917 - one parameter per option
     context: typer.Context,
     name: Name,
     rack: Annotated[str, typer.Option(help="The rack it stands in.")],
     vrf: Annotated[str, typer.Option(help="The VRF its VMs get addresses of.")],
     address: Annotated[str, typer.Option(help="Where its proxy listens: a name or an address.")],
     port: Annotated[int | None, typer.Option(help="The proxy's port.  [default: 7443]")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may repeat.")] = None,
 ) -> None:
     """Register a host. It takes VMs once it has enrolled and reported."""
-    values = {"name": name, "rack": rack, "vrf": vrf, "address": address, "port": port}
+    labels = lists.labels_of(label) or None
+    values = {"name": name, "rack": rack, "vrf": vrf, "address": address, "port": port, "labels": labels}
     create(context, HOST, "HostCreate", values)
 
 

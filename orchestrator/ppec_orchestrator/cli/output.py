@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What goes to the terminal. Results to stdout (a table, or JSON and nothing else), all else to stderr.
 
-Names, tags and messages may be somebody else's text: they are shown as text, never as rich's markup, and characters
+Names, labels and messages may be somebody else's text: they are shown as text, never as rich's markup, and characters
 that could steer a terminal are replaced.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -67,6 +67,14 @@ class Output:
             _write_json([item.model_dump(mode="json") for item in items])
         else:
             self.results.print(table(items, columns))
+
+    def stream(self, items: Iterable[Mapping[str, Any]]) -> None:
+        """A list as a JSON array, an item a line as it comes; broken off where the items are."""
+        between = "[\n"
+        for item in items:
+            sys.stdout.write(between + json.dumps(item))
+            between = ",\n"
+        sys.stdout.write("\n]\n" if between == ",\n" else "[]\n")
 
     def item(self, item: Model, hidden: Collection[str] = ()) -> None:
         """One thing: its fields one a line, without the `hidden` ones, or a JSON object."""

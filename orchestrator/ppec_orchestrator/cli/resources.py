@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, Any
@@ -48,7 +48,7 @@ class Resource:
 
 
 def show_items(
-    context: typer.Context, resource: Resource, query: dict[str, str | None] | None = None, limit: int | None = None
+    context: typer.Context, resource: Resource, query: Mapping[str, str | None] | None = None, limit: int | None = None
 ) -> None:
     """Lists the resource, all pages of it or up to `limit` items."""
     session = session_of(context)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ppec_orchestrator.cli.resources import Limit, Resource, add_show, show_items
+from ppec_orchestrator.cli import lists
+from ppec_orchestrator.cli.resources import Resource, add_show
 from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Policy = Literal["balanced", "pack", "spread"]
 Record = Literal["creating", "active", "deleting", "failed"]
+Observed = Literal["running", "stopped", "paused", "crashed", "unknown"]
 Mode = Literal["all-or-nothing", "best-effort"]
 Name = Annotated[str, typer.Argument(help="The VM, by name or id.")]
 Names = Annotated[list[str], typer.Argument(help="VMs, by name or id.")]
@@ -44,7 +46,7 @@ VM = Resource(
         ("pins", _pins),
         ("vrf", "vrf"),
         ("address", lambda vm: ", ".join(str(a.address) for a in vm.addresses) or "-"),
-        ("tags", lambda vm: ", ".join(f"{key}={value}" for key, value in vm.tags.items()) or "-"),
+        ("labels", lists.shown_labels),
     ),
 )
 
@@ -53,15 +55,55 @@ add_show(app, VM)
 
 
 @app.command("list")
-def list_vms(
+def list_vms(  # noqa: PLR0913, PLR0917 - one parameter per option
     context: typer.Context,
+    query: lists.Text = None,
     host: Annotated[str | None, typer.Option(help="Only those on this host.")] = None,
     name: Annotated[str | None, typer.Option(help="Only this name.")] = None,
     record: Annotated[Record | None, typer.Option(help="Only those whose record says this.")] = None,
-    limit: Limit = None,
+    observed: Annotated[Observed | None, typer.Option(help="Only those of which their host says this.")] = None,
+    image: Annotated[str | None, typer.Option(help="Only those made from this image.")] = None,
+    flavor: Annotated[str | None, typer.Option(help="Only those of this flavor.")] = None,
+    label: lists.Labels = None,
+    architecture: lists.Architecture = None,
+    region: lists.Region = None,
+    datacentre: lists.Datacentre = None,
+    cluster: lists.Cluster = None,
+    rack: lists.Rack = None,
+    vrf: lists.Vrf = None,
+    limit: lists.Limit = None,
+    whole: lists.Whole = False,
+    paged: lists.Paged = False,
+    cursor: lists.Cursor = None,
 ) -> None:
-    """List VMs."""
-    show_items(context, VM, {"host": host, "name": name, "record": record}, limit)
+    """List VMs. -q looks in names, images, flavors, labels and hosts' names, and for addresses that begin so."""
+    wanted: dict[str, str | list[str] | None] = {
+        "q": query,
+        "host": host,
+        "name": name,
+        "record": record,
+        "observed": observed,
+        "image": image,
+        "flavor": flavor,
+        "label": label,
+        "architecture": architecture,
+        "region": region,
+        "datacentre": datacentre,
+        "cluster": cluster,
+        "rack": rack,
+        "vrf": vrf,
+    }
+    lists.show_list(context, VM, wanted, lists.Part(limit, whole, paged, cursor))
+
+
+@app.command("label")
+def label(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="The VM, by name or id.")],
+    labels: Annotated[list[str], typer.Argument(help="KEY=VALUE sets a label, KEY- removes it.")],
+) -> None:
+    """Set and remove labels of a VM."""
+    lists.relabel(context, VM, name, labels)
 
 
 @app.command("create")
@@ -83,7 +125,7 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter per option
     host: Annotated[str | None, typer.Option(help="Only on this host.")] = None,
     vrf: Annotated[str | None, typer.Option(help="Only where this VRF is.")] = None,
     user_data: Annotated[str | None, typer.Option(help="A file of cloud-init user data; - for stdin.")] = None,
-    tag: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may repeat.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may repeat.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never creates twice.")] = None,
     wait: Wait = False,
 ) -> None:
@@ -107,7 +149,7 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter per option
         "host": host,
         "vrf": vrf,
         "user_data": _user_data(user_data),
-        "tags": _tags(tag or []) or None,
+        "labels": lists.labels_of(label) or None,
     }
     body = parse(VmsCreate, {key: value for key, value in given.items() if value is not None}, subject="vm create")
     session = session_of(context)
@@ -251,15 +293,6 @@ def _act(context: typer.Context, given: dict[str, Any], *, wait: bool) -> None:
     key = str(uuid.uuid4())
     view = session.client.post(f"{VM.path}/actions", body, OperationView, idempotency_key=key)
     accepted(session, view, wait=wait)
-
-
-def _tags(given: list[str]) -> dict[str, str]:
-    from ppec_contract.errors import PpecError
-
-    wrong = next((tag for tag in given if "=" not in tag), None)
-    if wrong is not None:
-        raise PpecError("request.invalid", f"the tag {wrong[:80]!r} is not KEY=VALUE", subject="vm create")
-    return {key: value for key, _, value in (tag.partition("=") for tag in given)}
 
 
 def _user_data(source: str | None) -> str | None:

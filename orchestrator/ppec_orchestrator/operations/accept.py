@@ -101,7 +101,7 @@ class Acceptor:
         new = [
             NewVm(
                 place.vm_id, place.name, wanted.flavor, meant.image_id, meant.input.vcpus, meant.input.memory_mib,
-                meant.input.disk_mib, user_data, wanted.tags,
+                meant.input.disk_mib, user_data, wanted.labels,
                 meant.input.max_vcpus, meant.input.max_memory_mib, meant.input.numa,
             )
             for place in plan.placed

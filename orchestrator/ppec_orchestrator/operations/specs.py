@@ -27,7 +27,6 @@ def vm_spec(placed: PlacedVm) -> VmSpec:
         root_disk=RootDisk(size_mib=placed.disk_mib, image=placed.image),
         nics=nics(placed.vm_id, placed.addresses),
         user_data=placed.user_data,
-        tags=dict(placed.tags),
     )
 
 

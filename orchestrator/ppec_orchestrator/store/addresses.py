@@ -51,7 +51,7 @@ def page_of_addresses(conn: Connection, wanted: Slice, chosen: AddressFilter) ->
     rows = conn.execute(statement).all()
     return page_of(
         rows,
-        wanted.limit,
+        wanted,
         lambda row: AddressView(
             address=from_hex(row.address_hex, row.family),
             prefix=ip_network(row.cidr),

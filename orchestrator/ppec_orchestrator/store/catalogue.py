@@ -55,7 +55,7 @@ class Catalogue(Generic[V]):
         if wanted.after is not None:
             statement = statement.where(self.table.c.name > wanted.after)
         rows = conn.execute(statement).all()
-        return page_of(rows, wanted.limit, lambda row: self.view(**row._mapping), lambda row: str(row.name))
+        return page_of(rows, wanted, lambda row: self.view(**row._mapping), lambda row: str(row.name))
 
     def delete(self, conn: Connection, name: str) -> None:
         """Raises `<code>.not_found`, or `resource.in_use` while something refers to it."""

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import structlog
+from pydantic_core import from_json
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -90,6 +91,7 @@ def _sqlite_engine(url: URL, pool_size: int) -> Engine:
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_S,
         hide_parameters=True,
+        json_deserializer=from_json,
         connect_args={"timeout": BUSY_TIMEOUT_S, "check_same_thread": False},
     )
     event.listen(engine, "connect", _sqlite_connect)
@@ -100,15 +102,19 @@ def _sqlite_engine(url: URL, pool_size: int) -> Engine:
 
 
 def _postgres_engine(url: URL, pool_size: int) -> Engine:
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=BUSY_TIMEOUT_S,
         hide_parameters=True,
+        json_deserializer=from_json,
         pool_pre_ping=True,
         connect_args={"connect_timeout": 5, "client_encoding": "utf8", "application_name": "ppec-orchestrator"},
     )
+    # A thousand rows a statement: the driver would send one for each, and PostgreSQL answer each.
+    engine.dialect.use_insertmanyvalues_wo_returning = True
+    return engine
 
 
 class Database:

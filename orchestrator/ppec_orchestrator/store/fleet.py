@@ -103,6 +103,7 @@ class HostReader:
                 capabilities=frozenset((row.facts or {}).get("capabilities", ())),
                 generation=row.generation,
                 mark=row.changed,
+                labels=row.labels,
             )
             for row in rows
         ]
@@ -120,6 +121,7 @@ _HOSTS = (
         host.c.facts,
         host.c.generation,
         host.c.changed,
+        host.c.labels,
         host.c.vrf_id,
         host.c.rack_id,
         rack.c.name.label("rack_name"),

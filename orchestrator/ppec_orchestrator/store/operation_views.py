@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from ppec_contract.api import (
 )
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.store.operations import PLAN_STEP, RESIZE_STEP, RETUNE, NewOperation
-from ppec_orchestrator.store.paging import Slice, encode_cursor
+from ppec_orchestrator.store.paging import Slice, bad_cursor
 from ppec_orchestrator.store.tables import operation, operation_item, step
 
 
@@ -60,14 +61,27 @@ def page(conn: Connection, wanted: Slice, chosen: OperationFilter) -> Page[Opera
     if chosen.kind is not None:
         query = query.where(operation.c.kind == chosen.kind)
     if wanted.after is not None:
-        last = conn.execute(select(operation.c.created_at).where(operation.c.id == str(wanted.after))).scalar()
-        if last is not None:
-            same = and_(operation.c.created_at == last, operation.c.id < str(wanted.after))
-            query = query.where(or_(operation.c.created_at < last, same))
+        created_at, operation_id = _position(str(wanted.after))
+        same = and_(operation.c.created_at == created_at, operation.c.id < operation_id)
+        query = query.where(or_(operation.c.created_at < created_at, same))
     rows = conn.execute(query).all()
     shown = rows[: wanted.limit]
-    more = encode_cursor(shown[-1].id) if len(rows) > wanted.limit else None
+    more = None
+    if len(rows) > wanted.limit:
+        more = wanted.cursor(f"{shown[-1].created_at.isoformat()}/{shown[-1].id}")
     return Page[OperationView](items=tuple(_views(conn, shown)), next_cursor=more)
+
+
+def _position(after: str) -> tuple[datetime, str]:
+    """With the time, because the operation itself may be swept before its list goes on."""
+    created_at, _, operation_id = after.partition("/")
+    try:
+        parsed = datetime.fromisoformat(created_at)
+    except ValueError as error:
+        raise bad_cursor() from error
+    if parsed.tzinfo is None:
+        raise bad_cursor()
+    return parsed, operation_id
 
 
 def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:

@@ -85,7 +85,7 @@ def page_of_prefixes(conn: Connection, wanted: Slice, vrf_name: str | None) -> P
     if vrf_name is not None:
         statement = statement.where(vrf.c.name == vrf_name)
     views = _views(conn, conn.execute(statement).all())
-    return page_of(views, wanted.limit, lambda view: view, lambda view: view.prefix_id)
+    return page_of(views, wanted, lambda view: view, lambda view: view.prefix_id)
 
 
 def delete_prefix(conn: Connection, prefix_id: int) -> None:

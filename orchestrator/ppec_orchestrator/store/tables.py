@@ -150,9 +150,14 @@ host = Table(
     Column("health", JSON),
     Column("disk_mib", BigInteger, nullable=False, default=0),
     Column("disk_used_mib", BigInteger, nullable=False, default=0),
+    # As they are shown, and as a snapshot of the fleet reads them; `host_label` has the same to find hosts by.
+    Column("labels", JSON, nullable=False, server_default="{}"),
     # Set by whatever statement changes the row, unless the statement says otherwise: see `changes.py`.
     Column("changed", BigInteger, nullable=False, default=ChangeMark(), onupdate=ChangeMark(), server_default="0"),
     CheckConstraint("disk_used_mib >= 0", name="disk_used_not_negative"),
+    # What lists choose hosts by, without their rows, which are large.
+    Index("ix_host_list", "name", "id", "rack_id", "vrf_id", "draining"),
+    Index("ix_host_rack", "rack_id"),
     Index("ix_host_changed", "changed"),
 )
 
@@ -162,6 +167,26 @@ host_removal = Table(
     metadata,
     Column("id", _Id, primary_key=True),
     Column("name", String(63), nullable=False),
+)
+
+host_label = Table(
+    "host_label",
+    metadata,
+    Column("host_id", ForeignKey("host.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("value", String(256), nullable=False),
+    Index("ix_host_label_pair", "key", "value", "host_id"),
+    sqlite_with_rowid=False,
+)
+
+# What a search looks through: see `search.py`. Kept by name, so that a look from there on is in the order of lists.
+host_search = Table(
+    "host_search",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("host_id", ForeignKey("host.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("text", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # What befell a host: so far, checks of its health that changed their level. The latest few hundred of each are kept.
@@ -279,9 +304,17 @@ address = Table(
         postgresql_where=text("vm_id IS NULL"),
     ),
     Index(
+        "ix_address_taken",
+        "address_hex",
+        "vm_id",
+        sqlite_where=text("vm_id IS NOT NULL"),
+        postgresql_where=text("vm_id IS NOT NULL"),
+    ),
+    Index(
         "ix_address_vm",
         "vm_id",
         "prefix_id",
+        "address_hex",
         sqlite_where=text("vm_id IS NOT NULL"),
         postgresql_where=text("vm_id IS NOT NULL"),
     ),
@@ -301,7 +334,8 @@ vm = Table(
     Column("memory_mib", Integer, nullable=False),
     Column("disk_mib", Integer, nullable=False),
     Column("user_data", Text, nullable=False, default=""),
-    Column("tags", JSON, nullable=False),
+    # As they are shown; `vm_label` has the same rows to find VMs by.
+    Column("labels", JSON, nullable=False),
     Column("created_at", UtcTime, nullable=False),
     Column("operation_id", String(64), nullable=False),
     # The other size that its host keeps room for, while a resize has not ended: see `sizes.py`. Both or none.
@@ -323,6 +357,29 @@ vm = Table(
         sqlite_where=text("record <> 'failed'"),
         postgresql_where=text("record <> 'failed'"),
     ),
+    # What lists choose VMs by, in their order and without their rows, which hold user data.
+    Index("ix_vm_list", "name", "id", "record", "image_id", "flavor", "observed"),
+)
+
+vm_label = Table(
+    "vm_label",
+    metadata,
+    Column("vm_id", ForeignKey("vm.id", ondelete="CASCADE"), primary_key=True),
+    Column("key", String(64), primary_key=True),
+    Column("value", String(256), nullable=False),
+    # The VM's: so those that have a label lie in the order of lists.
+    Column("name", String(63), nullable=False),
+    Index("ix_vm_label_pair", "key", "value", "name", "vm_id"),
+    sqlite_with_rowid=False,
+)
+
+vm_search = Table(
+    "vm_search",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("vm_id", ForeignKey("vm.id", ondelete="CASCADE"), primary_key=True, index=True),
+    Column("text", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # What a VM holds on a host: written with the reservation, deleted with the release.
@@ -330,12 +387,13 @@ allocation = Table(
     "allocation",
     metadata,
     Column("vm_id", ForeignKey("vm.id", ondelete="CASCADE"), primary_key=True),
-    Column("host_id", ForeignKey("host.id"), nullable=False, index=True),
+    Column("host_id", ForeignKey("host.id"), nullable=False),
     Column("disk_mib", BigInteger, nullable=False),
     # The moment, by the host's agent, of the latest answer about the VM: a report from before it says nothing of it.
     # Kept here, because another host's moments are of another order.
     Column("seen_started_at_unix_ms", BigInteger),
     Column("seen_tick", BigInteger),
+    Index("ix_allocation_host", "host_id", "vm_id"),
 )
 
 allocation_cell = Table(

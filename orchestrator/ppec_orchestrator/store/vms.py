@@ -16,7 +16,9 @@ from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource, NumaPolicy, VmState
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.ipdb import GrantedAddress
-from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm
+from ppec_orchestrator.store.labels import insert_vm_labels
+from ppec_orchestrator.store.search import vm_text
+from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm, vm_search
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class NewVm:
     memory_mib: int
     disk_mib: int
     user_data: str
-    tags: Mapping[str, str]
+    labels: Mapping[str, str]
     max_vcpus: int | None = None
     max_memory_mib: int | None = None
     numa: NumaPolicy = field(default_factory=NumaPolicy)
@@ -47,7 +49,6 @@ class PlacedVm:
     memory_mib: int
     disk_mib: int
     user_data: str
-    tags: Mapping[str, str]
     image: ImageSource
     host: str
     cells: tuple[int, ...]
@@ -102,10 +103,24 @@ def insert_vms(conn: Connection, new: Sequence[NewVm], operation_id: str, now: d
                 "max_memory_mib": one.max_memory_mib,
                 "numa": one.numa.model_dump(mode="json", exclude_defaults=True),
                 "user_data": one.user_data,
-                "tags": dict(one.tags),
+                "labels": dict(one.labels),
                 "created_at": now,
                 "operation_id": operation_id,
                 "observed": VmState.UNKNOWN.value,
+            }
+            for one in new
+        ],
+    )
+    insert_vm_labels(conn, ((one.vm_id, one.name, one.labels) for one in new))
+    which = select(image.c.id, image.c.name).where(image.c.id.in_({one.image_id for one in new}))
+    images = {row.id: row.name for row in conn.execute(which)}
+    conn.execute(
+        insert(vm_search),
+        [
+            {
+                "name": one.name,
+                "vm_id": one.vm_id,
+                "text": vm_text(one.name, images[one.image_id], one.flavor, one.labels),
             }
             for one in new
         ],
@@ -171,7 +186,6 @@ def placed(conn: Connection, vm_ids: Collection[UUID], image_url: Callable[[str]
             memory_mib=row.memory_mib,
             disk_mib=row.disk_mib,
             user_data=row.user_data,
-            tags=row.tags,
             image=ImageSource(
                 name=row.image_name,
                 sha256=row.sha256,

@@ -114,7 +114,7 @@ def test_unequal_batches_fill_the_room_to_the_last_slot(
 def insert_vms(conn: Connection, placements: Sequence[Placement]) -> None:
     row = {
         "record": "creating", "flavor": "small", "image_id": 1, "vcpus": VCPUS, "memory_mib": MEMORY_MIB,
-        "disk_mib": DISK_MIB, "user_data": "", "tags": {}, "created_at": datetime.now(UTC), "operation_id": "op",
+        "disk_mib": DISK_MIB, "user_data": "", "labels": {}, "created_at": datetime.now(UTC), "operation_id": "op",
     }  # fmt: skip
     conn.execute(insert(t.vm), [row | {"id": place.vm_id, "name": place.name} for place in placements])
 

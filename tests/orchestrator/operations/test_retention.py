@@ -49,7 +49,7 @@ def a_vm(database: Database, operation_id: str) -> None:
         conn.execute(insert(tables.image).values(id=1, size_bytes=512, virtual_size_mib=1, **image))
         conn.execute(
             insert(tables.vm).values(
-                id=uuid.uuid4(), image_id=1, tags={}, created_at=NOW, operation_id=operation_id, **row
+                id=uuid.uuid4(), image_id=1, labels={}, created_at=NOW, operation_id=operation_id, **row
             )
         )
 

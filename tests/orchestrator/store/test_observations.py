@@ -77,7 +77,7 @@ class Fleet:
             conn.execute(
                 insert(tables.vm).values(
                     id=vm_id, name=f"v{self.hosts}", record="creating", flavor="f", image_id=1, vcpus=2,
-                    memory_mib=512, disk_mib=9, tags={}, created_at=NOW, operation_id="o",
+                    memory_mib=512, disk_mib=9, labels={}, created_at=NOW, operation_id="o",
                 )
             )  # fmt: skip
             conn.execute(insert(tables.allocation).values(vm_id=vm_id, host_id=self.hosts, disk_mib=9))

@@ -99,7 +99,7 @@ def commit(conn: Connection, shape: Shape, places: Sequence[Placement]) -> None:
         conn.execute(
             insert(t.vm).values(
                 id=place.vm_id, name=place.name, record="creating", flavor="f", image_id=1, vcpus=shape.vcpus,
-                memory_mib=shape.memory_mib, disk_mib=1, tags={}, created_at=NOW, operation_id="op",
+                memory_mib=shape.memory_mib, disk_mib=1, labels={}, created_at=NOW, operation_id="op",
                 numa=shape.numa.model_dump(mode="json", exclude_defaults=True),
             )
         )  # fmt: skip

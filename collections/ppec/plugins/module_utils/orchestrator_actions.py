@@ -34,7 +34,7 @@ VM = {
         "vrf": {"type": "str"},
         # User data may hold passwords: it is kept out of logs and results.
         "user_data": {"type": "str", "no_log": True},
-        "tags": {"type": "dict"},
+        "labels": {"type": "dict"},
         "vcpus": {"type": "int"},
         "memory_mib": {"type": "int"},
         "timeout_s": {"type": "float", "default": 30.0},

@@ -11,9 +11,9 @@ from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client imp
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 
 # Options of a create that go into the request as they are.
-_CREATE = ("flavor", "image", "policy", "datacentre", "cluster", "rack", "host", "vrf", "user_data", "tags")
+_CREATE = ("flavor", "image", "policy", "datacentre", "cluster", "rack", "host", "vrf", "user_data", "labels")
 _PLACE_OF_HOST = ("datacentre", "cluster", "rack")
-_SHOWN = ("flavor", "image", "vrf", "host", "tags")
+_SHOWN = ("flavor", "image", "vrf", "host", "labels")
 _SIZE = ("vcpus", "memory_mib")
 # The states that a size can be asked for in.
 _SIZED = ("present", "resized")
@@ -181,7 +181,8 @@ def _require_same(params, client, found):
     places = {option: params[option] for option in _PLACE_OF_HOST if params[option] is not None}
     if places and found.get("host"):
         wanted.update(places)
-        have.update(client.get(segment_path("hosts", found["host"])))
+        host = client.get(segment_path("hosts", found["host"]))
+        have.update({option: host.get(option) for option in places})
     faults = [
         f"{option} wanted {wanted[option]}, found {have.get(option)}"
         for option in wanted
@@ -191,7 +192,8 @@ def _require_same(params, client, found):
         raise ProblemError(
             "vm.exists",
             f"vm {found['name']} exists and differs: {'; '.join(faults)}",
-            hint="None of this can be changed in place: delete the VM and create it again, or correct the task.",
+            hint="Labels are changed by `ppec vm label`. Nothing else can be changed in place: delete the VM and "
+            "create it again, or correct the task.",
             subject=f"vm {found['name']}",
             details={"differences": faults},
         )

@@ -68,8 +68,8 @@ options:
       - Cloud-init user data, handed to the guest byte for byte.
       - Kept out of results and logs. Mark text that holds C({{) or C({%) with C(!unsafe), or read it with a lookup.
     type: str
-  tags:
-    description: Words of yours for the VM, text to text.
+  labels:
+    description: Words of yours for the VM, text to text. Lists are narrowed by them.
     type: dict
   vcpus:
     description:
@@ -112,7 +112,7 @@ EXAMPLES = r"""
     flavor: small
     image: debian-12
     policy: spread
-    tags: {tier: web}
+    labels: {tier: web}
     user_data: "{{ lookup('ansible.builtin.file', 'web.user-data') }}"
   register: web
 
@@ -159,7 +159,7 @@ vm:
     cells: [0]
     vrf: prod
     addresses: [{address: 10.0.0.5, prefix: 10.0.0.0/24, vrf: prod}]
-    tags: {tier: web}
+    labels: {tier: web}
 operation:
   description: The operation that made the change, ended when O(wait=true); null when there was nothing to do.
   returned: success
