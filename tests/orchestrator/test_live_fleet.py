@@ -15,7 +15,7 @@ import pytest
 from small_fleet import NOW, SHAPE, add_vms, make_fleet
 from sqlalchemy import insert, select, text, update
 
-from ppec_contract.api import HostUpdate
+from ppec_contract.api import HostLiveness, HostUpdate
 from ppec_contract.vm import Size
 from ppec_orchestrator.operations.live_fleet import LiveFleet
 from ppec_orchestrator.placement.fleet import Fleet
@@ -108,7 +108,7 @@ class _World:
             name = conn.execute(select(t.host.c.name).order_by(t.host.c.id)).scalars().first()
             if name:
                 wanted = HostUpdate(draining=self.dice.random() < 0.5)
-                update_host(conn, name, wanted, lambda *_: ("up", None))  # type: ignore[arg-type, return-value]
+                update_host(conn, name, wanted, lambda *_: (HostLiveness.UP, None))
 
     def report(self) -> None:
         with self.database.write() as conn:

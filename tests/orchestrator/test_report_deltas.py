@@ -87,7 +87,11 @@ class Orchestrator:
     def state(self) -> dict[str, list[dict[str, Any]]]:
         with self.database.read() as conn:
             return {
-                table.name: [dict(row._mapping) for row in conn.execute(select(table).order_by(*table.primary_key))]
+                # Marks of change count a database's own transactions.
+                table.name: [
+                    {name: value for name, value in row._mapping.items() if name != "changed"}
+                    for row in conn.execute(select(table).order_by(*table.primary_key))
+                ]
                 for table in STATE
             }
 

@@ -132,6 +132,8 @@ def _document(row: Sequence[Any], names: _Names) -> bytes:
         "created_at": created_at,
         "operation_id": operation_id,
         "held": None if held_vcpus is None else {"vcpus": held_vcpus, "memory_mib": held_memory_mib},
+        # Told of one VM alone.
+        "use": None,
     }
     shown_pins = "[]" if pins in _NO_PINS else pins
     return b'%b,"labels":%b,"pins":%b}' % (to_json(document)[:-1], labels.encode(), shown_pins.encode())
