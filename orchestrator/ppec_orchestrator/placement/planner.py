@@ -17,10 +17,12 @@ from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
-from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
+from ppec_orchestrator.placement.moves import Openings
+from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
+from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
+from ppec_orchestrator.placement.spare import MOST_TRIES, SpareGuard, Witnesses
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
 # Profiles whose vectors are kept; of some 250 kB each on ten thousand hosts.
@@ -38,6 +40,7 @@ class Planner:
     def __init__(self, fleet: Fleet) -> None:
         self.workspace = Workspace(fleet)
         self._candidates: dict[tuple[Profile, PolicyName], Candidates] = {}
+        self._witnesses: dict[Level, Witnesses] = {}
         self._era = 0
 
     @property
@@ -56,11 +59,23 @@ class Planner:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""
         self.workspace.follow(fleet, rows)
 
-    def candidates(self, profile: Profile, policy: PolicyName) -> Candidates:
-        """Current ones."""
+    def witnesses(self, level: Level) -> Witnesses:
+        """Current ones, between two plans."""
+        self._forget_what_is_void()
+        if level not in self._witnesses:
+            self._witnesses[level] = Witnesses(self.workspace, level)
+        self._witnesses[level].follow()
+        return self._witnesses[level]
+
+    def _forget_what_is_void(self) -> None:
         if self._era != self.workspace.era:
             self._era = self.workspace.era
             self._candidates.clear()
+            self._witnesses.clear()
+
+    def candidates(self, profile: Profile, policy: PolicyName) -> Candidates:
+        """Current ones."""
+        self._forget_what_is_void()
         key = (profile, policy)
         found = self._candidates.get(key)
         if found is None:
@@ -79,6 +94,10 @@ class _Batch:
         self.workspace = planner.workspace
         self.fleet = planner.fleet
         self.taken: list[Taken] = []
+        self.openings = Openings(planner.workspace, request.most_moves) if request.most_moves else None
+        self.spare: SpareGuard | None = None
+        if request.spare.mode is not Spare.OFF:
+            self.spare = SpareGuard(planner.witnesses(request.spare.level), request.spare.mode, self.fleet)
         self.ranks = _Ranks(self.fleet, request)
         # By identity: hashing a profile takes longer than finding it, and a batch has few.
         self._candidates: dict[int, Candidates] = {}
@@ -99,12 +118,17 @@ class _Batch:
             placed=tuple(place for place, _ in placed),
             refused=tuple(answer for answer in answers if isinstance(answer, Refusal)),
             evidence=tuple(evidence for _, evidence in placed),
+            exposed=self.spare.exposed() if self.spare is not None else (),
         )
 
     def give_back(self) -> None:
         for taken in reversed(self.taken):
             self.workspace.give_back(taken)
         self.taken.clear()
+        if self.openings is not None:
+            self.openings.give_back()
+        if self.spare is not None:
+            self.spare.give_back()
 
     def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
         candidates = self._candidates.get(id(vm.profile))
@@ -113,32 +137,93 @@ class _Batch:
             self._candidates[id(vm.profile)] = candidates
         else:
             candidates.refresh()
-        closed = self._closed(vm) if vm.groups or vm.excluded_hosts else None
-        best = self._best(candidates, vm, closed)
-        if best is None:
+        found = self._take_best(candidates, vm) or (self._take_opened(candidates, vm) if self.openings else None)
+        if found is None:
             return Refusal(vm.vm_id, vm.name, self._reasons(candidates, vm), step)
-        row, count, broken = best
-        score = float(candidates.key[row])
-        columns = candidates.cells(row)
-        taken = self.workspace.take(row, columns, candidates.fitting, vm.groups)
+        taken, count, broken, score, moves = found
+        row = taken.row
         self.taken.append(taken)
         if self.ranks.matter:
             self.ranks.placed(row)
+        if self.openings is not None:
+            self.openings.changed(row)
         host = self.fleet.hosts[row]
         place = Placement(
             vm_id=vm.vm_id,
             name=vm.name,
             host_id=host.host_id,
             host=host.name,
-            cells=tuple([host.cells[column].cell for column in columns]),
+            cells=tuple([host.cells[column].cell for column in taken.columns]),
             disk_mib=vm.profile.shape.disk_mib,
             **{**_NOTHING, **taken.part},
         )
-        return place, Evidence(vm.vm_id, step, count, score, broken, self.workspace.epoch)
+        return place, Evidence(vm.vm_id, step, count, score, broken, self.workspace.epoch, moves)
+
+    def _take_best(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
+        """The best host that fits it as it stands. Where N+1 turns the VM away, other cells of the host are tried, and
+        then the next best host, up to `MOST_TRIES` places in all."""
+        tries = 0
+        while tries < MOST_TRIES:
+            best = self._best(candidates, vm, self._closed(vm))
+            if best is None:
+                return None
+            row, count, broken = best
+            score = float(candidates.key[row])
+            columns = candidates.cells(row)
+            if self.spare is None:
+                taken = self.workspace.take(row, columns, candidates.fitting, vm.groups)
+                return taken, count, broken, score, ()
+            if self.spare.may_stand(row):
+                for seat in self.spare.seats(vm, row, columns):
+                    tries += 1
+                    taken = self.workspace.take(row, seat, candidates.fitting, vm.groups)
+                    if self.spare.admits(vm, row, seat):
+                        return taken, count, broken, score, ()
+                    self.workspace.give_back(taken)
+            self.spare.close(vm, row)
+        return None
+
+    def _take_opened(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
+        """A host that fits it once some of its VMs have changed cells: with the fewest moves, then the fewest MiB."""
+        openings = self.openings
+        if openings is None:
+            return None
+        rows = self._open_to_moves(openings, candidates, vm)
+        for opening in openings.cheapest_first(vm.profile, rows):
+            row = opening.row
+            if self.spare is not None and not self.spare.may_stand(row):
+                continue
+            openings.apply(opening)
+            candidates.refresh()
+            score, columns = float(candidates.key[row]), candidates.cells(row)
+            broken = self.ranks.of(self.workspace, vm)[1]
+            taken = self.workspace.take(row, columns, candidates.fitting, vm.groups)
+            if self.spare is None or self.spare.admits(vm, row, columns):
+                openings.keep(opening)
+                if self.spare is not None:
+                    self.spare.reopen()
+                return taken, opening.of, int(broken[row]) if broken is not None else 0, score, opening.moves
+            self.workspace.give_back(taken)
+            openings.take_back(opening)
+        return None
+
+    def _open_to_moves(self, openings: Openings, candidates: Candidates, vm: VmRequest) -> IntArray:
+        """The hosts that turn the VM away for want of a cell alone: they have what it needs, in the wrong cells."""
+        candidates.refresh()
+        short = openings.have_enough(candidates.fitting) & candidates.standing & ~(candidates.key < np.inf)
+        closed = self._closed(vm)
+        if closed is not None:
+            short[closed] = False
+        return np.flatnonzero(short)
 
     def _closed(self, vm: VmRequest) -> IntArray | None:
-        """The rows that earlier failures and hard groups close to the VM, some perhaps twice; None for none."""
+        """The rows that N+1, earlier failures and hard groups close to the VM, some perhaps twice; None for none."""
+        spared = self.spare.closed(vm) if self.spare is not None else None
+        if not vm.groups and not vm.excluded_hosts:
+            return spared
         closed = [rows for _, rows in self._shut(vm)]
+        if spared is not None:
+            closed.append(spared)
         within = self._within(vm)
         if within:
             outside = np.ones(len(self.fleet.hosts), dtype=np.bool_)
@@ -196,9 +281,9 @@ class _Batch:
         if not vm.groups and not vm.excluded_hosts:
             known = (id(vm.profile), len(self.workspace.changes))
             if known not in self._refusals:
-                self._refusals[known] = counted(candidates.reasons())
+                self._refusals[known] = counted(self._codes(candidates))
             return dict(self._refusals[known])
-        codes = candidates.reasons().copy()
+        codes = self._codes(candidates)
         open_rows = candidates.standing.copy()
         for reason, rows in self._shut(vm):
             mine = rows[open_rows[rows]]
@@ -211,8 +296,17 @@ class _Batch:
             open_rows &= ~outside
         return counted(codes)
 
+    def _codes(self, candidates: Candidates) -> IntArray:
+        """Of a VM that was placed nowhere: where it fits, it was N+1 (or its neighbours: not looked at here)."""
+        candidates.refresh()
+        codes = candidates.reasons().copy()
+        codes[candidates.key < np.inf] = code(Reason.N_PLUS_ONE)
+        return codes
+
 
 _NOTHING = dict.fromkeys(CELL_RESOURCES, 0)
+# What was taken, over how many candidates, soft groups broken, score, and the moves before it.
+_Found = tuple[Taken, int, int, float, tuple[Move, ...]]
 
 
 class _Ranks:
