@@ -77,9 +77,7 @@ class Witnesses:
         """Finds a witness for each of the cluster's domains that was not looked at yet."""
         for index in self._of_cluster.get(cluster, ()):
             if self._states[index] is None:
-                state = self._found(index, evacuees_of(self._fleet, sorted(self._rows[index])))
-                # In the midst of a plan, members of groups elsewhere may be the plan's.
-                self._set(index, state, once=not state.safe and bool(self._journal))
+                self._put(index, self._found(index, evacuees_of(self._fleet, sorted(self._rows[index]))))
 
     def safe(self, row: int) -> bool:
         """Whether everything that would be lost with the host in this row has a place. Its cluster was looked at."""
@@ -162,16 +160,7 @@ class Witnesses:
             shelter = Shelter(state.shelter.claims, (*state.shelter.without_place, evacuee))
             self._set(index, _State(evacuees, shelter, names))
             return False
-        claims = state.shelter.claims
-        homeless: tuple[Evacuee, ...] = (evacuee,)
-        shared = hard_names(evacuee.vm.groups) & state.names
-        # On its own host no claim of its own domain can be: only its groups can be in the way.
-        if shared:
-            homeless += tuple(
-                c.evacuee for each in claims.values() for c in each if hard_names(c.evacuee.vm.groups) & shared
-            )
-            claims = _without(claims, homeless)
-        shelter = find_shelter(self._havens, self._rows[index], homeless, claims)
+        shelter = find_shelter(self._havens, self._rows[index], (evacuee,), state.shelter.claims)
         self._set(index, _State(evacuees, shelter, names))
         return not shelter.without_place
 
@@ -214,10 +203,9 @@ class Witnesses:
         state = self._states[index]
         return state is not None and state.safe
 
-    def _set(self, index: int, state: _State, *, once: bool = True) -> None:
-        """With `once`, for this plan."""
-        if once:
-            self._journal.append((index, self._states[index]))
+    def _set(self, index: int, state: _State) -> None:
+        """Until the plan is taken back."""
+        self._journal.append((index, self._states[index]))
         self._put(index, state)
 
     def _put(self, index: int, state: _State | None) -> None:

@@ -9,7 +9,7 @@ on huge pages; over several cells of one width an equal part of each, rounded up
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations
 from math import ceil
@@ -33,6 +33,7 @@ NUMAS = (
     NumaPolicy(smt=SmtPolicy.ISOLATE),
     NumaPolicy(smt=SmtPolicy.REQUIRE),
     NumaPolicy(cpus=CpuPolicy.SHARED),
+    NumaPolicy(multi_cell=True),
     NumaPolicy(multi_cell=True),
     NumaPolicy(huge_page_kib=2048),
 )
@@ -112,8 +113,27 @@ class Account:
         ]
 
 
-def a_cell(rng: random.Random, number: int, threads: int) -> CellState:
-    cores, memory_mib, pages = rng.choice((2, 4, 4, 6)), rng.choice((4, 8, 8, 12)), rng.choice((0, 2, 4))
+def may_stand(profile: Profile, host: HostState) -> bool:
+    """By all rules but room and groups, of those that these fleets and profiles know."""
+    where = profile.where
+    return host.live and not host.draining and where.vrf in (None, host.vrf) and where.host in (None, host.name)
+
+
+def place_of(host: HostState, level: Level) -> str:
+    return host.name if level is Level.HOST else host.rack
+
+
+def groups_kept(vm: SeatedVm, host: HostState, others: Iterable[tuple[SeatedVm, HostState]]) -> bool:
+    for group in vm.groups:
+        members = {place_of(at, group.level) for other, at in others if group in other.groups}
+        there = place_of(host, group.level) in members
+        if group.hard and (there if group.apart else members and not there):
+            return False
+    return True
+
+
+def a_cell(rng: random.Random, number: int, threads: int, size: int) -> CellState:
+    cores, memory_mib, pages = rng.choice((2, 4, 4, 6)) * size, rng.choice((4, 8, 8, 12)) * size, rng.choice((0, 2, 4))
     shared = rng.choice((0, 4))
     return CellState(
         number, number // 2, threads, cores, cores, memory_mib, memory_mib, shared, shared * 2, shared * 2, pages, pages
@@ -121,7 +141,9 @@ def a_cell(rng: random.Random, number: int, threads: int) -> CellState:
 
 
 def a_shape(rng: random.Random) -> Shape:
-    return Shape(rng.choice((2, 2, 4, 4, 6, 8)), rng.choice((2, 2, 4, 6)), rng.choice((1, 1, 20)), rng.choice(NUMAS))
+    numa = rng.choice(NUMAS)
+    vcpus, memory_mib = ((4, 6, 8, 12), (2, 6, 12)) if numa.multi_cell else ((2, 2, 4, 4, 6, 8), (2, 2, 4, 6))
+    return Shape(rng.choice(vcpus), rng.choice(memory_mib), rng.choice((1, 1, 20)), numa)
 
 
 def a_profile(rng: random.Random) -> Profile:
@@ -133,12 +155,17 @@ def some_groups(rng: random.Random) -> tuple[Group, ...]:
 
 
 def an_occupied_fleet(
-    rng: random.Random, most_hosts: int = 4, most_vms: int = 7, clusters: tuple[str, ...] = ("c1",), most_cells: int = 2
+    rng: random.Random,
+    most_hosts: int = 4,
+    most_vms: int = 7,
+    clusters: tuple[str, ...] = ("c1",),
+    most_cells: int = 2,
+    size: int = 1,
 ) -> Fleet:
     hosts = []
     for number in range(rng.randint(2, most_hosts)):
         cells = [
-            a_cell(rng, each * 3 + 1, rng.choice((1, 2, 2)) if rng.random() < 0.2 else 2)
+            a_cell(rng, each * 3 + 1, rng.choice((1, 2, 2)) if rng.random() < 0.2 else 2, size)
             for each in range(rng.randint(1, most_cells))
         ]
         cluster = clusters[number % len(clusters)]
