@@ -6,7 +6,8 @@ still has its own: VMs can't trade places. Whoever moves, moves once in a plan. 
 says so of, those in several cells, and those with NVMe drives, which are near one cell. A VM on dedicated cores moves
 to cells whose cores have as many threads, for its guest counts on them.
 
-The search deepens: one move on any host before two on another. It is exact up to `MOST_NODES` states of a host.
+The search deepens: one move on any host before two on another. It is exact as long as hosts have no more states to look
+at than `MOST_NODES`, and all of them together for VMs of one profile no more than `MOST_NODES_IN_ALL`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from ppec_orchestrator.placement.request import Profile, Shape
 from ppec_orchestrator.placement.seats import Part, Room, Seating, columns_of
 from ppec_orchestrator.placement.workspace import Workspace
 
-# States of one host that are looked at for each number of moves.
+# States of one host that are looked at for each number of moves; and of all hosts together, for VMs of one profile.
 MOST_NODES = 4000
+MOST_NODES_IN_ALL = 50_000
 # No VMs that could leave a cell are enough.
 _NEVER = 1 << 20
 
@@ -60,6 +62,7 @@ class Openings:
         self._most = most_moves
         self._seatings: dict[Shape, Seating] = {}
         self._known: dict[int, dict[int, tuple[int, Opening | None]]] = {}
+        self._nodes_left: dict[int, int] = {}
         self._moved: set[UUID] = set()
         self._made: list[Opening] = []
 
@@ -113,7 +116,11 @@ class Openings:
         known = self._known.setdefault(row, {})
         searched, opening = known.get(id(profile), (0, None))
         if opening is None and searched < most:
-            opening = _Search(self, profile.shape, row).run(most)
+            nodes_left = self._nodes_left.get(id(profile), MOST_NODES_IN_ALL)
+            if nodes_left > 0:
+                search = _Search(self, profile.shape, row)
+                opening = search.run(most)
+                self._nodes_left[id(profile)] = nodes_left - search.nodes
             known[id(profile)] = (most, opening)
             searched = most
         return opening if searched == most else None
@@ -158,7 +165,7 @@ class _Search:
         self._residents: dict[int, list[int]] = {}
         for index, each in enumerate(self._classes):
             self._residents.setdefault(each.source, []).append(index)
-        self._nodes = MOST_NODES
+        self.nodes = 0
         self._seen: set[tuple[object, ...]] = set()
         self._path: list[tuple[int, int]] = []
         self._best: tuple[int, tuple[tuple[int, int], ...]] | None = None
@@ -212,13 +219,13 @@ class _Search:
         if not fewest:
             self._best = (moved_mib, tuple(self._path))
             return
-        if fewest > left or self._nodes <= 0:
+        if fewest > left or self.nodes >= MOST_NODES:
             return
         state = (*self._left, *self._room.key())
         if state in self._seen:
             return
         self._seen.add(state)
-        self._nodes -= 1
+        self.nodes += 1
         for index, each in enumerate(self._classes):
             if not self._left[index]:
                 continue

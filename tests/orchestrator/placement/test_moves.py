@@ -217,10 +217,8 @@ def a_host(name: str, *vms: SeatedVm, cells: int = 2, cores: int = 8) -> HostSta
 
 
 def ask(*cores: int, most: int = 4, **more: object) -> PlanRequest:
-    vms = tuple(
-        VmRequest(UUID(int=n + 1), f"vm-{n}", Profile(Shape(2 * each, 1024, 10), "x86_64"))
-        for n, each in enumerate(cores)
-    )
+    profiles = {each: Profile(Shape(2 * each, 1024, 10), "x86_64") for each in cores}
+    vms = tuple(VmRequest(UUID(int=n + 1), f"vm-{n}", profiles[each]) for n, each in enumerate(cores))
     return PlanRequest(vms, Policy.PACK, most_moves=most, **more)  # type: ignore[arg-type]
 
 
@@ -292,6 +290,30 @@ def test_later_vms_are_planned_on_the_room_after_the_moves_and_nobody_moves_twic
     assert told(result) == [[("h1", "a", (0,), (1,))], []]
     third = plan(Fleet.build([a_host("h1", *SPLIT)]), ask(5, 1, 1))
     assert len(third.placed) == 2
+
+
+def fixed(name: str, cores: int, cell: int) -> SeatedVm:
+    return a_vm(name, cores, cell, movable=False)
+
+
+def test_two_vms_of_a_kind_are_each_opened_a_cell_by_moves_of_their_own() -> None:
+    vms = (a_vm("a", 2, 0), fixed("k", 3, 0), fixed("l", 5, 1), a_vm("c", 2, 2), fixed("m", 3, 2), fixed("n", 5, 3))
+    result = plan(Fleet.build([a_host("h1", *vms, cells=4)]), ask(5, 5))
+    assert sorted(move[1] for moves in told(result) for move in moves) == ["a", "c"]
+    assert sorted(place.cells for place in result.placed) == [(0,), (2,)]
+
+
+def test_of_many_that_are_alike_no_more_move_than_have_to() -> None:
+    vms = (a_vm("a", 1, 0), a_vm("b", 1, 0), a_vm("c", 1, 0), fixed("k", 4, 0), fixed("l", 7, 1))
+    assert told(plan(Fleet.build([a_host("h1", *vms)]), ask(2, most=1))) == [[("h1", "a", (0,), (1,))]]
+
+
+def test_two_moves_of_little_memory_are_found_behind_dearer_ones() -> None:
+    # Five cores have to leave cell 0: a and z, or b and c.
+    movable = (a_vm("a", 1, 0, 64), a_vm("b", 2, 0, 128), a_vm("c", 3, 0, 192), a_vm("z", 4, 0, 8192))
+    host = a_host("h1", *movable, fixed("l", 7, 1), fixed("m", 6, 2), cells=3, cores=10)
+    result = plan(Fleet.build([host]), ask(5, most=2))
+    assert [move[1] for move in told(result)[0]] == ["b", "c"]
 
 
 def test_moves_and_n_plus_one_are_kept_together() -> None:
