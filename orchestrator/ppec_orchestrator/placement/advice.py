@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cheapest changes that would make a refused VM fit, each tried in the model before it is offered.
 
-Asked of the fleet as it is with the rest of the plan carried out (`settled.py`): the VM is alone then.
+Asked of the fleet as it is with the rest of the plan carried out (`applied.py`): the VM is alone then.
 """
 
 from __future__ import annotations

@@ -70,6 +70,10 @@ class Fitting:
             wanted["nvme"] = nvme_part(self.shape, parts)
         return wanted
 
+    def ever(self, row: int, column: int, parts: int) -> bool:
+        """Whether such a cell could be one of so many, were it only large enough."""
+        return bool(self._needed[parts][row, column] < _NEVER)
+
     def fewest(self, rows: Rows) -> IntArray:
         """Of CPUs, in all cells together: less than that fits on no number of cells."""
         least = [at(needed, rows).min(axis=1) * parts for parts, needed in self._needed.items()]

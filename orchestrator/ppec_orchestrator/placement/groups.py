@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
@@ -35,6 +37,10 @@ class GroupBook:
             self.count(row, vm.groups, 1)
         self._fleet = after
 
+    def members(self, name: str) -> Mapping[int, int]:
+        """How many members the group has, by row."""
+        return self._members.get(name, {})
+
     def rows(self, group: Group) -> IntArray | None:
         """The rows of all hosts in domains (of the group's level) that have members; None where it has none yet."""
         members = self._members.get(group.name)
@@ -44,3 +50,10 @@ class GroupBook:
             return np.fromiter(members, dtype=np.int64, count=len(members))
         domains = {self._fleet.domain(row, group.level) for row in members}
         return np.concatenate([self._fleet.rows_of(group.level, name) for name in sorted(domains)])
+
+
+def hard_names(groups: tuple[Group, ...]) -> frozenset[str]:
+    return frozenset(group.name for group in groups if group.hard) if groups else _NO_NAMES
+
+
+_NO_NAMES: frozenset[str] = frozenset()

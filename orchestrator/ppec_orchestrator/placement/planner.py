@@ -18,12 +18,15 @@ from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.moves import Openings
 from ppec_orchestrator.placement.neighbours import Neighbours
-from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
+from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
+from ppec_orchestrator.placement.ranks import Ranks, order
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
+from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
 from ppec_orchestrator.placement.search import Search, Seat
+from ppec_orchestrator.placement.spare import MOST_TRIES, SpareGuard, Witnesses
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
 # VMs in a batch that is searched for a way to place it whole.
@@ -45,6 +48,7 @@ class Planner:
     def __init__(self, fleet: Fleet) -> None:
         self.workspace = Workspace(fleet)
         self._candidates: dict[tuple[Profile, PolicyName], Candidates] = {}
+        self._witnesses: dict[Level, Witnesses] = {}
         self._era = 0
 
     @property
@@ -61,7 +65,7 @@ class Planner:
         try:
             found = self._run(request, kept or {})
             if found.refused and not kept and request.all_or_nothing and self._worth_a_search(request, found):
-                vms = [request.vms[index] for index in _order(request)]
+                vms = [request.vms[index] for index in order(request)]
                 seats = Search(self.workspace, self.candidates, request).seats(vms)
                 found = found if seats is None else self._run(request, {}, seats)
             return found
@@ -85,6 +89,8 @@ class Planner:
     def _worth_a_search(self, request: PlanRequest, found: Plan) -> bool:
         """VMs of one profile without rules about neighbours leave room for each other wherever they go; a VM that fits
         nowhere alone does not fit beside others."""
+        if request.spare.mode is Spare.REQUIRED or request.most_moves:
+            return False
         first, refused = request.vms[0], {one.vm_id for one in found.refused}
         if all(vm.profile == first.profile and not vm.groups and not vm.excluded_hosts for vm in request.vms):
             return False
@@ -101,11 +107,23 @@ class Planner:
         """The rows that earlier failures and hard groups close to the VM; None for none."""
         return Neighbours(self.workspace).closed(vm)
 
-    def candidates(self, profile: Profile, policy: PolicyName) -> Candidates:
-        """Current ones."""
+    def witnesses(self, level: Level) -> Witnesses:
+        """Current ones, between two plans."""
+        self._forget_what_is_void()
+        if level not in self._witnesses:
+            self._witnesses[level] = Witnesses(self.workspace, level)
+        self._witnesses[level].follow()
+        return self._witnesses[level]
+
+    def _forget_what_is_void(self) -> None:
         if self._era != self.workspace.era:
             self._era = self.workspace.era
             self._candidates.clear()
+            self._witnesses.clear()
+
+    def candidates(self, profile: Profile, policy: PolicyName) -> Candidates:
+        """Current ones."""
+        self._forget_what_is_void()
         key = (profile, policy)
         found = self._candidates.get(key)
         if found is None:
@@ -127,7 +145,11 @@ class _Batch:
         self.fleet = planner.fleet
         self.neighbours = Neighbours(planner.workspace, request.contended_hosts)
         self.taken: list[Taken] = []
-        self.ranks = _Ranks(self.fleet, request)
+        self.openings = Openings(planner.workspace, request.most_moves) if request.most_moves else None
+        self.spare: SpareGuard | None = None
+        if request.spare.mode is not Spare.OFF:
+            self.spare = SpareGuard(planner.witnesses(request.spare.level), request.spare.mode, self.fleet)
+        self.ranks = Ranks(self.fleet, request)
         # By identity: hashing a profile takes longer than finding it, and a batch has few.
         self._candidates: dict[int, Candidates] = {}
         self._refusals: dict[tuple[int, int], dict[Reason, int]] = {}
@@ -136,7 +158,7 @@ class _Batch:
         moves_with_fleet = POLICIES[self.request.policy].moves_with_fleet
         self.workspace.start_epoch(0)
         found: dict[int, tuple[Placement, Evidence] | Refusal] = dict(self._keep())
-        for step, index in enumerate(_order(self.request)):
+        for step, index in enumerate(order(self.request)):
             if index in found:
                 continue
             if moves_with_fleet:
@@ -148,12 +170,17 @@ class _Batch:
             placed=tuple(place for place, _ in placed),
             refused=tuple(answer for answer in answers if isinstance(answer, Refusal)),
             evidence=tuple(evidence for _, evidence in placed),
+            exposed=self.spare.exposed() if self.spare is not None else (),
         )
 
     def give_back(self) -> None:
         for taken in reversed(self.taken):
             self.workspace.give_back(taken)
         self.taken.clear()
+        if self.openings is not None:
+            self.openings.give_back()
+        if self.spare is not None:
+            self.spare.give_back()
 
     def _keep(self) -> Iterator[tuple[int, tuple[Placement, Evidence]]]:
         """Takes what the kept VMs hold, before anything else is placed. One with rules about its neighbours is placed
@@ -191,34 +218,110 @@ class _Batch:
 
     def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
         candidates = self._current(vm)
-        narrowed = vm.groups or vm.excluded_hosts or self.request.contended_hosts
-        closed = self.neighbours.closed(vm) if narrowed else None
-        best = self._best(candidates, vm, closed)
-        if best is None:
+        found = self._take_seat(candidates, vm, step) if self._seats else self._take_best(candidates, vm)
+        if found is None and self.openings is not None:
+            found = self._take_opened(candidates, vm)
+        if found is None:
             return Refusal(vm.vm_id, vm.name, self._reasons(candidates, vm), step)
-        row, count, broken = best
-        if self._seats:
-            row, columns = self._seats[step]
-            broken = self.ranks.broken(self.workspace, vm, row)
-        else:
-            columns = tuple(candidates.cells(row))
-        score = float(candidates.key[row])
-        taken = self.workspace.take(row, columns, candidates.fitting, vm)
+        taken, count, broken, score, moves = found
+        row = taken.row
         self.taken.append(taken)
         if self.ranks.matter:
             self.ranks.placed(row)
+        if self.openings is not None:
+            self.openings.changed(row)
         host = self.fleet.hosts[row]
         place = Placement(
             vm_id=vm.vm_id,
             name=vm.name,
             host_id=host.host_id,
             host=host.name,
-            cells=tuple([host.cells[column].cell for column in columns]),
+            cells=tuple([host.cells[column].cell for column in taken.columns]),
             disk_mib=vm.profile.shape.disk_mib,
             **{**_NOTHING, **taken.part},
         )
-        why = Evidence(vm.vm_id, step, count, score, broken, self.workspace.epoch, searched=bool(self._seats))
-        return place, why
+        epoch, searched = self.workspace.epoch, bool(self._seats)
+        return place, Evidence(vm.vm_id, step, count, score, broken, epoch, moves, searched)
+
+    def _take_seat(self, candidates: Candidates, vm: VmRequest, step: int) -> _Found | None:
+        """The place that the search has found for the VM of this step."""
+        best = self._best(candidates, vm, self._closed(vm))
+        if best is None:
+            return None
+        row, columns = self._seats[step]
+        score, broken = float(candidates.key[row]), self.ranks.broken(self.workspace, vm, row)
+        return self.workspace.take(row, columns, candidates.fitting, vm), best[1], broken, score, ()
+
+    def _take_best(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
+        """The best host that fits it as it stands. Where N+1 turns the VM away, other cells of the host are tried, and
+        then the next best host, up to `MOST_TRIES` places in all."""
+        tries = 0
+        while tries < MOST_TRIES:
+            best = self._best(candidates, vm, self._closed(vm))
+            if best is None:
+                return None
+            row, count, broken = best
+            score = float(candidates.key[row])
+            columns = candidates.cells(row)
+            if self.spare is None:
+                taken = self.workspace.take(row, columns, candidates.fitting, vm)
+                return taken, count, broken, score, ()
+            if self.spare.may_stand(row):
+                for seat in self.spare.seats(vm, row, columns):
+                    tries += 1
+                    taken = self.workspace.take(row, seat, candidates.fitting, vm)
+                    if self.spare.admits(vm, row, seat):
+                        return taken, count, broken, score, ()
+                    self.workspace.give_back(taken)
+            self.spare.close(vm, row)
+        return None
+
+    def _take_opened(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
+        """A host that fits it once some of its VMs have changed cells: with the fewest moves, then the fewest MiB."""
+        openings = self.openings
+        if openings is None:
+            return None
+        rows = self._open_to_moves(openings, candidates, vm)
+        for opening in openings.cheapest_first(vm.profile, rows):
+            row = opening.row
+            if self.spare is not None and not self.spare.may_stand(row):
+                continue
+            openings.apply(opening)
+            candidates.refresh()
+            score, columns = float(candidates.key[row]), candidates.cells(row)
+            broken = self.ranks.of(self.workspace, vm)[1]
+            taken = self.workspace.take(row, columns, candidates.fitting, vm)
+            if self.spare is None or self.spare.admits(vm, row, columns):
+                openings.keep(opening)
+                if self.spare is not None:
+                    self.spare.reopen()
+                return taken, opening.of, int(broken[row]) if broken is not None else 0, score, opening.moves
+            self.workspace.give_back(taken)
+            openings.take_back(opening)
+        return None
+
+    def _open_to_moves(self, openings: Openings, candidates: Candidates, vm: VmRequest) -> IntArray:
+        """The hosts that turn the VM away for want of a cell alone: they have what it needs, in the wrong cells."""
+        candidates.refresh()
+        short = (
+            openings.have_enough(candidates.fitting, vm.profile.networks)
+            & candidates.standing
+            & ~(candidates.key < np.inf)
+        )
+        closed = self._closed(vm)
+        if closed is not None:
+            short[closed] = False
+        return np.flatnonzero(short)
+
+    def _closed(self, vm: VmRequest) -> IntArray | None:
+        """The rows that N+1, earlier failures and hard groups close to the VM, some perhaps twice; None for none."""
+        spared = self.spare.closed(vm) if self.spare is not None else None
+        if not vm.groups and not vm.excluded_hosts and not self.request.contended_hosts:
+            return spared
+        closed = [rows for rows in (self.neighbours.closed(vm), spared) if rows is not None]
+        if len(closed) > 1:
+            return np.unique(np.concatenate(closed))
+        return closed[0] if closed else None
 
     def _best(self, candidates: Candidates, vm: VmRequest, closed: IntArray | None) -> tuple[int, int, int] | None:
         """The row, over how many candidates it won, and how many soft groups it breaks; None where nothing is left."""
@@ -249,9 +352,9 @@ class _Batch:
         if not vm.groups and not vm.excluded_hosts and not self.request.contended_hosts:
             known = (id(vm.profile), len(self.workspace.changes))
             if known not in self._refusals:
-                self._refusals[known] = counted(candidates.reasons())
+                self._refusals[known] = counted(self._codes(candidates))
             return dict(self._refusals[known])
-        codes = candidates.reasons().copy()
+        codes = self._codes(candidates)
         open_rows = candidates.standing.copy()
         for reason, rows in self.neighbours.shut(vm):
             mine = rows[open_rows[rows]]
@@ -264,66 +367,14 @@ class _Batch:
             open_rows &= ~outside
         return counted(codes)
 
+    def _codes(self, candidates: Candidates) -> IntArray:
+        """Of a VM that was placed nowhere: where it fits, it was N+1 (or its neighbours: not looked at here)."""
+        candidates.refresh()
+        codes = candidates.reasons().copy()
+        codes[candidates.key < np.inf] = code(Reason.N_PLUS_ONE)
+        return codes
+
 
 _NOTHING = dict.fromkeys(CELL_RESOURCES, 0)
-
-
-class _Ranks:
-    """What comes before the score: fewest soft groups broken, then (where the policy keeps a batch apart) the fewest
-    VMs of the batch on the host, then the fewest in the rack."""
-
-    def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
-        self._fleet = fleet
-        self.matter = POLICIES[request.policy].apart
-        self._on_host: IntArray = np.zeros(len(fleet.hosts), dtype=np.int64)
-        self._on_rack: IntArray = np.zeros(len(fleet.hosts), dtype=np.int64)
-        if self.matter:
-            for name, count in request.batch_hosts.items():
-                if name in fleet.index:
-                    self._count(fleet.index[name], count)
-
-    def placed(self, row: int) -> None:
-        self._count(row, 1)
-
-    def of(self, workspace: Workspace, vm: VmRequest) -> tuple[IntArray, IntArray | None]:
-        """Per host: its rank, and how many of the VM's soft groups it breaks (None where the VM has none)."""
-        broken: IntArray | None = None
-        for group in vm.groups:
-            rows = None if group.hard else workspace.groups.rows(group)
-            if rows is None:
-                continue
-            if broken is None:
-                broken = np.zeros(len(self._on_host), dtype=np.int64)
-            if group.apart:
-                broken[rows] += 1
-            else:
-                broken += 1
-                broken[rows] -= 1
-        # No batch has as many VMs as the next factor.
-        apart = (self._on_host << 20) + self._on_rack
-        return apart + ((broken << 40) if broken is not None else 0), broken
-
-    def broken(self, workspace: Workspace, vm: VmRequest, row: int) -> int:
-        """How many of the VM's soft groups this host breaks."""
-        broken = self.of(workspace, vm)[1]
-        return int(broken[row]) if broken is not None else 0
-
-    def _count(self, row: int, count: int) -> None:
-        self._on_host[row] += count
-        self._on_rack[self._fleet.places["rack"][self._fleet.hosts[row].rack]] += count
-
-
-def _order(request: PlanRequest) -> Sequence[int]:
-    """The order VMs are placed in. All or nothing: the largest first, so that the plan is the same whatever order they
-    came in; otherwise as they came. The priority goes before both."""
-    vms = request.vms
-    if not request.all_or_nothing:
-        if all(not vm.priority for vm in vms):
-            return range(len(vms))
-        return sorted(range(len(vms)), key=lambda index: -vms[index].priority)
-
-    def size(index: int) -> tuple[object, ...]:
-        vm, shape = vms[index], vms[index].profile.shape
-        return (-vm.priority, -shape.vcpus, -shape.memory_mib, -shape.disk_mib, len(vm.name), vm.name)
-
-    return sorted(range(len(vms)), key=size)
+# What was taken, over how many candidates, soft groups broken, score, and the moves before it.
+_Found = tuple[Taken, int, int, float, tuple[Move, ...]]

@@ -146,13 +146,15 @@ class Workspace:
             cells or bool(self.disk(taken.pool)[row] < 0) or any(self.addresses.left[p] < 0 for p, _ in taken.addresses)
         )
 
+    def move(self, row: int, source: int, target: int, part: Mapping[CellResource, int]) -> None:
+        """A running VM changes cells on its host: of the host as a whole, nothing changes."""
+        self._use(row, (source,), part, -1)
+        self._use(row, (target,), part, 1)
+        self.changes.append(row)
+
     def _apply(self, taken: Taken, sign: int) -> None:
-        row, part = taken.row, taken.part
-        for column in taken.columns:
-            for resource, amount in part.items():
-                self.free[resource][row, column] -= sign * amount
-            for (cpu, memory), packed in self._packed.items():
-                packed[row, column] -= sign * ((part.get(cpu, 0) << CPU_SHIFT) + part.get(memory, 0))
+        row = taken.row
+        self._use(row, taken.columns, taken.part, sign)
         self.disk(taken.pool)[row] -= sign * taken.disk_mib
         for prefix, count in taken.addresses:
             self.addresses.count(prefix, -sign * count)
@@ -160,6 +162,13 @@ class Workspace:
             self.groups.count(row, taken.groups, sign)
         self._not_balanced_yet.append((taken, sign))
         self.changes.append(row)
+
+    def _use(self, row: int, columns: Sequence[int], part: Mapping[CellResource, int], sign: int) -> None:
+        for column in columns:
+            for resource, amount in part.items():
+                self.free[resource][row, column] -= sign * amount
+            for (cpu, memory), packed in self._packed.items():
+                packed[row, column] -= sign * ((part.get(cpu, 0) << CPU_SHIFT) + part.get(memory, 0))
 
     def begin(self) -> None:
         """A plan begins: nothing is taken."""

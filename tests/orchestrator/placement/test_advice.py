@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from ppec_contract.api import Policy
 from ppec_orchestrator.placement.advice import advise, helps
+from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.request import Group, Level, Profile, Shape, VmRequest, Where
-from ppec_orchestrator.placement.settled import settled
 
 from .fleets import a_fleet, a_request
 
@@ -31,7 +31,7 @@ def test_whatever_is_offered_makes_the_vm_fit(seed: int) -> None:
     rng = random.Random(seed)
     fleet, request = a_fleet(rng), a_request(rng)
     answer = plan(fleet, request)
-    after = settled(fleet, request, answer)
+    after = applied(fleet, request.vms, answer)
     refused = {one.vm_id for one in answer.refused}
     for vm in [vm for vm in request.vms if vm.vm_id in refused][:2]:
         offered = advise(after, vm)
@@ -51,7 +51,7 @@ def test_what_is_planned_in_two_parts_is_what_is_planned_at_once(seed: int) -> N
     at = rng.randint(0, len(whole.vms))
     first, second = replace(whole, vms=whole.vms[:at]), replace(whole, vms=whole.vms[at:])
     one = plan(fleet, first)
-    after = settled(fleet, first, one)
+    after = applied(fleet, first.vms, one)
     other = plan(after, second)
     assert (*one.placed, *other.placed) == plan(fleet, whole).placed
     assert check(after, second, other) == []

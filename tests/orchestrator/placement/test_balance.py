@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.planner import Planner, plan
 from ppec_orchestrator.placement.request import VmRequest
-from ppec_orchestrator.placement.settled import settled
 from ppec_orchestrator.placement.workspace import Workspace
 
 from .fleets import a_fleet, a_profile, a_request
@@ -34,7 +34,7 @@ def test_the_score_kept_is_the_score_worked_out_anew(seed: int) -> None:
         host = fleet.hosts[fleet.index[place.host]]
         columns = [index for index, cell in enumerate(host.cells) if cell.cell in place.cells]
         workspace.take(fleet.index[place.host], columns, kept.candidates(vm.profile, request.policy).fitting, vm)
-    after = settled(fleet, request, answer)
+    after = applied(fleet, request.vms, answer)
     # A root near zero makes much of a little.
     assert workspace.balance.score() == pytest.approx(Balance(after).score(), abs=1e-6)
     assert Balance(after).score() == pytest.approx(_by_definition(after), abs=1e-6)
@@ -78,7 +78,7 @@ def test_a_planner_that_follows_the_fleet_plans_like_one_that_is_new(seed: int) 
     fleet, first, second = a_fleet(rng), a_request(rng), a_request(rng)
     planner = Planner(fleet)
     planner.plan(second)
-    after = settled(fleet, first, plan(fleet, first))
+    after = applied(fleet, first.vms, plan(fleet, first))
     planner.follow(after, [row for row, host in enumerate(after.hosts) if host is not fleet.hosts[row]])
     kept, new = planner.plan(second), plan(after, second)
     assert {one.vm_id: dict(one.reasons) for one in kept.refused} == {

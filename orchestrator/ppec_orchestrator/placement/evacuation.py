@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what is lost with a host, or a rack, can restart elsewhere (N+1), in exact NUMA terms.
+
+>>> evacuations(fleet, Level.HOST)[0]
+Evacuation(domain='h1', cluster='c1', seats={vm_id: ('h2', (0,)), …}, without_place=())
+
+A VM restarts in the cluster it was lost in, on a live host that doesn't drain, passes its profile's filters, is of the
+same VRF and served by every prefix that served the lost host: it keeps its addresses, and so needs no free ones. It
+takes of that host what its profile says, on what is free there while everybody else stays in place. Hard groups are
+kept with those who stay and among those who move; soft ones are let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from uuid import UUID
+
+from ppec_orchestrator.placement.fleet import Fleet, SeatedVm
+from ppec_orchestrator.placement.havens import Evacuee, Havens, too_many
+from ppec_orchestrator.placement.plan import Exposed
+from ppec_orchestrator.placement.request import Level
+from ppec_orchestrator.placement.seats import Room, Seat
+from ppec_orchestrator.placement.workspace import Workspace
+
+# How many hosts an exact search looks at before it gives up. All of a small cluster's ways are fewer.
+MOST_LOOKS = 8000
+# Of more VMs than this no search would come to an end.
+MOST_SEARCHED = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Room that one VM would have elsewhere."""
+
+    evacuee: Evacuee
+    row: int
+    seat: Seat
+
+
+# By the row of the host they are on.
+Claims = Mapping[int, tuple[Claim, ...]]
+NO_CLAIMS: Claims = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Shelter:
+    """Where a domain's VMs would go, and those that have no place: all it takes to say whether the domain is safe."""
+
+    claims: Claims
+    without_place: tuple[Evacuee, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Evacuation:
+    """A failure domain, and the host and cells that each of its VMs would restart in; or those without a place, as few
+    as were found."""
+
+    domain: str
+    cluster: str
+    seats: Mapping[UUID, tuple[str, tuple[int, ...]]]
+    without_place: tuple[SeatedVm, ...] = ()
+
+
+def evacuations(fleet: Fleet, level: Level) -> tuple[Evacuation, ...]:
+    """What the loss of each host (or rack) that has VMs would lead to, each alone; by cluster, then name."""
+    workspace = Workspace(fleet)
+    havens = Havens(workspace)
+    found = []
+    for (cluster, name), rows in sorted(domains(fleet, level).items()):
+        evacuees = evacuees_of(fleet, rows)
+        if not evacuees:
+            continue
+        shelter = find_shelter(havens, frozenset(rows), evacuees)
+        seats = {
+            claim.evacuee.vm.vm_id: (host.name, tuple(host.cells[column].cell for column in claim.seat.columns))
+            for row, claims in shelter.claims.items()
+            for host in (fleet.hosts[row],)
+            for claim in claims
+        }
+        found.append(Evacuation(name, cluster, seats, tuple(each.vm for each in shelter.without_place)))
+    return tuple(found)
+
+
+def exposed(fleet: Fleet, level: Level) -> tuple[Exposed, ...]:
+    """The hosts (or racks) of the whole fleet whose loss would leave VMs without a place."""
+    return tuple(exposure(each.domain, each.without_place) for each in evacuations(fleet, level) if each.without_place)
+
+
+def exposure(domain: str, without_place: Sequence[SeatedVm]) -> Exposed:
+    return Exposed(domain, min(vm.name for vm in without_place), len(without_place))
+
+
+def domains(fleet: Fleet, level: Level) -> dict[tuple[str, str], list[int]]:
+    """The rows of hosts that are lost together, by cluster and the host's or rack's name."""
+    if level not in (Level.HOST, Level.RACK):
+        raise ValueError(f"N+1 is about the loss of a host or a rack, not of a {level.value}")
+    found: dict[tuple[str, str], list[int]] = {}
+    for row, host in enumerate(fleet.hosts):
+        found.setdefault((host.cluster, fleet.domain(row, level)), []).append(row)
+    return found
+
+
+def evacuees_of(fleet: Fleet, rows: Iterable[int]) -> tuple[Evacuee, ...]:
+    return tuple(Evacuee(vm, row) for row in rows for vm in fleet.hosts[row].vms)
+
+
+def find_shelter(
+    havens: Havens, lost: AbstractSet[int], evacuees: Sequence[Evacuee], kept: Claims = NO_CLAIMS
+) -> Shelter:
+    """Places for VMs that are lost with the hosts in the rows `lost`, beside those whose claims are `kept`.
+
+    Largest first. Each takes the first host that has room, and domains begin to look at different hosts, so that a
+    placement touches few evacuations. Where that fails all are placed again, each on the tightest host; where that
+    fails too, every way is tried, of few enough VMs and up to `MOST_LOOKS` hosts looked at."""
+    ordered = sorted(evacuees, key=_size)
+    nearest = _Attempt(havens, lost, kept).place(ordered)
+    if not nearest.without_place:
+        return nearest
+    everybody = sorted([*ordered, *(claim.evacuee for claims in kept.values() for claim in claims)], key=_size)
+    # Somebody whom nobody could take in even alone: no order of the others helps.
+    if any(not len(havens.open_rows(each, lost)) for each in everybody):
+        return nearest
+    tightest = _Attempt(havens, lost, tight=True).place(everybody)
+    if not tightest.without_place:
+        return tightest
+    best = min(nearest, tightest, key=lambda shelter: len(shelter.without_place))
+    if len(everybody) > MOST_SEARCHED or too_many(havens, everybody, lost):
+        return best
+    return _Search(havens, lost, everybody).run() or best
+
+
+def _size(evacuee: Evacuee) -> tuple[int, int, int, str]:
+    shape = evacuee.vm.profile.shape
+    return (-shape.vcpus, -shape.memory_mib, -shape.disk_mib, evacuee.vm.name)
+
+
+class _Attempt:
+    """One after the other, never taken back. Rooms are copied as they are looked at."""
+
+    def __init__(
+        self, havens: Havens, lost: AbstractSet[int], kept: Claims = NO_CLAIMS, *, tight: bool = False
+    ) -> None:
+        self.havens, self.lost = havens, lost
+        self._tight = tight
+        self._rooms: dict[int, Room] = {}
+        self.claims: dict[int, tuple[Claim, ...]] = dict(kept)
+        # Members of hard groups by the name of their host, rack or data centre; read when first asked for.
+        self._members: dict[str, dict[str, int]] = {}
+
+    def place(self, evacuees: Iterable[Evacuee]) -> Shelter:
+        without = tuple(evacuee for evacuee in evacuees if not self._place(evacuee))
+        return Shelter(self.claims, without)
+
+    def _place(self, evacuee: Evacuee) -> bool:
+        havens = self.havens
+        seating = havens.of(evacuee.vm.profile).seating
+        order = havens.by_tightness if self._tight else havens.in_turn
+        for row in self.allowed(evacuee, order(evacuee, self.lost)):
+            seat = seating.best(self.room(row), row)
+            if seat is not None:
+                self.claim(Claim(evacuee, row, seat))
+                return True
+        return False
+
+    def room(self, row: int) -> Room:
+        found = self._rooms.get(row)
+        if found is None:
+            found = self._rooms[row] = Room(self.havens.workspace, row)
+            for claim in self.claims.get(row, ()):
+                found.use(claim.seat, claim.evacuee.vm.profile.shape)
+        return found
+
+    def claim(self, claim: Claim) -> None:
+        self.room(claim.row).use(claim.seat, claim.evacuee.vm.profile.shape)
+        self.claims[claim.row] = (*self.claims.get(claim.row, ()), claim)
+        self._count(claim, 1)
+
+    def unclaim(self, claim: Claim) -> None:
+        """The latest one of its host."""
+        self.room(claim.row).use(claim.seat, claim.evacuee.vm.profile.shape, -1)
+        self.claims[claim.row] = self.claims[claim.row][:-1]
+        self._count(claim, -1)
+
+    # --- hard groups -----------------------------------------------------------------------------------------------
+
+    def allowed(self, evacuee: Evacuee, rows: Iterable[int]) -> Iterator[int]:
+        groups = [(group, self._members_of(group.name, group.level)) for group in evacuee.vm.groups if group.hard]
+        if not groups:
+            yield from rows
+            return
+        fleet = self.havens.workspace.fleet
+        for row in rows:
+            beside = [
+                (group.apart, members, members.get(fleet.domain(row, group.level), 0)) for group, members in groups
+            ]
+            if all(not there if apart else (there or not any(members.values())) for apart, members, there in beside):
+                yield row
+
+    def _members_of(self, name: str, level: Level) -> dict[str, int]:
+        """Of a group, but for those who are lost and have no place yet: how many by the name of their domain."""
+        if name not in self._members:
+            fleet = self.havens.workspace.fleet
+            found: dict[str, int] = {}
+            for row, count in self.havens.workspace.groups.members(name).items():
+                if row not in self.lost:
+                    domain = fleet.domain(row, level)
+                    found[domain] = found.get(domain, 0) + count
+            self._members[name] = found
+            for claims in self.claims.values():
+                for claim in claims:
+                    self._count_in(name, claim, 1)
+        return self._members[name]
+
+    def _count(self, claim: Claim, by: int) -> None:
+        for group in claim.evacuee.vm.groups:
+            if group.name in self._members:
+                self._count_in(group.name, claim, by)
+
+    def _count_in(self, name: str, claim: Claim, by: int) -> None:
+        for group in claim.evacuee.vm.groups:
+            if group.name == name:
+                domain = self.havens.workspace.fleet.domain(claim.row, group.level)
+                self._members[name][domain] = self._members[name].get(domain, 0) + by
+
+
+class _Search:
+    """Every way there is, the largest VM first. Hosts that are alike, and states met before, are tried once, unless
+    hard groups tell them apart."""
+
+    def __init__(self, havens: Havens, lost: AbstractSet[int], evacuees: Sequence[Evacuee]) -> None:
+        self._evacuees = evacuees
+        self._attempt = _Attempt(havens, lost)
+        self._open = [havens.open_rows(evacuee, lost).tolist() for evacuee in evacuees]
+        self._seatings = [havens.of(evacuee.vm.profile).seating for evacuee in evacuees]
+        self._looks = MOST_LOOKS
+        self._grouped = any(group.hard for evacuee in evacuees for group in evacuee.vm.groups)
+        # Which VMs may come to a row at all: rows of one pattern that have the same free are one choice.
+        self._pattern = {
+            row: tuple(row in mine for mine in map(set, self._open))
+            for row in {row for rows in self._open for row in rows}
+        }
+        self._dead: set[object] = set()
+
+    def run(self) -> Shelter | None:
+        found = self._from(0)
+        return Shelter({row: claims for row, claims in self._attempt.claims.items() if claims}) if found else None
+
+    def _from(self, index: int) -> bool:
+        if index == len(self._evacuees):
+            return True
+        state = None if self._grouped else (index, self._state())
+        if state in self._dead:
+            return False
+        evacuee, seating = self._evacuees[index], self._seatings[index]
+        for row in self._unlike(index):
+            for seat in list(seating.seats(self._attempt.room(row), row)):
+                if self._looks <= 0:
+                    return False
+                claim = Claim(evacuee, row, seat)
+                self._attempt.claim(claim)
+                if self._from(index + 1):
+                    return True
+                self._attempt.unclaim(claim)
+        if state is not None:
+            self._dead.add(state)
+        return False
+
+    def _unlike(self, index: int) -> Iterator[int]:
+        seen = set()
+        for row in list(self._attempt.allowed(self._evacuees[index], self._open[index])):
+            self._looks -= 1
+            alike: object = row
+            if not self._grouped:
+                needs = id(self._seatings[index].needs(row))
+                alike = (needs, self._pattern[row], self._attempt.room(row).key())
+            if alike not in seen:
+                seen.add(alike)
+                yield row
+
+    def _state(self) -> frozenset[tuple[int, object]]:
+        return frozenset((row, self._attempt.room(row).key()) for row, claims in self._attempt.claims.items() if claims)

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which hosts could take in a VM that lost its own, were it the only one: by profile, and by where it stood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource, memory_part
+from ppec_orchestrator.placement.filters import STANDING
+from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, SeatedVm, at
+from ppec_orchestrator.placement.request import Profile
+from ppec_orchestrator.placement.seats import Seating
+from ppec_orchestrator.placement.workspace import Workspace
+
+# Profiles that are remembered before all are forgotten.
+MOST_KNOWN = 65536
+_Home = tuple[str, str, frozenset[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evacuee:
+    """A VM that is lost with the host in this row."""
+
+    vm: SeatedVm
+    row: int
+
+
+class Haven:
+    """One profile's: `fits` are the hosts that could take such a VM now, kept current row by row."""
+
+    def __init__(self, workspace: Workspace, profile: Profile) -> None:
+        self.seating = Seating(workspace.fleet, profile.shape)
+        self._workspace = workspace
+        passes = [host_filter(workspace.fleet, profile) for _, host_filter in STANDING]
+        self._standing: BoolArray = np.logical_and.reduce(passes)
+        self._seen = len(workspace.changes)
+        self._fits = self._work_out(None)
+
+    def fits(self) -> BoolArray:
+        changes = self._workspace.changes
+        if self._seen != len(changes):
+            rows = np.array(list(set(changes[self._seen :])), dtype=np.int64)
+            self._seen = len(changes)
+            self._fits[rows] = self._work_out(rows)
+        return self._fits
+
+    def _work_out(self, rows: Rows) -> BoolArray:
+        workspace, shape = self._workspace, self.seating.shape
+        enough: BoolArray = self.seating.fitting.parts(workspace.free, rows) > 0
+        enough &= at(self._standing, rows)
+        enough &= at(workspace.disk(shape.pool), rows) >= shape.disk_mib
+        return enough
+
+
+class Havens:
+    """Of all profiles. Good as long as the workspace is of the same `era`."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self._of: dict[Profile, Haven] = {}
+        # Hashing a profile takes longer than all else here: looked up by identity, and kept, so that ids stay theirs.
+        self._known: dict[int, tuple[Profile, Haven]] = {}
+        self._around: dict[_Home, BoolArray] = {}
+        self._home_of: dict[int, BoolArray] = {}
+
+    def of(self, profile: Profile) -> Haven:
+        known = self._known.get(id(profile))
+        if known is not None:
+            return known[1]
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+            self._of.clear()
+        haven = self._of.get(profile)
+        if haven is None:
+            haven = self._of[profile] = Haven(self.workspace, profile)
+        self._known[id(profile)] = (profile, haven)
+        return haven
+
+    def open_rows(self, evacuee: Evacuee, lost: AbstractSet[int]) -> IntArray:
+        """Ascending."""
+        there: BoolArray = self.of(evacuee.vm.profile).fits() & self._same_home(evacuee.row)
+        there[list(lost)] = False
+        return np.flatnonzero(there)
+
+    def in_turn(self, evacuee: Evacuee, lost: AbstractSet[int]) -> Iterator[int]:
+        """Round, from where its own host's place among all hosts is among these: each domain begins elsewhere."""
+        rows = self.open_rows(evacuee, lost)
+        start = evacuee.row * len(rows) // len(self.workspace.fleet.hosts)
+        yield from rows[start:].tolist()
+        yield from rows[:start].tolist()
+
+    def by_tightness(self, evacuee: Evacuee, lost: AbstractSet[int]) -> Iterator[int]:
+        """Those with the least CPUs left in all their cells first, then the least memory."""
+        rows = self.open_rows(evacuee, lost)
+        fitting, free = self.of(evacuee.vm.profile).seating.fitting, self.workspace.free
+        cpus, memory = (fitting.usable(free, each, rows) for each in (fitting.cpu, fitting.memory))
+        yield from rows[np.lexsort((memory, cpus))].tolist()
+
+    def _same_home(self, row: int) -> BoolArray:
+        """Hosts of the same cluster and VRF, with all prefixes that serve the host in `row`."""
+        found = self._home_of.get(row)
+        if found is not None:
+            return found
+        hosts = self.workspace.fleet.hosts
+        host = hosts[row]
+        prefixes = frozenset(prefix for family in host.prefixes for prefix in family)
+        home = (host.cluster, host.vrf, prefixes)
+        if home not in self._around:
+            mask = np.zeros(len(hosts), dtype=np.bool_)
+            for near in self.workspace.fleet.places["cluster"][host.cluster].tolist():
+                other = hosts[near]
+                served = {prefix for family in other.prefixes for prefix in family}
+                mask[near] = other.vrf == host.vrf and prefixes <= served
+            self._around[home] = mask
+        self._home_of[row] = self._around[home]
+        return self._around[home]
+
+
+def too_many(havens: Havens, evacuees: Sequence[Evacuee], lost: AbstractSet[int]) -> bool:
+    """Whether it takes no search to see that they can't all have room: of some resource they need more than all hosts
+    have that could take one of them; or of VMs that need a given amount in one cell there are more than cells hold."""
+    workspace = havens.workspace
+    rows = np.unique(np.concatenate([havens.open_rows(each, lost) for each in evacuees]))
+    free = {resource: workspace.free[resource].take(rows, axis=0) for resource in CELL_RESOURCES}
+    total = dict.fromkeys(CELL_RESOURCES, 0)
+    in_one_cell: dict[CellResource, list[int]] = {}
+    disk: dict[str, int] = {}
+    for evacuee in evacuees:
+        seating = havens.of(evacuee.vm.profile).seating
+        fitting, shape = seating.fitting, seating.shape
+        cpus, memory = int(fitting.fewest(rows).min()), memory_part(shape)
+        for resource, amount in ((fitting.cpu, cpus), (fitting.memory, memory)):
+            total[resource] += amount
+            if fitting.most == 1:
+                in_one_cell.setdefault(resource, []).append(amount)
+        disk[shape.pool] = disk.get(shape.pool, 0) + shape.disk_mib
+    if any(amount > int(free[resource].sum()) for resource, amount in total.items()):
+        return True
+    if any(amount > int(workspace.disk(pool).take(rows).sum()) for pool, amount in disk.items()):
+        return True
+    return any(
+        amount > 0
+        and sum(1 for other in amounts if other >= amount) > int((free[resource] // amount).clip(min=0).sum())
+        for resource, amounts in in_one_cell.items()
+        for amount in set(amounts)
+    )

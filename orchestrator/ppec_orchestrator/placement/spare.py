@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""N+1 while a plan is made: for each host (or rack) of the clusters that it touches a *witness*, an evacuation that
+would do as things stand, kept current placement by placement.
+
+A placement concerns the witness of its own domain, which has one VM more to find a place for; those that claim room on
+its host, of which only the claims there can be in its way; and with hard groups, those that move a member of one of
+them. Whichever of these still holds is left alone; of the others only the claims in question are placed again before
+all of them are. So a domain without a witness has none that `evacuation.py` could find.
+
+Witnesses outlive a plan: what the plan changed is taken back with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppec_orchestrator.placement.evacuation import (
+    Claim,
+    Claims,
+    Shelter,
+    domains,
+    evacuees_of,
+    exposure,
+    find_shelter,
+)
+from ppec_orchestrator.placement.fleet import Fleet, IntArray, SeatedVm
+from ppec_orchestrator.placement.groups import hard_names
+from ppec_orchestrator.placement.havens import Evacuee, Havens
+from ppec_orchestrator.placement.plan import Exposed
+from ppec_orchestrator.placement.request import Group, Level, Profile, Spare, VmRequest
+from ppec_orchestrator.placement.seats import Room, Seat
+from ppec_orchestrator.placement.workspace import Workspace
+
+# How many places of one VM are tried before it is refused: hosts, and on each the cells that differ.
+MOST_TRIES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """Of a domain: its VMs, and where they would go. `names` are those of their hard groups."""
+
+    evacuees: tuple[Evacuee, ...]
+    shelter: Shelter
+    names: frozenset[str]
+
+    @property
+    def safe(self) -> bool:
+        return not self.shelter.without_place
+
+
+class Witnesses:
+    """Those of one workspace and level. A domain is an index; one whose state is None has not been looked at."""
+
+    def __init__(self, workspace: Workspace, level: Level) -> None:
+        self._workspace = workspace
+        self._fleet = workspace.fleet
+        self._era = workspace.era
+        self._havens = Havens(workspace)
+        self._domains = domains(self._fleet, level)
+        self._names = list(self._domains)
+        self._rows = [frozenset(rows) for rows in self._domains.values()]
+        self._domain_of = {row: index for index, rows in enumerate(self._rows) for row in rows}
+        self._of_cluster: dict[str, list[int]] = {}
+        for index, (cluster, _) in enumerate(self._names):
+            self._of_cluster.setdefault(cluster, []).append(index)
+        self._states: list[_State | None] = [None] * len(self._rows)
+        self._claiming: dict[int, set[int]] = {}
+        # What the plan changed, with what was there before.
+        self._journal: list[tuple[int, _State | None]] = []
+
+    # --- looking ---------------------------------------------------------------------------------------------------
+
+    def look_at(self, cluster: str) -> None:
+        """Finds a witness for each of the cluster's domains that was not looked at yet."""
+        for index in self._of_cluster.get(cluster, ()):
+            if self._states[index] is None:
+                self._put(index, self._found(index, evacuees_of(self._fleet, sorted(self._rows[index]))))
+
+    def safe(self, row: int) -> bool:
+        """Whether everything that would be lost with the host in this row has a place. Its cluster was looked at."""
+        state = self._states[self._domain_of[row]]
+        return state is not None and state.safe
+
+    def seats(self, profile: Profile, row: int) -> Iterator[Seat]:
+        """All that a VM could have there now."""
+        return self._havens.of(profile).seating.seats(Room(self._workspace, row), row)
+
+    def exposed_rows(self, cluster: str) -> list[int]:
+        """The hosts of domains without a witness."""
+        unsafe = [index for index in self._of_cluster[cluster] if not self._is_safe(index)]
+        return [row for index in unsafe for row in self._rows[index]]
+
+    def exposed(self, cluster: str) -> list[Exposed]:
+        """Domains without a witness, by name."""
+        found = []
+        for index in self._of_cluster[cluster]:
+            state = self._states[index]
+            if state is not None and not state.safe:
+                without = [each.vm for each in state.shelter.without_place]
+                found.append(exposure(self._names[index][1], without))
+        return sorted(found, key=lambda each: each.domain)
+
+    # --- the plan goes on, and back --------------------------------------------------------------------------------
+
+    def placed(self, vm: SeatedVm, row: int, *, all_of_them: bool) -> bool:
+        """The workspace has this VM on the host in `row` now: are all domains safe that were, and its own? Unless it is
+        to look at `all_of_them`, the first that is not is answer enough."""
+        own = self._domain_of[row]
+        names = hard_names(vm.groups)
+        concerned = set(self._claiming.get(row, ()))
+        if names:
+            concerned |= {index for index, state in enumerate(self._states) if state and state.names & names}
+        concerned.discard(own)
+        fine = self._join(own, Evacuee(vm, row))
+        for index in sorted(concerned):
+            if not fine and not all_of_them:
+                return False
+            fine &= self._mend(index, row, names)
+        return fine
+
+    def mark(self) -> int:
+        return len(self._journal)
+
+    def back_to(self, mark: int) -> None:
+        """Everything is as it was when `mark` was made, and so is the workspace, or will be."""
+        while len(self._journal) > mark:
+            index, before = self._journal.pop()
+            self._put(index, before)
+
+    def follow(self) -> None:
+        """The workspace's fleet is another one now, of the same hosts; no plan is under way."""
+        before, self._fleet = self._fleet, self._workspace.fleet
+        if self._era != self._workspace.era:
+            raise ValueError("the workspace was loaded anew: what was worked out for it is void")
+        changed = [
+            row for row, (old, new) in enumerate(zip(before.hosts, self._fleet.hosts, strict=True)) if old is not new
+        ]
+        if not changed:
+            return
+        clusters = {self._fleet.hosts[row].cluster for row in changed}
+        names = {name for row in changed for fleet in (before, self._fleet) for name in _names_on(fleet, row)}
+        again = {index for row in changed for index in (self._domain_of[row], *self._claiming.get(row, ()))}
+        # What had no place may have one now.
+        again |= {index for cluster in clusters for index in self._of_cluster[cluster] if not self._is_safe(index)}
+        again |= {index for index, state in enumerate(self._states) if state and state.names & names}
+        for index in again:
+            self._put(index, None)
+
+    # --- one domain ------------------------------------------------------------------------------------------------
+
+    def _join(self, index: int, evacuee: Evacuee) -> bool:
+        """One more VM that would be lost with this domain."""
+        state = self._known(index)
+        evacuees = (*state.evacuees, evacuee)
+        names = state.names | hard_names(evacuee.vm.groups)
+        if not state.safe:
+            shelter = Shelter(state.shelter.claims, (*state.shelter.without_place, evacuee))
+            self._set(index, _State(evacuees, shelter, names))
+            return False
+        shelter = find_shelter(self._havens, self._rows[index], (evacuee,), state.shelter.claims)
+        self._set(index, _State(evacuees, shelter, names))
+        return not shelter.without_place
+
+    def _mend(self, index: int, row: int, names: frozenset[str]) -> bool:
+        """Whether the domain is as safe as it was, now that there is less on the host in `row`, and one more member of
+        these groups."""
+        state = self._known(index)
+        if not state.safe:
+            return True
+        claims = state.shelter.claims
+        homeless = [
+            c.evacuee for each in claims.values() for c in each if names and hard_names(c.evacuee.vm.groups) & names
+        ]
+        here = claims.get(row, ())
+        if here and not self._hold(row, here):
+            homeless += [claim.evacuee for claim in here if claim.evacuee not in homeless]
+        if not homeless:
+            return True
+        shelter = find_shelter(self._havens, self._rows[index], homeless, _without(claims, homeless))
+        self._set(index, _State(state.evacuees, shelter, state.names))
+        return not shelter.without_place
+
+    def _hold(self, row: int, claims: Sequence[Claim]) -> bool:
+        room = Room(self._workspace, row)
+        for claim in claims:
+            room.use(claim.seat, claim.evacuee.vm.profile.shape)
+        return not room.overdrawn()
+
+    def _found(self, index: int, evacuees: tuple[Evacuee, ...]) -> _State:
+        names = frozenset(name for each in evacuees for name in hard_names(each.vm.groups))
+        return _State(evacuees, find_shelter(self._havens, self._rows[index], evacuees), names)
+
+    def _known(self, index: int) -> _State:
+        state = self._states[index]
+        if state is None:
+            raise LookupError(f"cluster {self._names[index][0]} was not looked at")
+        return state
+
+    def _is_safe(self, index: int) -> bool:
+        state = self._states[index]
+        return state is not None and state.safe
+
+    def _set(self, index: int, state: _State) -> None:
+        """Until the plan is taken back."""
+        self._journal.append((index, self._states[index]))
+        self._put(index, state)
+
+    def _put(self, index: int, state: _State | None) -> None:
+        before = self._states[index]
+        old = before.shelter.claims if before is not None else {}
+        new = state.shelter.claims if state is not None else {}
+        for row in old.keys() - new.keys():
+            self._claiming[row].discard(index)
+        for row in new.keys() - old.keys():
+            self._claiming.setdefault(row, set()).add(index)
+        self._states[index] = state
+
+
+class SpareGuard:
+    """The rule in one batch: required, it turns places away; as a warning, it looks on."""
+
+    def __init__(self, witnesses: Witnesses, mode: Spare, fleet: Fleet) -> None:
+        self.required = mode is Spare.REQUIRED
+        self._witnesses = witnesses
+        self._fleet = fleet
+        self._mark = witnesses.mark()
+        self._touched: list[str] = []
+        # Rows closed to all that are alike. A place that would break the rule goes on doing so, for room gets less.
+        self._closed: dict[tuple[int, tuple[Group, ...]], set[int]] = {}
+
+    def closed(self, vm: VmRequest) -> IntArray | None:
+        """The rows that the rule has closed to the VM so far; None for none."""
+        closed = self._closed.get((id(vm.profile), vm.groups))
+        return np.fromiter(closed, dtype=np.int64, count=len(closed)) if closed else None
+
+    def close(self, vm: VmRequest, row: int) -> None:
+        """The VM was turned away there, or has no seat there that was not."""
+        rows = self._closed.setdefault((id(vm.profile), vm.groups), set())
+        rows.add(row)
+        # One look at a cluster tells of all hosts that nothing may be placed on.
+        rows.update(self._witnesses.exposed_rows(self._fleet.hosts[row].cluster))
+
+    def may_stand(self, row: int) -> bool:
+        """Whether the host's own domain is safe, before anything is placed there; that is asked first."""
+        cluster = self._fleet.hosts[row].cluster
+        if cluster not in self._touched:
+            self._touched.append(cluster)
+            self._witnesses.look_at(cluster)
+        return self._witnesses.safe(row) or not self.required
+
+    def seats(self, vm: VmRequest, row: int, columns: Sequence[int]) -> Iterator[Sequence[int]]:
+        """The cells chosen; then, for a required rule, as many others. Nothing may be taken when the next is asked
+        for."""
+        yield columns
+        if not self.required:
+            return
+        for seat in self._witnesses.seats(vm.profile, row):
+            if len(seat.columns) > len(columns):
+                return
+            if seat.columns != tuple(columns):
+                yield seat.columns
+
+    def admits(self, vm: VmRequest, row: int, columns: Sequence[int]) -> bool:
+        """The VM has been given room on this host: may it stay? If not, the witnesses are as they were before."""
+        cells = self._fleet.hosts[row].cells
+        seated = SeatedVm(vm.vm_id, vm.name, vm.profile, tuple(cells[column].cell for column in columns), vm.groups)
+        mark = self._witnesses.mark()
+        if self._witnesses.placed(seated, row, all_of_them=not self.required) or not self.required:
+            return True
+        self._witnesses.back_to(mark)
+        return False
+
+    def reopen(self) -> None:
+        """VMs were moved on a host: what was closed for want of a cell may be open."""
+        self._closed.clear()
+
+    def exposed(self) -> tuple[Exposed, ...]:
+        """In the clusters that the plan touched."""
+        return tuple(each for cluster in sorted(self._touched) for each in self._witnesses.exposed(cluster))
+
+    def give_back(self) -> None:
+        self._witnesses.back_to(self._mark)
+
+
+def _without(claims: Claims, homeless: Sequence[Evacuee]) -> dict[int, tuple[Claim, ...]]:
+    gone = {id(each) for each in homeless}
+    left = {row: tuple(claim for claim in each if id(claim.evacuee) not in gone) for row, each in claims.items()}
+    return {row: each for row, each in left.items() if each}
+
+
+def _names_on(fleet: Fleet, row: int) -> frozenset[str]:
+    return frozenset(name for vm in fleet.hosts[row].vms for name in hard_names(vm.groups))
