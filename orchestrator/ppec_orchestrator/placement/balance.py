@@ -102,9 +102,8 @@ class Balance:
             each if rows is None else each.take(rows, axis=1) for each in (self.figures, changes.rest, changes.of_n)
         )
         variance = spread.variance + of_n * (2.0 * figures + rest - 2.0 / self.hosts * spread.total)
-        deviations: Floats = np.sqrt(np.maximum(variance, 0.0))
-        scores: Floats = _WEIGHT_ROW.dot(deviations)
-        return scores
+        deviations = np.sqrt(np.maximum(variance, 0.0))
+        return np.asarray(_WEIGHT_ROW.dot(deviations), dtype=np.float64)
 
     def _read(self, fleet: Fleet, rows: slice) -> Floats:
         memory, cpus, disk = self.memory_mib[rows], self.cpus[rows], self.disk_mib[rows]
@@ -123,10 +122,11 @@ class Changes:
 
 def _whole(fleet: Fleet, units: Mapping[CellResource, int], reserved: str, rows: slice) -> Floats:
     """All of it that the machine has, the host's own reserve too; at least one, so that shares are finite."""
-    total = fleet.cells[reserved][rows].sum(axis=1)
+    total = np.zeros(len(fleet.hosts[rows]))
+    total += fleet.cells[reserved][rows].sum(axis=1)
     for resource, unit in units.items():
-        total = total + fleet.capacity(resource)[rows].sum(axis=1) * unit
-    return np.maximum(total, 1).astype(np.float64)
+        total += fleet.capacity(resource)[rows].sum(axis=1) * unit
+    return np.maximum(total, 1.0)
 
 
 def _free(fleet: Fleet, units: Mapping[CellResource, int], rows: slice) -> Floats:

@@ -50,7 +50,9 @@ class Move:
 class Evidence:
     """Why a placement won: the `step` of the plan it was made in, over how many hosts that could take the VM, and its
     score, the lowest among them by the policy. `broken` counts the VM's soft groups that the place does not keep.
-    `epoch` is the step whose figures `balanced` scored with; `moves` are what opened the cell.
+    `epoch` is the step whose figures `balanced` scored with. `moves` are what opened the cell, in the order they are
+    made in, after those of earlier steps; the candidates are then the hosts that as few moves open, and the score is
+    this host's after them.
     """
 
     vm_id: UUID
