@@ -50,8 +50,10 @@ class Move:
 class Evidence:
     """Why a placement won: the `step` of the plan it was made in, over how many hosts that could take the VM, and its
     score, the lowest among them by the policy. `broken` counts the VM's soft groups that the place does not keep.
-    `epoch` is the step whose figures `balanced` scored with; `moves` are what opened the cell. `searched`: the policy's
-    own choice would have left others of the batch without a place, so this is not the lowest score but part of a whole.
+    `epoch` is the step whose figures `balanced` scored with. `moves` are what opened the cell, in the order they are
+    made in, after those of earlier steps; the candidates are then the hosts that as few moves open, and the score is
+    this host's after them. `searched`: the policy's own choice would have left others of the batch without a place, so
+    this is not the lowest score but part of a whole.
     """
 
     vm_id: UUID

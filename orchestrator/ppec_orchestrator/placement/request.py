@@ -112,7 +112,10 @@ class Spare(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SpareRule:
-    """N+1 for the clusters that the plan touches; `level` is what may be lost: one host, or one rack."""
+    """N+1 for the clusters that the plan touches; `level` is what may be lost: one host, or one rack.
+
+    Required, no VM is placed where that would leave a loss that can't be made good, or would be lost so itself; as a
+    warning, the plan names what can't."""
 
     mode: Spare = Spare.OFF
     level: Level = Level.HOST

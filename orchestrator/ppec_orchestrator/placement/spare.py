@@ -35,7 +35,7 @@ from ppec_orchestrator.placement.seats import Room, Seat
 from ppec_orchestrator.placement.workspace import Workspace
 
 # How many places of one VM are tried before it is refused: hosts, and on each the cells that differ.
-MOST_TRIES = 64
+MOST_TRIES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,8 @@ class Witnesses:
     def follow(self) -> None:
         """The workspace's fleet is another one now, of the same hosts; no plan is under way."""
         before, self._fleet = self._fleet, self._workspace.fleet
+        if before is self._fleet:
+            return
         if self._era != self._workspace.era:
             raise ValueError("the workspace was loaded anew: what was worked out for it is void")
         changed = [

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ppec_contract.api import Policy
 from ppec_contract.vm import CpuPolicy, NumaPolicy
 from ppec_orchestrator.placement.applied import applied
+from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.evacuation import exposed
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.plan import Move, Plan
@@ -157,6 +158,7 @@ def test_each_move_has_its_room_when_it_is_made_and_then_the_vm_fits(seed: int) 
     again = planner.plan(request)
     assert (again.placed, again.refused, _moves(again)) == (result.placed, result.refused, _moves(result))
     _carry_out(fleet, request, result)
+    assert check(fleet, request, result) == []
     after = applied(fleet, request.vms, result)
     assert all((after.free(name) >= 0).all() for name in planner.workspace.free)
 
