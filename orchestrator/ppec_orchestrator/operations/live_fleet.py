@@ -131,17 +131,12 @@ class LiveFleet:
 
     def _changed(self, conn: Connection, known: _Known, changes: Changes, now: datetime) -> Sequence[HostState] | None:
         """The hosts that changed since; None when they are not those of the fleet, or too many."""
-        # Below the horizon a mark may be found again: of somebody who was still under way the last time.
-        fleet = known.planner.fleet
-        marks = {
-            host_id: fleet.hosts[row].mark for host_id in changes.marks if (row := known.rows.get(host_id)) is not None
-        }
-        ids = sorted(host_id for host_id, mark in changes.marks.items() if marks.get(host_id) != mark)
-        if (
-            changes.removals != known.removals
-            or len(ids) > _MOST_CHANGED * len(fleet.hosts)
-            or any(i not in known.rows for i in ids)
-        ):
+        fleet, rows = known.planner.fleet, known.rows
+        if changes.removals != known.removals or not changes.marks.keys() <= rows.keys():
+            return None
+        # A mark may be found again: the horizon is behind whoever was still under way the last time.
+        ids = sorted(each for each, mark in changes.marks.items() if fleet.hosts[rows[each]].mark != mark)
+        if len(ids) > max(_AT_ONCE, _MOST_CHANGED * len(rows)):
             return None
         if not ids:
             return ()
