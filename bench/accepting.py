@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
-import signal
 import ssl
 import statistics
 import tempfile
@@ -103,29 +101,26 @@ def _restart(figures: Figures, kind: str, process: OrchestratorProcess) -> None:
     taken: dict[str, list[float]] = {"list": [], "create": []}
     for what in ("list", "create") * ROUNDS:
         process.start()
-        pid = process.process.pid()
-        assert pid is not None
-        os.kill(pid, signal.SIGKILL)
-        _gone(pid)
+        process.process.kill()
         started_s = time.monotonic()
         process.start()
-        with _caller(process) as call:
-            answer = call("GET", "/v1/vms?limit=10", None) if what == "list" else call("POST", "/v1/vms", _body(1))
-        assert answer.get("items") or answer["operation_id"], answer
+        answer = _first(process, ("GET", "/v1/vms?limit=10", None) if what == "list" else ("POST", "/v1/vms", _body(1)))
+        assert answer.get("items") or answer.get("operation_id"), answer
         taken[what].append(time.monotonic() - started_s)
     for what, seconds in taken.items():
         figures.add(f"accept.{kind}.first_{what}_after_kill", statistics.median(seconds), "s", bar="<= 3")
 
 
-def _gone(pid: int) -> None:
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
-        assert time.monotonic() < deadline, "the orchestrator outlived SIGKILL"
-        time.sleep(0.001)
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+def _first(process: OrchestratorProcess, request: tuple[str, str, object]) -> dict[str, object]:
+    """Asked again, as people do, until there is an answer."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with _caller(process) as call:
+                return call(*request)
+        except OSError:
+            if process.process.pid() is None or time.monotonic() > deadline:
+                raise RuntimeError(f"the orchestrator does not answer:\n{process.process.tail()}") from None
 
 
 def _rates(figures: Figures, kind: str, process: OrchestratorProcess, url: str) -> None:

@@ -14,7 +14,8 @@ from ppec_orchestrator.placement.request import Shape
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.ipdb import insert_ipv4_rows
 
-NOW = datetime(2026, 11, 20, tzinfo=UTC)
+# As the clock of the fixtures has it.
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 SHAPE = Shape(vcpus=2, memory_mib=1024, disk_mib=1000)
 
 

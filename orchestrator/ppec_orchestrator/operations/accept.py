@@ -28,7 +28,6 @@ from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operations import NewItem, NewOperation
-from ppec_orchestrator.store.reservations import reserve
 from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vm, vrf
 from ppec_orchestrator.store.vms import KnownVm, NewVm
 
@@ -107,7 +106,7 @@ class Acceptor:
             for place in plan.placed
         ]  # fmt: skip
         vms.insert_vms(conn, new, operation_id, now)
-        reserve(conn, plan.placed, planned.terms)
+        planned.reserve(conn)
         items = [NewItem(place.vm_id, place.name, place.host) for place in plan.placed]
         items += [
             NewItem(

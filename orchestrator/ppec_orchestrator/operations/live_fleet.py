@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from sqlalchemy import Connection
 
+from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import Fleet, HostState
-from ppec_orchestrator.placement.plan import Plan
+from ppec_orchestrator.placement.plan import Placement, Plan
 from ppec_orchestrator.placement.planner import Kept, Planner
-from ppec_orchestrator.placement.request import PlanRequest
+from ppec_orchestrator.placement.request import PlanRequest, Profile
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.fleet import Changes, HostReader, changes_since, prefix_rows, silent_hosts
 from ppec_orchestrator.store.ipdb import free_counts
@@ -53,6 +56,14 @@ class _Known:
         return self.round_s < since_s or not timedelta(0) <= now - self.round_at < every
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The marks of hosts, by id, before and after a commit that alone changed them."""
+
+    before: Mapping[int, int]
+    after: Mapping[int, int]
+
+
 class LiveFleet:
     """For all threads of a process: one plans at a time, which is work for a CPU and not waiting."""
 
@@ -73,6 +84,28 @@ class LiveFleet:
                 known = self._followed(asked_s)
                 plan = known.planner.plan(request, kept)
             return plan, known.planner.fleet
+
+    def committed(self, request: PlanRequest, placements: Sequence[Placement], taken: Taken) -> None:
+        """Follows what this process committed itself, without reading it: of hosts on which nothing else changed."""
+        profiles = {vm.vm_id: vm.profile for vm in request.vms}
+        by_host: dict[int, list[Placement]] = {}
+        for place in placements:
+            by_host.setdefault(place.host_id, []).append(place)
+        with self._lock:
+            known = self._known
+            if known is None:
+                return
+            fleet, rows = known.planner.fleet, known.rows
+            states = [
+                _with(fleet.hosts[rows[host_id]], by_host[host_id], profiles, known.reader.seated, mark)
+                for host_id, mark in taken.after.items()
+                if host_id in rows and fleet.hosts[rows[host_id]].mark == taken.before[host_id]
+            ]
+            if states:
+                self._known = None
+                changed = fleet.changed(states, _less_taken(fleet, states))
+                known.planner.follow(changed, sorted(rows[state.host_id] for state in states))
+                self._known = known
 
     def current(self) -> Fleet:
         """As a plan would find it now."""
@@ -131,17 +164,12 @@ class LiveFleet:
 
     def _changed(self, conn: Connection, known: _Known, changes: Changes, now: datetime) -> Sequence[HostState] | None:
         """The hosts that changed since; None when they are not those of the fleet, or too many."""
-        # Below the horizon a mark may be found again: of somebody who was still under way the last time.
-        fleet = known.planner.fleet
-        marks = {
-            host_id: fleet.hosts[row].mark for host_id in changes.marks if (row := known.rows.get(host_id)) is not None
-        }
-        ids = sorted(host_id for host_id, mark in changes.marks.items() if marks.get(host_id) != mark)
-        if (
-            changes.removals != known.removals
-            or len(ids) > _MOST_CHANGED * len(fleet.hosts)
-            or any(i not in known.rows for i in ids)
-        ):
+        fleet, rows = known.planner.fleet, known.rows
+        if changes.removals != known.removals or not changes.marks.keys() <= rows.keys():
+            return None
+        # A mark may be found again: the horizon is behind whoever was still under way the last time.
+        ids = sorted(each for each, mark in changes.marks.items() if fleet.hosts[rows[each]].mark != mark)
+        if len(ids) > max(_AT_ONCE, _MOST_CHANGED * len(rows)):
             return None
         if not ids:
             return ()
@@ -165,6 +193,31 @@ class LiveFleet:
             if host.live == (host.host_id in silent) and host.host_id not in read
         ]
         return [*states, *turned]
+
+
+def _with(
+    host: HostState, placements: Sequence[Placement], profiles: Mapping[UUID, Profile], seated: SeatedVms, mark: int
+) -> HostState:
+    """The host as it is read once these VMs are placed on it."""
+    parts: dict[int, Counter[CellResource]] = {}
+    for place in placements:
+        for cell in place.cells:
+            parts.setdefault(cell, Counter()).update(place.per_cell)
+    cells = [
+        replace(each, **{free_name(what): getattr(each, free_name(what)) - n for what, n in parts[each.cell].items()})
+        if each.cell in parts
+        else each
+        for each in host.cells
+    ]
+    new = (seated.new(place, profiles[place.vm_id], host.vrf) for place in placements)
+    return replace(
+        host,
+        cells=tuple(cells),
+        disk_free_mib=host.disk_free_mib - sum(place.disk_mib for place in placements),
+        vms=tuple(sorted((*host.vms, *new), key=lambda vm: vm.vm_id)),
+        generation=host.generation + 1,
+        mark=mark,
+    )
 
 
 def _less_taken(fleet: Fleet, states: Sequence[HostState]) -> Mapping[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from ppec_contract.errors import PpecError, Problem
 from ppec_contract.vm import CpuPolicy, SmtPolicy
-from ppec_orchestrator.operations.live_fleet import LiveFleet
+from ppec_orchestrator.operations.live_fleet import LiveFleet, Taken
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Kept
@@ -22,7 +22,7 @@ from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
-from ppec_orchestrator.store.reservations import ROOM, LostRaceError, Terms, lost_hosts
+from ppec_orchestrator.store.reservations import ROOM, LostRaceError, Terms, lost_hosts, reserve
 
 T = TypeVar("T")
 _TRIES = 12
@@ -38,14 +38,20 @@ _SEATS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Planned:
-    """A plan, the fleet it was made on, how many planning passes that took so far, and on what terms it holds."""
+    """A plan, the fleet it was made on, how many planning passes that took so far, and on what terms it holds.
+    `taken` has the marks that its hosts got from its commit, as far as nothing else changed them."""
 
     plan: Plan
     fleet: Fleet
     passes: int
     terms: Terms = ROOM
+    taken: Mapping[int, int] = field(default_factory=dict)
+
+    def reserve(self, conn: Connection) -> None:
+        """Commits the room and addresses of what is placed: see `reservations.reserve`."""
+        self.taken = reserve(conn, self.plan.placed, self.terms)
 
 
 class Planning:
@@ -68,8 +74,8 @@ class Planning:
         *,
         wait: bool = True,
     ) -> T:
-        """Plans, then calls `writes` in a transaction opened by `commit`, which is to reserve what was planned, on the
-        plan's terms, before it changes any host.
+        """Plans, then calls `writes` in a transaction opened by `commit`, which is to have the plan `reserve` what it
+        placed. After that, the transaction changes none of the plan's hosts.
 
         The first plan is made on a snapshot, so that planning holds up nobody's writes. When some of the room is gone
         by the time of the commit, planning moves into the write transaction, and only the VMs of the hosts that clashed
@@ -82,11 +88,14 @@ class Planning:
             course.plan()
         while True:
             try:
-                return commit(partial(course.run, writes))
+                result = commit(partial(course.run, writes))
             except PpecError as error:
                 if not _lost(error) or course.passes >= (_TRIES if wait else _CLAIMS):
                     raise
                 course.lost(error)
+            else:
+                course.committed()
+                return result
 
     def planned(self, request: PlanRequest, course: _Course) -> Planned:
         plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh)
@@ -118,7 +127,14 @@ class _Course:
             if self.wait and conn.dialect.name == "postgresql":
                 conn.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_PLAN_LOCK))
             planned = self.plan()
-        return writes(conn, planned if self.wait else self._claimed(conn, planned))
+        self._planned = planned if self.wait else self._claimed(conn, planned)
+        return writes(conn, self._planned)
+
+    def committed(self) -> None:
+        planned = self._planned
+        if planned is not None and planned.taken:
+            taken = Taken(planned.terms.marks, planned.taken)
+            self._planning.fleet.committed(self._request, planned.plan.placed, taken)
 
     def lost(self, error: PpecError) -> None:
         """The places that did not clash stay. Addresses are not of one host: with them all clash."""

@@ -76,11 +76,15 @@ class Balance:
             self._sum[figure] += change[figure]
             self._squares[figure] += after[figure] * after[figure] - before[figure] * before[figure]
 
-    def replace(self, row: int, fleet: Fleet) -> None:
-        """The host in `row` has other VMs, and other room, now; it is of the same size."""
-        after = self._read(fleet, slice(row, row + 1)) - self._mean
-        memory, disk, cpus, vms = (after[:, 0] - self.figures[:, row]).tolist()
-        self.move(row, (memory, disk, cpus, vms))
+    def replace(self, rows: IntArray, fleet: Fleet) -> None:
+        """The hosts in `rows` have other VMs, and other room, now; they are of the same size."""
+        before, after = self.figures[:, rows], self._read(fleet, rows) - self._mean
+        self.figures[:, rows] = after
+        for figure, (more, squares) in enumerate(
+            zip((after - before).sum(axis=1), (after**2 - before**2).sum(axis=1), strict=True)
+        ):
+            self._sum[figure] += float(more)
+            self._squares[figure] += float(squares)
 
     def score(self) -> float:
         """The fleet's score; lower is more even."""
@@ -120,9 +124,10 @@ class Balance:
         deviations = np.sqrt(np.maximum(variance, 0.0))
         return np.asarray(_WEIGHT_ROW.dot(deviations), dtype=np.float64)
 
-    def _read(self, fleet: Fleet, rows: slice) -> Floats:
+    def _read(self, fleet: Fleet, rows: slice | IntArray) -> Floats:
         memory, cpus, disk = self.memory_mib[rows], self.cpus[rows], self.disk_mib[rows]
-        vms = np.array([len(host.vms) for host in fleet.hosts[rows]], dtype=np.float64)
+        hosts = fleet.hosts[rows] if isinstance(rows, slice) else [fleet.hosts[row] for row in rows]
+        vms = np.array([len(host.vms) for host in hosts], dtype=np.float64)
         cpus_used = 1.0 - _free(fleet, CPU, rows) / cpus
         return np.stack([_free(fleet, MEMORY, rows) / memory, fleet.disk_free_mib[rows] / disk, cpus_used, vms])
 
@@ -144,8 +149,8 @@ def _whole(fleet: Fleet, units: Mapping[CellResource, int], reserved: str, rows:
     return np.maximum(total, 1.0)
 
 
-def _free(fleet: Fleet, units: Mapping[CellResource, int], rows: slice) -> Floats:
-    free = np.zeros(len(fleet.hosts[rows]))
+def _free(fleet: Fleet, units: Mapping[CellResource, int], rows: slice | IntArray) -> Floats:
+    free = np.zeros(len(fleet.disk_mib[rows]))
     for resource, unit in units.items():
         free += fleet.free(resource)[rows].sum(axis=1) * unit
     return free

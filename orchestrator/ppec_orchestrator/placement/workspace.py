@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from ppec_orchestrator.placement.addresses import AddressRoom
 from ppec_orchestrator.placement.balance import CPU, MEMORY, Balance, Change, Spread
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.fitting import Fitting
-from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.fleet import PLACES, Fleet, HostState, IntArray
 from ppec_orchestrator.placement.groups import GroupBook
 from ppec_orchestrator.placement.packed import CPU_SHIFT, GUARDS, Packed, pack
 from ppec_orchestrator.placement.request import Group, Profile
@@ -191,33 +192,37 @@ class Workspace:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed. Nothing may be taken."""
         before, self.fleet = self.fleet, fleet
         if before.free_addresses.keys() != fleet.free_addresses.keys() or any(
-            _standing(before, row) != _standing(fleet, row) for row in rows
+            not _stands_alike(before.hosts[row], fleet.hosts[row]) for row in rows
         ):
             # Rare: a host drains, falls silent, is of another size. What was worked out for profiles is void.
             self.era += 1
             self._load()
             return
         self._packed.clear()
+        some = np.array(rows, dtype=np.int64)
+        for resource, free in self.free.items():
+            free[some] = fleet.free(resource)[some]
+        self.disk_free_mib[some] = fleet.disk_free_mib[some]
+        self.balance.replace(some, fleet)
+        self.changes.extend(rows)
         for row in rows:
-            for resource, free in self.free.items():
-                free[row] = fleet.free(resource)[row]
-            self.disk_free_mib[row] = fleet.disk_free_mib[row]
             for pool, free_mib in self._pools.items():
                 free_mib[row] = fleet.hosts[row].pools[pool].free_mib if pool in fleet.hosts[row].pools else 0
-            self.balance.replace(row, fleet)
             self.groups.replace(row, before, fleet)
-            self.changes.append(row)
         self.addresses.follow(fleet)
 
 
-def _standing(fleet: Fleet, row: int) -> tuple[object, ...]:
-    """All of a host that one-row updates don't reach."""
-    host = fleet.hosts[row]
-    capacity = tuple(
-        (c.cell, c.socket, c.threads_per_core, c.shared_cpus, *(getattr(c, each) for each in CELL_RESOURCES))
-        for c in host.cells
+_capacity = attrgetter("cell", "socket", "threads_per_core", "shared_cpus", *CELL_RESOURCES)
+_lasting = attrgetter(
+    "live", "draining", "disk_mib", "prefixes", "capabilities", "labels", "host_id", *PLACES,
+)  # fmt: skip
+
+
+def _stands_alike(before: HostState, after: HostState) -> bool:
+    """Is the same all of a host that one-row updates don't reach?"""
+    return (
+        _lasting(before) == _lasting(after)
+        and list(map(_capacity, before.cells)) == list(map(_capacity, after.cells))
+        and {name: pool.size_mib for name, pool in before.pools.items()}
+        == {name: pool.size_mib for name, pool in after.pools.items()}
     )
-    pools = tuple(sorted((name, pool.size_mib) for name, pool in host.pools.items()))
-    places = (host.host_id, host.region, host.datacentre, host.cluster, host.rack, host.vrf, host.architecture)
-    usable = (host.live, host.draining, host.capabilities, tuple(sorted(host.labels.items())), host.prefixes)
-    return capacity, pools, places, usable, host.disk_mib

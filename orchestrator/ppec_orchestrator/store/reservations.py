@@ -22,6 +22,7 @@ from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.cells import used_column, whole_column
+from ppec_orchestrator.store.changes import ChangeMark
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -65,17 +66,21 @@ class _Share:
     cells: Mapping[int, Mapping[CellResource, int]]
 
 
-def reserve(conn: Connection, placements: Sequence[Placement], terms: Terms = ROOM) -> None:
+def reserve(conn: Connection, placements: Sequence[Placement], terms: Terms = ROOM) -> dict[int, int]:
     """Commits the placements' room and addresses within the caller's write transaction; their `vm` rows must exist.
 
-    Raises LostRaceError when any host can't take its share any more, and whatever `ipdb.grant` raises; after either,
-    the caller's transaction must be rolled back.
+    Returns the new marks of the hosts that had those of the terms, by id: of them nothing changed but this. Raises
+    LostRaceError when any host can't take its share any more, and whatever `ipdb.grant` raises; after either, the
+    caller's transaction must be rolled back.
     """
     if not placements:
-        return
-    if lost := lost_hosts(conn, placements, terms):
+        return {}
+    shares = _shares(placements)
+    hosts = _locked(conn, shares, terms)
+    if lost := _lost(conn, shares, hosts, terms):
         raise LostRaceError(lost)
-    _take(conn, _shares(placements))
+    mark = next(iter(hosts.values())).mark
+    _take(conn, shares, mark)
     conn.execute(
         insert(allocation),
         [{"vm_id": p.vm_id, "host_id": p.host_id, "disk_mib": p.disk_mib} for p in placements],
@@ -85,12 +90,21 @@ def reserve(conn: Connection, placements: Sequence[Placement], terms: Terms = RO
         [{"vm_id": p.vm_id, "cell": cell} | p.per_cell for p in placements for cell in p.cells],
     )
     ipdb.grant(conn, {p.vm_id: p.host_id for p in placements}, wait=terms.wait)
+    return {share.host_id: mark for share in shares if hosts[share.host_id].changed == terms.marks.get(share.host_id)}
 
 
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 # By id: two transactions that take hosts in the same order can't wait for each other.
 _ROWS = (
-    select(host.c.id, host.c.draining, host.c.disk_mib, host.c.disk_used_mib, host.c.generation, host.c.changed)
+    select(
+        host.c.id,
+        host.c.draining,
+        host.c.disk_mib,
+        host.c.disk_used_mib,
+        host.c.generation,
+        host.c.changed,
+        ChangeMark().label("mark"),
+    )
     .where(host.c.id.in_(_IDS))
     .order_by(host.c.id)
 )
@@ -103,8 +117,15 @@ def lost_hosts(conn: Connection, placements: Sequence[Placement], terms: Terms =
     """The hosts that can't take their share, or (all of them) when a host relied on has changed. The others are locked
     until the transaction ends, so that they still can at its end."""
     shares = _shares(placements)
+    return _lost(conn, shares, _locked(conn, shares, terms), terms)
+
+
+def _locked(conn: Connection, shares: Sequence[_Share], terms: Terms) -> dict[int, AnyRow]:
     wanted = {share.host_id for share in shares} | set(terms.generations)
-    hosts = {row.id: row for row in conn.execute(_LOCK if terms.wait else _LOCK_FREE, {"ids": sorted(wanted)})}
+    return {row.id: row for row in conn.execute(_LOCK if terms.wait else _LOCK_FREE, {"ids": sorted(wanted)})}
+
+
+def _lost(conn: Connection, shares: Sequence[_Share], hosts: Mapping[int, AnyRow], terms: Terms) -> list[str]:
     if any(host_id not in hosts or hosts[host_id].generation != was for host_id, was in terms.generations.items()):
         return [share.host for share in shares]
     doubtful = [
@@ -198,6 +219,7 @@ _HOST_TAKES = (
     .where(host.c.id == bindparam("row"))
     .values(disk_used_mib=host.c.disk_used_mib + bindparam("disk"), generation=host.c.generation + 1)
 )
+_MARKED_TAKES = _HOST_TAKES.values(changed=bindparam("mark"))
 _CELL_TAKES = (
     update(host_cell)
     .where(host_cell.c.host_id == bindparam("row"), host_cell.c.cell == bindparam("number"))
@@ -205,8 +227,8 @@ _CELL_TAKES = (
 )
 
 
-def _take(conn: Connection, shares: Sequence[_Share]) -> None:
-    conn.execute(_HOST_TAKES, [{"row": share.host_id, "disk": share.disk_mib} for share in shares])
+def _take(conn: Connection, shares: Sequence[_Share], mark: int) -> None:
+    conn.execute(_MARKED_TAKES, [{"row": each.host_id, "disk": each.disk_mib, "mark": mark} for each in shares])
     conn.execute(
         _CELL_TAKES,
         [

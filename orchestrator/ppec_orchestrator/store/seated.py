@@ -12,6 +12,7 @@ from sqlalchemy import cast as sql_cast
 
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.placement.fleet import SeatedVm
+from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.placement.request import Profile, Shape, Where
 from ppec_orchestrator.store.tables import allocation, allocation_cell, vm
 
@@ -24,6 +25,7 @@ class SeatedVms:
 
     def __init__(self) -> None:
         self._profiles: dict[tuple[Any, ...], Profile] = {}
+        self._new: dict[Profile, Profile] = {}
         self._cells: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def read(
@@ -52,6 +54,19 @@ class SeatedVms:
         if last is not None:
             found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives))
         return found
+
+    def new(self, place: Placement, profile: Profile, vrf: str) -> SeatedVm:
+        """As it will be read, once the placement is committed."""
+        asked = profile.shape
+        shape = Shape(asked.vcpus, asked.memory_mib, asked.disk_mib, asked.numa, nvme=asked.nvme)
+        seated = Profile(shape, profile.architecture, Where(vrf=vrf))
+        return SeatedVm(
+            place.vm_id,
+            place.name,
+            self._new.setdefault(seated, seated),
+            self._cells.setdefault(place.cells, place.cells),
+            movable=not place.nvme,
+        )
 
     def _seated(self, row: Any, place: Place, cells: list[int], drives: int) -> SeatedVm:
         sat = tuple(cells)

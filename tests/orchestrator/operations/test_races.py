@@ -23,7 +23,7 @@ from ppec_orchestrator.placement.request import Group, PlanRequest, Profile, Sha
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.operations import NewOperation
-from ppec_orchestrator.store.reservations import lock_hosts, reserve
+from ppec_orchestrator.store.reservations import lock_hosts
 
 CLIENTS = 64
 VCPUS, MEMORY_MIB, DISK_MIB = 2, 1024, 8192
@@ -137,7 +137,7 @@ def test_only_what_clashed_is_planned_again(world: Any) -> None:
     def writes(conn: Connection, planned: Planned) -> Planned:
         plans.append(planned.plan)
         insert_vms(conn, planned.plan.placed)
-        reserve(conn, planned.plan.placed, planned.terms)
+        planned.reserve(conn)
         return planned
 
     assert planning.carry_through(request, commit, writes).passes == 2
@@ -173,7 +173,7 @@ def test_vms_that_stand_apart_do_though_planned_at_once(world: Any) -> None:
 
     def writes_of(conn: Connection, planned: Planned) -> Planned:
         insert_vms(conn, planned.plan.placed)
-        reserve(conn, planned.plan.placed, planned.terms)
+        planned.reserve(conn)
         return planned
 
     # The record has no groups: the second plan finds room again, but it is a plan on the host as it is now.

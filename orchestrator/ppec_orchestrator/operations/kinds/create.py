@@ -38,7 +38,7 @@ from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store import vms
 from ppec_orchestrator.store.observations import record_observed
 from ppec_orchestrator.store.operations import Item, ItemChange
-from ppec_orchestrator.store.reservations import release, reserve
+from ppec_orchestrator.store.reservations import release
 
 NAME = "vm.create"
 
@@ -140,7 +140,7 @@ class _Round:
             raise StepFailedError(reason([self.moving[vm_id] for vm_id in refused]))
         self._end(conn, left, refused)
         release(conn, [place.vm_id for place in planned.plan.placed])
-        reserve(conn, planned.plan.placed, planned.terms)
+        planned.reserve(conn)
         for place in planned.plan.placed:
             item = self.moving[place.vm_id]
             excluded = item.excluded_hosts | ({item.host} if item.host else set())
