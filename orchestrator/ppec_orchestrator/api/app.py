@@ -16,6 +16,7 @@ from ppec_orchestrator.api import (
     datacentres,
     enrol,
     flavors,
+    fleet,
     health,
     hosts,
     images,
@@ -44,6 +45,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     enrol.router,
     reports.router,
     vms.router,
+    fleet.router,
     operations.router,
 )
 

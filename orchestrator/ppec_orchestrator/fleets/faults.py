@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -42,21 +41,21 @@ def shown(name: object) -> str:
     return repr(text if len(text) <= _SHOWN_NAME else text[:_SHOWN_NAME] + "…")
 
 
-def unreadable(path: Path, why: str) -> PpecError:
+def unreadable(source: str, why: str) -> PpecError:
     return PpecError(
         "fleet.unreadable",
-        f"{path} can't be read as a fleet: {why}",
+        f"{source} can't be read as a fleet: {why}",
         hint="It takes ppec-fleet/1 (ppec fleet export), ppec-bench-cluster/1, or Ganeti's htools text format.",
-        subject=f"file {path}",
+        subject=source,
     )
 
 
-def invalid(path: Path, fault: FleetError) -> PpecError:
+def invalid(source: str, fault: FleetError) -> PpecError:
     return PpecError(
         "fleet.invalid",
-        f"{path}: {fault.where}: {fault.what}",
+        f"{source}: {fault.where}: {fault.what}",
         hint="Correct what stands there; nothing was planned.",
-        subject=f"file {path}",
+        subject=source,
         details={"where": fault.where, "fault": fault.what},
     )
 

@@ -21,20 +21,18 @@ _SCHEMA = re.compile(rb'"schema"\s*:\s*"([\x20-\x7e]{1,64}?)"')
 _HEAD_BYTES = 4096
 
 
-def read_fleet(path: Path) -> FleetFile:
-    """Raises PpecError `fleet.unreadable` for a file that is none of the formats, `fleet.invalid` with the line or
-    path for one that is wrong inside."""
-    data = _bytes(path)
+def read_fleet(data: bytes, source: str) -> FleetFile:
+    """Raises PpecError `fleet.unreadable` for what is none of the formats, `fleet.invalid` with the line or path for
+    what is wrong inside. `source` is its name in messages."""
     try:
-        return _reader(path, data)(data)
+        return _reader(data, source)(data)
     except FleetError as fault:
-        raise invalid(path, fault) from fault
+        raise invalid(source, fault) from fault
 
 
-def read_requests(path: Path, beside: FleetFile) -> tuple[VmRequest, ...]:
+def read_requests(data: bytes, source: str, beside: FleetFile) -> tuple[VmRequest, ...]:
     """Requests to try on a fleet: those of another fleet's file, or a file of requests alone, which is
     `ppec-requests/1` or, where it names no schema, written as the fleet's own format writes them."""
-    data = _bytes(path)
     schema = _schema(data) if _is_json(data) else None
     try:
         if schema in _READERS:
@@ -44,21 +42,21 @@ def read_requests(path: Path, beside: FleetFile) -> tuple[VmRequest, ...]:
         elif schema in ("", snapshot.REQUESTS_SCHEMA):
             found = snapshot.read_requests(data, beside.names)
         else:
-            raise unreadable(path, "it is no file of requests")
+            raise unreadable(source, "it is no file of requests")
         standing = {vm.name for host in beside.fleet.hosts for vm in host.vms}
         for index, request in enumerate(found):
             refuse_standing(request.name, standing, f"batch[{index}].name")
     except FleetError as fault:
-        raise invalid(path, fault) from fault
+        raise invalid(source, fault) from fault
     return found
 
 
-def _reader(path: Path, data: bytes) -> Callable[[bytes], FleetFile]:
+def _reader(data: bytes, source: str) -> Callable[[bytes], FleetFile]:
     if not _is_json(data):
         return ganeti.read
     schema = _schema(data)
     if schema not in _READERS:
-        raise unreadable(path, f"{schema!r} is no format of fleets" if schema else "it names no schema")
+        raise unreadable(source, f"{schema!r} is no format of fleets" if schema else "it names no schema")
     return _READERS[schema]
 
 
@@ -71,13 +69,14 @@ def _schema(data: bytes) -> str:
     return found[1].decode() if found else ""
 
 
-def _bytes(path: Path) -> bytes:
+def contents(path: Path) -> bytes:
+    """Of a file that is not too large to be a fleet; raises PpecError `fleet.unreadable`."""
     try:
         # A device or a pipe has no size of its own; read, then, no more than is taken.
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise unreadable(path, error.strerror or type(error).__name__) from error
+        raise unreadable(str(path), error.strerror or type(error).__name__) from error
     if len(data) > MOST_BYTES:
-        raise unreadable(path, f"it is larger than {MOST_BYTES // 1024**2} MiB")
+        raise unreadable(str(path), f"it is larger than {MOST_BYTES // 1024**2} MiB")
     return data

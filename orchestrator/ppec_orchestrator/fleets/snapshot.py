@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
+from itertools import count
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -201,13 +202,14 @@ class _Reader:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def written(fleet: Fleet, requests: Sequence[VmRequest] = ()) -> Iterator[str]:
-    """The file in pieces of at most a host: a line for each profile, group, prefix, host and request.
+def written(fleet: Fleet, requests: Sequence[VmRequest] = (), names: Names | None = None) -> Iterator[str]:
+    """The file in pieces of at most a host: a line for each profile, group, prefix, host and request. Profiles keep the
+    names that they have in `names`.
 
     Raises ValueError before the first piece if members of one group define it differently.
     """
     seated = (vm for host in fleet.hosts for vm in host.vms)
-    named = _Named((vm.profile, vm.groups) for each in (seated, requests) for vm in each)
+    named = _Named(names or Names(), ((vm.profile, vm.groups) for each in (seated, requests) for vm in each))
     yield f'{{"schema": "{SCHEMA}"'
     yield from _listed("profiles", (_profile_row(name, profile) for profile, name in named.profiles.items()))
     yield from _listed("groups", (_plain(group) for group in named.groups.values()))
@@ -223,15 +225,17 @@ def written(fleet: Fleet, requests: Sequence[VmRequest] = ()) -> Iterator[str]:
 class _Named:
     """A name for every profile, and the groups by theirs."""
 
-    def __init__(self, members: Iterable[tuple[Profile, tuple[Group, ...]]]) -> None:
-        self.profiles: dict[Profile, str] = {}
-        self.groups: dict[str, Group] = {}
+    def __init__(self, names: Names, members: Iterable[tuple[Profile, tuple[Group, ...]]]) -> None:
+        self.profiles = {profile: name for name, profile in names.profiles.items()}
+        self.groups = dict(names.groups)
+        free = (name for number in count(1) if (name := f"p{number}") not in names.profiles)
         # VMs share few profile objects, and hashing one takes longer than finding it. Held, so that ids stay theirs.
         self._by_identity: dict[int, tuple[Profile, str]] = {}
         for profile, groups in members:
             if id(profile) not in self._by_identity:
-                name = self.profiles.setdefault(profile, f"p{len(self.profiles) + 1}")
-                self._by_identity[id(profile)] = (profile, name)
+                if profile not in self.profiles:
+                    self.profiles[profile] = next(free)
+                self._by_identity[id(profile)] = (profile, self.profiles[profile])
             for group in groups:
                 if self.groups.setdefault(group.name, group) != group:
                     raise ValueError(f"group {group.name} is defined in two ways")
