@@ -6,24 +6,26 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from bench import creating, footprint, ledger, numa, planning, retuning
 from bench.figures import Figures
 
+SUBJECTS: dict[str, Callable[[Figures], None]] = {
+    "creating": creating.run,
+    "footprint": footprint.run,
+    "numa": numa.run,
+    "ledger": ledger.run,
+    "planning": planning.run,
+    "retuning": retuning.run,
+}
+
 
 def main() -> int:
     arguments = _parser().parse_args()
-    subjects: dict[str, Callable[[Figures], None]] = {
-        "creating": creating.run,
-        "footprint": footprint.run,
-        "numa": numa.run,
-        "ledger": ledger.run,
-        "retuning": retuning.run,
-        "planning": lambda found: planning.run(
-            found, arguments.seed or planning.SEEDS, arguments.hosts or planning.SIZES
-        ),
-    }
+    of_fleets = partial(planning.run, seeds=arguments.seed, sizes=arguments.hosts)
+    subjects = {**SUBJECTS, "planning": of_fleets}
     wanted = arguments.names or list(subjects)
     unknown = set(wanted) - set(subjects)
     if unknown:
@@ -41,8 +43,12 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench", description="Takes the figures and writes build/bench.json.")
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure; all of it if left out")
-    parser.add_argument("--seed", type=int, action="append", help="planning: of a fleet; may be given again")
-    parser.add_argument("--hosts", type=int, action="append", help="planning: the size of a fleet; may be given again")
+    parser.add_argument(
+        "--seed", type=int, action="append", default=[], help="planning: of a fleet; may be given again"
+    )
+    parser.add_argument(
+        "--hosts", type=int, action="append", default=[], help="planning: the size of a fleet; may be given again"
+    )
     return parser
 
 

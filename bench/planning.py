@@ -43,9 +43,11 @@ _HAIL_OFTEN_UP_TO, _HAIL_HUNDRED_UP_TO, _MIP_UP_TO = 1000, 100, 100
 _IDS = count(1)
 
 
-def run(figures: Figures, seeds: Sequence[int] = SEEDS, sizes: Sequence[int] = SIZES) -> None:
+def run(figures: Figures, seeds: Sequence[int] = (), sizes: Sequence[int] = ()) -> None:
+    """On fleets of these seeds and numbers of hosts; of the usual ones where none are given."""
+    sizes = sizes or SIZES
     Path("build").mkdir(exist_ok=True)
-    for seed in seeds:
+    for seed in seeds or SEEDS:
         fleets: dict[int, FleetFile] = {}
         for size in sizes:
             fleets[size] = generate(Recipe(size, _CLUSTERS.get(size, max(1, size // 250)), seed=seed))

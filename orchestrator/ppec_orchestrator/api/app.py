@@ -41,11 +41,11 @@ ROUTERS: tuple[APIRouter, ...] = (
     vrfs.router,
     prefixes.router,
     addresses.router,
+    fleet.router,
     hosts.router,
     enrol.router,
     reports.router,
     vms.router,
-    fleet.router,
     operations.router,
 )
 

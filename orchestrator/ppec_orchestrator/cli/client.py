@@ -69,16 +69,6 @@ class Client:
             raise self._unreachable(error) from error
         return _parsed(_checked(response), answer)
 
-    def download(self, path: str) -> Iterator[bytes]:
-        """What may be large, piece by piece; one that breaks off ends as `orchestrator.unavailable`."""
-        try:
-            with self._http.stream("GET", path) as response:
-                if response.is_error or response.is_redirect:
-                    response.read()
-                yield from _checked(response).iter_bytes()
-        except httpx2.HTTPError as error:
-            raise self._unreachable(error) from error
-
     def items(self, path: str, answer: type[M], query: Mapping[str, str | None] | None = None) -> Iterator[M]:
         """All items of a list, page after page."""
         given = {key: value for key, value in (query or {}).items() if value is not None}
@@ -99,6 +89,16 @@ class Client:
                     source.response.read()
                 _checked(source.response)
                 yield from source
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+
+    def download(self, path: str) -> Iterator[bytes]:
+        """What may be large, piece by piece; one that breaks off ends as `orchestrator.unavailable`."""
+        try:
+            with self._http.stream("GET", path) as response:
+                if response.is_error or response.is_redirect:
+                    response.read()
+                yield from _checked(response).iter_bytes()
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
 

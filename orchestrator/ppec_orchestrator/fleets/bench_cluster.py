@@ -40,7 +40,7 @@ _PREFIXES = ((1,),)
 
 
 class _Rules(TypedDict):
-    vcpu_ratio: Annotated[float, Field(ge=1, le=1)]
+    vcpu_ratio: Annotated[float, Field(ge=1, le=1, allow_inf_nan=False)]
     even_vcpus: bool
     vm_fits_one_socket: bool
     anti_affinity: bool

@@ -21,10 +21,11 @@ MOST_VMS = 2_000_000
 MOST_BYTES = 1024**3
 
 # The planner packs CPUs and memory of a cell into one integer (`placement/packed.py`); these leave it room.
-Cpus = Annotated[int, Field(strict=True, ge=0, le=8191)]
-Amount = Annotated[int, Field(strict=True, ge=0, le=2**38)]
+MOST_CPUS, MOST_AMOUNT = 8191, 2**38
+Cpus = Annotated[int, Field(strict=True, ge=0, le=MOST_CPUS)]
+Amount = Annotated[int, Field(strict=True, ge=0, le=MOST_AMOUNT)]
 # What is free may be less than nothing: of a host that lost memory, or cores, under its VMs.
-Left = Annotated[int, Field(strict=True, ge=-(2**38), le=2**38)]
+Left = Annotated[int, Field(strict=True, ge=-MOST_AMOUNT, le=MOST_AMOUNT)]
 Number = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 # Of a place that a fleet may do without.

@@ -17,13 +17,14 @@ from math import floor
 
 from ppec_contract.vm import CpuPolicy, NumaPolicy
 from ppec_orchestrator.fleets.faults import FleetError, shown
-from ppec_orchestrator.fleets.file import MOST_HOSTS, MOST_VMS, FleetFile, made_up_ids
+from ppec_orchestrator.fleets.file import MOST_AMOUNT, MOST_CPUS, MOST_HOSTS, MOST_VMS, FleetFile, made_up_ids
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.request import Group, Profile, Shape
 
 _EXCLUSION = "htools:iextags:"
 # Ganeti's own, where no policy says otherwise.
 _DEFAULT_RATIO = 4.0
+_MOST_RATIO = 128
 _ON_THE_NODE = frozenset(("plain", "drbd", "file"))
 _ALLOCATION = ("preferred", "last_resort", "unallocable")
 _UNKNOWN = "?"
@@ -78,7 +79,8 @@ def read(data: bytes) -> FleetFile:
 def _sections(text: str) -> list[list[_Line]]:
     """Always five; of policies there may be none, as older files have it."""
     found: list[list[_Line]] = [[]]
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, whole in enumerate(text.split("\n"), 1):
+        line = whole.removesuffix("\r")
         if line.startswith("#"):
             continue
         if line:
@@ -128,7 +130,7 @@ def _read_policies(lines: Sequence[_Line], clusters: dict[str, _Cluster]) -> flo
     default = _DEFAULT_RATIO
     for number, (owner, *fields) in _rows(lines, "policies", 6, 7):
         given = [each for each in fields if each]
-        ratio = _ratio(given[-2], number)
+        ratio = _ratio(given[-2] if len(given) > 1 else "", number)
         if not owner:
             default = ratio
         elif owner in clusters:
@@ -144,8 +146,8 @@ def _ratio(text: str, number: int) -> float:
     except ValueError:
         ratio = 0.0
     # Also false for NaN.
-    if not 0.01 <= ratio <= 10_000:
-        raise FleetError(f"line {number}", f"{shown(text)} is no vCPU ratio")
+    if not 0.01 <= ratio <= _MOST_RATIO:
+        raise FleetError(f"line {number}", f"{shown(text)} is no vCPU ratio from 0.01 to {_MOST_RATIO}")
     return ratio
 
 
@@ -164,8 +166,9 @@ def _nodes(lines: Sequence[_Line], clusters: dict[str, _Cluster]) -> dict[str, _
         if state not in ("Y", "N", "M"):
             raise FleetError(f"line {number}", f"{shown(state)} is none of Y (offline), N, M (master)")
         unknown = _UNKNOWN in figures
-        tm, nm, fm, td, fd, tc = (0 if unknown else _number(text, number) for text in figures)
-        nos = 0 if unknown or not fields[13] else _number(fields[13], number)
+        tm, nm, fm, td, fd = (0 if unknown else _number(text, number) for text in figures[:5])
+        tc = 0 if unknown else _number(figures[5], number, MOST_CPUS)
+        nos = 0 if unknown or not fields[13] else _number(fields[13], number, MOST_CPUS)
         for part, whole, what in ((nm, tm, "memory"), (fm, tm, "memory"), (fd, td, "disk"), (nos, tc, "CPUs")):
             if part > whole:
                 raise FleetError(f"line {number}", f"{part} of {whole} {what}")
@@ -227,10 +230,11 @@ def _profiles() -> Callable[[int, int, int, bool], Profile]:
     return profile
 
 
-def _number(text: str, line: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 11):
-        raise FleetError(f"line {line}", f"{shown(text)} is no number from 0 to 99999999999")
-    return int(text)
+def _number(text: str, line: int, most: int = MOST_AMOUNT) -> int:
+    # Fourteen digits are more than any bound here, and no work to turn into a number.
+    if text.isascii() and text.isdigit() and len(text) <= 14 and int(text) <= most:
+        return int(text)
+    raise FleetError(f"line {line}", f"{shown(text)} is no number from 0 to {most}")
 
 
 def _host(number: int, node: _Node, ratio: float) -> HostState:

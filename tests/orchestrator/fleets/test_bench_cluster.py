@@ -143,6 +143,7 @@ def at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
         (at("requests", "batch", 1, "name", value="n1"), "requests.batch[1].name"),
         (at("requests", "batch", 1, "name", value="v1"), "requests.batch[1].name"),
         (at("rules", "vcpu_ratio", value=4.0), "rules.vcpu_ratio"),
+        (at("rules", "vcpu_ratio", value=float("nan")), "rules.vcpu_ratio"),
         (at("storage", value="tape"), "storage"),
         (at("vms", value={}), "vms"),
     ],

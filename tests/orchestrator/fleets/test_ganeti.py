@@ -80,6 +80,10 @@ def test_exclusion_tags_are_groups_on_hosts_of_their_own() -> None:
     assert [vm.profile.shape.disk_mib for vm in vms] == [10240, 0]
 
 
+def test_lines_may_end_as_on_windows() -> None:
+    assert read(CLUSTER.replace("\n", "\r\n")).fleet.hosts == read().fleet.hosts
+
+
 def test_vms_are_planned_on_it() -> None:
     file = read()
     requests = read_requests(
@@ -118,7 +122,9 @@ def test_the_score_is_ganetis() -> None:
         ("node2|65536", "node1|65536", 6, "there twice, first on line 5"),
         ("node2|65536", "node2|-65536", 6, "'-65536' is no number"),
         ("node2|65536", "node2|1e9", 6, "no number"),
-        ("node2|65536", "node2|999999999999", 6, "no number"),
+        ("node2|65536", "node2|999999999999", 6, "no number from 0 to 274877906944"),
+        ("node2|65536", "node2|" + "9" * 5000, 6, "no number"),
+        ("|16|M|uuid-1", "|8192|M|uuid-1", 5, "no number from 0 to 8191"),
         ("node2|65536|1024|64512", "node2|65536|1024|65537", 6, "65537 of 65536 memory"),
         ("node2|65536|1024", "node2|65536|65537", 6, "of 65536 memory"),
         ("1048576|1000000|16", "1048576|1048577|16", 5, "of 1048576 disk"),
@@ -134,7 +140,14 @@ def test_the_score_is_ganetis() -> None:
         ("|service:web,owner:me|1", "", 11, "10 to 13 fields, this one 9"),
         ("|plain,drbd|1.0|32.0", "|plain,drbd|nan|32.0", 17, "'nan' is no vCPU ratio"),
         ("|plain,drbd|1.0|32.0", "|plain,drbd|-1|32.0", 17, "no vCPU ratio"),
+        ("|plain,drbd|1.0|32.0", "|plain,drbd|129|32.0", 17, "no vCPU ratio from 0.01 to 128"),
         ("|plain,drbd|1.0|32.0", "|plain", 17, "fields"),
+        (
+            "|16384,4,102400,1,1,1|1024,2,0,1,1,1;786432,96,16777216,16,8,12|plain,drbd|1.0|32.0",
+            "|||||",
+            17,
+            "'' is no",
+        ),
         ("spare|16384", "other|16384", 18, "no group 'other'"),
         ("spare|16384", "\nspare|16384", 19, "one more"),
         ("default|uuid-1|preferred||", "hello", 2, "fields"),

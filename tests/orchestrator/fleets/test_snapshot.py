@@ -179,6 +179,12 @@ def test_what_is_left_out_has_its_default() -> None:
     assert (read.live, read.draining, read.labels, read.prefixes, read.vms) == (True, False, {}, (), ())
 
 
+def test_the_schema_may_stand_at_the_end() -> None:
+    document = golden()
+    document["schema"] = document.pop("schema")
+    assert len(read_fleet(json.dumps(document).encode(), "it").fleet.hosts) == 2
+
+
 def set_at(path: str, value: object) -> Callable[[dict[str, Any]], None]:
     """Puts a value at `hosts.0.cells.1.cores`."""
 
