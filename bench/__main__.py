@@ -25,7 +25,7 @@ SUBJECTS: dict[str, Callable[[Figures], None]] = {
 def main() -> int:
     arguments = _parser().parse_args()
     of_fleets = partial(planning.run, seeds=arguments.seed, sizes=arguments.hosts)
-    subjects = {**SUBJECTS, "planning": of_fleets}
+    subjects: dict[str, Callable[[Figures], None]] = {**SUBJECTS, "planning": of_fleets}
     wanted = arguments.names or list(subjects)
     unknown = set(wanted) - set(subjects)
     if unknown:

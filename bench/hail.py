@@ -8,11 +8,9 @@ take 7 GiB and 60 CPU-seconds.
 from __future__ import annotations
 
 import json
-import os
-import resource
 import subprocess
-import threading
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,6 @@ from ppec_orchestrator.placement.fleet import Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.request import Group, Shape, VmRequest
 
 PROGRAM = "/usr/lib/ganeti/3.0/usr/lib/ganeti/iallocators/hail"
-MOST_BYTES = 7 * 1024**3
-MOST_CPU_S = 60
-# A machine that others load gives a process a part of itself.
-_MOST_WALL_S = 900
 _STANDARD = (16384, 4, 102400, 1, 1, 1)
 _LEAST = (1024, 2, 0, 1, 1, 1)
 _MOST = (786432, 96, 16777216, 16, 8, 12)
@@ -67,36 +61,17 @@ class Ran:
     output: bytes | None
 
 
-def run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Ran:
-    """A program in a process of its own, within the limits."""
-
-    def limits() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
-        resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_S, MOST_CPU_S + 1))
-
+def run(command: Sequence[str]) -> Ran:
+    """A program in a process of its own, within the limits (`limited.py`)."""
     place = Path("build") / "planning-output"
-    with place.open("wb") as out:
-        child = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            preexec_fn=limits,  # noqa: PLW1509 - this program has no threads when it forks
-        )
-    watch = threading.Timer(_MOST_WALL_S, child.kill)
-    watch.start()
-    try:
-        _, status, used = os.wait4(child.pid, 0)
-    finally:
-        watch.cancel()
-    child.returncode = os.waitstatus_to_exitcode(status)
-    output = place.read_bytes() if child.returncode == 0 else None
-    return Ran(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, output)
+    limited = [sys.executable, "-m", "bench.limited", str(place), *command]
+    found = json.loads(subprocess.run(limited, check=True, capture_output=True).stdout)
+    return Ran(found["cpu_s"], found["peak_mib"], place.read_bytes() if found["code"] == 0 else None)
 
 
 def places(ran: Ran) -> dict[str, str] | None:
     """Where hail put which VM; None where it gave no answer. The one VM of a single request has no name."""
-    answer = json.loads(ran.output) if ran.output else {"success": False}
+    answer: dict[str, Any] = json.loads(ran.output) if ran.output else {"success": False}
     if not answer["success"]:
         return None
     result = answer["result"]

@@ -22,7 +22,7 @@ from uuid import UUID
 import numpy as np
 
 from bench import hail
-from bench.figures import PAIRS, Figures, compared
+from bench.figures import PAIRS, Figures, compared, paired
 from ppec_contract.api import Policy
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
@@ -120,8 +120,8 @@ def _growth(named: Named, small: FleetFile, large: FleetFile) -> None:
     _still()
     for policy in Policy:
         requests = [PlanRequest(every_rule(file.requests[: _BATCH[1000]]), policy) for file in (small, large)]
-        each = [_again(planner, request) for planner, request in zip(planners, requests, strict=True)]
-        ratio, _, _ = _in_turn(*each)
+        small_s, large_s = (_again(planner, request) for planner, request in zip(planners, requests, strict=True))
+        ratio, _, _ = paired(small_s, large_s)
         named.add(f"{policy}.rate_at_10000_by_rate_at_1000", ratio, "x", bar=">= 0.4")
 
 
@@ -132,11 +132,6 @@ def _again(planner: Planner, request: PlanRequest) -> Callable[[], float]:
 
     seconds_a_vm()
     return seconds_a_vm
-
-
-def _in_turn(a: Callable[[], float], b: Callable[[], float], pairs: int = PAIRS) -> tuple[float, float, float]:
-    taken = [(a(), b()) if number % 2 else tuple(reversed((b(), a()))) for number in range(pairs)]
-    return compared([first for first, _ in taken], [second for _, second in taken])
 
 
 def _timed(planner: Planner, request: PlanRequest) -> tuple[float, Plan]:
@@ -265,7 +260,9 @@ def _hundred(named: Named, planner: Planner, file: FleetFile, files: _Files) -> 
     named.add("hundred.score_before", before, "")
     named.add("hundred.ours.score", ours, f"with {len(placed)} of 100 placed", bar="<= hail's")
     if found is not None:
-        named.add("hundred.hail.score", score_after(file.fleet, batch, found), f"with {len(found)} of 100 placed")
+        theirs = score_after(file.fleet, batch, found)
+        named.add("hundred.hail.score", theirs, f"with {len(found)} of 100 placed")
+        named.add("hundred.score_ours_by_hail", ours / theirs, "x", bar="<= 1")
 
 
 def score_after(fleet: Fleet, batch: Sequence[VmRequest], hosts: dict[str, str]) -> float:
