@@ -83,7 +83,7 @@ check: setup ## ruff, mypy strict, import-linter, ansible-lint production
 	$(BIN)/ansible-lint --offline
 
 .PHONY: bench
-bench: setup ## Figures beside their peers: creating, deleting, footprint, NUMA, ledger, lists, retune (BENCH=name: one of them)
+bench: setup ## Figures beside their peers: creating, accepting, planning, lists, NUMA and others (BENCH=name: one of them; BENCH="planning --seed 7 --hosts 80")
 	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: molecule

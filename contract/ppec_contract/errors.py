@@ -104,6 +104,9 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     # Placement
     "placement.no_capacity": ErrorRow(_P, "No host can take the VM"),
     "placement.conflict": ErrorRow(_T, "Another request took the capacity first"),
+    # Fleets in files
+    "fleet.unreadable": ErrorRow(_F, "The file is in no format of fleets"),
+    "fleet.invalid": ErrorRow(_F, "The fleet's file contradicts itself, or its format"),
     # Catalogue
     "datacentre.not_found": ErrorRow(_N, "There is no such data centre"),
     "datacentre.exists": ErrorRow(_C, "A data centre with this name exists"),

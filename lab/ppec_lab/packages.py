@@ -29,7 +29,10 @@ TEST = (
     "seabios", "xorriso",
 )  # fmt: skip
 
-GROUPS = {"python": PYTHON, "demo": DEMO, "test": TEST}
+# What figures are taken beside: Ganeti's allocator and balancer.
+BENCH = ("ganeti-htools-3.0",)
+
+GROUPS = {"python": PYTHON, "demo": DEMO, "test": TEST, "bench": BENCH}
 LISTS_ARE_OLD_AFTER_S = 24 * 3600
 
 

@@ -121,7 +121,20 @@ def test_a_wrong_command_line_is_exit_code_2(ppec: Any, line: str) -> None:
 
 
 def test_help_of_every_command(ppec: Any) -> None:
-    groups = ("vm", "host", "operation", "image", "flavor", "datacentre", "cluster", "rack", "ipdb prefix", "ipdb vrf")
+    groups = (
+        "vm",
+        "host",
+        "operation",
+        "image",
+        "flavor",
+        "datacentre",
+        "cluster",
+        "rack",
+        "ipdb prefix",
+        "ipdb vrf",
+        "fleet",
+        "plan",
+    )
     for group in groups:
         assert ppec(*group.split(), "--help").code == 0
     top = ppec("--help")

@@ -114,6 +114,16 @@ class Client:
         except httpx2.HTTPError as error:
             raise self._unreachable(error) from error
 
+    def download(self, path: str) -> Iterator[bytes]:
+        """What may be large, piece by piece; one that breaks off ends as `orchestrator.unavailable`."""
+        try:
+            with self._http.stream("GET", path) as response:
+                if response.is_error or response.is_redirect:
+                    response.read()
+                yield from _checked(response).iter_bytes()
+        except httpx2.HTTPError as error:
+            raise self._unreachable(error) from error
+
     def _sent(
         self,
         method: str,

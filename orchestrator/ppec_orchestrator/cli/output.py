@@ -83,8 +83,8 @@ class Output:
         else:
             self.results.print(fields(item.model_dump(mode="json", exclude=set(hidden))))
 
-    def json(self, item: Model) -> None:
-        _write_json(item.model_dump(mode="json"))
+    def json(self, item: Model, *, without_none: bool = False) -> None:
+        _write_json(item.model_dump(mode="json", exclude_none=without_none))
 
     def say(self, text: str) -> None:
         """A message for people; on stderr, so that it's never in the way of a result."""
@@ -100,14 +100,21 @@ class Output:
 
 
 def table(items: Iterable[M], columns: Sequence[Column[M]]) -> Table:
+    headers = [column.header + ">" * column.right for column in columns]
+    return rows(headers, ([column.cell(item) for column in columns] for item in items))
+
+
+def rows(headers: Sequence[str], cells: Iterable[Sequence[object]]) -> Table:
+    """A table of what is no model; a header that ends in `>` is of figures, which stand to the right."""
     from rich import box
     from rich.table import Table
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        made.add_column(column.header, justify="right" if column.right else "left", overflow="fold")
-    for item in items:
-        made.add_row(*(plain(column.cell(item)) for column in columns))
+    for header in headers:
+        right = header.endswith(">")
+        made.add_column(header.removesuffix(">"), justify="right" if right else "left", overflow="fold")
+    for row in cells:
+        made.add_row(*(plain(cell) for cell in row))
     return made
 
 

@@ -81,7 +81,9 @@ class Workspace:
         """What is free of the fitting's CPUs and memory, per cell (`packed.py`)."""
         pair = (fitting.cpu, fitting.memory)
         if pair not in self._packed:
-            self._packed[pair] = pack(self.free[fitting.cpu], self.free[fitting.memory]) | GUARDS
+            # A cell that shrank under its VMs has less than nothing free, which the packed form can't say.
+            cpus, memory = (np.maximum(self.free[each], 0) for each in pair)
+            self._packed[pair] = pack(cpus, memory) | GUARDS
         return self._packed[pair]
 
     def disk(self, pool: str) -> IntArray:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
@@ -252,3 +253,11 @@ def test_refusal_reads_as_a_sentence(counted: dict[Reason, int], sentence: str) 
 
 def test_every_reason_has_words() -> None:
     assert all(reason.words for reason in Reason)
+
+
+@pytest.mark.parametrize("policy", Policy)
+def test_a_cell_that_shrank_under_its_vms_takes_no_other(policy: Policy) -> None:
+    """The record may hold more of a cell than its host still has: after a bank of memory failed, say."""
+    no_cores, no_memory = cell(0, free=-4), replace(cell(0), memory_free_mib=-2048)
+    assert reasons(plan(fleet(host("h1", no_cores)), request(policy=policy))) == {Reason.CORES: 1}
+    assert reasons(plan(fleet(host("h1", no_memory)), request(policy=policy))) == {Reason.MEMORY: 1}

@@ -78,6 +78,8 @@ ERRORS = {
     "retune.failed": ("internal", "The retune failed and was taken back", 500),
     "placement.no_capacity": ("no-capacity", "No host can take the VM", 409),
     "placement.conflict": ("try-again", "Another request took the capacity first", 503),
+    "fleet.unreadable": ("fix-request", "The file is in no format of fleets", 422),
+    "fleet.invalid": ("fix-request", "The fleet's file contradicts itself, or its format", 422),
     "datacentre.not_found": ("not-found", "There is no such data centre", 404),
     "datacentre.exists": ("conflict", "A data centre with this name exists", 409),
     "cluster.not_found": ("not-found", "There is no such cluster", 404),

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ppec plan` and `ppec fleet …`: planning on a fleet that is live, in a file, or made up.
+
+All that plans is behind `fleets.offline`, imported when such a command runs: no other command waits for numpy.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ppec_orchestrator.cli.session import Session, session_of
+
+if TYPE_CHECKING:
+    from ppec_orchestrator.cli.output import Output
+    from ppec_orchestrator.fleets.offline import Outcome
+
+PATH = "/v1/fleet"
+FORMATS = "ppec-fleet/1 (of ppec fleet export), ppec-bench-cluster/1, or Ganeti's htools text."
+# Of what may be thousands, as many are shown one by one.
+_SHOWN_VMS, _SHOWN_WHYS, _SHOWN_MOVES = 40, 8, 40
+_STDOUT = Path("-")
+PolicyName = Literal["balanced", "pack", "spread"]
+Mode = Literal["all-or-nothing", "best-effort"]
+Written = Annotated[Path, typer.Argument(help="The file to write; - for standard output.")]
+
+app = typer.Typer(help="Snapshots of whole fleets, to plan on.", no_args_is_help=True)
+
+
+def plan(  # noqa: PLR0913, PLR0917 - an option each
+    context: typer.Context,
+    fleet: Annotated[Path | None, typer.Option(help=f"A file, {FORMATS} Left out: the live fleet.")] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="The VMs to place, a file. Left out: those in the fleet's file.")
+    ] = None,
+    policy: Annotated[PolicyName, typer.Option(help="How hosts that fit are ranked.")] = "balanced",
+    mode: Annotated[
+        Mode, typer.Option(help="In the order given; or the largest first, as a batch that needs all of its VMs.")
+    ] = "best-effort",
+    n_plus_one: Annotated[
+        str, typer.Option(help="off, warn or required: may a host be lost; with :rack after it, a rack.")
+    ] = "off",
+    moves: Annotated[int, typer.Option(min=0, help="How many running VMs may change cells to open one.")] = 0,
+) -> None:
+    """Plan VMs on a fleet and say where each would go, or why not. Nothing is changed, and no orchestrator needed."""
+    from ppec_contract.api import BatchMode, Policy
+    from ppec_orchestrator.fleets.offline import Options, plan_on
+
+    session = session_of(context)
+    options = Options(Policy(policy), BatchMode(mode), n_plus_one, moves)
+    outcome = plan_on(fleet or _live(session), requests, options)
+    if session.output.as_json:
+        session.output.json(outcome.answer, without_none=True)
+    else:
+        _show(session.output, outcome)
+
+
+@app.command("export")
+def export(context: typer.Context, file: Written = _STDOUT) -> None:
+    """Write the live fleet as a snapshot."""
+    _write(file, session_of(context).client.download(PATH))
+
+
+@app.command("generate")
+def generate(  # noqa: PLR0913, PLR0917 - an option each
+    hosts: Annotated[int, typer.Option(min=1, max=100_000, help="How many hosts.")],
+    file: Written = _STDOUT,
+    clusters: Annotated[int, typer.Option(min=1, help="Over how many clusters they are spread.")] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same fleet.")] = 1,
+    fill: Annotated[
+        float, typer.Option(min=0, max=1, help="The share of the cores that VMs have, in the mean.")
+    ] = 0.65,
+    requests: Annotated[int, typer.Option(min=0, max=100_000, help="How many VMs are asked for.")] = 10_000,
+    apart: Annotated[bool, typer.Option(help="An app's VMs stand on hosts of their own.")] = True,
+    varied: Annotated[bool, typer.Option(help="With SMT, huge pages, shared CPUs, NVMe, labels, pools.")] = False,
+) -> None:
+    """Write a snapshot of a fleet made up by a seed."""
+    from ppec_orchestrator.fleets.offline import Recipe, generated
+
+    recipe = Recipe(hosts, clusters, seed, fill, requests=requests, apart=apart, varied=varied)
+    _write(file, (piece.encode() for piece in generated(recipe)))
+
+
+@app.command("show")
+def show(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help=f"A file, {FORMATS} Left out: the live fleet.")] = None,
+) -> None:
+    """Show a fleet in a few figures."""
+    from ppec_orchestrator.fleets.offline import summary
+
+    session = session_of(context)
+    session.output.item(summary(file or _live(session)))
+
+
+def _live(session: Session) -> bytes:
+    return b"".join(session.client.download(PATH))
+
+
+def _write(file: Path, content: Iterable[bytes]) -> None:
+    """Whole or not at all: what breaks off on its way leaves no half of a fleet."""
+    if file == _STDOUT:
+        for piece in content:
+            sys.stdout.buffer.write(piece)
+        return
+    from ppec_contract.errors import PpecError
+
+    made: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as opened:
+            made = Path(opened.name)
+            for piece in content:
+                opened.write(piece)
+        made.replace(file)
+        made = None
+    except OSError as error:
+        raise PpecError(
+            "request.invalid", f"{file} can't be written: {error.strerror}", subject=f"file {file}"
+        ) from error
+    finally:
+        if made is not None:
+            with suppress(OSError):
+                made.unlink()
+
+
+def _show(output: Output, outcome: Outcome) -> None:
+    from ppec_orchestrator.cli.output import fields, rows
+
+    answer = outcome.answer
+    if len(answer.placed) <= _SHOWN_VMS:
+        placed = [(each.vm, each.host, ", ".join(map(str, each.cells))) for each in answer.placed]
+        output.results.print(rows(("VM", "host", "cells"), placed))
+    if answer.moves:
+        moved = [(m.vm, m.host, _cells(m.cells_before), _cells(m.cells_after)) for m in answer.moves[:_SHOWN_MOVES]]
+        output.results.print(rows(("moved VM", "host", "from cells", "to cells"), moved))
+    used = [(u.name, u.whole, _share(u.before, u.whole), _share(u.after, u.whole)) for u in outcome.uses]
+    output.results.print(rows(("use", "whole>", "before>", "after>"), used))
+    if outcome.whys:
+        whys = [(count, why) for why, count in outcome.whys[:_SHOWN_WHYS]]
+        output.results.print(rows(("refused VMs>", "of"), whys))
+    if answer.exposed:
+        exposed = [(each.domain, each.without_place, each.vm) for each in answer.exposed]
+        output.results.print(rows(("if lost", "VMs without a place>", "first of them"), exposed))
+    said = {
+        "placed": len(answer.placed),
+        "refused": len(answer.refused),
+        "score before": f"{outcome.score_before:.6f}",
+        "score after": f"{outcome.score_after:.6f}  (lower is more even)",
+        "CPU seconds": f"{answer.load_cpu_s:.3f} to load, {answer.plan_cpu_s:.3f} to plan",
+    }
+    output.results.print(fields(said))
+
+
+def _cells(cells: tuple[int, ...]) -> str:
+    return ", ".join(map(str, cells))
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "-"

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ppec-bench-cluster/1`: a plain description of a cluster, made to compare planners.
+
+A socket is one NUMA cell; what is reserved of it is the host's own. A group is a cluster. A VM's app is a group of VMs
+that stand on hosts of their own, if the rules say so. Disks are the hosts' own unless the storage is shared; of a
+mirrored one the second host holds as much as the first. The format has no addresses: they never run out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+from ppec_contract.vm import NumaPolicy
+from ppec_orchestrator.fleets.faults import FleetError, fault_of, refuse_doubles, refuse_standing, shown
+from ppec_orchestrator.fleets.file import (
+    MOST_HOSTS,
+    MOST_REQUESTS,
+    MOST_VMS,
+    Amount,
+    Cpus,
+    FleetFile,
+    Name,
+    Names,
+    Number,
+    Place,
+    made_up_ids,
+)
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
+from ppec_orchestrator.placement.request import Group, Profile, Shape, VmRequest
+
+SCHEMA = "ppec-bench-cluster/1"
+_ARCHITECTURE = "x86_64"
+# One prefix for all hosts, without a bound.
+_PREFIXES = ((1,),)
+
+
+class _Rules(TypedDict):
+    vcpu_ratio: Annotated[float, Field(ge=1, le=1, allow_inf_nan=False)]
+    even_vcpus: bool
+    vm_fits_one_socket: bool
+    anti_affinity: bool
+
+
+class _Flavour(TypedDict):
+    name: Name
+    vcpus: Annotated[Cpus, Field(ge=1)]
+    mem_mib: Annotated[Amount, Field(ge=1)]
+    disk_mib: Amount
+
+
+class _Cluster(TypedDict):
+    name: Name
+
+
+class _Socket(TypedDict):
+    id: Annotated[Number, Field(le=4095)]
+    cores: Cpus
+    reserved_cores: Cpus
+    mem_mib: Amount
+    reserved_mem_mib: Amount
+
+
+class _Host(TypedDict):
+    name: Name
+    group: Name
+    rack: Place
+    sockets: Annotated[list[_Socket], Field(min_length=1, max_length=64)]
+    disk_mib: Amount
+
+
+class _Vm(TypedDict):
+    name: Name
+    vcpus: Annotated[Cpus, Field(ge=1)]
+    mem_mib: Annotated[Amount, Field(ge=1)]
+    disk_mib: Amount
+    host: Name
+    socket: Number
+    app: NotRequired[Place]
+    secondary: NotRequired[Name]
+
+
+class _Request(TypedDict):
+    name: Name
+    flavour: Name
+    app: NotRequired[Place]
+
+
+class _Requests(TypedDict):
+    batch: Annotated[list[_Request], Field(max_length=MOST_REQUESTS, fail_fast=True)]
+
+
+class _Document(TypedDict):
+    schema: Literal["ppec-bench-cluster/1"]
+    storage: Literal["local", "mirrored", "shared"]
+    rules: _Rules
+    flavours: Annotated[list[_Flavour], Field(max_length=10_000)]
+    groups: list[_Cluster]
+    hosts: Annotated[list[_Host], Field(max_length=MOST_HOSTS, fail_fast=True)]
+    vms: Annotated[list[_Vm], Field(max_length=MOST_VMS, fail_fast=True)]
+    requests: NotRequired[_Requests]
+
+
+_DOCUMENT = TypeAdapter(_Document)
+_REQUESTS = TypeAdapter(_Requests)
+
+
+def read(data: bytes) -> FleetFile:
+    """Raises FleetError."""
+    try:
+        document = _DOCUMENT.validate_json(data)
+    except ValidationError as error:
+        raise fault_of(error) from error
+    refuse_doubles((each["name"] for each in document["groups"]), "group", "groups[{}].name".format)
+    refuse_doubles((each["name"] for each in document["hosts"]), "host", "hosts[{}].name".format)
+    refuse_doubles((each["name"] for each in document["vms"]), "VM", "vms[{}].name".format)
+    reading = _Reading(document)
+    requests = reading.requests(document.get("requests", {"batch": []})["batch"], "requests.batch")
+    return FleetFile(
+        Fleet.build(reading.hosts()),
+        requests,
+        Names(reading.flavours),
+        partial(_more_requests, reading),
+    )
+
+
+def _more_requests(reading: _Reading, data: bytes) -> tuple[VmRequest, ...]:
+    try:
+        document = _REQUESTS.validate_json(data)
+    except ValidationError as error:
+        raise fault_of(error) from error
+    return reading.requests(document["batch"], "batch")
+
+
+class _Reading:
+    """One document, of the right shape; what it refers to is looked up here."""
+
+    def __init__(self, document: _Document) -> None:
+        rules = document["rules"]
+        self._apart = rules["anti_affinity"]
+        self._even = rules["even_vcpus"]
+        self._own_disk = document["storage"] != "shared"
+        self._numa = NumaPolicy(multi_cell=not rules["vm_fits_one_socket"])
+        self._document = document
+        self._profiles: dict[tuple[int, int, int], Profile] = {}
+        self._groups: dict[str, tuple[Group, ...]] = {}
+        self._standing = {vm["name"] for vm in document["vms"]}
+        refuse_doubles((each["name"] for each in document["flavours"]), "flavour", "flavours[{}].name".format)
+        self.flavours = {
+            each["name"]: self._profile(each, f"flavours[{index}]") for index, each in enumerate(document["flavours"])
+        }
+
+    def hosts(self) -> list[HostState]:
+        clusters = {each["name"] for each in self._document["groups"]}
+        rows = {host["name"]: _Rest(host, f"hosts[{index}]") for index, host in enumerate(self._document["hosts"])}
+        self._seat(rows)
+        return [rest.state(index, clusters) for index, rest in enumerate(rows.values())]
+
+    def requests(self, batch: Sequence[_Request], where: str) -> tuple[VmRequest, ...]:
+        refuse_doubles((each["name"] for each in batch), "VM", (where + "[{}].name").format)
+        ids = made_up_ids(2)
+        found = []
+        for index, each in enumerate(batch):
+            refuse_standing(each["name"], self._standing, f"{where}[{index}].name")
+            profile = self.flavours.get(each["flavour"])
+            if profile is None:
+                raise FleetError(f"{where}[{index}].flavour", f"there is no flavour {shown(each['flavour'])}")
+            found.append(VmRequest(next(ids), each["name"], profile, groups=self._group(each.get("app", ""))))
+        return tuple(found)
+
+    def _seat(self, rows: Mapping[str, _Rest]) -> None:
+        ids = made_up_ids(1)
+        for index, vm in enumerate(self._document["vms"]):
+            where = f"vms[{index}]"
+            rest = rows.get(vm["host"])
+            if rest is None:
+                raise FleetError(f"{where}.host", f"there is no host {shown(vm['host'])}")
+            profile = self._profile(vm, where)
+            seated = SeatedVm(next(ids), vm["name"], profile, (vm["socket"],), self._group(vm.get("app", "")))
+            rest.seat(seated, where)
+            second = vm.get("secondary")
+            if second is not None:
+                if second not in rows:
+                    raise FleetError(f"{where}.secondary", f"there is no host {shown(second)}")
+                rows[second].take_disk(profile.shape.disk_mib, where)
+
+    def _profile(self, sized: _Vm | _Flavour, where: str) -> Profile:
+        key = (sized["vcpus"], sized["mem_mib"], sized["disk_mib"])
+        found = self._profiles.get(key)
+        if found is None:
+            vcpus, memory_mib, disk_mib = key
+            if self._even and vcpus % 2:
+                raise FleetError(f"{where}.vcpus", f"{vcpus} vCPUs are odd, and the rules want an even number")
+            shape = Shape(vcpus, memory_mib, disk_mib if self._own_disk else 0, self._numa)
+            found = self._profiles[key] = Profile(shape, _ARCHITECTURE)
+        return found
+
+    def _group(self, app: str) -> tuple[Group, ...]:
+        if not self._apart or not app:
+            return ()
+        found = self._groups.get(app)
+        if found is None:
+            found = self._groups[app] = (Group(f"app:{app}"),)
+        return found
+
+
+class _Rest:
+    """What is left of a host while its VMs take their seats."""
+
+    def __init__(self, host: _Host, where: str) -> None:
+        self._host = host
+        self._where = where
+        self._vms: list[SeatedVm] = []
+        self._disk_free_mib = host["disk_mib"]
+        self._free: dict[int, list[int]] = {}
+        for index, socket in enumerate(host["sockets"]):
+            for figure, reserve in (("cores", "reserved_cores"), ("mem_mib", "reserved_mem_mib")):
+                whole, kept = socket[figure], socket[reserve]  # type: ignore[literal-required]
+                if kept > whole:
+                    raise FleetError(f"{where}.sockets[{index}].{reserve}", f"{kept} of {whole} are reserved")
+            self._free[socket["id"]] = [
+                socket["cores"] - socket["reserved_cores"],
+                socket["mem_mib"] - socket["reserved_mem_mib"],
+            ]
+        refuse_doubles((each["id"] for each in host["sockets"]), "socket", (where + ".sockets[{}].id").format)
+
+    def seat(self, vm: SeatedVm, where: str) -> None:
+        free = self._free.get(vm.cells[0])
+        if free is None:
+            raise FleetError(f"{where}.socket", f"host {shown(self._host['name'])} has no socket {vm.cells[0]}")
+        shape = vm.profile.shape
+        free[0] -= shape.vcpus
+        free[1] -= shape.memory_mib
+        if free[0] < 0 or free[1] < 0:
+            what = f"{-free[0]} cores" if free[0] < 0 else f"{-free[1]} MiB of memory"
+            raise FleetError(
+                where,
+                f"it overlaps the VMs before it: socket {vm.cells[0]} of host {shown(self._host['name'])} "
+                f"lacks {what} for it",
+            )
+        self.take_disk(shape.disk_mib, where)
+        self._vms.append(vm)
+
+    def take_disk(self, disk_mib: int, where: str) -> None:
+        self._disk_free_mib -= disk_mib
+        if self._disk_free_mib < 0:
+            raise FleetError(where, f"host {shown(self._host['name'])} lacks {-self._disk_free_mib} MiB of disk for it")
+
+    def state(self, number: int, clusters: set[str]) -> HostState:
+        host = self._host
+        if host["group"] not in clusters:
+            raise FleetError(f"{self._where}.group", f"there is no group {shown(host['group'])}")
+        return HostState(
+            host_id=number,
+            name=host["name"],
+            datacentre="",
+            cluster=host["group"],
+            rack=host["rack"],
+            vrf="",
+            architecture=_ARCHITECTURE,
+            cells=tuple(self._cell(socket) for socket in host["sockets"]),
+            disk_mib=host["disk_mib"],
+            disk_free_mib=self._disk_free_mib,
+            vms=tuple(self._vms),
+            prefixes=_PREFIXES,
+        )
+
+    def _cell(self, socket: _Socket) -> CellState:
+        cores_free, memory_free_mib = self._free[socket["id"]]
+        return CellState(
+            cell=socket["id"],
+            socket=socket["id"],
+            threads_per_core=1,
+            cores=socket["cores"] - socket["reserved_cores"],
+            cores_free=cores_free,
+            memory_mib=socket["mem_mib"] - socket["reserved_mem_mib"],
+            memory_free_mib=memory_free_mib,
+            cores_reserved=socket["reserved_cores"],
+            memory_reserved_mib=socket["reserved_mem_mib"],
+        )

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans without an orchestrator: what `ppec plan` and `ppec fleet` do with a file.
+
+The one door for the command line, which imports it, and so numpy, when such a command runs and never before.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppec_contract.api import BatchMode, Policy
+from ppec_contract.errors import PpecError
+from ppec_contract.model import Model
+from ppec_orchestrator.fleets import snapshot
+from ppec_orchestrator.fleets.file import FleetFile
+from ppec_orchestrator.fleets.generator import Recipe, generate
+from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
+from ppec_orchestrator.placement.balance import CPU, MEMORY, Balance
+from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.plan import Plan
+from ppec_orchestrator.placement.planner import Planner
+from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, SpareRule, VmRequest
+
+# All that the command line takes.
+__all__ = ["FleetSummary", "Options", "Outcome", "PlanAnswer", "Recipe", "generated", "plan_on", "summary"]
+
+
+class PlacedVm(Model):
+    vm: str
+    host: str
+    cells: tuple[int, ...]
+
+
+class RefusedVm(Model):
+    """`reasons` counts every host under what turned it away."""
+
+    vm: str
+    reasons: dict[str, int]
+
+
+class MovedVm(Model):
+    vm: str
+    host: str
+    cells_before: tuple[int, ...]
+    cells_after: tuple[int, ...]
+
+
+class ExposedDomain(Model):
+    """A host or rack whose loss would leave VMs without a place, and the first of them."""
+
+    domain: str
+    vm: str
+    without_place: int
+
+
+class PlanAnswer(Model):
+    """`load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch. `exposed` and `moves` are None where they
+    were not asked for."""
+
+    placed: tuple[PlacedVm, ...]
+    refused: tuple[RefusedVm, ...]
+    load_cpu_s: float
+    plan_cpu_s: float
+    exposed: tuple[ExposedDomain, ...] | None = None
+    moves: tuple[MovedVm, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Of one resource of a whole fleet; `mib` or a count."""
+
+    name: str
+    whole: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A plan for people to look at: `whys` are refusals said in words, with how many VMs each is of."""
+
+    answer: PlanAnswer
+    whys: tuple[tuple[str, int], ...]
+    uses: tuple[Use, ...]
+    score_before: float
+    score_after: float
+
+
+class FleetSummary(Model):
+    """A fleet in a few figures. `score` is Ganeti's cluster score: lower is more even."""
+
+    hosts: int
+    silent: int
+    draining: int
+    clusters: int
+    racks: int
+    cells: int
+    vms: int
+    requests: int
+    cores: int
+    cores_free: int
+    shared_vcpus: int
+    shared_vcpus_free: int
+    memory_mib: int
+    memory_free_mib: int
+    huge_pages_mib: int
+    huge_pages_free_mib: int
+    disk_mib: int
+    disk_free_mib: int
+    nvme: int
+    nvme_free: int
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to plan. `spare` is `off`, `warn` or `required`, and `:rack` after it if a whole rack may be lost."""
+
+    policy: Policy = Policy.BALANCED
+    mode: BatchMode = BatchMode.BEST_EFFORT
+    spare: str = "off"
+    most_moves: int = 0
+
+
+def plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
+    """`fleet` is a file, or a snapshot. Raises PpecError, without having planned, for a file or option that is
+    wrong."""
+    rule = _spare_rule(options.spare)
+    started_s = time.process_time()
+    file, batch = _loaded(fleet, requests)
+    if not batch:
+        raise PpecError(
+            "request.invalid",
+            "there is nothing to plan: the fleet comes without requests" if requests is None else "no VM is asked for",
+            hint="Give --requests a file of them.",
+            subject="requests",
+        )
+    planner = Planner(file.fleet)
+    loaded_s = time.process_time()
+    request = PlanRequest(
+        batch, options.policy, options.mode is BatchMode.ALL_OR_NOTHING, spare=rule, most_moves=options.most_moves
+    )
+    plan = planner.plan(request)
+    ended_s = time.process_time()
+    answer = PlanAnswer(
+        placed=tuple([PlacedVm(vm=each.name, host=each.host, cells=each.cells) for each in plan.placed]),
+        refused=tuple([RefusedVm(vm=each.name, reasons={**each.reasons}) for each in plan.refused]),
+        load_cpu_s=round(loaded_s - started_s, 6),
+        plan_cpu_s=round(ended_s - loaded_s, 6),
+        exposed=None if rule.mode is Spare.OFF else _exposed(plan),
+        moves=_moves(plan) if options.most_moves else None,
+    )
+    return _outcome(answer, file.fleet, batch, plan)
+
+
+def summary(fleet: Path | bytes) -> FleetSummary:
+    file = _read(fleet)
+    read = file.fleet
+    figures = {name: int(array.sum()) for name, array in read.cells.items()}
+    return FleetSummary(
+        hosts=len(read.hosts),
+        silent=sum(not host.live for host in read.hosts),
+        draining=sum(host.draining for host in read.hosts),
+        clusters=len(read.places["cluster"]),
+        racks=len(read.places["rack"]),
+        cells=sum(len(host.cells) for host in read.hosts),
+        vms=sum(len(host.vms) for host in read.hosts),
+        requests=len(file.requests),
+        **{name: figures[name] for name in _SUMMED},
+        huge_pages_mib=figures["pages_2m"] * 2 + figures["pages_1g"] * 1024,
+        huge_pages_free_mib=figures["pages_2m_free"] * 2 + figures["pages_1g_free"] * 1024,
+        disk_mib=int(read.disk_mib.sum()),
+        disk_free_mib=int(read.disk_free_mib.sum()),
+        score=round(Balance(read).score(), 8),
+    )
+
+
+def generated(recipe: Recipe) -> Iterator[str]:
+    """A snapshot of a made-up fleet, piece by piece."""
+    if recipe.clusters > recipe.hosts:
+        raise PpecError(
+            "request.invalid",
+            f"{recipe.clusters} clusters of {recipe.hosts} hosts",
+            hint="Ask for as many hosts as clusters, at least.",
+            subject="clusters",
+        )
+    file = generate(recipe)
+    return snapshot.written(file.fleet, file.requests, file.names)
+
+
+def _loaded(fleet: Path | bytes, requests: Path | None) -> tuple[FleetFile, tuple[VmRequest, ...]]:
+    """What is read stays until the end: the collector's passes over it would take longer than planning."""
+    gc.disable()
+    try:
+        file = _read(fleet)
+        batch = file.requests if requests is None else read_requests(contents(requests), str(requests), file)
+    finally:
+        gc.enable()
+    gc.freeze()
+    return file, batch
+
+
+def _read(fleet: Path | bytes) -> FleetFile:
+    if isinstance(fleet, bytes):
+        return read_fleet(fleet, "the orchestrator's fleet")
+    return read_fleet(contents(fleet), str(fleet))
+
+
+def _spare_rule(text: str) -> SpareRule:
+    mode, _, level = text.partition(":")
+    if mode not in set(Spare) or level not in ("", Level.HOST, Level.RACK):
+        raise PpecError(
+            "request.invalid",
+            f"{text[:64]!r} is no rule about spare room (N+1)",
+            hint="It is off, warn or required; warn:rack and required:rack if a whole rack may be lost.",
+            subject="n-plus-one",
+        )
+    return SpareRule(Spare(mode), Level(level or Level.HOST))
+
+
+def _exposed(plan: Plan) -> tuple[ExposedDomain, ...]:
+    return tuple(ExposedDomain(domain=e.domain, vm=e.vm, without_place=e.without_place) for e in plan.exposed)
+
+
+def _moves(plan: Plan) -> tuple[MovedVm, ...]:
+    return tuple(
+        MovedVm(vm=m.name, host=m.host, cells_before=m.cells_before, cells_after=m.cells_after)
+        for evidence in plan.evidence
+        for m in evidence.moves
+    )
+
+
+def _outcome(answer: PlanAnswer, fleet: Fleet, batch: Sequence[VmRequest], plan: Plan) -> Outcome:
+    balance = Balance(fleet)
+    before = balance.score()
+    pools = {request.vm_id: request.profile.shape.pool for request in batch}
+    taken: Counter[str] = Counter()
+    for place in plan.placed:
+        part, cells = place.per_cell, len(place.cells)
+        memory_mib = cells * sum(part[resource] * unit for resource, unit in MEMORY.items())
+        cpus = cells * sum(part[resource] * unit for resource, unit in CPU.items())
+        disk_mib = 0 if pools[place.vm_id] else place.disk_mib
+        balance.move(fleet.index[place.host], balance.change_of(fleet.index[place.host], memory_mib, disk_mib, cpus, 1))
+        taken.update({name: cells * part[name] for name in ("cores", "memory_mib")}, disk_mib=disk_mib)
+    uses = (
+        _use("cores", fleet.capacity("cores"), fleet.free("cores"), taken["cores"]),
+        _use("memory MiB", fleet.capacity("memory_mib"), fleet.free("memory_mib"), taken["memory_mib"]),
+        _use("disk MiB", fleet.disk_mib, fleet.disk_free_mib, taken["disk_mib"]),
+    )
+    whys = Counter(refusal.sentence() for refusal in plan.refused)
+    return Outcome(answer, tuple(whys.most_common()), uses, before, balance.score())
+
+
+def _use(name: str, whole: IntArray, free: IntArray, taken: int) -> Use:
+    used = int(whole.sum()) - int(free.sum())
+    return Use(name, int(whole.sum()), used, used + taken)
+
+
+_SUMMED = (
+    "cores",
+    "cores_free",
+    "shared_vcpus",
+    "shared_vcpus_free",
+    "memory_mib",
+    "memory_free_mib",
+    "nvme",
+    "nvme_free",
+)

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ppec plan and ppec fleet: through the real program, with no orchestrator anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Golden files of the readers' own tests: formats are kept in one place.
+SNAPSHOT = Path(__file__).parent.parent / "orchestrator" / "fleets" / "golden" / "fleet.json"
+NOBODY = "https://127.0.0.1:1"
+
+
+@dataclass
+class Ran:
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Program = Callable[..., Ran]
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    """The program in a process of its own, whose orchestrator is nobody."""
+
+    def go(*arguments: str) -> Ran:
+        environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PPEC_SERVER": NOBODY}
+        command = [str(Path(sys.executable).parent / "ppec"), *arguments]
+        ran = subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False)
+        return Ran(ran.returncode, ran.stdout, ran.stderr.decode())
+
+    return go
+
+
+@pytest.fixture
+def fleet(program: Program, tmp_path: Path) -> str:
+    """Twelve hosts and a hundred requests."""
+    path = str(tmp_path / "fleet.json")
+    made = program("fleet", "generate", "--hosts", "12", "--clusters", "2", "--requests", "100", "--seed", "4", path)
+    assert (made.code, made.out, made.err) == (0, b"", "")
+    return path
+
+
+@pytest.mark.parametrize("policy", ["balanced", "pack", "spread"])
+def test_a_plan_on_a_file_is_json_and_the_same_each_time(program: Program, fleet: str, policy: str) -> None:
+    ran = program("plan", "--fleet", fleet, "--policy", policy, "--output", "json")
+    assert (ran.code, ran.err) == (0, "")
+    answer = ran.json
+    assert set(answer) == {"placed", "refused", "load_cpu_s", "plan_cpu_s"}
+    assert len(answer["placed"]) + len(answer["refused"]) == 100
+    assert len(answer["placed"]) > 20
+    assert set(answer["placed"][0]) == {"vm", "host", "cells"}
+    assert all(sum(each["reasons"].values()) == 12 for each in answer["refused"])
+    again = program("plan", "--fleet", fleet, "--policy", policy, "--output", "json").json
+    assert (again["placed"], again["refused"]) == (answer["placed"], answer["refused"])
+
+
+def test_requests_of_a_file_take_the_place_of_the_fleets(program: Program, fleet: str, tmp_path: Path) -> None:
+    requests = tmp_path / "requests.json"
+    requests.write_text(
+        json.dumps(
+            {
+                "schema": "ppec-requests/1",
+                "groups": [{"name": "web"}],
+                "batch": [{"name": f"web-{n}", "profile": "c2.4", "groups": ["web"]} for n in range(13)],
+            }
+        )
+    )
+    answer = program("plan", "--fleet", fleet, "--requests", str(requests), "-o", "json").json
+    hosts = {each["host"] for each in answer["placed"]}
+    assert len(hosts) == len(answer["placed"]) <= 12
+    assert answer["refused"][-1]["vm"] == "web-12"
+    assert answer["refused"][-1]["reasons"]["anti-affinity"] == len(hosts)
+
+
+def test_what_is_asked_for_besides_is_in_the_answer(program: Program, fleet: str) -> None:
+    answer = program("plan", "--fleet", fleet, "--n-plus-one", "warn:rack", "--moves", "2", "-o", "json").json
+    assert {"exposed", "moves"} < set(answer)
+
+
+def test_the_largest_go_first_where_all_are_needed(program: Program) -> None:
+    ran = program("plan", "--fleet", str(SNAPSHOT), "--mode", "all-or-nothing", "-o", "json")
+    assert [each["vm"] for each in ran.json["refused"]] == ["db-2"]
+
+
+def test_a_table_for_people(program: Program, fleet: str) -> None:
+    ran = program("plan", "--fleet", fleet, "--policy", "pack")
+    assert ran.code == 0
+    text = ran.out.decode()
+    for word in ("cores", "memory MiB", "before", "after", "refused VMs", "without enough free cores", "score after"):
+        assert word in text
+
+
+def test_a_fleet_in_figures(program: Program, fleet: str) -> None:
+    shown = program("fleet", "show", fleet, "--output", "json").json
+    assert (shown["hosts"], shown["clusters"], shown["cells"], shown["requests"]) == (12, 2, 24, 100)
+    assert 0 < shown["cores_free"] < shown["cores"]
+    assert "memory free, MiB" in program("fleet", "show", fleet).out.decode()
+
+
+def test_a_generated_fleet_goes_to_standard_output_and_is_the_seeds(program: Program) -> None:
+    lines = [program("fleet", "generate", "--hosts", "2", "--requests", "1", "--seed", s).out for s in ("1", "1", "2")]
+    assert lines[0] == lines[1] != lines[2]
+    assert json.loads(lines[0])["schema"] == "ppec-fleet/1"
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "said"),
+    [
+        (b'{"schema": "ppec-fleet/1", "hosts": [{"host_id": 1}]}', "fleet.invalid", "hosts[0].name"),
+        (b'{"schema": "other/1"}', "fleet.unreadable", "'other/1' is no format of fleets"),
+        (b"g|u|preferred||\n\nn|1|2|3|4|5|6|N|u\n\n\n\n", "fleet.invalid", "line 3: 2 of 1 memory"),
+        (None, "fleet.unreadable", "No such file"),
+    ],
+)
+def test_a_wrong_file_is_refused(program: Program, tmp_path: Path, content: bytes | None, code: str, said: str) -> None:
+    path = tmp_path / "fleet"
+    if content is not None:
+        path.write_bytes(content)
+    ran = program("plan", "--fleet", str(path), "--output", "json")
+    assert (ran.code, ran.out) == (2, b"")
+    assert f"[{code}]" in ran.err
+    assert said in ran.err
+    assert str(path) in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_million_requests_are_refused(program: Program, tmp_path: Path) -> None:
+    document = json.loads(SNAPSHOT.read_text())
+    document["requests"]["batch"] = ["HERE"]
+    requests = ",".join(f'{{"name":"n{n}","profile":"gold"}}' for n in range(10**6))
+    (tmp_path / "fleet.json").write_text(json.dumps(document).replace('"HERE"', requests))
+    ran = program("plan", "--fleet", str(tmp_path / "fleet.json"))
+    assert ran.code == 2
+    assert "requests.batch: List should have at most 100000 items" in ran.err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plan --fleet F --policy wild",
+        "plan --fleet F --n-plus-one maybe",
+        "plan --fleet F --n-plus-one warn:datacentre",
+        "plan --fleet F --moves -1",
+        "fleet generate --hosts 0 -",
+        "fleet generate --hosts 2 --clusters 3 -",
+        "fleet generate --hosts 2 /nowhere/at/all.json",
+    ],
+)
+def test_a_wrong_command_line_is_exit_code_2(program: Program, line: str) -> None:
+    ran = program(*(str(SNAPSHOT) if word == "F" else word for word in line.split()))
+    assert (ran.code, ran.out) == (2, b"")
+    assert "Traceback" not in ran.err
+
+
+def test_without_requests_there_is_nothing_to_plan(program: Program, tmp_path: Path) -> None:
+    document = json.loads(SNAPSHOT.read_text())
+    del document["requests"]
+    (tmp_path / "fleet.json").write_text(json.dumps(document))
+    ran = program("plan", "--fleet", str(tmp_path / "fleet.json"))
+    assert ran.code == 2
+    assert "Give --requests" in ran.err
+
+
+# --- the live fleet, of the orchestrator's double --------------------------------------------------------------------
+
+
+def test_the_live_fleet_is_written_whole(orchestrator: Any, ppec: Any, tmp_path: Path) -> None:
+    content = SNAPSHOT.read_bytes()
+    orchestrator.instead["GET", "/v1/fleet"] = [lambda handler: handler.reply(200, content)] * 2
+    file = tmp_path / "out.json"
+    assert ppec("fleet", "export", str(file)).code == 0
+    assert file.read_bytes() == content
+    assert ppec("plan", "-o", "json").json["refused"][0]["vm"] == "db-2"
+
+
+def test_an_export_that_breaks_off_leaves_nothing(orchestrator: Any, ppec: Any, tmp_path: Path) -> None:
+    def half(handler: Any) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"schema": ')
+        handler.cut()
+
+    orchestrator.instead["GET", "/v1/fleet"] = [half]
+    (tmp_path / "place").mkdir()
+    ran = ppec("fleet", "export", str(tmp_path / "place" / "fleet.json"))
+    assert ran.code == 7
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_a_stranger_gets_no_fleet(ppec: Any, tmp_path: Path) -> None:
+    assert ppec("fleet", "export", str(tmp_path / "f"), "--token", "wrong").code == 3
+    assert not (tmp_path / "f").exists()
