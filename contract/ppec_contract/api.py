@@ -16,6 +16,7 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
 
 from ppec_contract.agent import MAX_FROZEN_S, PROXY_PORT, Resized, Stage
+from ppec_contract.api_placement import MAX_GROUPS, GroupRule, LabelMatch, NPlusOne, VmItem, VmSize
 from ppec_contract.errors import Problem
 from ppec_contract.guest import MAX_CONSOLE_TAIL_BYTES
 from ppec_contract.host import (
@@ -337,28 +338,65 @@ class VmsCreate(Model):
     """`POST /v1/vms`: one VM or a batch of equal ones.
 
     Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`. Without
-    a name one is made up. `cluster`, `rack`, `host`, `vrf` narrow where they may go. `at_least`, of a best effort,
-    claims what can be had at once: the request waits for no other that is just taking room, and is refused whole when
-    fewer VMs than that find a place."""
+    a name one is made up. `items` are VMs of different sizes, each with its name. `region`, `datacentre`, `cluster`,
+    `rack`, `host`, `vrf` narrow where they may go; so do `host_labels`, which hosts must have, and `avoid_labels`.
+    `at_least`, of a best effort, claims what can be had at once: the request waits for no other that is just taking
+    room, and is refused whole when fewer VMs than that find a place."""
 
-    flavor: ResourceName
     image: ResourceName
+    flavor: ResourceName | None = None
+    size: VmSize | None = None
+    items: Annotated[tuple[VmItem, ...], Field(max_length=MAX_BATCH)] = ()
     name: VmName | None = None
     count: Annotated[int, Field(strict=True, ge=1, le=MAX_BATCH)] = 1
     names: Annotated[tuple[VmName, ...], Field(max_length=MAX_BATCH)] = ()
     policy: Policy = Policy.BALANCED
     mode: BatchMode = BatchMode.ALL_OR_NOTHING
     at_least: Annotated[int, Field(strict=True, ge=1, le=MAX_BATCH)] | None = None
+    region: ResourceName | None = None
     datacentre: ResourceName | None = None
     cluster: ResourceName | None = None
     rack: ResourceName | None = None
     host: HostName | None = None
     vrf: ResourceName | None = None
+    host_labels: Annotated[tuple[LabelMatch, ...], Field(max_length=MAX_LABELS)] = ()
+    avoid_labels: Annotated[tuple[LabelMatch, ...], Field(max_length=MAX_LABELS)] = ()
+    groups: Annotated[tuple[GroupRule, ...], Field(max_length=MAX_GROUPS)] = ()
+    n_plus_one: NPlusOne = Field(default_factory=NPlusOne)
     user_data: UserData = ""
     labels: Labels = Field(default_factory=dict)
 
+    @property
+    def total(self) -> int:
+        """How many VMs are asked for."""
+        return len(self.items) or len(self.names) or self.count
+
+    @model_validator(mode="after")
+    def _sized_one_way(self) -> VmsCreate:
+        sized = {"the request": (self.flavor, self.size)}
+        sized |= {f"item {item.name}": (item.flavor, item.size) for item in self.items}
+        twice = [what for what, (flavor, size) in sized.items() if flavor is not None and size is not None]
+        if twice:
+            raise ValueError(f"{twice[0]} has a flavor and a size: give one of them")
+        unsized = [item.name for item in self.items if item.flavor is None and item.size is None]
+        if self.flavor is None and self.size is None and (unsized or not self.items):
+            raise ValueError("give a flavor or a size" + (f" for item {unsized[0]}, or for all" if unsized else ""))
+        return self
+
+    @model_validator(mode="after")
+    def _grouped_one_way(self) -> VmsCreate:
+        rules: dict[str, GroupRule] = {}
+        for rule in (*self.groups, *(rule for item in self.items for rule in item.groups)):
+            if rules.setdefault(rule.name, rule) != rule:
+                raise ValueError(f"group {rule.name} is defined in two ways")
+        return self
+
     @model_validator(mode="after")
     def _named_one_way(self) -> VmsCreate:
+        if self.items and (self.names or self.name is not None or self.count != 1):
+            raise ValueError("give either items, or names, or count and name")
+        if len({item.name for item in self.items}) != len(self.items):
+            raise ValueError("items hold a name twice")
         if self.names and (self.name is not None or self.count != 1):
             raise ValueError("give either names, or count and name")
         if len(set(self.names)) != len(self.names):
@@ -373,8 +411,8 @@ class VmsCreate(Model):
             return self
         if self.mode is not BatchMode.BEST_EFFORT:
             raise ValueError("at_least goes with mode best-effort")
-        if self.at_least > (len(self.names) or self.count):
-            raise ValueError(f"at_least is {self.at_least}, more than the {len(self.names) or self.count} VMs wanted")
+        if self.at_least > self.total:
+            raise ValueError(f"at_least is {self.at_least}, more than the {self.total} VMs wanted")
         return self
 
 
@@ -481,7 +519,8 @@ class VmView(Model):
     """A VM: the record, and what its host last observed (`observed_at`; None means never or unknown).
 
     `held` is the size for which its host keeps room besides: after a resize what the VM still runs with until its next
-    start, during one what it is to get. `use` is told of one VM alone, as its host last said, if this replica heard it.
+    start, during one what it is to get. A VM without a flavor has a size of its own. `groups` and `use` are told of one
+    VM alone; its use as its host last said, if this replica heard it.
     """
 
     vm_id: UUID
@@ -489,7 +528,7 @@ class VmView(Model):
     record: VmRecord
     observed: VmState
     observed_at: datetime | None = None
-    flavor: ResourceName
+    flavor: ResourceName | None
     image: ResourceName
     vcpus: int
     memory_mib: int
@@ -503,6 +542,7 @@ class VmView(Model):
     created_at: datetime
     operation_id: str
     held: Size | None = None
+    groups: tuple[GroupRule, ...] = ()
     use: VmUse | None = None
 
 

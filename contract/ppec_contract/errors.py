@@ -104,6 +104,9 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     # Placement
     "placement.no_capacity": ErrorRow(_P, "No host can take the VM"),
     "placement.conflict": ErrorRow(_T, "Another request took the capacity first"),
+    "plan.not_found": ErrorRow(_N, "There is no such plan, or it has expired"),
+    "plan.outdated": ErrorRow(_C, "The fleet has moved on since the plan was made"),
+    "group.mismatch": ErrorRow(_C, "The group of VMs is defined otherwise"),
     # Fleets in files
     "fleet.unreadable": ErrorRow(_F, "The file is in no format of fleets"),
     "fleet.invalid": ErrorRow(_F, "The fleet's file contradicts itself, or its format"),

@@ -24,6 +24,7 @@ from ppec_orchestrator.api import (
     hosts,
     images,
     operations,
+    plans,
     prefixes,
     racks,
     reports,
@@ -52,6 +53,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     guests.router,
     consoles.router,
     operations.router,
+    plans.router,
 )
 
 

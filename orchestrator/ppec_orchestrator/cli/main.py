@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ppec_orchestrator.cli import catalogue, fleets, hosts, images, ipdb, operations, vms
+from ppec_orchestrator.cli import catalogue, explain, fleets, hosts, images, ipdb, operations, vms
 from ppec_orchestrator.cli.session import Session, hoisted
 
 app = typer.Typer(
@@ -32,6 +32,8 @@ app.add_typer(catalogue.clusters, name="cluster")
 app.add_typer(catalogue.racks, name="rack")
 app.add_typer(fleets.app, name="fleet")
 app.command("plan")(fleets.plan)
+app.command("explain")(explain.explain)
+app.command("execute")(explain.execute)
 
 
 @app.callback()

@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ppec_orchestrator.cli import lists
+from ppec_orchestrator.cli import lists, wanted
 from ppec_orchestrator.cli.resources import Resource, add_show
 from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
     from ppec_contract.api import VmView
 
-Policy = Literal["balanced", "pack", "spread"]
 Record = Literal["creating", "active", "deleting", "failed"]
 Observed = Literal["running", "stopped", "paused", "crashed", "unknown"]
-Mode = Literal["all-or-nothing", "best-effort"]
 Name = Annotated[str, typer.Argument(help="The VM, by name or id.")]
 Names = Annotated[list[str], typer.Argument(help="VMs, by name or id.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")]
@@ -109,52 +107,43 @@ def label(
 @app.command("create")
 def create(  # noqa: PLR0913, PLR0917 - one parameter per option
     context: typer.Context,
-    flavor: Annotated[str, typer.Option(help="Size of the VMs.")],
-    image: Annotated[str, typer.Option(help="Image their root disks start from.")],
-    names: Annotated[list[str] | None, typer.Argument(help="Names, one VM each.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of one VM, or of a batch: NAME-1, NAME-2, …")] = None,
-    count: Annotated[int | None, typer.Option(help="How many.")] = None,
-    policy: Annotated[Policy, typer.Option(help="How hosts that fit are ranked.")] = "balanced",
-    mode: Annotated[Mode, typer.Option(help="What happens when not all of them work out.")] = "all-or-nothing",
-    at_least: Annotated[
-        int | None, typer.Option(help="Best effort: what can be had without waiting for others, or else none.")
-    ] = None,
-    datacentre: Annotated[str | None, typer.Option(help="Only in this data centre.")] = None,
-    cluster: Annotated[str | None, typer.Option(help="Only in this cluster.")] = None,
-    rack: Annotated[str | None, typer.Option(help="Only in this rack.")] = None,
-    host: Annotated[str | None, typer.Option(help="Only on this host.")] = None,
-    vrf: Annotated[str | None, typer.Option(help="Only where this VRF is.")] = None,
-    user_data: Annotated[str | None, typer.Option(help="A file of cloud-init user data; - for stdin.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may repeat.")] = None,
+    image: wanted.Image,
+    names: wanted.NewNames = None,
+    flavor: wanted.Flavor = None,
+    vcpus: wanted.Vcpus = None,
+    memory_mib: wanted.MemoryMib = None,
+    disk_mib: wanted.DiskMib = None,
+    items: wanted.Items = None,
+    name: wanted.BaseName = None,
+    count: wanted.Count = None,
+    policy: wanted.Policy = "balanced",
+    mode: wanted.Mode = "all-or-nothing",
+    at_least: wanted.AtLeast = None,
+    region: wanted.Region = None,
+    datacentre: wanted.Datacentre = None,
+    cluster: wanted.Cluster = None,
+    rack: wanted.Rack = None,
+    host: wanted.Host = None,
+    vrf: wanted.Vrf = None,
+    host_label: wanted.HostLabels = None,
+    avoid_label: wanted.AvoidLabels = None,
+    apart: wanted.Apart = None,
+    together: wanted.Together = None,
+    n_plus_one: wanted.NPlusOne = None,
+    user_data: wanted.UserData = None,
+    label: wanted.VmLabels = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never creates twice.")] = None,
     wait: Wait = False,
 ) -> None:
-    """Create one VM or a batch of equal ones."""
-    from ppec_contract.api import OperationView, VmsCreate
-    from ppec_contract.validation import parse
-    from ppec_orchestrator.cli.operations import accepted
+    """Create one VM or a batch."""
+    from ppec_contract.api import OperationView
 
-    given: dict[str, Any] = {
-        "flavor": flavor,
-        "image": image,
-        "names": names or None,
-        "name": name,
-        "count": count,
-        "policy": policy,
-        "mode": mode if at_least is None else "best-effort",
-        "at_least": at_least,
-        "datacentre": datacentre,
-        "cluster": cluster,
-        "rack": rack,
-        "host": host,
-        "vrf": vrf,
-        "user_data": _user_data(user_data),
-        "labels": lists.labels_of(label) or None,
-    }
-    body = parse(VmsCreate, {key: value for key, value in given.items() if value is not None}, subject="vm create")
+    body = wanted.request(locals(), "vm create")
     session = session_of(context)
     # The key is made here when none is given: a repeat after a lost answer is still the same request.
     key = idempotency_key or str(uuid.uuid4())
+    from ppec_orchestrator.cli.operations import accepted
+
     accepted(session, session.client.post(VM.path, body, OperationView, idempotency_key=key), wait=wait)
 
 
@@ -293,21 +282,3 @@ def _act(context: typer.Context, given: dict[str, Any], *, wait: bool) -> None:
     key = str(uuid.uuid4())
     view = session.client.post(f"{VM.path}/actions", body, OperationView, idempotency_key=key)
     accepted(session, view, wait=wait)
-
-
-def _user_data(source: str | None) -> str | None:
-    """The file's text, byte for byte: no newline is translated."""
-    import sys
-    from pathlib import Path
-
-    from ppec_contract.errors import PpecError
-
-    if source is None:
-        return None
-    try:
-        raw = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
-        return raw.decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PpecError(
-            "request.invalid", f"user data {source!r} can't be read: {error}", subject="vm create"
-        ) from error

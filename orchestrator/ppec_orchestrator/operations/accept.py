@@ -10,25 +10,29 @@ from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, Size, whole_huge_pages
+from ppec_orchestrator.operations.advising import ADVISABLE, advised
 from ppec_orchestrator.operations.kinds import create, delete, power, resize, retune
 from ppec_orchestrator.operations.limits import priority
+from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
+from ppec_orchestrator.operations.plan_shown import restored
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
 from ppec_orchestrator.operations.registry import KINDS
-from ppec_orchestrator.operations.wanted import CreateInput, FreezeInput, GuestInput, ResizeInput, RetuneInput
-from ppec_orchestrator.placement.request import VmRequest
-from ppec_orchestrator.store import idempotency, sizes, vms
+from ppec_orchestrator.operations.wanted import FreezeInput, GuestInput, ResizeInput, RetuneInput
+from ppec_orchestrator.placement.request import PlanRequest
+from ppec_orchestrator.store import idempotency, plans, sizes, vms
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operations import NewItem, NewOperation
-from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vm, vrf
+from ppec_orchestrator.store.tables import host, vm
+from ppec_orchestrator.store.vm_groups import check_rules, insert_groups
 from ppec_orchestrator.store.vms import KnownVm, NewVm
 
 T = TypeVar("T")
@@ -43,14 +47,6 @@ class Ask:
 
     caller: str
     key: RequestKey | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Meant:
-    """What the names in a request mean right now."""
-
-    image_id: int
-    input: CreateInput
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,42 +74,78 @@ class Acceptor:
             known = idempotency.earlier(conn, ask.key) if ask.key else None
             if known is not None:
                 return known
-            meant = _meaning(conn, asked)
-        profile = meant.input.profile
-        requests = [VmRequest(uuid.uuid4(), name, profile) for name in _names(asked)]
+            meant = meaning(conn, asked)
+        request, wait = new_plan_request(meant, asked), asked.at_least is None
 
         def writes(conn: Connection, planned: Planned) -> NewOperation | str:
             return self._enqueue_create(conn, meant, asked.user_data, ask, planned)
 
-        request, wait = meant.input.plan_request(requests), asked.at_least is None
-        return self._once_per_key(ask, lambda: self._planning.carry_through(request, self._write, writes, wait=wait))
+        return self._once_per_key(ask, lambda: self._planned(request, meant, writes, wait=wait))
+
+    def execute(self, plan_id: str, ask: Ask) -> NewOperation | str:
+        """The stored plan as it is. Raises `plan.not_found`, `plan.outdated`, `auth.forbidden` for another's plan, and
+        what `create` raises."""
+        with self._database.read() as conn:
+            known = idempotency.earlier(conn, ask.key) if ask.key else None
+            if known is not None:
+                return known
+            stored = plans.load(conn, plan_id, self._now())
+        made = restored(stored, ask.caller)
+
+        def writes(conn: Connection) -> NewOperation | str:
+            plans.use(conn, stored)
+            planned = Planned(made.plan, self._planning.fleet.current(), passes=0)
+            return self._enqueue_create(conn, made.meant, made.user_data, ask, planned)
+
+        return self._once_per_key(ask, lambda: self._write(writes))
+
+    def _planned(
+        self,
+        request: PlanRequest,
+        meant: Meant,
+        writes: Callable[[Connection, Planned], NewOperation | str],
+        *,
+        wait: bool,
+    ) -> NewOperation | str:
+        """A refusal tells the cheapest changes that would help; they are looked for when nothing is locked any more."""
+        try:
+            return self._planning.carry_through(request, self._write, writes, wait=wait)
+        except PpecError as error:
+            if error.code not in ADVISABLE:
+                raise
+            raise advised(error, self._planning.fleet, request) from error
 
     def _enqueue_create(
-        self, conn: Connection, meant: _Meant, user_data: str, ask: Ask, planned: Planned
+        self, conn: Connection, meant: Meant, user_data: str, ask: Ask, planned: Planned
     ) -> NewOperation:
         plan, wanted = planned.plan, meant.input.request
         total = len(plan.placed) + len(plan.refused)
         fewest = total if wanted.mode is BatchMode.ALL_OR_NOTHING else wanted.at_least or 1
         if len(plan.placed) < fewest:
-            raise refusal(plan.refused, meant.input.shape, planned.fleet, total)
+            shape = meant.input.size_of(plan.refused[0].name).shape
+            raise refusal(plan.refused, shape, planned.fleet, total)
         operation_id, now = new_id(), self._now()
+        rules = {place.vm_id: meant.input.rules_of(place.name) for place in plan.placed}
+        check_rules(conn, [rule for mine in rules.values() for rule in mine])
         new = [
             NewVm(
-                place.vm_id, place.name, wanted.flavor, meant.image_id, meant.input.vcpus, meant.input.memory_mib,
-                meant.input.disk_mib, user_data, wanted.labels,
-                meant.input.max_vcpus, meant.input.max_memory_mib, meant.input.numa,
+                place.vm_id, place.name, size.flavor or "", meant.image_id, size.vcpus, size.memory_mib, size.disk_mib,
+                user_data, wanted.labels, size.max_vcpus, size.max_memory_mib, size.numa,
             )
             for place in plan.placed
+            for size in (meant.input.size_of(place.name),)
         ]  # fmt: skip
         vms.insert_vms(conn, new, operation_id, now)
+        insert_groups(conn, rules)
         planned.reserve(conn)
         items = [NewItem(place.vm_id, place.name, place.host) for place in plan.placed]
         items += [
             NewItem(
-                one.vm_id, one.name, None, ItemState.REFUSED, refusal_problem(one, meant.input.shape, planned.fleet)
+                one.vm_id, one.name, None, ItemState.REFUSED,
+                refusal_problem(one, meant.input.size_of(one.name).shape, planned.fleet),
             )
             for one in plan.refused
-        ]
+        ]  # fmt: skip
         kept = meant.input.model_dump(mode="json")
         return self._enqueue(conn, ask, _New(operation_id, create.NAME, kept, items, planned.passes))
 
@@ -225,55 +257,6 @@ def _terms(asked: VmsAction) -> dict[str, Any]:
     if asked.action is VmAction.FREEZE:
         return FreezeInput(thaw_after_s=asked.thaw_after_s).model_dump()
     return {}
-
-
-def _names(asked: VmsCreate) -> list[str]:
-    if asked.names:
-        return list(asked.names)
-    base = asked.name or f"vm-{uuid.uuid4().hex[:8]}"
-    return [base] if asked.count == 1 else [f"{base}-{number}" for number in range(1, asked.count + 1)]
-
-
-_FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
-_IMAGE = select(image.c.id, image.c.architecture, image.c.virtual_size_mib).where(image.c.name == bindparam("name"))
-
-
-def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
-    size = conn.execute(_FLAVOR, {"name": asked.flavor}).first()
-    if size is None:
-        raise not_found("flavor", "flavor", asked.flavor)
-    source = conn.execute(_IMAGE, {"name": asked.image}).first()
-    if source is None:
-        raise not_found("image", "image", asked.image)
-    for table, word, name in (
-        (datacentre, "data centre", asked.datacentre),
-        (cluster, "cluster", asked.cluster),
-        (rack, "rack", asked.rack),
-        (host, "host", asked.host),
-        (vrf, "VRF", asked.vrf),
-    ):
-        if name is not None and conn.execute(select(table.c.id).where(table.c.name == name)).first() is None:
-            raise not_found(table.name, word, name)
-    if source.virtual_size_mib > size.disk_mib:
-        raise PpecError(
-            "request.invalid",
-            f"image {asked.image} needs a disk of {source.virtual_size_mib} MiB, flavor {asked.flavor} has "
-            f"{size.disk_mib} MiB",
-            hint="Choose a flavor with a larger disk.",
-            subject=f"flavor {asked.flavor}",
-        )
-    kept = asked.model_copy(update={"user_data": ""})
-    meaning = CreateInput(
-        request=kept,
-        vcpus=size.vcpus,
-        memory_mib=size.memory_mib,
-        disk_mib=size.disk_mib,
-        architecture=source.architecture,
-        max_vcpus=size.max_vcpus,
-        max_memory_mib=size.max_memory_mib,
-        numa=NumaPolicy(**size.numa),
-    )
-    return _Meant(source.id, meaning)
 
 
 def _check_pages(name: str, size: Size, numa: NumaPolicy) -> None:

@@ -22,7 +22,7 @@ from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import Fleet, HostState
 from ppec_orchestrator.placement.plan import Placement, Plan
 from ppec_orchestrator.placement.planner import Kept, Planner
-from ppec_orchestrator.placement.request import PlanRequest, Profile
+from ppec_orchestrator.placement.request import PlanRequest, VmRequest
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.fleet import Changes, HostReader, changes_since, prefix_rows, silent_hosts
 from ppec_orchestrator.store.ipdb import free_counts
@@ -87,7 +87,7 @@ class LiveFleet:
 
     def committed(self, request: PlanRequest, placements: Sequence[Placement], taken: Taken) -> None:
         """Follows what this process committed itself, without reading it: of hosts on which nothing else changed."""
-        profiles = {vm.vm_id: vm.profile for vm in request.vms}
+        asked = {vm.vm_id: vm for vm in request.vms}
         by_host: dict[int, list[Placement]] = {}
         for place in placements:
             by_host.setdefault(place.host_id, []).append(place)
@@ -97,7 +97,7 @@ class LiveFleet:
                 return
             fleet, rows = known.planner.fleet, known.rows
             states = [
-                _with(fleet.hosts[rows[host_id]], by_host[host_id], profiles, known.reader.seated, mark)
+                _with(fleet.hosts[rows[host_id]], by_host[host_id], asked, known.reader.seated, mark)
                 for host_id, mark in taken.after.items()
                 if host_id in rows and fleet.hosts[rows[host_id]].mark == taken.before[host_id]
             ]
@@ -196,7 +196,7 @@ class LiveFleet:
 
 
 def _with(
-    host: HostState, placements: Sequence[Placement], profiles: Mapping[UUID, Profile], seated: SeatedVms, mark: int
+    host: HostState, placements: Sequence[Placement], asked: Mapping[UUID, VmRequest], seated: SeatedVms, mark: int
 ) -> HostState:
     """The host as it is read once these VMs are placed on it."""
     parts: dict[int, Counter[CellResource]] = {}
@@ -209,7 +209,7 @@ def _with(
         else each
         for each in host.cells
     ]
-    new = (seated.new(place, profiles[place.vm_id], host.vrf) for place in placements)
+    new = (seated.new(place, asked[place.vm_id], host.vrf) for place in placements)
     return replace(
         host,
         cells=tuple(cells),

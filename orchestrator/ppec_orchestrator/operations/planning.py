@@ -100,7 +100,7 @@ class Planning:
     def planned(self, request: PlanRequest, course: _Course) -> Planned:
         plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh)
         hosts = {place.host_id: fleet.hosts[fleet.index[place.host]].mark for place in plan.placed}
-        return Planned(plan, fleet, course.passes, Terms(_relied_on(plan, request, fleet), hosts, course.wait))
+        return Planned(plan, fleet, course.passes, Terms(relied_on(plan, request, fleet), hosts, course.wait))
 
 
 class _Course:
@@ -188,7 +188,7 @@ def _starts_group(request: PlanRequest) -> bool:
     return any(group.hard and not group.apart for vm in request.vms for group in vm.groups)
 
 
-def _relied_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> Mapping[int, int]:
+def relied_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> Mapping[int, int]:
     """The generations of hosts whose VMs the plan's rules look at: of all that share a level with a placement of a
     group, or a cluster with any where spare room is required."""
     spare = request.spare.mode is Spare.REQUIRED

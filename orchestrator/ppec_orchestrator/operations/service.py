@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from ppec_contract.api import HostRetune, OperationView, Page, VmResize, VmsAction, VmsCreate
+from ppec_contract.api_placement import PlanView
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.operations.accept import Acceptor, Ask
 from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.engine import Engine
 from ppec_orchestrator.operations.live import Live, Wake
+from ppec_orchestrator.operations.plan_shown import show_plan
 from ppec_orchestrator.operations.replica import Replica
 from ppec_orchestrator.store import operation_views
 from ppec_orchestrator.store import operations as store
@@ -47,6 +49,13 @@ class Operations:
 
     def create(self, asked: VmsCreate, ask: Ask) -> OperationView:
         return self._accepted(self._acceptor.create(asked, ask))
+
+    def show_plan(self, asked: VmsCreate, caller: str) -> PlanView:
+        """What `create` would do."""
+        return show_plan(self._database, self._ports.planning, self._ports.now, asked, caller)
+
+    def execute(self, plan_id: str, ask: Ask) -> OperationView:
+        return self._accepted(self._acceptor.execute(plan_id, ask))
 
     def act(self, asked: VmsAction, ask: Ask) -> OperationView:
         return self._accepted(self._acceptor.act(asked, ask))

@@ -3,32 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from uuid import UUID
 
 from pydantic import Field
 
 from ppec_contract.api import BatchMode, HostRetune, VmsCreate
+from ppec_contract.api_placement import GroupRule
 from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability
 from ppec_contract.vm import NumaPolicy, Size
-from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest, Where
+from ppec_orchestrator.store.vm_groups import group_of
 
 
-class CreateInput(Model):
-    """A create: the request without user data (the VMs' rows have it), and what its names meant when it was accepted.
+class SizeMeant(Model):
+    """A VM's size, and how it sits on its host; `flavor` is where that came from, empty for a size of the request's
+    own."""
 
-    A flavor may be deleted while a batch is being made; what was asked for stays the same.
-    """
-
-    request: VmsCreate
     vcpus: int
     memory_mib: int
     disk_mib: int
-    architecture: Architecture
     max_vcpus: int | None = None
     max_memory_mib: int | None = None
     numa: NumaPolicy = Field(default_factory=NumaPolicy)
+    flavor: str | None = None
 
     @property
     def shape(self) -> Shape:
@@ -40,20 +40,63 @@ class CreateInput(Model):
         ordinary = self.numa == NumaPolicy() and self.max_vcpus is None and self.max_memory_mib is None
         return frozenset() if ordinary else frozenset({Capability.VM_POLICIES.value})
 
-    @property
-    def profile(self) -> Profile:
-        asked = self.request
-        where = Where(asked.datacentre, asked.cluster, asked.rack, asked.host, asked.vrf)
-        return Profile(self.shape, self.architecture, where, self.capabilities)
+
+class CreateInput(SizeMeant):
+    """A create: the request without user data (the VMs' rows have it), and what its names meant when it was accepted.
+
+    A flavor may be deleted while a batch is being made; what was asked for stays the same. `sizes` are of VMs, by name,
+    that have one of their own.
+    """
+
+    request: VmsCreate
+    architecture: Architecture
+    sizes: dict[str, SizeMeant] = Field(default_factory=dict)
+
+    def size_of(self, name: str) -> SizeMeant:
+        return self.sizes.get(name, self)
+
+    def rules_of(self, name: str) -> tuple[GroupRule, ...]:
+        """The groups that a VM is of."""
+        own = next((item.groups for item in self.request.items if item.name == name), ())
+        return tuple({rule.name: rule for rule in (*self.request.groups, *own)}.values())
+
+    def vm_requests(self, named: Iterable[tuple[UUID, str, frozenset[str]]]) -> list[VmRequest]:
+        """To place VMs of this request, by id, name, and hosts that failed them before. VMs that are alike share their
+        profile: what is worked out for it is then worked out once."""
+        profiles: dict[str, Profile] = {}
+        priorities = {item.name: item.priority for item in self.request.items}
+        common = tuple(group_of(rule) for rule in self.request.groups)
+        found = []
+        for vm_id, name, excluded in named:
+            size = self.size_of(name)
+            key = "" if size is self else size.model_dump_json()
+            if key not in profiles:
+                profiles[key] = Profile(size.shape, self.architecture, self._where(), size.capabilities)
+            groups = tuple(group_of(rule) for rule in self.rules_of(name)) if self.request.items else common
+            found.append(VmRequest(vm_id, name, profiles[key], excluded, groups, priorities.get(name, 0)))
+        return found
 
     def plan_request(self, vms: Sequence[VmRequest], batch_hosts: Mapping[str, int] | None = None) -> PlanRequest:
-        """Of VMs that have this request's `profile`."""
+        """Of `vm_requests`."""
+        spare = self.request.n_plus_one
         return PlanRequest(
             vms=tuple(vms),
             policy=self.request.policy,
             all_or_nothing=self.request.mode is BatchMode.ALL_OR_NOTHING,
             batch_hosts=dict(batch_hosts or {}),
+            spare=SpareRule(Spare(spare.mode), Level(spare.level)),
         )
+
+    def _where(self) -> Where:
+        asked = self.request
+        wanted, avoided = (frozenset(map(_pair, labels)) for labels in (asked.host_labels, asked.avoid_labels))
+        return Where(asked.datacentre, asked.cluster, asked.rack, asked.host, asked.vrf, asked.region, wanted, avoided)
+
+
+def _pair(label: str) -> tuple[str, str]:
+    """Of `key=value`, or of `key` whatever its value."""
+    key, _, value = label.partition("=")
+    return key, value
 
 
 class GuestInput(Model):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Select, String, bindparam, select, type_coerce
 from sqlalchemy import cast as sql_cast
@@ -13,8 +14,9 @@ from sqlalchemy import cast as sql_cast
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.placement.fleet import SeatedVm
 from ppec_orchestrator.placement.plan import Placement
-from ppec_orchestrator.placement.request import Profile, Shape, Where
+from ppec_orchestrator.placement.request import Group, Profile, Shape, VmRequest, Where
 from ppec_orchestrator.store.tables import allocation, allocation_cell, vm
+from ppec_orchestrator.store.vm_groups import groups_on
 
 # The architecture and the VRF of a host.
 Place = tuple[str, str]
@@ -33,6 +35,7 @@ class SeatedVms:
     ) -> Mapping[int, list[SeatedVm]]:
         """The VMs of these hosts, or of all in `places`, by host; in the order of their ids."""
         found: dict[int, list[SeatedVm]] = {}
+        groups = groups_on(conn, host_ids)
         cells: list[int] = []
         drives = 0
         last: Any = None
@@ -46,33 +49,38 @@ class SeatedVms:
                 continue  # allocated on a host that came after the hosts were read
             vm_id = row[1]
             if last is not None and last[1] != vm_id:
-                found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives))
+                found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives, groups))
                 cells, drives = [], 0
             cells.append(row[-2])
             drives += row[-1]
             last = row
         if last is not None:
-            found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives))
+            found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives, groups))
         return found
 
-    def new(self, place: Placement, profile: Profile, vrf: str) -> SeatedVm:
+    def new(self, place: Placement, vm: VmRequest, vrf: str) -> SeatedVm:
         """As it will be read, once the placement is committed."""
-        asked = profile.shape
+        asked = vm.profile.shape
         shape = Shape(asked.vcpus, asked.memory_mib, asked.disk_mib, asked.numa, nvme=asked.nvme)
-        seated = Profile(shape, profile.architecture, Where(vrf=vrf))
+        seated = Profile(shape, vm.profile.architecture, Where(vrf=vrf))
         return SeatedVm(
             place.vm_id,
             place.name,
             self._new.setdefault(seated, seated),
             self._cells.setdefault(place.cells, place.cells),
+            tuple(sorted(vm.groups, key=lambda group: group.name)),
             movable=not place.nvme,
         )
 
-    def _seated(self, row: Any, place: Place, cells: list[int], drives: int) -> SeatedVm:
+    def _seated(
+        self, row: Any, place: Place, cells: list[int], drives: int, groups: Mapping[UUID, tuple[Group, ...]]
+    ) -> SeatedVm:
         sat = tuple(cells)
         profile = self._profile((row[3:9], drives, place))
         # Drives are handed through whole, and are near their cell.
-        return SeatedVm(row[1], row[2], profile, self._cells.setdefault(sat, sat), movable=not drives)
+        return SeatedVm(
+            row[1], row[2], profile, self._cells.setdefault(sat, sat), groups.get(row[1], ()), movable=not drives
+        )
 
     def _profile(self, key: tuple[Any, ...]) -> Profile:
         found = self._profiles.get(key)

@@ -410,6 +410,33 @@ allocation_cell = Table(
     Column("nvme", Integer, nullable=False, server_default="0"),
 )
 
+# How VMs of one group stand to each other: the same in all rows of a name, see `vm_groups.py`.
+vm_group = Table(
+    "vm_group",
+    metadata,
+    Column("vm_id", ForeignKey("vm.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("apart", Boolean, nullable=False),
+    Column("level", String(16), nullable=False),
+    Column("hard", Boolean, nullable=False),
+    Index("ix_vm_group_name", "name"),
+)
+
+# Plans that were shown, by their hash: see `plans.py`.
+plan = Table(
+    "plan",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("created_by", String(128), nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("asked", JSON, nullable=False),
+    Column("input", JSON, nullable=False),
+    Column("places", JSON, nullable=False),
+    Column("generations", JSON, nullable=False),
+    Index("ix_plan_created_at", "created_at"),
+)
+
 # --- operations ------------------------------------------------------------------------------------------------------
 
 operation = Table(

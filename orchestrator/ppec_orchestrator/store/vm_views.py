@@ -23,6 +23,7 @@ from ppec_orchestrator.ipdb.ranges import text_of
 from ppec_orchestrator.store import vm_lists
 from ppec_orchestrator.store.paging import Documents, Slice
 from ppec_orchestrator.store.tables import address, allocation, allocation_cell, host, image, prefix, vm, vrf
+from ppec_orchestrator.store.vm_groups import rules_of
 from ppec_orchestrator.store.vm_lists import FEW, Keys, VmFilter
 from ppec_orchestrator.store.vms import find
 
@@ -46,7 +47,9 @@ def show(conn: Connection, ref: str, silent_before: datetime) -> VmView:
     known = find(conn, [ref])[0]
     one = Keys(select(vm.c.name, vm.c.id).where(vm.c.id == known.vm_id), in_order=True)
     row = conn.execute(_rows(one, silent_before)).one()
-    return VmView.model_validate_json(_document(row, _names(conn)))
+    view = VmView.model_validate_json(_document(row, _names(conn)))
+    groups = rules_of(conn, known.vm_id)
+    return view.model_copy(update={"groups": groups}) if groups else view
 
 
 def page(conn: Connection, wanted: Slice, chosen: VmFilter, few: int = FEW) -> Documents:
@@ -120,7 +123,7 @@ def _document(row: Sequence[Any], names: _Names) -> bytes:
         "record": record,
         "observed": observed,
         "observed_at": observed_at,
-        "flavor": flavor,
+        "flavor": flavor or None,
         "image": names.images[image_id],
         "vcpus": vcpus,
         "memory_mib": memory_mib,
@@ -133,6 +136,7 @@ def _document(row: Sequence[Any], names: _Names) -> bytes:
         "operation_id": operation_id,
         "held": None if held_vcpus is None else {"vcpus": held_vcpus, "memory_mib": held_memory_mib},
         # Told of one VM alone.
+        "groups": (),
         "use": None,
     }
     shown_pins = "[]" if pins in _NO_PINS else pins

@@ -33,7 +33,7 @@ from ppec_orchestrator.operations.steps import Kind, Step, StepEnd, StepFailedEr
 from ppec_orchestrator.operations.verdicts import by_items, reason
 from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.plan import Refusal
-from ppec_orchestrator.placement.request import PlanRequest, VmRequest
+from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store import vms
 from ppec_orchestrator.store.observations import record_observed
@@ -125,11 +125,9 @@ class _Round:
         # A host that made others of the batch is not broken, whatever it says of one.
         sound = {i.host for i in self.items if i.state is ItemState.SUCCEEDED}
         broken = {i.host for i in self.items if i.host and i.problem and whole_host(i.problem)} - sound
-        profile = self.asked.profile
-        requests = [
-            VmRequest(item.vm_id, item.name, profile, item.excluded_hosts | broken | {item.host or ""})
-            for item in self.moving.values()
-        ]
+        requests = self.asked.vm_requests(
+            (item.vm_id, item.name, item.excluded_hosts | broken | {item.host or ""}) for item in self.moving.values()
+        )
         standing = Counter(i.host for i in self.items if i.host and i.state is ItemState.SUCCEEDED)
         return self.asked.plan_request(requests, standing)
 

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a request for VMs says where they may go, and what a plan says of where they would: the REST API's part."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictBool, StringConstraints, field_validator
+
+from ppec_contract.model import HostName, Model, ResourceName, VmName
+from ppec_contract.vm import DiskMib, MemoryMib, NumaPolicy, Vcpus, even_vcpus, whole_huge_pages
+
+MAX_GROUPS = 8
+# `key`, whatever its value, or `key=value`.
+LabelMatch = Annotated[
+    str, StringConstraints(min_length=1, max_length=321, pattern=r"^[^=\x00-\x1f\x7f]+(=[^\x00-\x1f\x7f]*)?$")
+]
+
+
+class GroupRule(Model):
+    """VMs of one name stand together or apart, on or over one level, now and later. The first VM of a group says how it
+    is; a request that says otherwise is refused (`group.mismatch`).
+
+    A hard group is kept, whatever it costs; of a soft one, hosts that keep it come first.
+    """
+
+    name: ResourceName
+    apart: StrictBool = True
+    level: Literal["host", "rack", "datacentre"] = "host"
+    hard: StrictBool = True
+
+
+class NPlusOne(Model):
+    """What is made of the rule that after the loss of any one host, or rack, everything restarts elsewhere in its
+    cluster: nothing, a warning that names what is exposed, or a condition for every placement."""
+
+    mode: Literal["off", "warn", "required"] = "off"
+    level: Literal["host", "rack"] = "host"
+
+
+class VmSize(Model):
+    """A size without a flavor."""
+
+    vcpus: Vcpus
+    memory_mib: MemoryMib
+    disk_mib: DiskMib
+    numa: NumaPolicy = Field(default_factory=NumaPolicy)
+
+    _even = field_validator("vcpus")(even_vcpus)
+
+    def model_post_init(self, context: Any, /) -> None:
+        whole_huge_pages(self.memory_mib, self.numa)
+
+
+class VmItem(Model):
+    """One VM of a batch of unequal ones. What it leaves out is the request's: of `flavor` and `size` one, and its
+    groups beside the request's. Higher `priority` is placed first."""
+
+    name: VmName
+    flavor: ResourceName | None = None
+    size: VmSize | None = None
+    groups: Annotated[tuple[GroupRule, ...], Field(max_length=MAX_GROUPS)] = ()
+    priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+class PlacedView(Model):
+    """Where a VM would go, and why there: of so many `candidates` that could take it, none had a lower `score`.
+    `searched`: the policy's own choice would have left others of the batch without a place."""
+
+    vm: VmName
+    host: HostName
+    cells: tuple[int, ...]
+    candidates: int
+    score: float
+    broken_groups: int = 0
+    searched: bool = False
+
+
+class ChangeView(Model):
+    """A change that makes a refused VM fit: a rule given up (`give-up`), a drain ended (`end-drain`), addresses added
+    (`add-addresses`), another size (`other-size`), room freed (`free-room`). `details` are its own fields."""
+
+    kind: Literal["give-up", "end-drain", "add-addresses", "other-size", "free-room"]
+    sentence: str
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class RefusedView(Model):
+    """Why a VM would find no place: every host counted under the reason that turned it away; cheapest `changes`
+    first."""
+
+    vm: VmName
+    reasons: dict[str, int]
+    sentence: str
+    changes: tuple[ChangeView, ...] = ()
+
+
+class ExposedView(Model):
+    """A host or rack whose loss would leave so many VMs without a place, `vm` the first of them."""
+
+    domain: str
+    vm: str
+    without_place: int
+
+
+class PlanView(Model):
+    """`POST /v1/plans`: the exact plan of a request, which changes nothing. `plan_id` is its hash: of the request, of
+    every place, and of the state of the hosts it stands on. `executable` until `expires_at`, by who made it, as it is.
+    """
+
+    plan_id: str
+    created_by: str
+    created_at: datetime
+    expires_at: datetime
+    executable: bool
+    placed: tuple[PlacedView, ...]
+    refused: tuple[RefusedView, ...]
+    exposed: tuple[ExposedView, ...] = ()
+    hosts: int

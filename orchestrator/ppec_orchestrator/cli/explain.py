@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ppec explain` and `ppec execute`: where VMs would go and why, and why not; and a plan carried out as it was
+shown."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ppec_orchestrator.cli import wanted
+from ppec_orchestrator.cli.output import Column
+from ppec_orchestrator.cli.session import session_of
+
+if TYPE_CHECKING:
+    from ppec_contract.api_placement import PlacedView, PlanView
+    from ppec_orchestrator.cli.output import Output
+
+PATH = "/v1/plans"
+
+
+def explain(  # noqa: PLR0913, PLR0917 - one parameter per option
+    context: typer.Context,
+    image: wanted.Image,
+    names: wanted.NewNames = None,
+    flavor: wanted.Flavor = None,
+    vcpus: wanted.Vcpus = None,
+    memory_mib: wanted.MemoryMib = None,
+    disk_mib: wanted.DiskMib = None,
+    items: wanted.Items = None,
+    name: wanted.BaseName = None,
+    count: wanted.Count = None,
+    policy: wanted.Policy = "balanced",
+    mode: wanted.Mode = "all-or-nothing",
+    at_least: wanted.AtLeast = None,
+    region: wanted.Region = None,
+    datacentre: wanted.Datacentre = None,
+    cluster: wanted.Cluster = None,
+    rack: wanted.Rack = None,
+    host: wanted.Host = None,
+    vrf: wanted.Vrf = None,
+    host_label: wanted.HostLabels = None,
+    avoid_label: wanted.AvoidLabels = None,
+    apart: wanted.Apart = None,
+    together: wanted.Together = None,
+    n_plus_one: wanted.NPlusOne = None,
+    user_data: wanted.UserData = None,
+    label: wanted.VmLabels = None,
+) -> None:
+    """Say where VMs would go and why, and why not: takes what `ppec vm create` takes, and makes nothing."""
+    body = wanted.request(locals(), "explain")
+    from ppec_contract.api_placement import PlanView
+
+    session = session_of(context)
+    view = session.client.post(PATH, body, PlanView)
+    if session.output.as_json:
+        session.output.json(view)
+    else:
+        _show(session.output, view)
+
+
+def execute(
+    context: typer.Context,
+    plan: Annotated[str, typer.Argument(help="The plan's hash, from `ppec explain`.")],
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key never executes twice.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")] = False,
+) -> None:
+    """Carry out a plan as it was shown; refused if the fleet has moved on."""
+    from ppec_contract.api import OperationView
+    from ppec_orchestrator.cli.operations import accepted
+
+    session = session_of(context)
+    key = idempotency_key or str(uuid.uuid4())
+    answer = session.client.post(f"{PATH}/{plan}/execute", None, OperationView, idempotency_key=key)
+    accepted(session, answer, wait=wait)
+
+
+def _show(output: Output, view: PlanView) -> None:
+    if view.placed:
+        output.items(view.placed, _COLUMNS)
+    for one in view.refused:
+        output.say(f"{one.vm} finds no place: {one.sentence}")
+        for change in one.changes:
+            output.say(f"  would fit: {change.sentence}")
+    for each in view.exposed:
+        output.say(
+            f"{each.domain} is exposed: its loss leaves {each.without_place} VMs without a place, {each.vm} first"
+        )
+    if view.executable:
+        output.say(f"until {view.expires_at:%H:%M:%S} UTC, if these hosts stand still: ppec execute {view.plan_id}")
+
+
+_COLUMNS: tuple[Column[PlacedView], ...] = (
+    Column("VM", lambda one: one.vm),
+    Column("host", lambda one: one.host),
+    Column("cells", lambda one: ",".join(map(str, one.cells))),
+    Column("best of", lambda one: one.candidates, right=True),
+    Column("score", lambda one: f"{one.score:.6g}", right=True),
+    Column("why", lambda one: "part of a whole" if one.searched else "lowest score"),
+)

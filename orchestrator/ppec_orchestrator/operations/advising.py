@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A refusal that says what would help: the cheapest changes that make the first refused VM fit, tried in the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ppec_contract.api_placement import ChangeView
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.operations.live_fleet import LiveFleet
+from ppec_orchestrator.placement.advice import advise
+from ppec_orchestrator.placement.applied import applied
+from ppec_orchestrator.placement.changes import AddAddresses, Change, EndDrain, FreeRoom, GiveUp, OtherSize
+from ppec_orchestrator.placement.fleet import Fleet
+from ppec_orchestrator.placement.plan import Plan, Refusal
+from ppec_orchestrator.placement.request import PlanRequest
+
+# The refusals that advice is given with.
+ADVISABLE = frozenset({"placement.no_capacity", "vm.exceeds_socket"})
+# Offered of one VM.
+MOST_CHANGES = 5
+_KINDS = {
+    GiveUp: "give-up",
+    EndDrain: "end-drain",
+    AddAddresses: "add-addresses",
+    OtherSize: "other-size",
+    FreeRoom: "free-room",
+}
+
+
+def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecError:
+    """The same error, with what would make the first refused VM fit. The fleet may have moved on: where the VM fits by
+    now, or nothing single helps, nothing is added."""
+    plan, snapshot = fleet.plan(request)
+    changes = changes_for(snapshot, request, plan, plan.refused[0]) if plan.refused else []
+    if not changes:
+        return error
+    return PpecError(
+        error.code,
+        error.message,
+        hint=f"{error.hint} Cheapest change: {changes[0].sentence}.".strip(),
+        subject=error.subject,
+        details={**error.details, "changes": [change.model_dump(mode="json") for change in changes]},
+    )
+
+
+def changes_for(fleet: Fleet, request: PlanRequest, plan: Plan, refusal: Refusal) -> list[ChangeView]:
+    """Cheapest first, on the fleet with the rest of the plan carried out."""
+    vm = next(each for each in request.vms if each.vm_id == refusal.vm_id)
+    found = advise(applied(fleet, request.vms, plan), vm)
+    return [_view(change) for change in found[:MOST_CHANGES]]
+
+
+def _view(change: Change) -> ChangeView:
+    return ChangeView(kind=_KINDS[type(change)], sentence=change.sentence(), details=_plain(asdict(change)))
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: names of fields are strings, and so are numbers of cells."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the names in a request for VMs mean when it is accepted: sizes, image, places, and names for the VMs."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, bindparam, select
+
+from ppec_contract.api import VmsCreate
+from ppec_contract.api_placement import VmSize
+from ppec_contract.errors import PpecError
+from ppec_contract.vm import NumaPolicy
+from ppec_orchestrator.operations.wanted import CreateInput, SizeMeant
+from ppec_orchestrator.placement.request import PlanRequest
+from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vrf
+
+_FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
+_IMAGE = select(image.c.id, image.c.architecture, image.c.virtual_size_mib).where(image.c.name == bindparam("name"))
+
+
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """What the names in a request mean right now."""
+
+    image_id: int
+    input: CreateInput
+
+
+def meaning(conn: Connection, asked: VmsCreate) -> Meant:
+    """Raises `….not_found` of whatever the request names, and `request.invalid` for disks smaller than the image."""
+    sizes = _Sizes(conn)
+    own = {item.name: sizes.of(item.flavor, item.size) for item in asked.items if item.flavor or item.size}
+    common = sizes.of(asked.flavor, asked.size) if asked.flavor or asked.size else next(iter(own.values()))
+    source = conn.execute(_IMAGE, {"name": asked.image}).first()
+    if source is None:
+        raise not_found("image", "image", asked.image)
+    _check_places(conn, asked)
+    _check_disks(asked, source.virtual_size_mib, [common, *own.values()])
+    return Meant(
+        source.id,
+        CreateInput(
+            **dict(common),
+            request=asked.model_copy(update={"user_data": ""}),
+            architecture=source.architecture,
+            sizes={name: size for name, size in own.items() if size != common},
+        ),
+    )
+
+
+def new_plan_request(meant: Meant, asked: VmsCreate) -> PlanRequest:
+    """Of all its VMs, with ids made for them."""
+    named = ((uuid.uuid4(), name, frozenset[str]()) for name in _names(asked))
+    return meant.input.plan_request(meant.input.vm_requests(named))
+
+
+class _Sizes:
+    """Each flavor is looked up once."""
+
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
+        self._flavors: dict[str, SizeMeant] = {}
+
+    def of(self, name: str | None, size: VmSize | None) -> SizeMeant:
+        if size is not None:
+            return SizeMeant(**dict(size))
+        if name is None:
+            raise ValueError("a VM has a flavor or a size: the contract sees to it")
+        if name not in self._flavors:
+            self._flavors[name] = self._flavor(name)
+        return self._flavors[name]
+
+    def _flavor(self, name: str) -> SizeMeant:
+        row = self._conn.execute(_FLAVOR, {"name": name}).first()
+        if row is None:
+            raise not_found("flavor", "flavor", name)
+        return SizeMeant(
+            vcpus=row.vcpus,
+            memory_mib=row.memory_mib,
+            disk_mib=row.disk_mib,
+            max_vcpus=row.max_vcpus,
+            max_memory_mib=row.max_memory_mib,
+            numa=NumaPolicy(**row.numa),
+            flavor=name,
+        )
+
+
+def _check_places(conn: Connection, asked: VmsCreate) -> None:
+    for table, word, name in (
+        (datacentre, "data centre", asked.datacentre),
+        (cluster, "cluster", asked.cluster),
+        (rack, "rack", asked.rack),
+        (host, "host", asked.host),
+        (vrf, "VRF", asked.vrf),
+    ):
+        if name is not None and conn.execute(select(table.c.id).where(table.c.name == name)).first() is None:
+            raise not_found(table.name, word, name)
+    in_region = select(datacentre.c.id).where(datacentre.c.region == asked.region)
+    if asked.region is not None and conn.execute(in_region).first() is None:
+        raise not_found("datacentre", "data centre in region", asked.region)
+
+
+def _check_disks(asked: VmsCreate, needed_mib: int, sizes: Iterable[SizeMeant]) -> None:
+    for size in sizes:
+        if needed_mib > size.disk_mib:
+            what = f"flavor {size.flavor}" if size.flavor else "the size"
+            raise PpecError(
+                "request.invalid",
+                f"image {asked.image} needs a disk of {needed_mib} MiB, {what} has {size.disk_mib} MiB",
+                hint="Choose a flavor with a larger disk." if size.flavor else "Ask for a larger disk.",
+                subject=what,
+            )
+
+
+def _names(asked: VmsCreate) -> list[str]:
+    if asked.items:
+        return [item.name for item in asked.items]
+    if asked.names:
+        return list(asked.names)
+    base = asked.name or f"vm-{uuid.uuid4().hex[:8]}"
+    return [base] if asked.count == 1 else [f"{base}-{number}" for number in range(1, asked.count + 1)]

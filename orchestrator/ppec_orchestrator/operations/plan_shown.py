@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan that is shown, not carried out: made, kept under its hash, and found again when somebody wants it executed.
+
+The hash is of all that the plan is: what was asked and what it meant, every place, and the generations of the hosts
+that it stands on. Of the same request on a fleet that has not moved on only ids and time differ."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from ppec_contract.api import VmsCreate
+from ppec_contract.api_placement import ExposedView, PlacedView, PlanView, RefusedView
+from ppec_contract.errors import PpecError
+from ppec_contract.model import canonical_json
+from ppec_orchestrator.operations.advising import changes_for
+from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
+from ppec_orchestrator.operations.planning import Planning, relied_on
+from ppec_orchestrator.operations.wanted import CreateInput
+from ppec_orchestrator.placement.fleet import Fleet
+from ppec_orchestrator.placement.plan import Evidence, Placement, Plan
+from ppec_orchestrator.placement.request import PlanRequest
+from ppec_orchestrator.store import plans
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.plans import StoredPlan
+
+# How long a plan can be executed.
+LIFETIME = timedelta(minutes=15)
+# Refused VMs that advice is worked out for; others are mostly refused alike.
+MOST_ADVISED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A stored plan as the planner made it, and the request it was made for."""
+
+    plan: Plan
+    meant: Meant
+    user_data: str
+
+
+def show_plan(
+    database: Database, planning: Planning, now: Callable[[], datetime], asked: VmsCreate, caller: str
+) -> PlanView:
+    """Raises `….not_found` of whatever the request names; VMs without a place are part of the plan."""
+    with database.read() as conn:
+        meant = meaning(conn, asked)
+    request = new_plan_request(meant, asked)
+    plan, fleet = planning.fleet.plan(request)
+    made_at = now()
+    stored = _stored(meant, asked, plan, _generations(plan, request, fleet), caller, made_at)
+    executable = bool(plan.placed) and (not plan.refused or not request.all_or_nothing)
+    executable = executable and len(plan.placed) >= (asked.at_least or 1)
+    if executable:
+        with database.write() as conn:
+            plans.keep(conn, stored)
+    return _view(stored, request, plan, fleet, executable=executable)
+
+
+def restored(stored: StoredPlan, caller: str) -> Restored:
+    """Raises `auth.forbidden` for a plan of somebody else's: its request may hold what only they know."""
+    if stored.created_by != caller:
+        raise PpecError(
+            "auth.forbidden",
+            f"plan {stored.plan_id} was made by {stored.created_by}, not by {caller}",
+            hint="Plan for yourself.",
+            subject=f"plan {stored.plan_id}",
+        )
+    places = stored.places
+    placed = tuple(
+        Placement(**{**place, "vm_id": UUID(place["vm_id"]), "cells": tuple(place["cells"])})
+        for place in places["placed"]
+    )
+    meant = Meant(places["image_id"], CreateInput.model_validate(stored.input))
+    return Restored(Plan(placed, ()), meant, stored.asked.get("user_data", ""))
+
+
+def _stored(
+    meant: Meant, asked: VmsCreate, plan: Plan, generations: dict[int, int], caller: str, made_at: datetime
+) -> StoredPlan:
+    kept = meant.input.model_dump(mode="json")
+    placed = [{**asdict(place), "vm_id": str(place.vm_id)} for place in plan.placed]
+    # Ids are made anew with each plan, and say nothing of it.
+    places = sorted(([place.name, place.host, list(place.cells), place.per_cell] for place in plan.placed), key=str)
+    refused = sorted([one.name, {reason.value: n for reason, n in one.reasons.items()}] for one in plan.refused)
+    what = [asked.model_dump(mode="json"), kept, meant.image_id, places, refused, sorted(generations.items()), caller]
+    return StoredPlan(
+        plan_id=hashlib.sha256(canonical_json(what)).hexdigest(),
+        created_by=caller,
+        created_at=made_at,
+        expires_at=made_at + LIFETIME,
+        asked=asked.model_dump(mode="json"),
+        input=kept,
+        places={"image_id": meant.image_id, "placed": placed},
+        generations=generations,
+    )
+
+
+def _generations(plan: Plan, request: PlanRequest, fleet: Fleet) -> dict[int, int]:
+    """Of the hosts that VMs are placed on, and of those whose VMs its rules look at."""
+    rows = {fleet.index[place.host] for place in plan.placed}
+    return {fleet.hosts[row].host_id: fleet.hosts[row].generation for row in rows} | dict(
+        relied_on(plan, request, fleet)
+    )
+
+
+def _view(stored: StoredPlan, request: PlanRequest, plan: Plan, fleet: Fleet, *, executable: bool) -> PlanView:
+    pairs = zip(plan.placed, plan.evidence, strict=True)
+    return PlanView(
+        plan_id=stored.plan_id,
+        created_by=stored.created_by,
+        created_at=stored.created_at,
+        expires_at=stored.expires_at,
+        executable=executable,
+        placed=tuple(_placed(place, why) for place, why in pairs),
+        refused=tuple(_refused(fleet, request, plan, number) for number in range(len(plan.refused))),
+        exposed=tuple(ExposedView(**asdict(one)) for one in plan.exposed),
+        hosts=len(fleet.hosts),
+    )
+
+
+def _placed(place: Placement, why: Evidence) -> PlacedView:
+    return PlacedView(
+        vm=place.name,
+        host=place.host,
+        cells=place.cells,
+        candidates=why.candidates,
+        score=why.score,
+        broken_groups=why.broken,
+        searched=why.searched,
+    )
+
+
+def _refused(fleet: Fleet, request: PlanRequest, plan: Plan, number: int) -> RefusedView:
+    one = plan.refused[number]
+    reasons: dict[str, Any] = {reason.value: count for reason, count in one.reasons.items()}
+    changes = changes_for(fleet, request, plan, one) if number < MOST_ADVISED else []
+    return RefusedView(vm=one.name, reasons=reasons, sentence=one.sentence(), changes=tuple(changes))

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans that are shown and then executed as they are; and what a request can say of where its VMs go. On the whole
+API."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, update
+from starlette.testclient import TestClient
+
+from ppec_orchestrator.api.app import create_app
+from ppec_orchestrator.api.services import make_services, utc_now
+from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.tokens import Role, create_token
+
+BODY = {"flavor": "half", "image": "debian"}
+
+
+@pytest.fixture
+def api(world: Any, tmp_path: Path) -> Iterator[TestClient]:
+    services = dataclasses.replace(
+        make_services(Settings(state_dir=tmp_path / "state"), world.database), operations=world.replica()
+    )
+    with world.database.write() as conn:
+        token = create_token(conn, "operator", Role.OPERATOR, now=utc_now())
+        other = create_token(conn, "other", Role.OPERATOR, now=utc_now())
+    client = TestClient(
+        create_app(services), headers={"Authorization": f"Bearer {token}"}, raise_server_exceptions=False
+    )
+    client.other = {"Authorization": f"Bearer {other}"}  # type: ignore[attr-defined]
+    yield client
+    client.close()
+
+
+def planned(api: TestClient, **body: Any) -> dict[str, Any]:
+    answer = api.post("/v1/plans", json=BODY | body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def created(world: Any, api: TestClient, **body: Any) -> dict[str, str]:
+    """Where each VM came to stand."""
+    answer = api.post("/v1/vms", json=BODY | body)
+    assert answer.status_code == 202, answer.text
+    assert world.ended(answer.json()["operation_id"]).state == "succeeded"
+    return {item["vm"]["name"] if "vm" in item else item["name"]: item["host"] for item in answer.json()["items"]}
+
+
+def code(answer: Any) -> tuple[int, str]:
+    return answer.status_code, answer.json()["code"]
+
+
+# --- plans -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_changes_nothing_and_is_executed_as_it_was_shown(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web", count=3)
+    assert view["executable"]
+    assert api.get("/v1/vms").json()["items"] == []
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
+    assert answer.status_code == 202, answer.text
+    assert world.ended(answer.json()["operation_id"]).state == "succeeded"
+    shown = {place["vm"]: (place["host"], place["cells"]) for place in view["placed"]}
+    stand = {vm["name"]: (vm["host"], vm["cells"]) for vm in api.get("/v1/vms").json()["items"]}
+    assert stand == shown
+    assert code(api.post(f"/v1/plans/{view['plan_id']}/execute")) == (404, "plan.not_found")
+
+
+def test_a_plan_says_over_how_many_hosts_a_place_won(api: TestClient) -> None:
+    (place,) = planned(api, name="web")["placed"]
+    assert place["candidates"] == 3
+    assert not place["searched"]
+
+
+def test_the_same_request_on_the_same_fleet_has_the_same_hash(world: Any, api: TestClient) -> None:
+    first = planned(api, name="web")["plan_id"]
+    assert planned(api, name="web")["plan_id"] == first
+    assert planned(api, name="other")["plan_id"] != first
+    created(world, api, name="between")
+    assert planned(api, name="web")["plan_id"] != first
+
+
+def test_a_plan_is_refused_once_its_host_has_changed(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web")
+    host = view["placed"][0]["host"]
+    created(world, api, name="between", host=host)
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
+    assert code(answer) == (409, "plan.outdated")
+    assert answer.json()["details"]["hosts"] == [host]
+    assert [vm["name"] for vm in api.get("/v1/vms").json()["items"]] == ["between"]
+
+
+def test_a_change_elsewhere_leaves_a_plan_standing(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web")
+    away = next(name for name in ("h1", "h2") if name != view["placed"][0]["host"])
+    created(world, api, name="between", host=away)
+    assert api.post(f"/v1/plans/{view['plan_id']}/execute").status_code == 202
+
+
+def test_a_plan_with_groups_stands_on_the_hosts_its_rules_look_at(world: Any, api: TestClient) -> None:
+    """A VM of the group that came to another host of the rack meanwhile would be beside it."""
+    rule = {"name": "db", "level": "rack"}
+    view = planned(api, name="web", groups=[rule])
+    away = next(name for name in ("h1", "h2") if name != view["placed"][0]["host"])
+    created(world, api, name="between", host=away, groups=[rule])
+    assert code(api.post(f"/v1/plans/{view['plan_id']}/execute")) == (409, "plan.outdated")
+
+
+def test_a_plan_expires(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web")
+    with world.database.write() as conn:
+        conn.execute(update(tables.plan).values(expires_at=utc_now() - timedelta(seconds=1)))
+    assert code(api.post(f"/v1/plans/{view['plan_id']}/execute")) == (404, "plan.not_found")
+
+
+def test_a_plan_is_executed_by_who_made_it_alone(api: TestClient) -> None:
+    view = planned(api, name="web", user_data="#cloud-config\npassword: hunter2\n")
+    assert "hunter2" not in str(view)
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute", headers=api.other)  # type: ignore[attr-defined]
+    assert code(answer) == (403, "auth.forbidden")
+
+
+def test_executing_twice_under_one_key_makes_one_operation(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web")
+    key = {"Idempotency-Key": "once"}
+    path = f"/v1/plans/{view['plan_id']}/execute"
+    first, second = (api.post(path, headers=key).json()["operation_id"] for _ in range(2))
+    assert first == second
+
+
+def test_what_finds_no_place_is_told_with_the_cheapest_change(api: TestClient) -> None:
+    view = planned(api, name="web", size={"vcpus": 20, "memory_mib": 1024, "disk_mib": 2048}, flavor=None)
+    (refused,) = view["refused"]
+    assert refused["reasons"] == {"vm-larger-than-cell": 3}
+    assert (refused["changes"][0]["kind"], refused["changes"][0]["sentence"]) == (
+        "other-size",
+        "ask for 16 vCPUs, 1024 MiB and a disk of 2048 MiB",
+    )
+    assert not view["executable"]
+    assert code(api.post(f"/v1/plans/{view['plan_id']}/execute")) == (404, "plan.not_found")
+
+
+def test_a_refused_create_tells_it_too(api: TestClient) -> None:
+    answer = api.post("/v1/vms", json=BODY | {"name": "web", "count": 9})
+    assert code(answer) == (409, "placement.no_capacity")
+    changes = answer.json()["details"]["changes"]
+    assert {change["kind"] for change in changes} >= {"free-room"}
+    assert changes[0]["sentence"] in answer.json()["hint"]
+
+
+# --- where VMs may go ------------------------------------------------------------------------------------------------
+
+
+def test_items_have_sizes_of_their_own(world: Any, api: TestClient) -> None:
+    size = {"vcpus": 4, "memory_mib": 2048, "disk_mib": 9000}
+    items = [{"name": "a"}, {"name": "b", "flavor": "small"}, {"name": "c", "size": size}]
+    created(world, api, items=items)
+    listed = {vm["name"]: vm for vm in api.get("/v1/vms").json()["items"]}
+    assert {name: (vm["flavor"], vm["vcpus"], vm["disk_mib"]) for name, vm in listed.items()} == {
+        "a": ("half", 8, 8192),
+        "b": ("small", 2, 8192),
+        "c": (None, 4, 9000),
+    }
+
+
+def test_groups_keep_vms_apart_now_and_later(world: Any, api: TestClient) -> None:
+    rule = {"name": "db"}
+    first = created(world, api, name="db", count=2, policy="pack", groups=[rule])
+    assert len(set(first.values())) == 2
+    later = created(world, api, name="db-later", policy="pack", groups=[rule])
+    assert set(later.values()).isdisjoint(first.values())
+    answer = api.post("/v1/vms", json=BODY | {"name": "fourth", "groups": [rule]})
+    assert code(answer) == (409, "placement.no_capacity")
+    assert answer.json()["details"]["reasons"] == {"anti-affinity": 3}
+    assert answer.json()["details"]["changes"][0]["sentence"] == "give up the rule of group db"
+    assert api.get("/v1/vms/db-1").json()["groups"] == [{"name": "db", "apart": True, "level": "host", "hard": True}]
+
+
+def test_a_group_together_stays_on_one_host(world: Any, api: TestClient) -> None:
+    rule = {"name": "pair", "apart": False}
+    hosts = created(world, api, name="pair", count=2, policy="spread", groups=[rule])
+    assert len(set(hosts.values())) == 1
+
+
+def test_a_group_can_not_be_defined_in_two_ways(world: Any, api: TestClient) -> None:
+    created(world, api, name="one", groups=[{"name": "db"}])
+    answer = api.post("/v1/vms", json=BODY | {"name": "two", "groups": [{"name": "db", "apart": False}]})
+    assert code(answer) == (409, "group.mismatch")
+    twice = [{"name": "db"}, {"name": "db", "hard": False}]
+    assert code(api.post("/v1/vms", json=BODY | {"name": "two", "groups": twice})) == (422, "request.invalid")
+
+
+def test_hosts_are_chosen_by_labels_and_region(world: Any, api: TestClient) -> None:
+    with world.database.write() as conn:
+        conn.execute(update(tables.host).where(tables.host.c.name == "h2").values(labels={"disk": "ssd"}))
+        conn.execute(update(tables.host).where(tables.host.c.name == "h3").values(labels={"disk": "hdd"}))
+    assert created(world, api, name="a", host_labels=["disk=ssd"]) == {"a": "h2"}
+    assert set(created(world, api, name="b", count=2, avoid_labels=["disk"]).values()) == {"h1"}
+    assert created(world, api, name="c", host_labels=["disk"], avoid_labels=["disk=ssd"], region="r1") == {"c": "h3"}
+    assert code(api.post("/v1/vms", json=BODY | {"region": "nowhere"})) == (404, "datacentre.not_found")
+
+
+def test_n_plus_one_keeps_room_for_the_loss_of_a_host(world: Any, api: TestClient) -> None:
+    """Three hosts of two such VMs each: four can restart after the loss of any, a fifth could not."""
+    required = {"n_plus_one": {"mode": "required"}}
+    assert max(Counter(created(world, api, name="a", count=4, **required).values()).values()) <= 2
+    answer = api.post("/v1/vms", json=BODY | {"name": "fifth"} | required)
+    assert code(answer) == (409, "placement.no_capacity")
+    assert answer.json()["details"]["reasons"].get("n-plus-one", 0) >= 1
+    view = planned(api, name="fifth", n_plus_one={"mode": "warn"})
+    assert view["executable"]
+    assert view["exposed"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"flavor": None}, "flavor or a size"),
+        ({"size": {"vcpus": 2, "memory_mib": 64, "disk_mib": 1}}, "flavor and a size"),
+        ({"items": [{"name": "a"}], "count": 2}, "either items"),
+        ({"items": [{"name": "a"}, {"name": "a"}]}, "twice"),
+        ({"flavor": None, "items": [{"name": "a", "flavor": "half"}, {"name": "b"}]}, "item b"),
+        ({"host_labels": ["=x"]}, "host_labels"),
+        ({"groups": [{"name": "g", "level": "floor"}]}, "level"),
+        ({"n_plus_one": {"mode": "perhaps"}}, "mode"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(api: TestClient, body: dict[str, Any], words: str) -> None:
+    answer = api.post("/v1/plans", json={key: value for key, value in (BODY | body).items() if value is not None})
+    assert code(answer) == (422, "request.invalid")
+    assert words in answer.text
+
+
+def test_groups_go_with_their_vms(world: Any, api: TestClient) -> None:
+    created(world, api, name="one", groups=[{"name": "db"}])
+    world.ended(api.delete("/v1/vms/one").json()["operation_id"])
+    with world.database.read() as conn:
+        assert conn.execute(select(tables.vm_group)).all() == []
+    created(world, api, name="two", groups=[{"name": "db", "apart": False}])
+
+
+def test_a_group_of_the_record_counts_after_a_restart(world: Any, api: TestClient) -> None:
+    """The fleet read anew knows the groups: here, of a VM that another process made."""
+    first = created(world, api, name="one", groups=[{"name": "db"}])
+    with world.database.read() as conn:
+        vm_id = conn.execute(select(tables.vm.c.id).where(tables.vm.c.name == "one")).scalar_one()
+        assert conn.execute(select(tables.vm_group.c.vm_id)).scalars().all() == [vm_id]
+    fresh = world.replica("two")
+    places = {place.vm: place.host for place in fresh.show_plan(_asked(groups=({"name": "db"},)), "operator").placed}
+    assert set(places.values()).isdisjoint(first.values())
+
+
+def _asked(**more: Any) -> Any:
+    from ppec_contract.api import VmsCreate
+
+    return VmsCreate.model_validate(BODY | {"name": "two", "count": 2} | more)
+
+
+def test_a_new_host_is_no_stranger_to_a_kept_plan(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web")
+    with world.database.write() as conn:
+        conn.execute(
+            insert(tables.host).values(
+                id=99, name="h9", rack_id=1, vrf_id=1, address="127.0.0.1", port=9, draining=False,
+                enrolled_at=utc_now(), last_seen_at=utc_now(), disk_mib=0,
+            )
+        )  # fmt: skip
+    assert api.post(f"/v1/plans/{view['plan_id']}/execute").status_code == 202
