@@ -38,7 +38,7 @@ from ppec_orchestrator.fleets.snapshot_rows import (
     WhereRow,
 )
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
-from ppec_orchestrator.placement.request import Group, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import ANY_NETWORK, Group, Profile, Shape, VmRequest, Where
 
 T = TypeVar("T")
 __all__ = ["REQUESTS_SCHEMA", "SCHEMA", "read", "read_requests", "written"]
@@ -97,6 +97,9 @@ def _profiles(rows: Sequence[ProfileRow]) -> dict[str, Profile]:
             row["architecture"],
             _where(row.get("where", {})),
             frozenset(row.get("capabilities", ())),
+            tuple([None if ids is None else frozenset(ids) for ids in row["networks"]])
+            if "networks" in row
+            else ANY_NETWORK,
         )
         for row in rows
     }
@@ -140,6 +143,7 @@ class _Reader:
             prefixes=tuple([tuple(family) for family in row.get("prefixes", ())]),
             capabilities=frozenset(row.get("capabilities", ())),
             pools={name: PoolState(**pool) for name, pool in row.get("pools", {}).items()},
+            generation=row.get("generation", 0),
         )
 
     def requests(self, batch: Sequence[RequestRow], where: str) -> tuple[VmRequest, ...]:
@@ -275,7 +279,10 @@ def _profile_row(name: str, profile: Profile) -> dict[str, Any]:
     row = {"name": name, "shape": {key: value for key, value in shape.items() if value != {}}}
     row |= {"architecture": profile.architecture}
     more = {"where": where, "capabilities": sorted(profile.capabilities)}
-    return row | {key: value for key, value in more.items() if value}
+    row |= {key: value for key, value in more.items() if value}
+    if profile.networks != ANY_NETWORK:
+        row["networks"] = [None if ids is None else sorted(ids) for ids in profile.networks]
+    return row
 
 
 def _host_row(host: HostState, named: _Named) -> dict[str, Any]:
@@ -287,6 +294,7 @@ def _host_row(host: HostState, named: _Named) -> dict[str, Any]:
         "capabilities": sorted(host.capabilities),
         "pools": {name: _plain(pool) for name, pool in host.pools.items()},
         "vms": [_vm_row(vm, named) for vm in host.vms],
+        "generation": host.generation,
     }
     return row | {key: value for key, value in more.items() if value}
 

@@ -63,6 +63,8 @@ class ProfileRow(TypedDict):
     architecture: Place
     where: NotRequired[WhereRow]
     capabilities: NotRequired[Annotated[list[Name], Field(max_length=256)]]
+    # Of each network, its prefixes' ids; null for any that serves the host.
+    networks: NotRequired[Annotated[list[Annotated[list[Number], Field(max_length=1024)] | None], Field(max_length=64)]]
 
 
 @_strict
@@ -137,6 +139,7 @@ class HostRow(TypedDict):
     region: NotRequired[Place]
     labels: NotRequired[dict[Name, Place]]
     pools: NotRequired[dict[Name, PoolRow]]
+    generation: NotRequired[Number]
 
 
 @_strict

@@ -52,8 +52,8 @@ class Evidence:
     score, the lowest among them by the policy. `broken` counts the VM's soft groups that the place does not keep.
     `epoch` is the step whose figures `balanced` scored with. `moves` are what opened the cell, in the order they are
     made in, after those of earlier steps; the candidates are then the hosts that as few moves open, and the score is
-    this host's after them. `searched`: the policy's own choice would have left others of the batch without a place, so
-    this is not the lowest score but part of a whole.
+    this host's after them. `searched`: VM after VM, the policy's own choice would have left others of the batch
+    without a place, or the fleet less even: this is not the lowest score of its step, but part of a whole.
     """
 
     vm_id: UUID

@@ -17,6 +17,7 @@ from ppec_contract.api import Policy as PolicyName
 from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
+from ppec_orchestrator.placement.evening import Evening, worth_evening
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
 from ppec_orchestrator.placement.moves import Openings
 from ppec_orchestrator.placement.neighbours import Neighbours
@@ -64,11 +65,8 @@ class Planner:
         self.workspace.begin()
         try:
             found = self._run(request, kept or {})
-            if found.refused and not kept and request.all_or_nothing and self._worth_a_search(request, found):
-                vms = [request.vms[index] for index in order(request)]
-                seats = Search(self.workspace, self.candidates, request).seats(vms)
-                found = found if seats is None else self._run(request, {}, seats)
-            return found
+            seats = None if kept else self._better_seats(request, found)
+            return found if seats is None else self._run(request, {}, seats)
         finally:
             self.workspace.end()
 
@@ -86,11 +84,27 @@ class Planner:
         finally:
             batch.give_back()
 
+    def _better_seats(self, request: PlanRequest, found: Plan) -> Sequence[Seat] | None:
+        """Seats for the batch as a whole, in the order it is planned in, where VM after VM did not do so well."""
+        if request.spare.mode is Spare.REQUIRED or request.most_moves:
+            return None
+        vms = [request.vms[index] for index in order(request)]
+        if found.refused:
+            worth = request.all_or_nothing and self._worth_a_search(request, found)
+            return Search(self.workspace, self.candidates, request).seats(vms) if worth else None
+        if not worth_evening(request, len(self.fleet.hosts)):
+            return None
+        places = {place.vm_id: self._seat(place) for place in found.placed}
+        return Evening(self.workspace, self.candidates, request).seats(vms, [places[vm.vm_id] for vm in vms])
+
+    def _seat(self, place: Placement) -> Seat:
+        row = self.fleet.index[place.host]
+        cells = self.fleet.hosts[row].cells
+        return row, tuple(column for column, cell in enumerate(cells) if cell.cell in place.cells)
+
     def _worth_a_search(self, request: PlanRequest, found: Plan) -> bool:
         """VMs of one profile without rules about neighbours leave room for each other wherever they go; a VM that fits
         nowhere alone does not fit beside others."""
-        if request.spare.mode is Spare.REQUIRED or request.most_moves:
-            return False
         first, refused = request.vms[0], {one.vm_id for one in found.refused}
         if all(vm.profile == first.profile and not vm.groups and not vm.excluded_hosts for vm in request.vms):
             return False

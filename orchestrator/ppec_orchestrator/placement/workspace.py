@@ -24,7 +24,9 @@ from ppec_orchestrator.placement.groups import GroupBook
 from ppec_orchestrator.placement.packed import CPU_SHIFT, GUARDS, Packed, pack
 from ppec_orchestrator.placement.request import Group, Profile
 
-# For how many placements `balanced` scores with the same figures, as a part of the fleet: one, up to this many hosts.
+# For how many placements `balanced` scores with the same figures: for one in fleets of up to so many hosts, in larger
+# ones for a sixteenth of their hosts, of which none then weighs much.
+EXACT_HOSTS = 512
 HOSTS_PER_STEP = 16
 # How many changes are remembered: some placements more than a planner sees in a minute.
 MOST_CHANGES = 200_000
@@ -109,7 +111,8 @@ class Workspace:
         """From now on, placements are scored with the figures as they are now. `step` is the plan's."""
         self.epoch = step
         self.spread: Spread = self.balance.spread()
-        self._steps_left = max(1, len(self.fleet.hosts) // HOSTS_PER_STEP)
+        hosts = len(self.fleet.hosts)
+        self._steps_left = 1 if hosts <= EXACT_HOSTS else hosts // HOSTS_PER_STEP
 
     def step(self, step: int) -> None:
         """The plan's `step` begins."""

@@ -55,6 +55,7 @@ profiles = st.builds(
     st.sampled_from(["x86_64", "aarch64"]),
     wheres,
     st.frozensets(names, max_size=2),
+    st.lists(st.none() | st.frozensets(st.integers(1, 9), max_size=2), max_size=2).map(tuple),
 )
 # No group holds its own together: that is for the tests of groups.
 groups = st.lists(
@@ -114,6 +115,7 @@ def hosts(draw: st.DrawFn, number: int, known: list[Profile], bound: list[Group]
         region=draw(names),
         labels=draw(st.dictionaries(names, names, max_size=2)),
         pools=draw(st.dictionaries(names, st.just(PoolState(100, 40)), max_size=2)),
+        generation=draw(st.integers(0, 9)),
     )
 
 

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A batch planned evenly is as even as its VMs planned one by one, or more so; and now and then it is more so."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppec_contract.api import Policy
+from ppec_orchestrator.placement.applied import applied
+from ppec_orchestrator.placement.balance import Balance
+from ppec_orchestrator.placement.checker import check
+from ppec_orchestrator.placement.fleet import Fleet
+from ppec_orchestrator.placement.planner import plan
+from ppec_orchestrator.placement.ranks import order
+from ppec_orchestrator.placement.request import PlanRequest
+
+from .fleets import a_fleet, a_request
+
+
+def _asked(seed: int) -> tuple[Fleet, PlanRequest]:
+    rng = random.Random(seed)
+    fleet, request = a_fleet(rng), a_request(rng, policy=Policy.BALANCED, batch_hosts={})
+    return fleet, replace(request, vms=tuple(replace(vm, groups=()) for vm in request.vms))
+
+
+def _scores(fleet: Fleet, request: PlanRequest) -> tuple[float, float] | None:
+    """Of the fleet with the batch planned as a whole, and one by one; None unless all of it finds a place both ways."""
+    whole = plan(fleet, request)
+    one_by_one = fleet
+    for index in order(request):
+        alone = replace(request, vms=(request.vms[index],))
+        answer = plan(one_by_one, alone)
+        if answer.refused or whole.refused:
+            return None
+        one_by_one = applied(one_by_one, alone.vms, answer)
+    return Balance(applied(fleet, request.vms, whole)).score(), Balance(one_by_one).score()
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_a_batch_is_no_less_even_than_its_vms_one_by_one(seed: int) -> None:
+    fleet, request = _asked(seed)
+    assert check(fleet, request, plan(fleet, request)) == []
+    scores = _scores(fleet, request)
+    assert scores is None or scores[0] <= scores[1] + 1e-6
+
+
+def test_now_and_then_it_is_more_even() -> None:
+    scores = [found for seed in range(400) if (found := _scores(*_asked(seed))) is not None]
+    assert any(whole < one_by_one - 1e-3 for whole, one_by_one in scores)
