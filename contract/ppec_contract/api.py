@@ -314,9 +314,10 @@ class VmsCreate(Model):
     """`POST /v1/vms`: one VM or a batch of equal ones.
 
     Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`.
-    Without a name one is made up. `cluster`, `rack`, `host`, `vrf` narrow where they may go. `at_least`, of a best effort,
-    claims what can be had at once: the request waits for no other that is just taking room, and is refused whole when
-    fewer VMs than that find a place.
+    Without a name one is made up. `cluster`, `rack`, `host`, `vrf` narrow where they may go.
+
+    `at_least`, of a best effort, claims what can be had at once: the request waits for no other that is just taking
+    room, and is refused whole when fewer VMs than that find a place.
     """
 
     flavor: ResourceName
