@@ -106,9 +106,8 @@ class Balance:
             each if rows is None else each.take(rows, axis=1) for each in (self.figures, changes.rest, changes.of_n)
         )
         variance = spread.variance + of_n * (2.0 * figures + rest - 2.0 / self.hosts * spread.total)
-        deviations: Floats = np.sqrt(np.maximum(variance, 0.0))
-        scores: Floats = _WEIGHT_ROW.dot(deviations)
-        return scores
+        deviations = np.sqrt(np.maximum(variance, 0.0))
+        return np.asarray(_WEIGHT_ROW.dot(deviations), dtype=np.float64)
 
     def _read(self, fleet: Fleet, rows: slice | IntArray) -> Floats:
         memory, cpus, disk = self.memory_mib[rows], self.cpus[rows], self.disk_mib[rows]
