@@ -127,10 +127,11 @@ class Changes:
 
 def _whole(fleet: Fleet, units: Mapping[CellResource, int], reserved: str, rows: slice) -> Floats:
     """All of it that the machine has, the host's own reserve too; at least one, so that shares are finite."""
-    total = fleet.cells[reserved][rows].sum(axis=1)
+    total = np.zeros(len(fleet.hosts[rows]))
+    total += fleet.cells[reserved][rows].sum(axis=1)
     for resource, unit in units.items():
-        total = total + fleet.capacity(resource)[rows].sum(axis=1) * unit
-    return np.maximum(total, 1).astype(np.float64)
+        total += fleet.capacity(resource)[rows].sum(axis=1) * unit
+    return np.maximum(total, 1.0)
 
 
 def _free(fleet: Fleet, units: Mapping[CellResource, int], rows: slice | IntArray) -> Floats:
