@@ -340,8 +340,10 @@ class VmsCreate(Model):
     Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`. Without
     a name one is made up. `items` are VMs of different sizes, each with its name. `region`, `datacentre`, `cluster`,
     `rack`, `host`, `vrf` narrow where they may go; so do `host_labels`, which hosts must have, and `avoid_labels`.
+
     `at_least`, of a best effort, claims what can be had at once: the request waits for no other that is just taking
-    room, and is refused whole when fewer VMs than that find a place."""
+    room, and is refused whole when fewer VMs than that find a place.
+    """
 
     image: ResourceName
     flavor: ResourceName | None = None

@@ -55,6 +55,13 @@ def test_create_sends_what_was_asked_once(orchestrator: Any, ppec: Any, tmp_path
     }
 
 
+def test_at_least_is_a_best_effort(orchestrator: Any, ppec: Any) -> None:
+    batch = ("vm", "create", "--flavor", "small", "--image", "tiny", "--count", "50", "--at-least", "30")
+    assert ppec(*batch).code == 0
+    sent = orchestrator.requests[0].json
+    assert (sent["count"], sent["at_least"], sent["mode"]) == (50, 30, "best-effort")
+
+
 def test_a_mistake_is_found_before_anything_is_sent(orchestrator: Any, ppec: Any) -> None:
     for wrong in (
         ["--name", "{{ x }}"],

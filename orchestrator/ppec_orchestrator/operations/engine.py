@@ -126,7 +126,7 @@ class Engine:
         database, now = self._ports.database, self._ports.now()
         claimant = Claimant(self._replica.owner, KINDS, self.running)
         with database.read() as conn:
-            if not claims.claimable(conn, claimant, now):
+            if not claims.claimable(conn, claimant, now=now, max_running=self._limits.max_running):
                 return False
         with database.write() as conn:
             claimed = claims.claim(

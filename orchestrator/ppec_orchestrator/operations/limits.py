@@ -86,5 +86,5 @@ class Limits:
 
 def priority(conn: Connection, kind: str) -> int:
     """`operations.priority.<kind>`: higher ones are claimed first."""
-    found = store.settings_of(conn, f"{PREFIX}priority.").get(kind, 0)
+    found = store.value_of(conn, f"{PREFIX}priority.{kind}")
     return int(found) if isinstance(found, int | float) else 0

@@ -124,7 +124,9 @@ class _Course:
         """In a write transaction."""
         planned = self._planned
         if planned is None:
-            if self.wait and conn.dialect.name == "postgresql":
+            # The first of a group has to wait for its turn, come what may: see `_starts_group`.
+            alone = self.wait or _starts_group(self._request)
+            if alone and conn.dialect.name == "postgresql":
                 conn.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_PLAN_LOCK))
             planned = self.plan()
         self._planned = planned if self.wait else self._claimed(conn, planned)

@@ -223,19 +223,25 @@ class Fleet:
         columns."""
         rows = {self.index[host.name]: host for host in hosts}
         everyone = list(self.hosts)
-        table = np.stack([self.cells[name] for name in CELL_FIGURES])
-        disk_mib, disk_free_mib = self.disk_mib.copy(), self.disk_free_mib.copy()
-        for row, host in rows.items():
+        some = np.fromiter(rows, dtype=np.int64, count=len(rows))
+        table = np.empty((len(CELL_FIGURES), len(rows), self.width), dtype=np.int64)
+        table[:] = _NO_CELL[:, None]
+        for at, (row, host) in enumerate(rows.items()):
             if len(host.cells) > self.width:
                 raise ValueError(f"host {host.name} has {len(host.cells)} cells, the fleet's arrays {self.width}")
             everyone[row] = host
-            disk_mib[row], disk_free_mib[row] = host.disk_mib, host.disk_free_mib
-            table[:, row] = _NO_CELL
             if host.cells:
-                table[:, row, : len(host.cells)] = np.array([_figures(cell) for cell in host.cells]).T
-        free = self.free_addresses if free_addresses is None else dict(free_addresses)
-        cells = dict(zip(CELL_FIGURES, table, strict=True))
-        made = Fleet(tuple(everyone), free, cells, disk_mib, disk_free_mib, self.index)
+                table[:, at, : len(host.cells)] = np.array([_figures(cell) for cell in host.cells]).T
+        made = Fleet(
+            hosts=tuple(everyone),
+            free_addresses=self.free_addresses if free_addresses is None else dict(free_addresses),
+            cells={name: _with(self.cells[name], some, table[at]) for at, name in enumerate(CELL_FIGURES)},
+            disk_mib=_with(self.disk_mib, some, np.array([h.disk_mib for h in rows.values()], dtype=np.int64)),
+            disk_free_mib=_with(
+                self.disk_free_mib, some, np.array([h.disk_free_mib for h in rows.values()], dtype=np.int64)
+            ),
+            index=self.index,
+        )
         if all(_place(self.hosts[row]) == _place(host) for row, host in rows.items()):
             # What was worked out from where hosts stand still holds.
             made.__dict__.update({name: self.__dict__[name] for name in _BY_PLACE if name in self.__dict__})
@@ -245,6 +251,15 @@ class Fleet:
 def at(array: NDArray[Any], rows: Rows) -> NDArray[Any]:
     """The rows of an array of the fleet. `take` is some ten times faster than an index for a handful of rows."""
     return array if rows is None else array.take(rows, axis=0)
+
+
+def _with(array: IntArray, rows: IntArray, values: IntArray) -> IntArray:
+    """The array with these rows; itself where they are the same, as capacities mostly are."""
+    if np.array_equal(array.take(rows, axis=0), values):
+        return array
+    made = array.copy()
+    made[rows] = values
+    return made
 
 
 CELL_FIGURES = tuple(each.name for each in fields(CellState) if each.name != "cell")

@@ -52,9 +52,18 @@ class Claim:
     problem: Problem | None
 
 
-def claimable(conn: Connection, claimant: Claimant, now: datetime) -> bool:
-    """Whether a claim may find something; asked in a read transaction so that looking commits nothing."""
+def claimable(conn: Connection, claimant: Claimant, *, now: datetime, max_running: int) -> bool:
+    """Whether a claim may find something; asked in a read transaction so that looking commits nothing, and holds up
+    nobody who is about to write."""
+    if _running(conn, now) >= max_running:
+        return False
     return conn.execute(select(operation.c.id).where(_due(now, claimant)).limit(1)).first() is not None
+
+
+def _running(conn: Connection, now: datetime) -> int:
+    """Operations with a living owner."""
+    running = and_(operation.c.state == OperationState.RUNNING.value, operation.c.lease_until >= now)
+    return conn.execute(select(func.count()).select_from(operation).where(running)).scalar_one()
 
 
 def unknown_kinds(conn: Connection, kinds: Collection[str]) -> frozenset[str]:
@@ -84,12 +93,7 @@ def claim(conn: Connection, claimant: Claimant, *, now: datetime, lease_s: float
     """
     if conn.dialect.name == "postgresql":
         conn.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_CLAIM_LOCK))
-    running = conn.execute(
-        select(func.count())
-        .select_from(operation)
-        .where(operation.c.state == OperationState.RUNNING.value, operation.c.lease_until >= now)
-    ).scalar_one()
-    if running >= max_running:
+    if _running(conn, now) >= max_running:
         return None
     row = conn.execute(
         select(operation)

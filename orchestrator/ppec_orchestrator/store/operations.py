@@ -359,6 +359,14 @@ def settings_of(conn: Connection, prefix: str) -> dict[str, Any]:
     return {row.name.removeprefix(prefix): row.value for row in rows}
 
 
+_VALUE = select(setting.c.value).where(setting.c.name == bindparam("which"))
+
+
+def value_of(conn: Connection, name: str) -> Any:
+    """Of the setting of this name; None without one."""
+    return conn.execute(_VALUE, {"which": name}).scalar()
+
+
 def change_setting(conn: Connection, name: str, value: Any) -> None:
     changed = conn.execute(update(setting).where(setting.c.name == name).values(value=value))
     if changed.rowcount == 0:

@@ -75,6 +75,35 @@ def test_list_is_paged_and_narrowed(world: Any, operator: TestClient) -> None:
     assert operator.get("/v1/vms", params={"cursor": "bm9uc2Vuc2U"}).json()["code"] == "request.invalid"
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"at_least": 1}, "at_least goes with mode best-effort"),
+        ({"at_least": 3, "mode": "best-effort"}, "more than the 2 VMs wanted"),
+        ({"at_least": 0, "mode": "best-effort"}, "at_least"),
+    ],
+)
+def test_at_least_is_of_a_best_effort_and_no_more_than_all(
+    operator: TestClient, more: dict[str, Any], said: str
+) -> None:
+    answer = operator.post("/v1/vms", json=BODY | more)
+    assert (answer.status_code, answer.json()["code"]) == (422, "request.invalid")
+    assert said in answer.text
+
+
+def test_at_least_gets_what_fits_or_nothing(world: Any, operator: TestClient) -> None:
+    """Three hosts have room for two VMs of a half each."""
+    body = BODY | {"flavor": "half", "count": 9, "mode": "best-effort"}
+    refused = operator.post("/v1/vms", json=body | {"at_least": 7})
+    assert (refused.status_code, refused.json()["code"]) == (409, "placement.no_capacity")
+    assert operator.get("/v1/vms").json()["items"] == []
+    made = operator.post("/v1/vms", json=body | {"at_least": 6})
+    assert made.status_code == 202, made.text
+    # As of every best effort that did not get all.
+    assert world.ended(made.json()["operation_id"]).state == "partial"
+    assert len([vm for vm in operator.get("/v1/vms").json()["items"] if vm["record"] == "active"]) == 6
+
+
 def test_refusal_counts_its_reasons(operator: TestClient) -> None:
     answer = operator.post("/v1/vms", json=BODY | {"flavor": "half", "count": 9})
     assert answer.status_code == 409

@@ -27,11 +27,31 @@ VM = {
         "flavor": {"type": "str"},
         "image": {"type": "str"},
         "policy": {"type": "str", "choices": ["balanced", "pack", "spread"], "default": "balanced"},
+        "region": {"type": "str"},
         "datacentre": {"type": "str"},
         "cluster": {"type": "str"},
         "rack": {"type": "str"},
         "host": {"type": "str"},
         "vrf": {"type": "str"},
+        "host_labels": {"type": "list", "elements": "str"},
+        "avoid_labels": {"type": "list", "elements": "str"},
+        "groups": {
+            "type": "list",
+            "elements": "dict",
+            "options": {
+                "name": {"type": "str", "required": True},
+                "apart": {"type": "bool", "default": True},
+                "level": {"type": "str", "choices": ["host", "rack", "datacentre"], "default": "host"},
+                "hard": {"type": "bool", "default": True},
+            },
+        },
+        "n_plus_one": {
+            "type": "dict",
+            "options": {
+                "mode": {"type": "str", "choices": ["off", "warn", "required"], "default": "off"},
+                "level": {"type": "str", "choices": ["host", "rack"], "default": "host"},
+            },
+        },
         # User data may hold passwords: it is kept out of logs and results.
         "user_data": {"type": "str", "no_log": True},
         "labels": {"type": "dict"},

@@ -11,7 +11,10 @@ from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client imp
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 
 # Options of a create that go into the request as they are.
-_CREATE = ("flavor", "image", "policy", "datacentre", "cluster", "rack", "host", "vrf", "user_data", "labels")
+_CREATE = (
+    "flavor", "image", "policy", "region", "datacentre", "cluster", "rack", "host", "vrf", "host_labels",
+    "avoid_labels", "groups", "n_plus_one", "user_data", "labels",
+)  # fmt: skip
 _PLACE_OF_HOST = ("datacentre", "cluster", "rack")
 _SHOWN = ("flavor", "image", "vrf", "host", "labels")
 _SIZE = ("vcpus", "memory_mib")

@@ -63,6 +63,55 @@ options:
   vrf:
     description: Only hosts of this VRF.
     type: str
+  region:
+    description: Only hosts in data centres of this region.
+    type: str
+  host_labels:
+    description: Only hosts with all of these labels, C(key) or C(key=value).
+    type: list
+    elements: str
+  avoid_labels:
+    description: No host with any of these labels, C(key) or C(key=value).
+    type: list
+    elements: str
+  groups:
+    description:
+      - Groups that the VM is made a member of, to stand apart from their other VMs, or together with them.
+      - A VM that is there keeps the groups that it was made with.
+    type: list
+    elements: dict
+    suboptions:
+      name:
+        description: The group. All its members say the rest alike.
+        type: str
+        required: true
+      apart:
+        description: Whether its VMs stand apart, in place of together.
+        type: bool
+        default: true
+      level:
+        description: What they share, or don't.
+        type: str
+        choices: [host, rack, datacentre]
+        default: host
+      hard:
+        description: Whether the VM is refused where the group can't be kept.
+        type: bool
+        default: true
+  n_plus_one:
+    description: Whether the VM may come where the loss of any one host, or rack, could not be made good afterwards.
+    type: dict
+    suboptions:
+      mode:
+        description: V(required) turns it away there.
+        type: str
+        choices: ["off", warn, required]
+        default: "off"
+      level:
+        description: What may be lost.
+        type: str
+        choices: [host, rack]
+        default: host
   user_data:
     description:
       - Cloud-init user data, handed to the guest byte for byte.
