@@ -34,6 +34,7 @@ from ppec_contract.api import (
     VmsCreate,
     VmView,
 )
+from ppec_contract.api_placement import PlanView
 from ppec_contract.errors import PpecError
 from ppec_contract.validation import parse
 from ppec_contract.vm import VcpuPin
@@ -118,6 +119,7 @@ class Orchestrator:
     resources: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     vms: dict[str, VmView] = field(default_factory=dict)
     current: OperationView = field(default_factory=lambda: operation("queued"))
+    plan: PlanView | None = None
     streams: list[Script] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     # Answers, by method and path, that take the place of what would be answered; each is used once.
@@ -132,6 +134,8 @@ class Orchestrator:
             return self._vms(request, parts)
         if parts[0] == "operations":
             return self._operations(request, parts)
+        if parts[0] == "plans":
+            return self._plans(request, parts)
         return self._resource(request, parts)
 
     def _vms(self, request: Request, parts: list[str]) -> tuple[int, Any]:
@@ -156,6 +160,14 @@ class Orchestrator:
         parse(VmsCreate, request.json)
         assert request.headers.get("idempotency-key")
         return 202, self.current
+
+    def _plans(self, request: Request, parts: list[str]) -> tuple[int, Any]:
+        if parts[-1] == "execute":
+            assert request.headers.get("idempotency-key")
+            return 202, self.current
+        parse(VmsCreate, request.json)
+        assert self.plan is not None
+        return 200, self.plan
 
     def _operations(self, request: Request, parts: list[str]) -> tuple[int, Any]:
         if len(parts) == 1:

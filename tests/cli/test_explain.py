@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ppec explain` and `ppec execute`: what they ask for, and how a plan is shown."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppec_contract.api_placement import ChangeView, ExposedView, PlacedView, PlanView, RefusedView
+
+HASH = "f0" * 32
+AT = datetime(2026, 11, 20, 10, 30, tzinfo=UTC)
+CHANGE = ChangeView(kind="give-up", sentence="look in every rack", details={"rules": ["rack"]})
+
+
+def plan(**changes: Any) -> PlanView:
+    return PlanView(
+        **{
+            "plan_id": HASH, "created_by": "alice", "created_at": AT, "expires_at": AT, "executable": True, "hosts": 3,
+            "placed": (PlacedView(vm="web-1", host="h2", cells=(0, 1), candidates=3, score=1.5),), "refused": (),
+        }
+        | changes
+    )  # fmt: skip
+
+
+def asked(orchestrator: Any) -> dict[str, Any]:
+    (request,) = orchestrator.requests
+    assert (request.method, request.path) == ("POST", "/v1/plans")
+    found: dict[str, Any] = request.json
+    return found
+
+
+def test_a_plan_is_shown_with_what_it_won_over_and_how_to_execute_it(orchestrator: Any, ppec: Any) -> None:
+    orchestrator.plan = plan()
+    ran = ppec("explain", "--flavor", "small", "--image", "tiny", "--name", "web", "--count", "1")
+    assert ran.code == 0, ran.err
+    (row,) = [line.split() for line in ran.out.splitlines() if line.startswith("web-1")]
+    assert row == ["web-1", "h2", "0,1", "3", "1.5", "lowest", "score"]
+    assert f"ppec execute {HASH}" in ran.err
+
+
+def test_why_not_comes_with_what_would_help(orchestrator: Any, ppec: Any) -> None:
+    refused = RefusedView(
+        vm="web", reasons={"cores": 3}, sentence="3 hosts: 3 without enough free cores", changes=(CHANGE,)
+    )
+    exposed = (ExposedView(domain="h1", vm="db", without_place=2),)
+    orchestrator.plan = plan(placed=(), refused=(refused,), exposed=exposed, executable=False)
+    ran = ppec("explain", "--flavor", "small", "--image", "tiny")
+    assert ran.code == 0, ran.err
+    assert "web finds no place: 3 hosts: 3 without enough free cores" in ran.err
+    assert "would fit: look in every rack" in ran.err
+    assert "h1 is exposed: its loss leaves 2 VMs without a place, db first" in ran.err
+    assert "ppec execute" not in ran.err
+
+
+def test_json_is_the_plan_as_it_came(orchestrator: Any, ppec: Any) -> None:
+    orchestrator.plan = plan()
+    ran = ppec("explain", "--flavor", "small", "--image", "tiny", "--output", "json")
+    assert PlanView.model_validate_json(ran.out) == orchestrator.plan
+
+
+def test_every_wish_reaches_the_request(orchestrator: Any, ppec: Any, tmp_path: Path) -> None:
+    orchestrator.plan = plan()
+    items = [{"name": "a", "priority": 5}, {"name": "b", "flavor": "large"}]
+    (tmp_path / "items").write_text(json.dumps(items))
+    ran = ppec(
+        "explain", "--image", "tiny", "--items", str(tmp_path / "items"), "--vcpus", "4", "--memory-mib", "1024",
+        "--disk-mib", "2048", "--region", "south", "--host-label", "disk=ssd", "--avoid-label", "old", "--apart",
+        "db:rack", "--apart", "web:soft", "--together", "near:datacentre:soft", "--n-plus-one", "required:rack",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert asked(orchestrator) == {
+        "image": "tiny",
+        "mode": "all-or-nothing",
+        "policy": "balanced",
+        "size": {"vcpus": 4, "memory_mib": 1024, "disk_mib": 2048},
+        "items": items,
+        "region": "south",
+        "host_labels": ["disk=ssd"],
+        "avoid_labels": ["old"],
+        "groups": [
+            {"name": "db", "apart": True, "level": "rack"},
+            {"name": "web", "apart": True, "hard": False},
+            {"name": "near", "apart": False, "level": "datacentre", "hard": False},
+        ],
+        "n_plus_one": {"mode": "required", "level": "rack"},
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong", [("--apart", "db:floor"), ("--n-plus-one", "perhaps"), ("--vcpus", "4"), ("--items", "/nowhere")]
+)
+def test_what_is_wrong_is_told_without_asking(orchestrator: Any, ppec: Any, wrong: tuple[str, str]) -> None:
+    ran = ppec("explain", "--image", "tiny", "--name", "web", *wrong)
+    assert ran.code != 0
+    assert "request.invalid" in ran.err or "invalid" in ran.err
+    assert orchestrator.requests == []
+
+
+def test_a_plan_is_executed_by_its_hash(orchestrator: Any, ppec: Any) -> None:
+    ran = ppec("execute", HASH)
+    assert (ran.code, ran.out) == (0, "op-1\n")
+    (request,) = orchestrator.requests
+    assert (request.method, request.path) == ("POST", f"/v1/plans/{HASH}/execute")
