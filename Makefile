@@ -83,7 +83,7 @@ check: setup ## ruff, mypy strict, import-linter, ansible-lint production
 	$(BIN)/ansible-lint --offline
 
 .PHONY: bench
-bench: setup ## Figures beside their peers: creating, deleting, footprint, NUMA, ledger, retune (BENCH=name: one of them)
+bench: setup ## Figures beside their peers: accepting, creating, deleting, footprint, NUMA, ledger, retune (BENCH=name: one of them)
 	@$(BIN)/python -m bench $(BENCH)
 
 .PHONY: molecule
