@@ -17,7 +17,6 @@ from sqlalchemy import Connection, Row, select, update
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, Size, VmInfo
 from ppec_orchestrator.placement.demand import (
-    CELL_RESOURCES,
     CellResource,
     cpu_part,
     cpu_resource,
@@ -144,7 +143,8 @@ def _take(conn: Connection, row: Row[Any], size: Size, *, checked: bool) -> None
             cpu_resource(shape): cpu_part(shape, share.threads_per_core, len(shares)),
             memory_resource(shape): memory_part(shape, len(shares)),
         }
-        more = {each: wanted.get(each, 0) - share._mapping[each] for each in CELL_RESOURCES}
+        # Its drives, which are no part of its size, it keeps.
+        more = {each: part - share._mapping[each] for each, part in wanted.items()}
         _change(conn, row, host_id, share.cell, {each: change for each, change in more.items() if change}, checked)
     conn.execute(update(host).where(host.c.id == host_id).values(generation=host.c.generation + 1))
 

@@ -8,17 +8,18 @@ from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, update
 
 from ppec_agentd.ledger import Claim, Ledger
 from ppec_agentd.topology import declare_topology
 from ppec_contract.host import HostReport
-from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
+from ppec_contract.vm import CpuPolicy, NumaPolicy, Size, SmtPolicy
 from ppec_orchestrator.liveness import MessageId
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.request import PlanRequest, Shape
+from ppec_orchestrator.store import sizes
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.database import Database
@@ -158,6 +159,20 @@ def test_room_that_another_took_after_the_plan_is_a_lost_race(database: Database
         commit(conn, shape, stale)
     with database.read() as conn:
         assert used(conn) == before
+
+
+def test_a_vm_of_another_size_keeps_its_drives(database: Database) -> None:
+    small = Shape(2, 1000, 1, nvme=1)
+    with database.write() as conn:
+        a_host(conn)
+        conn.execute(update(t.host_cell).values(nvme=1))
+        (place,) = places = planned(conn, small, [uuid4()])
+        commit(conn, small, places)
+        sizes.begin(conn, place.vm_id, Size(vcpus=4, memory_mib=2000))
+        held = used(conn)[place.cells[0]]
+        assert (held["cores"], held["memory_mib"], held["nvme"]) == (2, 2000, 1)
+        assert release(conn, [place.vm_id]) == 1
+        assert used(conn) == [dict.fromkeys(CELL_RESOURCES, 0)] * 2
 
 
 def test_a_cell_that_is_gone_stays_while_vms_hold_its_pages(database: Database) -> None:
