@@ -16,6 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, Size, whole_huge_pages
+from ppec_orchestrator.operations.address_refusals import with_addresses
 from ppec_orchestrator.operations.kinds import create, delete, power, resize, retune
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
@@ -31,6 +32,7 @@ from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.reservations import reserve
 from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vm, vrf
 from ppec_orchestrator.store.vms import KnownVm, NewVm
+from ppec_orchestrator.store.wanted_networks import candidates
 
 T = TypeVar("T")
 _KINDS = {VmAction.DELETE: delete.NAME} | {action: kind.name for action, kind in power.KINDS.items()}
@@ -74,12 +76,13 @@ class Acceptor:
         self._now = now
 
     def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
-        """Raises the planner's refusal, `vm.exists`, and `….not_found` of whatever the request names."""
+        """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
+        whatever the request names."""
         with self._database.read() as conn:
             known = idempotency.earlier(conn, ask.key) if ask.key else None
             if known is not None:
                 return known
-            meant = _meaning(conn, asked)
+            meant = _meaning(conn, asked, self._now())
         requests = [VmRequest(uuid.uuid4(), name) for name in _names(asked)]
 
         def writes(conn: Connection, planned: Planned) -> NewOperation | str:
@@ -95,7 +98,8 @@ class Acceptor:
         plan, wanted = planned.plan, meant.input.request
         total = len(plan.placed) + len(plan.refused)
         if plan.refused and (wanted.mode is BatchMode.ALL_OR_NOTHING or not plan.placed):
-            raise refusal(plan.refused, meant.input.shape, planned.fleet, total)
+            refused = refusal(plan.refused, meant.input.shape, planned.fleet, total)
+            raise with_addresses(conn, refused, planned.fleet, meant.input.plan_request(()), self._now())
         operation_id, now = new_id(), self._now()
         new = [
             NewVm(
@@ -106,7 +110,7 @@ class Acceptor:
             for place in plan.placed
         ]  # fmt: skip
         vms.insert_vms(conn, new, operation_id, now)
-        reserve(conn, plan.placed)
+        reserve(conn, plan.placed, meant.input.networks, now=now)
         items = [NewItem(place.vm_id, place.name, place.host) for place in plan.placed]
         items += [
             NewItem(
@@ -228,7 +232,7 @@ def _names(asked: VmsCreate) -> list[str]:
     return [base] if asked.count == 1 else [f"{base}-{number}" for number in range(1, asked.count + 1)]
 
 
-def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
+def _meaning(conn: Connection, asked: VmsCreate, now: datetime) -> _Meant:
     size = conn.execute(select(flavor).where(flavor.c.name == asked.flavor)).first()
     if size is None:
         raise not_found("flavor", "flavor", asked.flavor)
@@ -262,6 +266,13 @@ def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
         max_vcpus=size.max_vcpus,
         max_memory_mib=size.max_memory_mib,
         numa=NumaPolicy(**size.numa),
+        prefixes=candidates(
+            conn,
+            asked.networks,
+            vrf_name=asked.vrf,
+            vm_name=asked.names[0] if asked.names else asked.name,
+            now=now,
+        ),
     )
     return _Meant(source.id, meaning)
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from ppec_contract.api import HostRetune, VmsCreate
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability
 from ppec_contract.vm import NumaPolicy, Size
 from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest, Where
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
 
 
 class CreateInput(Model):
@@ -29,6 +31,13 @@ class CreateInput(Model):
     max_vcpus: int | None = None
     max_memory_mib: int | None = None
     numa: NumaPolicy = Field(default_factory=NumaPolicy)
+    # Of each of the request's networks the prefixes that could give its address: see `wanted_networks.candidates`.
+    prefixes: tuple[tuple[int, ...] | None, ...] = (None,)
+
+    @property
+    def networks(self) -> tuple[NetworkWanted, ...]:
+        """What addresses each VM gets."""
+        return self.request.networks or ANY_NETWORK
 
     @property
     def shape(self) -> Shape:
@@ -50,6 +59,7 @@ class CreateInput(Model):
             where=Where(asked.datacentre, asked.cluster, asked.rack, asked.host, asked.vrf),
             batch_hosts=dict(batch_hosts or {}),
             capabilities=self.capabilities,
+            networks=tuple(frozenset(ids) if ids is not None else None for ids in self.prefixes),
         )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ppec_contract.vm import CpuPolicy, SmtPolicy
+from ppec_orchestrator.placement.addresses import served
 from ppec_orchestrator.placement.demand import memory_resource
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, Fleet
@@ -53,6 +54,10 @@ def knows_what_is_asked(fleet: Fleet, request: PlanRequest) -> BoolArray:
     return _mask(request.capabilities <= h.capabilities for h in fleet.hosts)
 
 
+def served_as_asked(fleet: Fleet, request: PlanRequest) -> BoolArray:
+    return _mask(served(h, request.networks) for h in fleet.hosts)
+
+
 def has_siblings(fleet: Fleet, request: PlanRequest) -> BoolArray:
     if request.shape.numa.smt is not SmtPolicy.REQUIRE:
         return _everywhere(fleet)
@@ -86,6 +91,7 @@ STANDING: tuple[tuple[Reason, HostFilter], ...] = (
     (Reason.SILENT, live),
     (Reason.DRAINING, not_draining),
     (Reason.AGENT_TOO_OLD, knows_what_is_asked),
+    (Reason.NOT_SERVED, served_as_asked),
     (Reason.NO_SIBLINGS, has_siblings),
     (Reason.NO_SHARED_CPUS, shares_cpus),
     (Reason.NO_HUGE_PAGES, has_huge_pages),

@@ -28,7 +28,7 @@ class _Batch:
     def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
         self.fleet = fleet
         self.request = request
-        self.room = Room(fleet, request.shape)
+        self.room = Room(fleet, request.shape, request.networks)
         known = ((fleet.index[name], n) for name, n in request.batch_hosts.items() if name in fleet.index)
         self.ranking = Ranking(self.room, request.policy, known)
         self.standing = [(reason, passes(fleet, request)) for reason, passes in STANDING]

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from ppec_contract.api import Policy
 from ppec_contract.vm import NumaPolicy
+from ppec_orchestrator.placement.addresses import ANY, Network
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 
 
@@ -47,7 +48,8 @@ class VmRequest:
 class PlanRequest:
     """A batch of equal VMs. `batch_hosts` says how many VMs of this batch already stand on a host (a replan).
 
-    `capabilities` are what a host's agent must announce to be told of such VMs.
+    `capabilities` are what a host's agent must announce to be told of such VMs, `networks` of what each VM gets an
+    address.
     """
 
     vms: tuple[VmRequest, ...]
@@ -57,6 +59,7 @@ class PlanRequest:
     where: Where = field(default_factory=Where)
     batch_hosts: Mapping[str, int] = field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ANY
 
 
 class Reason(StrEnum):
@@ -68,6 +71,7 @@ class Reason(StrEnum):
     SILENT = "silent"
     DRAINING = "draining"
     AGENT_TOO_OLD = "agent-too-old"
+    NOT_SERVED = "not-served"
     NO_SIBLINGS = "no-siblings"
     NO_SHARED_CPUS = "no-shared-cpus"
     NO_HUGE_PAGES = "no-huge-pages"
@@ -95,6 +99,7 @@ _WORDS: Mapping[Reason, str] = {
     Reason.SILENT: "silent",
     Reason.DRAINING: "draining",
     Reason.AGENT_TOO_OLD: "with an agent too old for the flavor's policy or maxima",
+    Reason.NOT_SERVED: "that the prefixes asked for do not serve",
     Reason.NO_SIBLINGS: "without SMT siblings",
     Reason.NO_SHARED_CPUS: "without CPUs set aside for sharing",
     Reason.NO_HUGE_PAGES: "without huge pages of that size",

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ppec_orchestrator.placement.addresses import ANY, AddressRoom, Network
 from ppec_orchestrator.placement.demand import CellResource, cpu_resource, memory_part, memory_resource
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
@@ -20,17 +21,16 @@ class Room:
     """`fits` is the answer per host; `used` the host's use of what such VMs take (cores or shared vCPUs, memory or huge
     pages, disk) as fractions, shape (hosts, 3)."""
 
-    def __init__(self, fleet: Fleet, shape: Shape) -> None:
+    def __init__(self, fleet: Fleet, shape: Shape, networks: Sequence[Network] = ANY) -> None:
         self.fleet = fleet
         self.shape = shape
         self.fitting = Fitting(fleet, shape)
         self.free = self.fitting.free()
         self.disk_free_mib = fleet.disk_free_mib.copy()
-        self.addresses = dict(fleet.free_addresses)
-        self._hosts_of_prefix = _hosts_of_prefix(fleet)
+        self.addresses = AddressRoom(fleet, networks)
         self.parts: IntArray = self.fitting.parts(self.free)
         self.addresses_left: BoolArray = np.fromiter(
-            (self._has_addresses(row) for row in range(len(fleet.hosts))), dtype=np.bool_, count=len(fleet.hosts)
+            (self.addresses.fits(row) for row in range(len(fleet.hosts))), dtype=np.bool_, count=len(fleet.hosts)
         )
         self.fits: BoolArray = (self.parts > 0) & (self.disk_free_mib >= shape.disk_mib) & self.addresses_left
         capacity = self.fitting.capacity()
@@ -52,15 +52,7 @@ class Room:
         self.free.cpu[row, columns] -= cpu
         self.free.memory[row, columns] -= memory
         self.disk_free_mib[row] -= self.shape.disk_mib
-        changed = [row]
-        for family in self.fleet.hosts[row].prefixes:
-            prefix = next((p for p in family if self.addresses.get(p, 1) > 0), None)
-            if prefix is None or prefix not in self.addresses:
-                continue
-            self.addresses[prefix] -= 1
-            if self.addresses[prefix] == 0:
-                changed.extend(r for r in self._hosts_of_prefix[prefix] if r != row)
-        for each in changed:
+        for each in self.addresses.take(row):
             self._refresh(each)
         return {cpu_resource(self.shape): cpu, memory_resource(self.shape): memory}
 
@@ -79,7 +71,7 @@ class Room:
 
     def _refresh(self, row: int) -> None:
         self.parts[row] = self.fitting.parts(self.free, slice(row, row + 1))[0]
-        self.addresses_left[row] = self._has_addresses(row)
+        self.addresses_left[row] = self.addresses.fits(row)
         self.fits[row] = (
             self.parts[row] > 0
             and bool(self.disk_free_mib[row] >= self.shape.disk_mib)
@@ -87,16 +79,3 @@ class Room:
         )
         free = (self.free.cpu[row].sum(), self.free.memory[row].sum(), self.disk_free_mib[row])
         self.used[row] = 1.0 - np.array(free) / self._total[row]
-
-    def _has_addresses(self, row: int) -> bool:
-        families = self.fleet.hosts[row].prefixes
-        return bool(families) and all(any(self.addresses.get(p, 1) > 0 for p in family) for family in families)
-
-
-def _hosts_of_prefix(fleet: Fleet) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for row, host in enumerate(fleet.hosts):
-        for family in host.prefixes:
-            for prefix in family:
-                found.setdefault(prefix, []).append(row)
-    return found

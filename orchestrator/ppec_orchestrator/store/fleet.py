@@ -10,8 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
-from ppec_orchestrator.store.ipdb import free_counts
 from ppec_orchestrator.store.tables import allocation, cluster, datacentre, host, host_cell, prefix, rack, vrf
+from ppec_orchestrator.store.utilisation import free_counts
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -22,7 +22,7 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
     per_host = conn.execute(select(allocation.c.host_id, func.count()).group_by(allocation.c.host_id))
     vms: dict[int, int] = dict(iter(per_host))
     prefixes = conn.execute(
-        select(prefix.c.id, prefix.c.vrf_id, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
+        select(prefix.c.id, prefix.c.vrf_id, prefix.c.region, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
     ).all()
     alive_since = now - timedelta(seconds=silent_after_s)
     rows = conn.execute(
@@ -33,6 +33,7 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
             cluster.c.name.label("cluster_name"),
             cluster.c.architecture,
             datacentre.c.name.label("datacentre_name"),
+            datacentre.c.region,
             vrf.c.name.label("vrf_name"),
         )
         .join(rack, rack.c.id == host.c.rack_id)
@@ -60,7 +61,7 @@ def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fle
         )
         for row in rows
     ]
-    return Fleet.build(states, free_counts(conn))
+    return Fleet.build(states, free_counts(conn, now))
 
 
 def _cells(conn: Connection) -> Mapping[int, list[CellState]]:
@@ -88,9 +89,10 @@ def _cells(conn: Connection) -> Mapping[int, list[CellState]]:
 
 
 def _serving(row: AnyRow, prefixes: Sequence[AnyRow]) -> tuple[tuple[int, ...], ...]:
-    """The host's prefixes, a tuple per family: its VRF's, for its cluster, and for its rack or for any rack."""
+    """The host's prefixes, a tuple per family: its VRF's, for its region, cluster or rack; see `serving.py`."""
     families: dict[int, list[int]] = {}
     for p in prefixes:
-        if p.vrf_id == row.vrf_id and p.cluster_id == row.cluster_id and p.rack_id in (None, row.rack_id):
+        of_cluster = p.cluster_id == row.cluster_id and p.rack_id in (None, row.rack_id)
+        if p.vrf_id == row.vrf_id and (of_cluster or p.region == row.region):
             families.setdefault(p.family, []).append(p.id)
     return tuple(tuple(sorted(ids)) for _, ids in sorted(families.items()))

@@ -2,158 +2,178 @@
 """Grants and releases addresses within the caller's transaction, so that address and VM commit together or not at all.
 
 IPv4 has a row per usable address and takes the lowest free ones; IPv6 counts upwards and writes a row per grant, whose
-unique constraint is what makes it safe.
+unique constraint is what makes it safe. A released address rests in quarantine before others get it. Each change has
+its line in the history (`address_events.py`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from ipaddress import ip_network
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, or_, select, update
 
+from ppec_contract.api_ipdb import AddressAction, NetworkWanted
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.ranges import (
-    MAX_COUNT,
-    Address,
-    AddressRange,
-    Interface,
-    to_address,
-    to_hex,
-    usable_range,
+from ppec_orchestrator.ipdb.ranges import AddressRange, to_hex
+from ppec_orchestrator.store import address_events
+from ppec_orchestrator.store.fixed_addresses import take_fixed
+from ppec_orchestrator.store.serving import (
+    GrantedAddress,
+    ServingPrefix,
+    held_runs,
+    prefixes_serving,
+    serving_prefix,
 )
-from ppec_orchestrator.store.tables import address, host, prefix, rack
+from ppec_orchestrator.store.tables import address, prefix
+from ppec_orchestrator.store.utilisation import Utilisation, utilisation_of
 
 _ROWS_PER_INSERT = 5000
+# One of each family that serves the host.
+ANY_NETWORK = (NetworkWanted(),)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class GrantedAddress:
-    """One address of a VM, and all its NIC needs to use it. `vlan` None means untagged."""
+class _Taking:
+    """A round of grants: whom for, for which network of their request, and when."""
 
-    address: Interface
-    prefix_id: int
-    gateway: Address | None
-    bridge: str
-    vlan: int | None
-    nameservers: tuple[Address, ...]
+    vm_ids: Sequence[UUID]
+    position: int
+    now: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class ServingPrefix:
-    """A prefix that serves a host."""
+def grant(
+    conn: Connection,
+    host_id: int,
+    vm_ids: Sequence[UUID],
+    networks: Sequence[NetworkWanted] = ANY_NETWORK,
+    *,
+    now: datetime | None = None,
+) -> dict[UUID, tuple[GrantedAddress, ...]]:
+    """Gives each VM what `networks` asks for: for an empty one, an address of each family that serves the host.
 
-    prefix_id: int
-    range: AddressRange
-    bridge: str
-    vlan: int | None
-    nameservers: tuple[Address, ...]
-
-    @property
-    def family(self) -> int:
-        return self.range.family
-
-    def granted(self, address_hex: str) -> GrantedAddress:
-        return GrantedAddress(
-            address=self.range.interface(address_hex),
-            prefix_id=self.prefix_id,
-            gateway=self.range.gateway,
-            bridge=self.bridge,
-            vlan=self.vlan,
-            nameservers=self.nameservers,
-        )
-
-
-def range_of(row: Row[Any]) -> AddressRange:
-    """The usable range of a `prefix` row."""
-    return usable_range(
-        ip_network(row.cidr),
-        gateway=to_address(row.gateway),
-        first=to_address(row.first),
-        last=to_address(row.last),
-    )
-
-
-def prefixes_serving(conn: Connection, host_ids: Iterable[int]) -> dict[int, tuple[ServingPrefix, ...]]:
-    """The prefixes of each host's VRF that serve its cluster, its rack's own first; an empty tuple if none does."""
-    ids = list(host_ids)
-    rows = conn.execute(
-        select(host.c.id.label("host_id"), prefix)
-        .join(rack, rack.c.id == host.c.rack_id)
-        .join(
-            prefix,
-            (prefix.c.vrf_id == host.c.vrf_id)
-            & (prefix.c.cluster_id == rack.c.cluster_id)
-            & (prefix.c.rack_id.is_(None) | (prefix.c.rack_id == host.c.rack_id)),
-        )
-        .where(host.c.id.in_(ids))
-        .order_by(host.c.id, prefix.c.rack_id.is_(None), prefix.c.id)
-    )
-    found: dict[int, list[ServingPrefix]] = {host_id: [] for host_id in ids}
-    for row in rows:
-        found[row.host_id].append(
-            ServingPrefix(
-                prefix_id=row.id,
-                range=range_of(row),
-                bridge=row.bridge,
-                vlan=row.vlan,
-                nameservers=tuple(a for text in row.nameservers if (a := to_address(text)) is not None),
-            )
-        )
-    return {host_id: tuple(prefixes) for host_id, prefixes in found.items()}
-
-
-def grant(conn: Connection, host_id: int, vm_ids: Sequence[UUID]) -> dict[UUID, tuple[GrantedAddress, ...]]:
-    """Gives each VM one IPv4 address, if an IPv4 prefix serves the host, and one IPv6 address likewise.
-
-    Raises `address.exhausted` when a family that serves the host can't give one to every VM; the caller then rolls
-    back. A host that no prefix serves gives an empty tuple for each VM.
+    Raises `address.exhausted` with counts when there is not one for every VM, and what `take_fixed` raises; the caller
+    then rolls back. A host that no prefix serves gives an empty tuple for each VM, unless a prefix is named.
     """
+    now = now or utc_now()
     serving = prefixes_serving(conn, [host_id])[host_id]
     granted: dict[UUID, list[GrantedAddress]] = {vm_id: [] for vm_id in vm_ids}
-    for family, take in ((4, _take_ipv4), (6, _take_ipv6)):
-        prefixes = [p for p in serving if p.family == family]
-        if not prefixes:
-            continue
-        left = list(vm_ids)
-        for one in prefixes:
-            got = take(conn, one, left)
-            for vm_id, address_hex in zip(left, got, strict=False):
-                granted[vm_id].append(one.granted(address_hex))
-            left = left[len(got) :]
-            if not left:
-                break
-        if left:
-            raise _exhausted(prefixes, len(vm_ids), len(left))
-    return {vm_id: tuple(addresses) for vm_id, addresses in granted.items()}
+    # Those first that are asked for by number: the others must not take them away.
+    for position, one in enumerate(networks):
+        if one.address is not None:
+            for vm_id in vm_ids:
+                granted[vm_id].append(take_fixed(conn, serving, vm_id, one, position, now=now))
+    by_choice = sorted(enumerate(networks), key=lambda each: each[1].prefix is None)
+    for position, one in by_choice:
+        if one.address is None:
+            for prefixes in _alternatives(serving, one):
+                for vm_id, got in _take(conn, prefixes, _Taking(vm_ids, position, now)):
+                    granted[vm_id].append(got)
+    _record(conn, AddressAction.GRANTED, vm_ids, now)
+    return {vm_id: tuple(sorted(mine, key=lambda one: one.order)) for vm_id, mine in granted.items()}
 
 
-def _exhausted(prefixes: Sequence[ServingPrefix], wanted: int, missing: int) -> PpecError:
-    names = ", ".join(str(p.range.network) for p in prefixes)
+def _record(conn: Connection, action: AddressAction, vm_ids: Sequence[UUID], now: datetime) -> None:
+    rows = conn.execute(select(address.c.id).where(address.c.vm_id.in_(list(vm_ids)))).scalars().all()
+    if rows:
+        address_events.of_vms(conn, action, rows, now)
+
+
+def _alternatives(serving: Sequence[ServingPrefix], wanted: NetworkWanted) -> list[list[ServingPrefix]]:
+    """An address is wanted of each of these lists: of whichever prefix in it has one, the first first."""
+    if wanted.prefix is not None:
+        found = [one for one in serving if one.range.network == wanted.prefix]
+        if not found:
+            raise PpecError(
+                "prefix.not_serving",
+                f"prefix {wanted.prefix} does not serve the host",
+                hint="Choose another prefix, or narrow the request to hosts that this one serves.",
+                subject=f"prefix {wanted.prefix}",
+            )
+        return [found]
+    families = ([one for one in serving if one.family == family] for family in (4, 6))
+    return [prefixes for prefixes in families if prefixes]
+
+
+def _take(conn: Connection, prefixes: Sequence[ServingPrefix], taking: _Taking) -> list[tuple[UUID, GrantedAddress]]:
+    """An address for every VM, or `address.exhausted`."""
+    found: list[tuple[UUID, GrantedAddress]] = []
+    left = list(taking.vm_ids)
+    took: list[int] = []
+    for one in prefixes:
+        take = _take_ipv4 if one.family == 4 else _take_ipv6
+        got = take(conn, one, replace(taking, vm_ids=left))
+        found += [(vm_id, one.granted(text, taking.position)) for vm_id, text in zip(left, got, strict=False)]
+        took.append(len(got))
+        left = left[len(got) :]
+        if not left:
+            return found
+    raise _exhausted(conn, list(zip(prefixes, took, strict=True)), len(taking.vm_ids), taking.now)
+
+
+def _exhausted(conn: Connection, looked: Sequence[tuple[ServingPrefix, int]], wanted: int, now: datetime) -> PpecError:
+    """`looked` are the prefixes and how many free addresses each had."""
+    rows = conn.execute(select(prefix).where(prefix.c.id.in_([one.prefix_id for one, _ in looked]))).all()
+    counted = utilisation_of(conn, rows, now)
+    free = sum(took for _, took in looked)
+    family = looked[0][0].family
+    told = [(one, took, counted[one.prefix_id]) for one, took in looked if one.prefix_id in counted]
+    resting = [use.next_free_at for _, _, use in told if use.next_free_at is not None]
     return PpecError(
         "address.exhausted",
-        f"{wanted} IPv{prefixes[0].family} addresses wanted, {wanted - missing} free in {names}",
-        hint="Add a prefix for this VRF and cluster, or delete VMs.",
-        subject=names,
-        details={"wanted": wanted, "missing": missing, "family": prefixes[0].family},
+        f"{wanted} IPv{family} addresses wanted, {free} free: "
+        + "; ".join(shortage_words(str(one.range.network), took, use) for one, took, use in told),
+        hint=f"The next one leaves quarantine at {min(resting):%H:%M:%SZ}." if resting else
+        "Add a prefix for this VRF and cluster, or delete VMs.",
+        subject=", ".join(str(one.range.network) for one, _ in looked),
+        details={
+            "wanted": wanted,
+            "missing": wanted - free,
+            "family": family,
+            "prefixes": [
+                {"prefix": str(one.range.network), "free": took} | shortage_counts(use) for one, took, use in told
+            ],
+        },
+    )  # fmt: skip
+
+
+def shortage_words(network: str, free: int, use: Utilisation) -> str:
+    return f"{network} has {free} of {use.total} free, {use.quarantined} in quarantine, {use.reserved} reserved"
+
+
+def shortage_counts(use: Utilisation) -> dict[str, int]:
+    return {"total": use.total, "quarantined": use.quarantined, "reserved": use.reserved}
+
+
+def _free(prefix_id: int, now: datetime) -> ColumnElement[bool]:
+    """Of `address` rows: may be given to anybody."""
+    return (
+        (address.c.prefix_id == prefix_id)
+        & address.c.vm_id.is_(None)
+        & address.c.hold_id.is_(None)
+        & or_(address.c.free_from.is_(None), address.c.free_from <= now)
     )
 
 
-def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> list[str]:
+def _take_ipv4(conn: Connection, one: ServingPrefix, taking: _Taking) -> list[str]:
     """Up to one address per VM, lowest first."""
+    count = len(taking.vm_ids)
     free = (
         select(address.c.id, address.c.address_hex)
-        .where(address.c.prefix_id == one.prefix_id, address.c.vm_id.is_(None))
+        .where(_free(one.prefix_id, taking.now))
         .order_by(address.c.address_hex)
-        .limit(len(vm_ids))
+        .limit(count)
     )
     rows = conn.execute(free.with_for_update(skip_locked=True)).all()
-    if len(rows) < len(vm_ids) and conn.dialect.name == "postgresql":
+    if len(rows) < count and conn.dialect.name == "postgresql":
         # What others hold locked may yet be rolled back: wait for them rather than refuse while an address is free.
         # Rows they do take drop out while we wait, so look again until a look loses none.
         while len(rows) < (seen := len(conn.execute(free).all())):
@@ -161,85 +181,109 @@ def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> 
             if len(rows) == seen:
                 break
     if rows:
-        statement = update(address).where(address.c.id == bindparam("row")).values(vm_id=bindparam("owner"))
-        pairs = zip(rows, vm_ids, strict=False)
+        taken = {"vm_id": bindparam("owner"), "position": taking.position, "free_from": None, "last_vm_id": None}
+        statement = update(address).where(address.c.id == bindparam("row")).values(taken)
+        pairs = zip(rows, taking.vm_ids, strict=False)
         conn.execute(statement, [{"row": row.id, "owner": vm_id} for row, vm_id in pairs])
     return [row.address_hex for row in rows]
 
 
-def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID]) -> list[str]:
+def _take_ipv6(conn: Connection, one: ServingPrefix, taking: _Taking) -> list[str]:
     """Up to one address per VM, counting upwards. The lock on the prefix's row makes its grants one after another."""
     locked = conn.execute(
         select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id == one.prefix_id).with_for_update()
     ).one_or_none()
     if locked is None:
         return []  # deleted since it was read
-    taken_count = conn.execute(
-        select(func.count()).select_from(address).where(address.c.prefix_id == one.prefix_id)
-    ).scalar_one()
-    wanted = min(len(vm_ids), one.range.size - taken_count)
+    conn.execute(delete(address).where(_free(one.prefix_id, taking.now)))
+    # Who holds addresses back has the lock too: what is held is known only now.
+    usable = replace(one.range, held=held_runs(conn, [one.prefix_id]).get(one.prefix_id, ()))
+    start = int(locked.next_hex, 16) if locked.next_hex else int(usable.first)
+    found = _count_upwards(conn, one.prefix_id, usable, start, len(taking.vm_ids))
+    if found:
+        conn.execute(
+            update(prefix).where(prefix.c.id == one.prefix_id).values(next_hex=to_hex((found[-1] + 1) % 2**128))
+        )
+        conn.execute(
+            insert(address),
+            [
+                {"prefix_id": one.prefix_id, "address_hex": to_hex(n), "vm_id": vm_id, "position": taking.position}
+                for n, vm_id in zip(found, taking.vm_ids, strict=False)
+            ],
+        )
+    return [to_hex(number) for number in found]
+
+
+def _count_upwards(conn: Connection, prefix_id: int, usable: AddressRange, start: int, wanted: int) -> list[int]:
+    """Up to so many numbers that have no row, from `start` on and round once."""
     found: list[int] = []
-    start = int(locked.next_hex, 16) if locked.next_hex else int(one.range.first)
-    while len(found) < wanted:
-        window = one.range.window(start, len(vm_ids) + 1)
+    begin, looked = start, 0
+    rows = conn.execute(select(func.count()).where(address.c.prefix_id == prefix_id)).scalar_one()
+    # Of as many numbers as there are rows and are wanted, so many have no row; fewer are only in a smaller range.
+    bound = min(rows + wanted, usable.size)
+    while len(found) < wanted and looked < bound:
+        window = usable.window(begin, min(wanted + 1, bound - looked))
+        if not window:
+            break
+        looked += len(window)
         hexes = [to_hex(number) for number in window]
         taken = set(
             conn.execute(
-                select(address.c.address_hex).where(
-                    address.c.prefix_id == one.prefix_id, address.c.address_hex.in_(hexes)
-                )
+                select(address.c.address_hex).where(address.c.prefix_id == prefix_id, address.c.address_hex.in_(hexes))
             ).scalars()
         )
         free = [number for number in window if to_hex(number) not in taken and number not in found]
         found += free[: wanted - len(found)]
-        start = found[-1] + 1 if len(found) == wanted else window[-1] + 1
-    if found:
-        conn.execute(update(prefix).where(prefix.c.id == one.prefix_id).values(next_hex=to_hex(start)))
-        rows = [
-            {"prefix_id": one.prefix_id, "address_hex": to_hex(number), "vm_id": vm_id}
-            for number, vm_id in zip(found, vm_ids, strict=False)
-        ]
-        conn.execute(insert(address), rows)
-    return [to_hex(number) for number in found]
+        begin = window[-1] + 1
+    return found
 
 
-def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
-    """Takes back whatever addresses the VMs have; returns how many those were."""
-    ids = list(vm_ids)
-    ipv6 = select(prefix.c.id).where(prefix.c.family == 6)
-    gone = conn.execute(delete(address).where(address.c.vm_id.in_(ids), address.c.prefix_id.in_(ipv6)))
-    freed = conn.execute(update(address).where(address.c.vm_id.in_(ids)).values(vm_id=None))
-    return gone.rowcount + freed.rowcount
-
-
-def used_counts(conn: Connection) -> dict[int, int]:
-    """Addresses given out, per prefix that has given out any."""
+def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = None) -> int:
+    """Takes back whatever addresses the VMs have, into quarantine; returns how many those were."""
+    now = now or utc_now()
     rows = conn.execute(
-        select(address.c.prefix_id, func.count()).where(address.c.vm_id.is_not(None)).group_by(address.c.prefix_id)
-    )
-    return dict(rows.all())
+        select(address.c.id, prefix.c.family, prefix.c.quarantine_s)
+        .join(prefix, prefix.c.id == address.c.prefix_id)
+        .where(address.c.vm_id.in_(list(vm_ids)))
+        .order_by(address.c.id)
+        .with_for_update(of=address)
+    ).all()
+    if not rows:
+        return 0
+    address_events.of_vms(conn, AddressAction.RELEASED, [row.id for row in rows], now)
+    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for row in rows:
+        alike[row.family, row.quarantine_s].append(row.id)
+    for (family, quarantine_s), ids in alike.items():
+        _rest(conn, family, ids, now + timedelta(seconds=quarantine_s) if quarantine_s else None)
+    return len(rows)
 
 
-def free_counts(conn: Connection) -> dict[int, int]:
-    """Free addresses of every prefix; capped at 2**53, which only IPv6 reaches."""
-    used = used_counts(conn)
-    return {row.id: min(range_of(row).size - used.get(row.id, 0), MAX_COUNT) for row in conn.execute(select(prefix))}
+def _rest(conn: Connection, family: int, ids: Collection[int], until: datetime | None) -> None:
+    if until is None and family == 6:
+        conn.execute(delete(address).where(address.c.id.in_(ids)))
+        return
+    last = address.c.vm_id if until is not None else None
+    conn.execute(update(address).where(address.c.id.in_(ids)).values(vm_id=None, last_vm_id=last, free_from=until))
+
+
+def keep(conn: Connection, vm_id: UUID, holder: UUID, *, now: datetime | None = None) -> None:
+    """The VM's addresses stay taken, in the name of `holder`: what may be left of it on a host."""
+    address_events.kept(conn, vm_id, holder, now or utc_now())
+    conn.execute(update(address).where(address.c.vm_id == vm_id).values(vm_id=holder))
 
 
 def addresses_of(conn: Connection, vm_ids: Iterable[UUID]) -> dict[UUID, tuple[GrantedAddress, ...]]:
-    """What each VM holds, IPv4 first; VMs without an address are left out."""
+    """What each VM holds, IPv4 first, then as asked for; VMs without an address are left out."""
     rows = conn.execute(
-        select(address.c.vm_id, address.c.address_hex, prefix)
+        select(address.c.vm_id, address.c.address_hex, address.c.position, prefix)
         .join(prefix, prefix.c.id == address.c.prefix_id)
         .where(address.c.vm_id.in_(list(vm_ids)))
-        .order_by(prefix.c.family, address.c.address_hex)
     )
     found: dict[UUID, list[GrantedAddress]] = defaultdict(list)
     for row in rows:
-        nameservers = tuple(a for text in row.nameservers if (a := to_address(text)) is not None)
-        serving = ServingPrefix(row.id, range_of(row), row.bridge, row.vlan, nameservers)
-        found[row.vm_id].append(serving.granted(row.address_hex))
-    return {vm_id: tuple(addresses) for vm_id, addresses in found.items()}
+        found[row.vm_id].append(serving_prefix(row).granted(row.address_hex, row.position))
+    return {vm_id: tuple(sorted(mine, key=lambda one: one.order)) for vm_id, mine in found.items()}
 
 
 def insert_ipv4_rows(conn: Connection, prefix_id: int, usable: AddressRange) -> None:

@@ -12,16 +12,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.request import Placement
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.cells import used_column, whole_column
-from ppec_orchestrator.store.ipdb import GrantedAddress
+from ppec_orchestrator.store.serving import GrantedAddress
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
 
 
@@ -49,8 +51,15 @@ class _Share:
     cells: Mapping[int, Mapping[CellResource, int]]
 
 
-def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tuple[GrantedAddress, ...]]:
+def reserve(
+    conn: Connection,
+    placements: Sequence[Placement],
+    networks: Sequence[NetworkWanted] = ipdb.ANY_NETWORK,
+    *,
+    now: datetime | None = None,
+) -> dict[UUID, tuple[GrantedAddress, ...]]:
     """Commits the placements' room and addresses within the caller's write transaction; their `vm` rows must exist.
+    `networks` says which addresses each of them gets, `now` (default: now) which are out of quarantine.
 
     Returns each VM's addresses. Raises LostRaceError when any host can't take its share any more, and whatever
     `ipdb.grant` raises; after either, the caller's transaction must be rolled back.
@@ -75,14 +84,14 @@ def reserve(conn: Connection, placements: Sequence[Placement]) -> dict[UUID, tup
     for p in placements:
         by_host[p.host_id].append(p.vm_id)
     for host_id, vm_ids in sorted(by_host.items()):
-        granted.update(ipdb.grant(conn, host_id, vm_ids))
+        granted.update(ipdb.grant(conn, host_id, vm_ids, networks, now=now))
     return granted
 
 
-def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
+def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = None) -> int:
     """Gives back what the VMs hold, addresses included; returns how many of them held anything."""
     ids = list(vm_ids)
-    ipdb.release(conn, ids)
+    ipdb.release(conn, ids, now=now)
     held = conn.execute(
         select(allocation.c.vm_id, allocation.c.host_id, allocation.c.disk_mib).where(allocation.c.vm_id.in_(ids))
     ).all()

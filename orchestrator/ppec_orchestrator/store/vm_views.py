@@ -11,7 +11,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, Select, and_, or_, select
 
-from ppec_contract.api import AddressView, Page, VmRecord, VmView
+from ppec_contract.api import Page, VmRecord, VmView
+from ppec_contract.api_ipdb import AddressView
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
 from ppec_orchestrator.store import ipdb

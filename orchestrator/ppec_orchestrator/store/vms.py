@@ -15,7 +15,7 @@ from ppec_contract.api import VmRecord
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource, NumaPolicy, VmState
 from ppec_orchestrator.store import ipdb
-from ppec_orchestrator.store.ipdb import GrantedAddress
+from ppec_orchestrator.store.serving import GrantedAddress
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm
 
 

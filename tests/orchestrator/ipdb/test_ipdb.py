@@ -19,8 +19,12 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
+from ppec_orchestrator.store.serving import prefixes_serving
+from ppec_orchestrator.store.utilisation import free_counts
 
-PREFIX = {"vrf": "red", "cidr": "10.9.0.0/29", "gateway": "10.9.0.1", "bridge": "br0", "cluster": "c1"}
+PREFIX = {
+    "vrf": "red", "cidr": "10.9.0.0/29", "gateway": "10.9.0.1", "bridge": "br0", "cluster": "c1", "quarantine_s": 0,
+}  # fmt: skip
 IPV6 = PREFIX | {"cidr": "fd00::/64", "gateway": "fe80::1", "vlan": 7, "nameservers": ["fd00::53"]}
 
 
@@ -44,7 +48,7 @@ def _ids(count: int) -> list[UUID]:
 
 def _free(database: Database) -> list[int]:
     with database.read() as conn:
-        return list(ipdb.free_counts(conn).values())
+        return list(free_counts(conn, ipdb.utc_now()).values())
 
 
 def test_a_prefix_tells_what_it_has(ipv4_site: TestClient) -> None:
@@ -118,7 +122,7 @@ def test_each_vm_gets_one_address_of_each_family(ipv4_site: TestClient, database
     with database.write() as conn:
         assert ipdb.release(conn, [one, two]) == 4
         assert ipdb.release(conn, [one, two]) == 0
-    assert _free(database)[0] == 29
+    assert _free(database) == [27, 2**53]
 
 
 def test_a_host_no_prefix_serves_grants_nothing(ipv4_site: TestClient, database: Database) -> None:
@@ -128,7 +132,7 @@ def test_a_host_no_prefix_serves_grants_nothing(ipv4_site: TestClient, database:
     with database.write() as conn:
         host = conn.execute(select(tables.host.c.id).where(tables.host.c.name == "h2")).scalar_one()
         assert ipdb.grant(conn, host, [vm]) == {vm: ()}
-        assert ipdb.prefixes_serving(conn, [host]) == {host: ()}
+        assert prefixes_serving(conn, [host]) == {host: ()}
 
 
 def test_the_racks_own_prefix_goes_first_and_the_next_takes_over(
@@ -150,7 +154,9 @@ def test_too_many_is_refused_whole(database: Database, host_id: int) -> None:
     with pytest.raises(PpecError) as refused, database.write() as conn:
         ipdb.grant(conn, host_id, _ids(30))
     assert refused.value.code == "address.exhausted"
-    assert refused.value.details == {"wanted": 30, "missing": 1, "family": 4}
+    counts = {"prefix": "10.0.0.0/27", "free": 29, "total": 29, "quarantined": 0, "reserved": 0}
+    assert refused.value.details == {"wanted": 30, "missing": 1, "family": 4, "prefixes": [counts]}
+    assert "30 IPv4 addresses wanted, 29 free: 10.0.0.0/27 has 29 of 29 free" in refused.value.message
     assert _free(database) == [29]
 
 
