@@ -224,14 +224,14 @@ def test_schema_of_every_version_is_brought_to_this_one(empty_database: Database
 def test_addresses_survive_the_migration_that_makes_their_tables_anew(empty_database: Database) -> None:
     """With who has them; and prefixes serve what they served."""
     holder = "0" * 31 + "7"
+    columns = "id, vrf_id, cidr, family, bridge, cluster_id, first, last, nameservers"
     with empty_database.write() as connection:
         command.upgrade(alembic_config(connection), "0006")
         for statement in (
             "INSERT INTO vrf (id, name, description) VALUES (1, 'red', '')",
             "INSERT INTO datacentre (id, name, region) VALUES (1, 'd1', 'north')",
             "INSERT INTO cluster (id, name, datacentre_id, architecture) VALUES (1, 'c1', 1, 'x86_64')",
-            "INSERT INTO prefix (id, vrf_id, cidr, family, bridge, cluster_id, first, last, nameservers)"
-            " VALUES (4, 1, '10.0.0.0/30', 4, 'br0', 1, '10.0.0.1', '10.0.0.2', '[]')",
+            f"INSERT INTO prefix ({columns}) VALUES (4, 1, '10.0.0.0/30', 4, 'br0', 1, '10.0.0.1', '10.0.0.2', '[]')",
             "INSERT INTO address (id, prefix_id, address_hex, vm_id) VALUES (8, 4, '0a000001', NULL)",
             f"INSERT INTO address (id, prefix_id, address_hex, vm_id) VALUES (9, 4, '0a000002', '{holder}')",
         ):
