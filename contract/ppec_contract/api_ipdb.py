@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -17,22 +17,42 @@ from pydantic import BeforeValidator, Field, StrictBool, model_validator
 from ppec_contract.model import BridgeName, Model, ResourceName, TagValue, VmName
 
 
-def _text(value: Any) -> Any:
-    """JSON numbers are not addresses, though `ipaddress` would take them."""
-    if isinstance(value, int):
-        raise ValueError("an address is written as text")
+def _address(value: Any) -> Any:
+    """Parsed here: of a union pydantic would tell two faults, one of each family, and take JSON numbers besides."""
+    if isinstance(value, IPv4Address | IPv6Address):
+        return value
+    try:
+        return ip_address(_text(value))
+    except ValueError:
+        raise ValueError("it is no IPv4 or IPv6 address") from None
+
+
+def _network(value: Any) -> Any:
+    if isinstance(value, IPv4Network | IPv6Network):
+        return value
+    try:
+        return ip_network(_text(value))
+    except ValueError:
+        raise ValueError("it is no IPv4 or IPv6 network, or has bits set beyond its length") from None
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("it is no text")
     return value
 
 
-IpAddress = Annotated[IPv4Address | IPv6Address, BeforeValidator(_text)]
-IpNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_text)]
+IpAddress = Annotated[IPv4Address | IPv6Address, BeforeValidator(_address)]
+IpNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
 # A day at most: what is to be kept longer is reserved.
 QuarantineS = Annotated[int, Field(strict=True, ge=0, le=86400)]
 Nameservers = Annotated[tuple[IpAddress, ...], Field(max_length=4)]
 Vlan = Annotated[int, Field(strict=True, ge=1, le=4094)]
 DEFAULT_QUARANTINE_S = 300
 MAX_NETWORKS = 4
-MAX_IMPORT_ROWS = 5000
+# Of one import, which is one transaction: its rows, and the addresses of its IPv4 prefixes, which are rows as well.
+MAX_IMPORT_ROWS = 2000
+MAX_IMPORT_ADDRESSES = 2**18
 
 
 class VrfCreate(Model):
@@ -247,15 +267,15 @@ Networks = Annotated[tuple[NetworkWanted, ...], Field(max_length=MAX_NETWORKS)]
 class ExchangedPrefix(PrefixCreate):
     """A prefix with what is held back of it."""
 
-    holds: Annotated[tuple[HoldCreate, ...], Field(max_length=MAX_IMPORT_ROWS)] = ()
+    holds: tuple[HoldCreate, ...] = ()
 
 
 class IpdbDocument(Model):
     """`GET /v1/ipdb/export`: the IPDB without what belongs to VMs. Addresses come and go with their VMs; what others
     use of a prefix is imported as holds."""
 
-    vrfs: Annotated[tuple[VrfCreate, ...], Field(max_length=MAX_IMPORT_ROWS)] = ()
-    prefixes: Annotated[tuple[ExchangedPrefix, ...], Field(max_length=MAX_IMPORT_ROWS)] = ()
+    vrfs: tuple[VrfCreate, ...] = ()
+    prefixes: tuple[ExchangedPrefix, ...] = ()
 
 
 class IpdbImport(Model):
@@ -287,9 +307,3 @@ class IpdbImported(Model):
     dry_run: bool
     created: ImportCounts
     unchanged: ImportCounts
-
-
-class IpdbExport(Model):
-    """`GET /v1/ipdb/export?format=csv`: the table as text, ready to be written to a file."""
-
-    csv: str

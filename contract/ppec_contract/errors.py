@@ -130,6 +130,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "address.reserved": ErrorRow(_C, "The address is reserved or excluded"),
     "address.quarantined": ErrorRow(_C, "The address was released a short while ago"),
     "address.not_usable": ErrorRow(_F, "The address is none that a VM could be given"),
+    "import.invalid": ErrorRow(_F, "Some of the rows can't be imported"),
     "hold.not_found": ErrorRow(_N, "There is no such hold"),
     "hold.overlaps": ErrorRow(_C, "The addresses are held back already"),
     # Operations

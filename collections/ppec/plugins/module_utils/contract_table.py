@@ -102,6 +102,7 @@ ERRORS = {
     "address.reserved": ("conflict", "The address is reserved or excluded", 409),
     "address.quarantined": ("conflict", "The address was released a short while ago", 409),
     "address.not_usable": ("fix-request", "The address is none that a VM could be given", 422),
+    "import.invalid": ("fix-request", "Some of the rows can't be imported", 422),
     "hold.not_found": ("not-found", "There is no such hold", 404),
     "hold.overlaps": ("conflict", "The addresses are held back already", 409),
     "operation.not_found": ("not-found", "There is no such operation", 404),
