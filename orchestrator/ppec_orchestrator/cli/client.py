@@ -43,8 +43,8 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def get(self, path: str, answer: type[M]) -> M:
-        return _parsed(self._sent("GET", path, repeat=True), answer)
+    def get(self, path: str, answer: type[M], query: Mapping[str, str] | None = None) -> M:
+        return _parsed(self._sent("GET", path, query=query, repeat=True), answer)
 
     def post(self, path: str, body: Model | None, answer: type[M], *, idempotency_key: str | None = None) -> M:
         """With a key the orchestrator does it once however often it is asked, so a lost answer is asked for again."""

@@ -75,6 +75,11 @@ class Output:
         else:
             self.results.print(fields(item.model_dump(mode="json", exclude=set(hidden))))
 
+    def lines(self, texts: Iterable[str]) -> None:
+        """One a line, for other programs to read."""
+        for text in texts:
+            self.results.print(plain(text), soft_wrap=True)
+
     def json(self, item: Model) -> None:
         _write_json(item.model_dump(mode="json"))
 
