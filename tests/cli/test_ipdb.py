@@ -124,7 +124,7 @@ def test_what_is_exported_is_imported(
     assert sent["dry_run"] is True
     assert set(sent) == {"dry_run", "csv" if name.endswith("csv") else "document"}
     if name.endswith("csv"):
-        assert sent["csv"].splitlines()[1] == "vrf,red,'=x" + "," * 14
+        assert sent["csv"].splitlines()[1] == "vrf,red,'=x" + "," * 13
     else:
         assert sent["document"]["prefixes"][0]["holds"][0]["reserved_for"] == "db"
 
