@@ -72,6 +72,7 @@ class PrefixCreate(Model):
     `quarantine_s`.
 
     `vlan` is the VLAN that the bridge carries, for people and inventories to read: PPEC tags nothing itself.
+    `netbox_id` is the same prefix in NetBox, which then keeps its addresses: PPEC acquires them there.
     """
 
     vrf: ResourceName
@@ -86,6 +87,7 @@ class PrefixCreate(Model):
     last: IpAddress | None = None
     nameservers: Nameservers = ()
     quarantine_s: QuarantineS = DEFAULT_QUARANTINE_S
+    netbox_id: Annotated[int, Field(strict=True, ge=1, lt=2**63)] | None = None
 
     @model_validator(mode="after")
     def _serves_one_place(self) -> PrefixCreate:
@@ -109,7 +111,8 @@ class PrefixUpdate(Model):
 
 class PrefixView(PrefixCreate):
     """A prefix and where its addresses are. `addresses_total` is the sum of used, reserved, quarantined and free;
-    excluded ones are not in it. Counts end at 2**53.
+    excluded ones are not in it, nor, of a prefix that NetBox keeps, what was not acquired from there. Counts end at
+    2**53.
 
     `addresses_reserved` and `addresses_quarantined` count what no VM has.
     """

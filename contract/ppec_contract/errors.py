@@ -131,6 +131,8 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "address.quarantined": ErrorRow(_C, "The address was released a short while ago"),
     "address.not_usable": ErrorRow(_F, "The address is none that a VM could be given"),
     "import.invalid": ErrorRow(_F, "Some of the rows can't be imported"),
+    "netbox.unavailable": ErrorRow(_T, "NetBox does not answer"),
+    "netbox.refused": ErrorRow(_C, "NetBox refused"),
     "hold.not_found": ErrorRow(_N, "There is no such hold"),
     "hold.overlaps": ErrorRow(_C, "The addresses are held back already"),
     # Operations

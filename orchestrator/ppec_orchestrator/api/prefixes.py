@@ -9,10 +9,12 @@ from fastapi import APIRouter, Path, Response
 
 from ppec_contract.api import Page
 from ppec_contract.api_ipdb import HoldCreate, HoldView, PrefixCreate, PrefixFree, PrefixUpdate, PrefixView
+from ppec_contract.errors import PpecError
 from ppec_orchestrator.api.auth import Admin, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.pages import ById, Filter
-from ppec_orchestrator.api.services import Here
+from ppec_orchestrator.api.services import Here, Services
+from ppec_orchestrator.ipdb.provider import SourcePrefix
 from ppec_orchestrator.store import holds, prefixes
 
 router = APIRouter(prefix="/v1/prefixes", tags=["prefixes"], route_class=StrictJsonRoute)
@@ -30,8 +32,22 @@ def list_prefixes(services: Here, caller: Viewer, wanted: ById, vrf: Filter = No
 @router.post("", status_code=201)
 def create_prefix(services: Here, caller: Admin, body: PrefixCreate) -> PrefixView:
     """Create a prefix. Prefixes of one VRF don't overlap; IPv4 prefixes have 65536 addresses at most."""
+    if body.netbox_id is not None:
+        _check_source(services, body)
     with services.database.write() as conn:
         return prefixes.create_prefix(conn, body, services.now())
+
+
+def _check_source(services: Services, wanted: PrefixCreate) -> None:
+    """NetBox is asked before the transaction."""
+    if services.supply is None or wanted.netbox_id is None:
+        raise PpecError(
+            "prefix.invalid",
+            f"prefix {wanted.cidr}: netbox_id is given and no NetBox is configured",
+            hint="Set netbox_url in the orchestrator's settings.",
+            subject=f"prefix {wanted.cidr}",
+        )
+    services.supply.check(SourcePrefix(0, wanted.netbox_id, wanted.cidr), wanted.gateway)
 
 
 @router.get("/{prefix_id}")
@@ -51,6 +67,8 @@ def update_prefix(services: Here, caller: Admin, prefix_id: PrefixId, body: Pref
 @router.delete("/{prefix_id}", status_code=204)
 def delete_prefix(services: Here, caller: Admin, prefix_id: PrefixId) -> Response:
     """Delete a prefix none of whose addresses is in use."""
+    if services.supply is not None:
+        services.supply.retire(prefix_id)
     with services.database.write() as conn:
         prefixes.delete_prefix(conn, prefix_id)
     return Response(status_code=204)

@@ -109,6 +109,7 @@ def create_prefix(  # noqa: PLR0913, PLR0917 - one parameter per option
     last: Annotated[str | None, typer.Option(help="Last address to give out.")] = None,
     nameserver: Annotated[list[str] | None, typer.Option(help="A name server for the guests; may repeat.")] = None,
     quarantine_s: Annotated[int | None, typer.Option(help="How long a released address rests (300).")] = None,
+    netbox_id: Annotated[int | None, typer.Option(help="The same prefix in NetBox, which keeps its addresses.")] = None,
 ) -> None:
     """Create a prefix."""
     values = {
@@ -124,6 +125,7 @@ def create_prefix(  # noqa: PLR0913, PLR0917 - one parameter per option
         "last": last,
         "nameservers": nameserver,
         "quarantine_s": quarantine_s,
+        "netbox_id": netbox_id,
     }
     create(context, PREFIX, "PrefixCreate", values)
 

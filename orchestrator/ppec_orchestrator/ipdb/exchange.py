@@ -32,12 +32,13 @@ _OF_VRF = ("vrf", "description")
 _OF_PREFIX = (
     "vrf", "cidr", "gateway", "vlan", "bridge", "region", "cluster", "rack", "first", "last", "nameservers",
     "quarantine_s",
+    "netbox_id",
 )  # fmt: skip
 _OF_HOLD = ("vrf", "cidr", "first", "last", "reserved_for", "note")
 _HOLDS = tuple(kind.value for kind in HoldKind)
 _USED: Mapping[str, tuple[str, ...]] = {"vrf": _OF_VRF, "prefix": _OF_PREFIX} | dict.fromkeys(_HOLDS, _OF_HOLD)
 COLUMNS: Final = tuple(dict.fromkeys(("kind", *_OF_VRF, *_OF_PREFIX, *_OF_HOLD)))
-_NUMBERS = ("vlan", "quarantine_s")
+_NUMBERS = ("vlan", "quarantine_s", "netbox_id")
 # A table that begins a cell with one of these is a program to spreadsheets; such text is written with a ' before it.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "'")
 

@@ -16,7 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, Size, whole_huge_pages
-from ppec_orchestrator.operations.address_refusals import with_addresses
+from ppec_orchestrator.ipdb.provider import AddressProvider
+from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
 from ppec_orchestrator.operations.kinds import create, delete, power, resize, retune
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
@@ -28,6 +29,7 @@ from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.idempotency import RequestKey
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.reservations import reserve
 from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vm, vrf
@@ -70,12 +72,30 @@ class _New:
 class Acceptor:
     """Answers with the operation as it was enqueued, or the id of the one that the same request made before."""
 
-    def __init__(self, database: Database, planning: Planning, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        planning: Planning,
+        now: Callable[[], datetime],
+        addresses: AddressProvider,
+    ) -> None:
+        self._addresses = addresses
         self._database = database
         self._planning = planning
         self._now = now
 
     def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
+        """See `_create`. Its addresses may have to be acquired first: some are asked for by number, others ran out."""
+        self._addresses.prepare(asked.networks, asked.vrf)
+        try:
+            return self._create(asked, ask)
+        except PpecError as error:
+            networks, count = asked.networks or ANY_NETWORK, len(asked.names) or asked.count
+            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count):
+                raise
+        return self._create(asked, ask)
+
+    def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
         """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
         whatever the request names."""
         with self._database.read() as conn:

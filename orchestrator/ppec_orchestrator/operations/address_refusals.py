@@ -19,6 +19,12 @@ from ppec_orchestrator.store.utilisation import utilisation_of
 _MOST_TOLD = 5
 
 
+def lacks_addresses(refused: PpecError) -> bool:
+    """Whether more addresses might help."""
+    reasons = refused.details.get("reasons", {})
+    return refused.code == "address.exhausted" or Reason.ADDRESSES.value in reasons
+
+
 def with_addresses(
     conn: Connection, refused: PpecError, fleet: Fleet, request: PlanRequest, now: datetime
 ) -> PpecError:

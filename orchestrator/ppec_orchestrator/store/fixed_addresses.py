@@ -54,7 +54,7 @@ def take_fixed(
     # IPv6 has a lock instead of rows; taking it for both keeps who holds addresses back out.
     conn.execute(select(prefix.c.id).where(prefix.c.id == one.prefix_id).with_for_update(key_share=True)).all()
     taken = _take_row(conn, claim, position)
-    if not taken and one.family == 6:
+    if not taken and one.family == 6 and not one.external:
         taken = _insert_row(conn, claim, position)
     if not taken:
         raise why_not(conn, claim) or _in_use(claim, "another request")
@@ -96,6 +96,7 @@ def _open_to(claim: Claim) -> ColumnElement[bool]:
         address.c.vm_id.is_(None)
         & or_(address.c.free_from.is_(None), address.c.free_from <= claim.now, mine)
         & or_(address.c.hold_id.is_(None), address.c.hold_id.in_(reserved))
+        & address.c.going_back.is_(False)
     )
 
 

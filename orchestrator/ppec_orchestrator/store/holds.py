@@ -26,6 +26,8 @@ def create_hold(conn: Connection, prefix_id: int, wanted: HoldCreate, caller: st
     found = conn.execute(select(prefix).where(prefix.c.id == prefix_id).with_for_update()).one_or_none()
     if found is None:
         raise not_found("prefix", "prefix", str(prefix_id))
+    if found.netbox_id is not None:
+        raise _invalid(range_of(found), "NetBox keeps its addresses: reserve them there")
     first_hex, last_hex = _checked(range_of(found), wanted)
     _check_overlap(conn, prefix_id, wanted, first_hex, last_hex)
     hold = conn.execute(

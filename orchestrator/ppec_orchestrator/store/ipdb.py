@@ -15,12 +15,13 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from ppec_contract.api_ipdb import AddressAction, NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import AddressRange, to_hex
 from ppec_orchestrator.store import address_events
+from ppec_orchestrator.store.external_addresses import free_rows
 from ppec_orchestrator.store.fixed_addresses import take_fixed
 from ppec_orchestrator.store.serving import (
     GrantedAddress,
@@ -109,7 +110,7 @@ def _take(conn: Connection, prefixes: Sequence[ServingPrefix], taking: _Taking) 
     left = list(taking.vm_ids)
     took: list[int] = []
     for one in prefixes:
-        take = _take_ipv4 if one.family == 4 else _take_ipv6
+        take = _take_rows if one.family == 4 or one.external else _take_ipv6
         got = take(conn, one, replace(taking, vm_ids=left))
         found += [(vm_id, one.granted(text, taking.position)) for vm_id, text in zip(left, got, strict=False)]
         took.append(len(got))
@@ -153,22 +154,12 @@ def shortage_counts(use: Utilisation) -> dict[str, int]:
     return {"total": use.total, "quarantined": use.quarantined, "reserved": use.reserved}
 
 
-def _free(prefix_id: int, now: datetime) -> ColumnElement[bool]:
-    """Of `address` rows: may be given to anybody."""
-    return (
-        (address.c.prefix_id == prefix_id)
-        & address.c.vm_id.is_(None)
-        & address.c.hold_id.is_(None)
-        & or_(address.c.free_from.is_(None), address.c.free_from <= now)
-    )
-
-
-def _take_ipv4(conn: Connection, one: ServingPrefix, taking: _Taking) -> list[str]:
-    """Up to one address per VM, lowest first."""
+def _take_rows(conn: Connection, one: ServingPrefix, taking: _Taking) -> list[str]:
+    """Up to one address per VM, lowest first, of those that have rows."""
     count = len(taking.vm_ids)
     free = (
         select(address.c.id, address.c.address_hex)
-        .where(_free(one.prefix_id, taking.now))
+        .where(free_rows(one.prefix_id, taking.now))
         .order_by(address.c.address_hex)
         .limit(count)
     )
@@ -195,7 +186,7 @@ def _take_ipv6(conn: Connection, one: ServingPrefix, taking: _Taking) -> list[st
     ).one_or_none()
     if locked is None:
         return []  # deleted since it was read
-    conn.execute(delete(address).where(_free(one.prefix_id, taking.now)))
+    conn.execute(delete(address).where(free_rows(one.prefix_id, taking.now)))
     # Who holds addresses back has the lock too: what is held is known only now.
     usable = replace(one.range, held=held_runs(conn, [one.prefix_id]).get(one.prefix_id, ()))
     start = int(locked.next_hex, 16) if locked.next_hex else int(usable.first)
@@ -242,7 +233,7 @@ def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = 
     """Takes back whatever addresses the VMs have, into quarantine; returns how many those were."""
     now = now or utc_now()
     rows = conn.execute(
-        select(address.c.id, prefix.c.family, prefix.c.quarantine_s)
+        select(address.c.id, address.c.external_id, prefix.c.family, prefix.c.quarantine_s)
         .join(prefix, prefix.c.id == address.c.prefix_id)
         .where(address.c.vm_id.in_(list(vm_ids)))
         .order_by(address.c.id)
@@ -251,16 +242,16 @@ def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = 
     if not rows:
         return 0
     address_events.of_vms(conn, AddressAction.RELEASED, [row.id for row in rows], now)
-    alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+    alike: dict[tuple[bool, int], list[int]] = defaultdict(list)
     for row in rows:
-        alike[row.family, row.quarantine_s].append(row.id)
-    for (family, quarantine_s), ids in alike.items():
-        _rest(conn, family, ids, now + timedelta(seconds=quarantine_s) if quarantine_s else None)
+        alike[row.family == 4 or row.external_id is not None, row.quarantine_s].append(row.id)
+    for (has_row, quarantine_s), ids in alike.items():
+        _rest(conn, has_row, ids, now + timedelta(seconds=quarantine_s) if quarantine_s else None)
     return len(rows)
 
 
-def _rest(conn: Connection, family: int, ids: Collection[int], until: datetime | None) -> None:
-    if until is None and family == 6:
+def _rest(conn: Connection, has_row: bool, ids: Collection[int], until: datetime | None) -> None:
+    if until is None and not has_row:
         conn.execute(delete(address).where(address.c.id.in_(ids)))
         return
     last = address.c.vm_id if until is not None else None

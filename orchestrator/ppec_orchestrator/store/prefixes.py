@@ -54,9 +54,10 @@ def create_prefix(conn: Connection, wanted: PrefixCreate, now: datetime) -> Pref
         "nameservers": [str(server) for server in wanted.nameservers],
         "next_hex": to_hex(int(usable.first)) if usable.family == 6 else None,
         "quarantine_s": wanted.quarantine_s,
+        "netbox_id": wanted.netbox_id,
     }
     prefix_id = conn.execute(insert(prefix).values(row).returning(prefix.c.id)).scalar_one()
-    if usable.family == 4:
+    if usable.family == 4 and wanted.netbox_id is None:
         insert_ipv4_rows(conn, prefix_id, usable)
     return get_prefix(conn, prefix_id, now)
 
@@ -146,7 +147,9 @@ def delete_prefix(conn: Connection, prefix_id: int) -> None:
     locked = select(prefix.c.id).where(prefix.c.id == prefix_id).with_for_update()
     if conn.execute(locked).one_or_none() is None:
         raise not_found("prefix", "prefix", str(prefix_id))
-    conn.execute(delete(address).where(address.c.prefix_id == prefix_id, address.c.vm_id.is_(None)))
+    # Those from NetBox are given back first: nobody would know of them any more.
+    mine = address.c.prefix_id == prefix_id, address.c.vm_id.is_(None), address.c.external_id.is_(None)
+    conn.execute(delete(address).where(*mine))
     left = select(func.count()).select_from(address).where(address.c.prefix_id == prefix_id)
     if conn.execute(left).scalar_one():
         raise in_use("prefix", str(prefix_id))
@@ -185,6 +188,7 @@ def as_created(row: Row[Any]) -> dict[str, Any]:
         "last": usable.last,
         "nameservers": tuple(server for text in row.nameservers if (server := to_address(text)) is not None),
         "quarantine_s": row.quarantine_s,
+        "netbox_id": row.netbox_id,
     }
 
 

@@ -45,6 +45,8 @@ class ServingPrefix:
     bridge: str
     vlan: int | None
     nameservers: tuple[Address, ...]
+    # Its addresses come from NetBox: those acquired have rows, of either family.
+    external: bool = False
 
     @property
     def family(self) -> int:
@@ -76,7 +78,7 @@ def range_of(row: Row[Any], held: tuple[Run, ...] = ()) -> AddressRange:
 def serving_prefix(row: Row[Any], held: tuple[Run, ...] = ()) -> ServingPrefix:
     """Of a row that has the columns of `prefix`."""
     nameservers = tuple(a for text in row.nameservers if (a := to_address(text)) is not None)
-    return ServingPrefix(row.id, range_of(row, held), row.bridge, row.vlan, nameservers)
+    return ServingPrefix(row.id, range_of(row, held), row.bridge, row.vlan, nameservers, row.netbox_id is not None)
 
 
 def held_runs(conn: Connection, prefix_ids: Collection[int]) -> dict[int, tuple[Run, ...]]:

@@ -29,6 +29,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     Uuid,
+    false,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -243,6 +244,8 @@ prefix = Table(
     Column("nameservers", JSON, nullable=False),
     # IPv6: the next address to hand out, as hex, so that it fits every database. Unused for IPv4.
     Column("next_hex", String(32)),
+    # The same prefix in NetBox, if that keeps its addresses: then only those acquired from there have rows.
+    Column("netbox_id", BigInteger),
     # For so long an address that was released is not given to another VM.
     Column("quarantine_s", Integer, nullable=False, server_default="300"),
     UniqueConstraint("vrf_id", "cidr"),
@@ -285,6 +288,10 @@ address = Table(
     Column("last_vm_id", Uuid),
     Column("free_from", UtcTime),
     Column("hold_id", ForeignKey("address_hold.id", ondelete="SET NULL")),
+    # Of an address from NetBox: its number there, who has it as NetBox was told, and whether it is on its way back.
+    Column("external_id", BigInteger),
+    Column("told_vm_id", Uuid),
+    Column("going_back", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("prefix_id", "address_hex"),
     Index("ix_address_free", "prefix_id", "address_hex", sqlite_where=_FREE, postgresql_where=_FREE),
     Index("ix_address_vm", "vm_id", "prefix_id", sqlite_where=_USED, postgresql_where=_USED),

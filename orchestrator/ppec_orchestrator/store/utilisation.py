@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, select
 from ppec_contract.api_ipdb import FreeRun, HoldKind, PrefixFree
 from ppec_orchestrator.ipdb.free import largest_networks
 from ppec_orchestrator.ipdb.ranges import MAX_COUNT, AddressRange, Run, from_hex, to_hex
+from ppec_orchestrator.store.external_addresses import free_rows
 from ppec_orchestrator.store.serving import held_runs, range_of
 from ppec_orchestrator.store.tables import address, address_hold, prefix
 
@@ -62,9 +63,13 @@ def utilisation_of(conn: Connection, rows: Collection[Row[Any]], now: datetime) 
     for hold in conn.execute(select(address_hold).where(address_hold.c.prefix_id.in_(ids))):
         holds[hold.prefix_id].append(hold)
     used_held = _counts(conn, address.c.hold_id, address.c.hold_id.is_not(None) & address.c.vm_id.is_not(None))
+    outside = [row.id for row in rows if row.netbox_id is not None]
+    acquired = _counts(conn, address.c.prefix_id, address.c.prefix_id.in_(outside) & address.c.going_back.is_(False))
     found = {}
     for row in rows:
         usable = range_of(row)
+        # Of a prefix that NetBox keeps only what was acquired from there is ours.
+        size = usable.size if row.netbox_id is None else acquired.get(row.id, 0)
         held: Counter[str] = Counter()
         for hold in holds[row.id]:
             run = (int(hold.first_hex, 16), int(hold.last_hex, 16))
@@ -72,7 +77,7 @@ def utilisation_of(conn: Connection, rows: Collection[Row[Any]], now: datetime) 
         resting, soonest = quarantined.get(row.id, (0, None))
         excluded = held[HoldKind.EXCLUDED.value]
         found[row.id] = Utilisation(
-            usable.size - excluded, used.get(row.id, 0), held[HoldKind.RESERVED.value], resting, excluded, soonest
+            size - excluded, used.get(row.id, 0), held[HoldKind.RESERVED.value], resting, excluded, soonest
         )
     return found
 
@@ -90,14 +95,10 @@ def free_counts(conn: Connection, now: datetime) -> dict[int, int]:
 def free_space(conn: Connection, row: Row[Any], now: datetime) -> PrefixFree:
     """The free addresses of a `prefix` row, as runs and as networks."""
     usable = range_of(row, held_runs(conn, [row.id]).get(row.id, ()))
-    taken = list(_taken(conn, row.id, now))
-    shown: list[Run] = []
-    runs = usable.runs(taken)
-    for run in runs:
-        shown.append(run)
-        if len(shown) > _MOST_RUNS:
-            break
-    largest = largest_networks(usable.runs(taken), usable.family, _MOST_NETWORKS + 1)
+    outside = row.netbox_id is not None
+    runs = _runs_of(conn, row.id, now) if outside else list(usable.runs(_taken(conn, row.id, now)))
+    shown = runs[: _MOST_RUNS + 1]
+    largest = largest_networks(runs, usable.family, _MOST_NETWORKS + 1)
     free = utilisation_of(conn, [row], now)[row.id].free
     return PrefixFree(
         prefix_id=row.id,
@@ -115,6 +116,20 @@ def _taken(conn: Connection, prefix_id: int, now: datetime) -> Iterator[int]:
         )
     ).scalars()
     return (int(text, 16) for text in rows)
+
+
+def _runs_of(conn: Connection, prefix_id: int, now: datetime) -> list[Run]:
+    """Of free rows, those that follow one another."""
+    texts = conn.execute(
+        select(address.c.address_hex).where(free_rows(prefix_id, now)).order_by(address.c.address_hex)
+    ).scalars()
+    found: list[Run] = []
+    for number in (int(text, 16) for text in texts):
+        if found and found[-1][1] == number - 1:
+            found[-1] = (found[-1][0], number)
+        else:
+            found.append((number, number))
+    return found
 
 
 def _run(usable: AddressRange, run: Run) -> FreeRun:

@@ -27,6 +27,7 @@ def upgrade() -> None:
     else:
         op.alter_column("prefix", "cluster_id", nullable=True)
         op.add_column("prefix", sa.Column("region", sa.String(63), nullable=True))
+        op.add_column("prefix", sa.Column("netbox_id", sa.BigInteger(), nullable=True))
         op.add_column("prefix", sa.Column("quarantine_s", sa.Integer(), nullable=False, server_default="300"))
         op.create_check_constraint(
             op.f("ck_prefix_serves_one_place"), "prefix", "(region IS NULL) <> (cluster_id IS NULL)"
@@ -57,6 +58,9 @@ def upgrade() -> None:
         op.add_column("address", sa.Column("last_vm_id", sa.Uuid(), nullable=True))
         op.add_column("address", sa.Column("free_from", _TIME, nullable=True))
         op.add_column("address", sa.Column("hold_id", _Id, nullable=True))
+        op.add_column("address", sa.Column("external_id", sa.BigInteger(), nullable=True))
+        op.add_column("address", sa.Column("told_vm_id", sa.Uuid(), nullable=True))
+        op.add_column("address", sa.Column("going_back", sa.Boolean(), nullable=False, server_default=sa.false()))
         op.create_foreign_key(
             op.f("fk_address_hold_id"), "address", "address_hold", ["hold_id"], ["id"], ondelete="SET NULL"
         )
@@ -108,6 +112,7 @@ def _prefixes_anew() -> None:
         sa.Column("last", sa.String(39), nullable=False),
         sa.Column("nameservers", sa.JSON(), nullable=False),
         sa.Column("next_hex", sa.String(32), nullable=True),
+        sa.Column("netbox_id", sa.BigInteger(), nullable=True),
         sa.Column("quarantine_s", sa.Integer(), nullable=False, server_default="300"),
         sa.CheckConstraint("(region IS NULL) <> (cluster_id IS NULL)", name=op.f("ck_prefix_serves_one_place")),
         sa.ForeignKeyConstraint(["cluster_id"], ["cluster.id"], name=op.f("fk_prefix_cluster_id")),
@@ -135,6 +140,9 @@ def _addresses_anew() -> None:
         sa.Column("last_vm_id", sa.Uuid(), nullable=True),
         sa.Column("free_from", _TIME, nullable=True),
         sa.Column("hold_id", _Id, nullable=True),
+        sa.Column("external_id", sa.BigInteger(), nullable=True),
+        sa.Column("told_vm_id", sa.Uuid(), nullable=True),
+        sa.Column("going_back", sa.Boolean(), nullable=False, server_default=sa.false()),
         sa.ForeignKeyConstraint(["prefix_id"], ["prefix.id"], name=op.f("fk_address_prefix_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["hold_id"], ["address_hold.id"], name=op.f("fk_address_hold_id"), ondelete="SET NULL"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_address")),
