@@ -238,7 +238,7 @@ def _lost(stand_in: NetBoxStandIn, method: str, when: str) -> None:
     setattr(stand_in, when, cut)
 
 
-@pytest.mark.parametrize("cut", itertools.product(("POST", "DELETE", "PATCH"), ("before", "after")))
+@pytest.mark.parametrize("cut", list(itertools.product(("POST", "DELETE", "PATCH"), ("before", "after"))))
 def test_a_request_that_is_lost_loses_no_address(
     site: TestClient,
     database: Database,

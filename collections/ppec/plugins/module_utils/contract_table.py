@@ -103,6 +103,8 @@ ERRORS = {
     "address.quarantined": ("conflict", "The address was released a short while ago", 409),
     "address.not_usable": ("fix-request", "The address is none that a VM could be given", 422),
     "import.invalid": ("fix-request", "Some of the rows can't be imported", 422),
+    "netbox.unavailable": ("try-again", "NetBox does not answer", 503),
+    "netbox.refused": ("conflict", "NetBox refused", 409),
     "hold.not_found": ("not-found", "There is no such hold", 404),
     "hold.overlaps": ("conflict", "The addresses are held back already", 409),
     "operation.not_found": ("not-found", "There is no such operation", 404),
