@@ -51,7 +51,7 @@ Vlan = Annotated[int, Field(strict=True, ge=1, le=4094)]
 DEFAULT_QUARANTINE_S = 300
 MAX_NETWORKS = 4
 # Of one import, which is one transaction: its rows, and the addresses of its IPv4 prefixes, which are rows as well.
-MAX_IMPORT_ROWS = 2000
+MAX_IMPORT_ROWS = 1000
 MAX_IMPORT_ADDRESSES = 2**18
 
 

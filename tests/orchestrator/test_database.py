@@ -240,6 +240,7 @@ def test_addresses_survive_the_migration_that_makes_their_tables_anew(empty_data
     with empty_database.write() as connection:
         found = connection.execute(select(tables.prefix)).one()
         assert (found.id, found.cluster_id, found.region, found.quarantine_s) == (4, 1, None, 300)
+        assert (found.low_hex, found.high_hex) == ("0" * 24 + "0a000000", "0" * 24 + "0a000003")
         rows = connection.execute(select(tables.address).order_by(tables.address.c.id)).all()
         assert [(row.id, row.address_hex, row.vm_id, row.position, row.free_from) for row in rows] == [
             (8, "0a000001", None, 0, None),

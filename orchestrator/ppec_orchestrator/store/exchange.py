@@ -29,7 +29,7 @@ from ppec_orchestrator.ipdb.exchange import Row as ImportRow
 from ppec_orchestrator.ipdb.ranges import Network, from_hex, to_hex, usable_range
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.holds import create_hold
-from ppec_orchestrator.store.prefixes import as_created, create_prefix, select_prefixes
+from ppec_orchestrator.store.prefixes import as_created, insert_prefix, select_prefixes
 from ppec_orchestrator.store.tables import address_hold, prefix, vrf
 from ppec_orchestrator.store.vrfs import VRFS
 
@@ -122,7 +122,7 @@ class Importer:
     def _prefix(self, wanted: PrefixCreate) -> bool:
         there = self._find(wanted.vrf, wanted.cidr)
         if there is None:
-            create_prefix(self.conn, wanted, self.now)
+            insert_prefix(self.conn, wanted)
             return True
         usable = usable_range(wanted.cidr, gateway=wanted.gateway, first=wanted.first, last=wanted.last)
         whole = dict(wanted) | {"first": usable.first, "last": usable.last}

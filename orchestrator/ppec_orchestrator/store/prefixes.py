@@ -27,7 +27,12 @@ _MOST_NETWORKS = 256
 
 
 def create_prefix(conn: Connection, wanted: PrefixCreate, now: datetime) -> PrefixView:
-    """Raises `prefix.invalid`, `prefix.overlaps`, or `….not_found` for what it refers to."""
+    """See `insert_prefix`."""
+    return get_prefix(conn, insert_prefix(conn, wanted), now)
+
+
+def insert_prefix(conn: Connection, wanted: PrefixCreate) -> int:
+    """Returns its id. Raises `prefix.invalid`, `prefix.overlaps`, or `….not_found` for what it refers to."""
     usable = usable_range(wanted.cidr, gateway=wanted.gateway, first=wanted.first, last=wanted.last)
     _check_nameservers(wanted.cidr, wanted.nameservers)
     # Alone: of two prefixes created at once in one VRF, the second sees the first.
@@ -39,7 +44,10 @@ def create_prefix(conn: Connection, wanted: PrefixCreate, now: datetime) -> Pref
     if wanted.region is not None:
         _check_region(conn, wanted)
     _check_overlap(conn, wanted, vrf_id)
+    low, high = _edges(wanted.cidr)
     row = {
+        "low_hex": low,
+        "high_hex": high,
         "vrf_id": vrf_id,
         "cidr": str(wanted.cidr),
         "family": usable.family,
@@ -56,10 +64,10 @@ def create_prefix(conn: Connection, wanted: PrefixCreate, now: datetime) -> Pref
         "quarantine_s": wanted.quarantine_s,
         "netbox_id": wanted.netbox_id,
     }
-    prefix_id = conn.execute(insert(prefix).values(row).returning(prefix.c.id)).scalar_one()
+    prefix_id = int(conn.execute(insert(prefix).values(row).returning(prefix.c.id)).scalar_one())
     if usable.family == 4 and wanted.netbox_id is None:
         insert_ipv4_rows(conn, prefix_id, usable)
-    return get_prefix(conn, prefix_id, now)
+    return prefix_id
 
 
 def update_prefix(conn: Connection, prefix_id: int, wanted: PrefixUpdate, now: datetime) -> PrefixView:
@@ -90,15 +98,26 @@ def _check_rack(conn: Connection, wanted: PrefixCreate, rack_id: int, cluster_id
 
 
 def _check_overlap(conn: Connection, wanted: PrefixCreate, vrf_id: int) -> None:
-    statement = select(prefix.c.cidr).where(prefix.c.vrf_id == vrf_id, prefix.c.family == wanted.cidr.version)
-    for cidr in conn.execute(statement).scalars():
-        if wanted.cidr.overlaps(ip_network(cidr)):
-            raise PpecError(
-                "prefix.overlaps",
-                f"prefix {wanted.cidr} overlaps {cidr} of VRF {wanted.vrf}",
-                hint="Use another VRF, or a prefix that is free.",
-                subject=f"prefix {wanted.cidr}",
-            )
+    """Those there don't overlap, so of all that end where this begins or later the first one would."""
+    low, high = _edges(wanted.cidr)
+    there = conn.execute(
+        select(prefix.c.cidr, prefix.c.low_hex)
+        .where(prefix.c.vrf_id == vrf_id, prefix.c.family == wanted.cidr.version, prefix.c.high_hex >= low)
+        .order_by(prefix.c.high_hex)
+        .limit(1)
+    ).one_or_none()
+    if there is None or there.low_hex > high:
+        return
+    raise PpecError(
+        "prefix.overlaps",
+        f"prefix {wanted.cidr} overlaps {there.cidr} of VRF {wanted.vrf}",
+        hint="Use another VRF, or a prefix that is free.",
+        subject=f"prefix {wanted.cidr}",
+    )
+
+
+def _edges(network: Network) -> tuple[str, str]:
+    return to_hex(int(network.network_address)), to_hex(int(network.broadcast_address))
 
 
 def _invalid(cidr: Network, why: str) -> PpecError:

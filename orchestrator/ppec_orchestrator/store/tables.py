@@ -233,6 +233,9 @@ prefix = Table(
     Column("vrf_id", ForeignKey("vrf.id"), nullable=False),
     Column("cidr", String(43), nullable=False),
     Column("family", Integer, nullable=False),
+    # The whole network's first and last number; what overlaps is found by them.
+    Column("low_hex", String(32), nullable=False, server_default=""),
+    Column("high_hex", String(32), nullable=False, server_default=""),
     Column("gateway", String(39)),
     Column("vlan", Integer),
     Column("bridge", String(15), nullable=False),
@@ -250,6 +253,7 @@ prefix = Table(
     Column("quarantine_s", Integer, nullable=False, server_default="300"),
     UniqueConstraint("vrf_id", "cidr"),
     CheckConstraint("(region IS NULL) <> (cluster_id IS NULL)", name="serves_one_place"),
+    Index("ix_prefix_networks", "vrf_id", "family", "high_hex"),
 )
 
 # Addresses of a prefix that are not given out by themselves: `HoldCreate`.

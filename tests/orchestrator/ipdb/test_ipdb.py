@@ -95,6 +95,21 @@ def test_a_bad_prefix_is_refused(ipv4_site: TestClient, change: dict[str, Any], 
     assert len(ipv4_site.get("/v1/prefixes").json()["items"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("cidr", "free"),
+    [
+        ("10.9.0.0/28", True), ("10.9.0.16/28", False), ("10.9.0.24/29", False), ("10.9.0.0/24", False),
+        ("10.9.0.32/27", True), ("10.9.0.64/26", False), ("10.8.0.0/13", False), ("10.9.1.0/24", True),
+        ("fd00::/64", False), ("fd00:0:0:1::/64", True), ("::/0", False), ("0.0.0.0/31", True),
+    ],
+)  # fmt: skip
+def test_what_overlaps_is_found_wherever_it_lies(ipv4_site: TestClient, cidr: str, free: bool) -> None:
+    for there in ("10.9.0.96/27", "10.9.0.16/28", "fd00::/64"):
+        _post(ipv4_site, "prefixes", PREFIX | {"cidr": there, "gateway": None})
+    made = ipv4_site.post("/v1/prefixes", json=PREFIX | {"cidr": cidr, "gateway": None})
+    assert made.status_code == (201 if free else 409), made.text
+
+
 def test_another_vrf_may_have_the_same_addresses(ipv4_site: TestClient) -> None:
     _post(ipv4_site, "vrfs", {"name": "blue"})
     _post(ipv4_site, "prefixes", PREFIX | {"vrf": "blue", "cidr": "10.0.0.0/27", "gateway": "10.0.0.1"})

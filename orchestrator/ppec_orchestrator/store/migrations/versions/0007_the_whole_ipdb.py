@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -26,12 +28,16 @@ def upgrade() -> None:
         _prefixes_anew()
     else:
         op.alter_column("prefix", "cluster_id", nullable=True)
+        for name in ("low_hex", "high_hex"):
+            op.add_column("prefix", sa.Column(name, sa.String(32), nullable=False, server_default=""))
         op.add_column("prefix", sa.Column("region", sa.String(63), nullable=True))
         op.add_column("prefix", sa.Column("netbox_id", sa.BigInteger(), nullable=True))
         op.add_column("prefix", sa.Column("quarantine_s", sa.Integer(), nullable=False, server_default="300"))
         op.create_check_constraint(
             op.f("ck_prefix_serves_one_place"), "prefix", "(region IS NULL) <> (cluster_id IS NULL)"
         )
+    _number_networks()
+    op.create_index("ix_prefix_networks", "prefix", ["vrf_id", "family", "high_hex"], unique=False)
     op.create_table(
         "address_hold",
         sa.Column("id", _Id, nullable=False),
@@ -93,6 +99,18 @@ def upgrade() -> None:
     )
 
 
+def _number_networks() -> None:
+    connection = op.get_bind()
+    table = sa.table("prefix", sa.column("id"), sa.column("cidr"), sa.column("low_hex"), sa.column("high_hex"))
+    for prefix_id, cidr in connection.execute(sa.select(table.c.id, table.c.cidr)).all():
+        network = ip_network(cidr)
+        edges = {
+            "low_hex": f"{int(network.network_address):032x}",
+            "high_hex": f"{int(network.broadcast_address):032x}",
+        }
+        connection.execute(sa.update(table).where(table.c.id == prefix_id).values(edges))
+
+
 def _prefixes_anew() -> None:
     """SQLite can't drop a NOT NULL, and dropping a table deletes what refers to it. So addresses are put aside first:
     in a table that refers to nothing."""
@@ -102,6 +120,8 @@ def _prefixes_anew() -> None:
         sa.Column("vrf_id", _Id, nullable=False),
         sa.Column("cidr", sa.String(43), nullable=False),
         sa.Column("family", sa.Integer(), nullable=False),
+        sa.Column("low_hex", sa.String(32), nullable=False, server_default=""),
+        sa.Column("high_hex", sa.String(32), nullable=False, server_default=""),
         sa.Column("gateway", sa.String(39), nullable=True),
         sa.Column("vlan", sa.Integer(), nullable=True),
         sa.Column("bridge", sa.String(15), nullable=False),
