@@ -53,6 +53,7 @@ def _serving(fleet: Fleet, request: PlanRequest) -> list[int]:
     """The prefixes that count: of those named, or else of all."""
     mask = in_scope(fleet, request)
     found = {p for row, host in enumerate(fleet.hosts) if mask[row] for family in host.prefixes for p in family}
-    named = {p for network in request.networks if network is not None for p in network}
-    anywhere = any(network is None for network in request.networks)
+    wanted = (*request.networks, *request.fixed)
+    named = {p for network in wanted if network is not None for p in network}
+    anywhere = any(network is None for network in wanted)
     return sorted(found if anywhere else found & named)

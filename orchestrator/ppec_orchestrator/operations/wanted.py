@@ -39,6 +39,11 @@ class CreateInput(Model):
         """What addresses each VM gets."""
         return self.request.networks or ANY_NETWORK
 
+    def _candidates(self) -> list[tuple[frozenset[int] | None, bool]]:
+        """Of each network the prefixes that could give its address, and whether that is one asked for by number."""
+        named = (frozenset(ids) if ids is not None else None for ids in self.prefixes)
+        return [(ids, one.address is not None) for ids, one in zip(named, self.networks, strict=False)]
+
     @property
     def shape(self) -> Shape:
         return Shape(self.vcpus, self.memory_mib, self.disk_mib, self.numa)
@@ -59,7 +64,8 @@ class CreateInput(Model):
             where=Where(asked.datacentre, asked.cluster, asked.rack, asked.host, asked.vrf),
             batch_hosts=dict(batch_hosts or {}),
             capabilities=self.capabilities,
-            networks=tuple(frozenset(ids) if ids is not None else None for ids in self.prefixes),
+            networks=tuple(ids for ids, fixed in self._candidates() if not fixed),
+            fixed=tuple(ids for ids, fixed in self._candidates() if fixed and ids is not None),
         )
 
 

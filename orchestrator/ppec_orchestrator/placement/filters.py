@@ -55,7 +55,7 @@ def knows_what_is_asked(fleet: Fleet, request: PlanRequest) -> BoolArray:
 
 
 def served_as_asked(fleet: Fleet, request: PlanRequest) -> BoolArray:
-    return _mask(served(h, request.networks) for h in fleet.hosts)
+    return _mask(served(h, (*request.networks, *request.fixed)) for h in fleet.hosts)
 
 
 def has_siblings(fleet: Fleet, request: PlanRequest) -> BoolArray:

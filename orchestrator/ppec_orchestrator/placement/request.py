@@ -48,8 +48,8 @@ class VmRequest:
 class PlanRequest:
     """A batch of equal VMs. `batch_hosts` says how many VMs of this batch already stand on a host (a replan).
 
-    `capabilities` are what a host's agent must announce to be told of such VMs, `networks` of what each VM gets an
-    address.
+    `capabilities` are what a host's agent must announce to be told of such VMs, `networks` of what each VM gets one of
+    the free addresses, `fixed` which prefixes could give the addresses that are its already by number.
     """
 
     vms: tuple[VmRequest, ...]
@@ -60,6 +60,7 @@ class PlanRequest:
     batch_hosts: Mapping[str, int] = field(default_factory=dict)
     capabilities: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = ANY
+    fixed: tuple[frozenset[int], ...] = ()
 
 
 class Reason(StrEnum):

@@ -111,6 +111,17 @@ def test_running_out_is_a_refusal_with_counts(two_prefixes: Any) -> None:
     assert addresses(world, ended) == [["10.8.0.2", "10.8.0.3"]]
 
 
+def test_what_is_reserved_for_a_vm_is_its_own_when_nothing_else_is_free(two_prefixes: Any) -> None:
+    world = two_prefixes
+    accepting = world.replica("accepting", start=False)
+    with world.database.write() as conn:
+        mine = HoldCreate(kind="reserved", first="10.8.0.6", reserved_for="db")
+        holds.create_hold(conn, 2, mine, "me", world.now())
+    accepting.create(asked(world, {"prefix": "10.8.0.0/29"}, count=4), world.ask)
+    request = asked(world, {"address": "10.8.0.6"}).model_copy(update={"name": "db"})
+    assert addresses(world, accepting.create(request, world.ask)) == [["10.8.0.6"]]
+
+
 def test_only_hosts_that_a_prefix_serves_are_places_for_its_vms(two_prefixes: Any) -> None:
     world = two_prefixes
     with world.database.write() as conn:
