@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ppec_orchestrator.ipdb.exchange import COLUMNS
+
 DOCUMENT = {
     "vrfs": [{"name": "red", "description": "=x"}],
     "prefixes": [
@@ -124,7 +126,7 @@ def test_what_is_exported_is_imported(
     assert sent["dry_run"] is True
     assert set(sent) == {"dry_run", "csv" if name.endswith("csv") else "document"}
     if name.endswith("csv"):
-        assert sent["csv"].splitlines()[1] == "vrf,red,'=x" + "," * 13
+        assert sent["csv"].splitlines()[1] == "vrf,red,'=x" + "," * (len(COLUMNS) - 3)
     else:
         assert sent["document"]["prefixes"][0]["holds"][0]["reserved_for"] == "db"
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -345,6 +346,23 @@ def test_an_address_by_number_is_acquired_on_the_way(
     with pytest.raises(PpecError) as caught:
         supply.prepare([fixed("10.9.0.2")], "red")
     assert "in use, as NetBox says" in caught.value.message
+
+
+def test_it_goes_on_by_itself_when_netbox_was_away(
+    site: TestClient, database: Database, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    _lost(stand_in, "GET", "before")
+    stopping = threading.Event()
+    thread = threading.Thread(target=supply.run, args=(stopping, 0.05))
+    thread.start()
+    try:
+        deadline = time.monotonic() + 30
+        while len(rows(database)) < 3:
+            assert time.monotonic() < deadline, "nothing was acquired"
+            time.sleep(0.05)
+    finally:
+        stopping.set()
+        thread.join()
 
 
 def test_settings_that_name_netbox_make_a_supply(
