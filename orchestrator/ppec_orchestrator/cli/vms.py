@@ -124,6 +124,10 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter per option
     rack: Annotated[str | None, typer.Option(help="Only in this rack.")] = None,
     host: Annotated[str | None, typer.Option(help="Only on this host.")] = None,
     vrf: Annotated[str | None, typer.Option(help="Only where this VRF is.")] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="An address it gets: a prefix to take one of, just this address, or any; may repeat."),
+    ] = None,
     user_data: Annotated[str | None, typer.Option(help="A file of cloud-init user data; - for stdin.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may repeat.")] = None,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never creates twice.")] = None,
@@ -148,6 +152,7 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter per option
         "rack": rack,
         "host": host,
         "vrf": vrf,
+        "networks": [_network(one) for one in network or ()] or None,
         "user_data": _user_data(user_data),
         "labels": lists.labels_of(label) or None,
     }
@@ -293,6 +298,12 @@ def _act(context: typer.Context, given: dict[str, Any], *, wait: bool) -> None:
     key = str(uuid.uuid4())
     view = session.client.post(f"{VM.path}/actions", body, OperationView, idempotency_key=key)
     accepted(session, view, wait=wait)
+
+
+def _network(given: str) -> dict[str, str]:
+    if given == "any":
+        return {}
+    return {"prefix" if "/" in given else "address": given}
 
 
 def _user_data(source: str | None) -> str | None:

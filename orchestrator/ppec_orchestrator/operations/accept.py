@@ -16,6 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, Size, whole_huge_pages
+from ppec_orchestrator.ipdb.provider import AddressProvider
+from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
 from ppec_orchestrator.operations.kinds import create, delete, power, resize, retune
 from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
@@ -27,9 +29,11 @@ from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.idempotency import RequestKey
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vm, vrf
 from ppec_orchestrator.store.vms import KnownVm, NewVm
+from ppec_orchestrator.store.wanted_networks import candidates
 
 T = TypeVar("T")
 _KINDS = {VmAction.DELETE: delete.NAME} | {action: kind.name for action, kind in power.KINDS.items()}
@@ -67,18 +71,37 @@ class _New:
 class Acceptor:
     """Answers with the operation as it was enqueued, or the id of the one that the same request made before."""
 
-    def __init__(self, database: Database, planning: Planning, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        planning: Planning,
+        now: Callable[[], datetime],
+        addresses: AddressProvider,
+    ) -> None:
+        self._addresses = addresses
         self._database = database
         self._planning = planning
         self._now = now
 
     def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
-        """Raises the planner's refusal, `vm.exists`, and `….not_found` of whatever the request names."""
+        """See `_create`. Its addresses may have to be acquired first: some are asked for by number, others ran out."""
+        self._addresses.prepare(asked.networks, asked.vrf)
+        try:
+            return self._create(asked, ask)
+        except PpecError as error:
+            networks, count = asked.networks or ANY_NETWORK, len(asked.names) or asked.count
+            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count):
+                raise
+        return self._create(asked, ask)
+
+    def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
+        """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
+        whatever the request names."""
         with self._database.read() as conn:
             known = idempotency.earlier(conn, ask.key) if ask.key else None
             if known is not None:
                 return known
-            meant = _meaning(conn, asked)
+            meant = _meaning(conn, asked, self._now())
         profile = meant.input.profile
         requests = [VmRequest(uuid.uuid4(), name, profile) for name in _names(asked)]
 
@@ -95,7 +118,8 @@ class Acceptor:
         total = len(plan.placed) + len(plan.refused)
         fewest = total if wanted.mode is BatchMode.ALL_OR_NOTHING else wanted.at_least or 1
         if len(plan.placed) < fewest:
-            raise refusal(plan.refused, meant.input.shape, planned.fleet, total)
+            refused = refusal(plan.refused, meant.input.shape, planned.fleet, total)
+            raise with_addresses(conn, refused, planned.fleet, meant.input.profile, self._now())
         operation_id, now = new_id(), self._now()
         new = [
             NewVm(
@@ -106,7 +130,7 @@ class Acceptor:
             for place in plan.placed
         ]  # fmt: skip
         vms.insert_vms(conn, new, operation_id, now)
-        planned.reserve(conn)
+        planned.reserve(conn, meant.input.networks, now)
         items = [NewItem(place.vm_id, place.name, place.host) for place in plan.placed]
         items += [
             NewItem(
@@ -238,7 +262,7 @@ _FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
 _IMAGE = select(image.c.id, image.c.architecture, image.c.virtual_size_mib).where(image.c.name == bindparam("name"))
 
 
-def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
+def _meaning(conn: Connection, asked: VmsCreate, now: datetime) -> _Meant:
     size = conn.execute(_FLAVOR, {"name": asked.flavor}).first()
     if size is None:
         raise not_found("flavor", "flavor", asked.flavor)
@@ -272,6 +296,13 @@ def _meaning(conn: Connection, asked: VmsCreate) -> _Meant:
         max_vcpus=size.max_vcpus,
         max_memory_mib=size.max_memory_mib,
         numa=NumaPolicy(**size.numa),
+        prefixes=candidates(
+            conn,
+            asked.networks,
+            vrf_name=asked.vrf,
+            vm_name=asked.names[0] if asked.names else asked.name,
+            now=now,
+        ),
     )
     return _Meant(source.id, meaning)
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from pydantic import Field
 
 from ppec_contract.api import BatchMode, HostRetune, VmsCreate
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability
 from ppec_contract.vm import NumaPolicy, Size
 from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
 
 
 class CreateInput(Model):
@@ -29,6 +31,18 @@ class CreateInput(Model):
     max_vcpus: int | None = None
     max_memory_mib: int | None = None
     numa: NumaPolicy = Field(default_factory=NumaPolicy)
+    # Of each of the request's networks the prefixes that could give its address: see `wanted_networks.candidates`.
+    prefixes: tuple[tuple[int, ...] | None, ...] = (None,)
+
+    @property
+    def networks(self) -> tuple[NetworkWanted, ...]:
+        """What addresses each VM gets."""
+        return self.request.networks or ANY_NETWORK
+
+    def _candidates(self) -> list[tuple[frozenset[int] | None, bool]]:
+        """Of each network the prefixes that could give its address, and whether that is one asked for by number."""
+        named = (frozenset(ids) if ids is not None else None for ids in self.prefixes)
+        return [(ids, one.address is not None) for ids, one in zip(named, self.networks, strict=False)]
 
     @property
     def shape(self) -> Shape:
@@ -44,7 +58,15 @@ class CreateInput(Model):
     def profile(self) -> Profile:
         asked = self.request
         where = Where(asked.datacentre, asked.cluster, asked.rack, asked.host, asked.vrf)
-        return Profile(self.shape, self.architecture, where, self.capabilities)
+        candidates = self._candidates()
+        return Profile(
+            self.shape,
+            self.architecture,
+            where,
+            self.capabilities,
+            networks=tuple(ids for ids, fixed in candidates if not fixed),
+            fixed=tuple(ids for ids, fixed in candidates if fixed and ids is not None),
+        )
 
     def plan_request(self, vms: Sequence[VmRequest], batch_hosts: Mapping[str, int] | None = None) -> PlanRequest:
         """Of VMs that have this request's `profile`."""

@@ -32,6 +32,11 @@ VM = {
         "rack": {"type": "str"},
         "host": {"type": "str"},
         "vrf": {"type": "str"},
+        "networks": {
+            "type": "list",
+            "elements": "dict",
+            "options": {"prefix": {"type": "str"}, "address": {"type": "str"}},
+        },
         # User data may hold passwords: it is kept out of logs and results.
         "user_data": {"type": "str", "no_log": True},
         "labels": {"type": "dict"},
