@@ -2,20 +2,20 @@
 """The orchestrator's REST resources: what the CLI, the collection's modules and other services send and get.
 
 Names are the same here, in `api/`, in `store/` and in the modules. `…Create` is a request, `…View` an answer. Lists
-answer `Page`: `items` and, while there is more, the `next_cursor` to pass back.
+answer `Page`: `items` and, while there is more, the `next_cursor` to pass back. The IPDB's are in `api_ipdb.py`.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, StrictBool, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from ppec_contract.agent import MAX_FROZEN_S, PROXY_PORT, Resized, Stage
+from ppec_contract.api_ipdb import AddressView, Networks
 from ppec_contract.api_placement import MAX_GROUPS, GroupRule, LabelMatch, NPlusOne, VmItem, VmSize
 from ppec_contract.errors import Problem
 from ppec_contract.guest import MAX_CONSOLE_TAIL_BYTES
@@ -34,7 +34,6 @@ from ppec_contract.host import (
 )
 from ppec_contract.model import (
     MAX_LABELS,
-    BridgeName,
     HostName,
     LabelKey,
     Labels,
@@ -42,7 +41,6 @@ from ppec_contract.model import (
     Model,
     ResourceName,
     Sha256,
-    TagValue,
     UserData,
     VmName,
 )
@@ -63,15 +61,6 @@ from ppec_contract.vm import (
 T = TypeVar("T")
 
 
-def _text(value: Any) -> Any:
-    """JSON numbers are not addresses, though `ipaddress` would take them."""
-    if isinstance(value, int):
-        raise ValueError("an address is written as text")
-    return value
-
-
-IpAddress = Annotated[IPv4Address | IPv6Address, BeforeValidator(_text)]
-IpNetwork = Annotated[IPv4Network | IPv6Network, BeforeValidator(_text)]
 MAX_BATCH = 1000
 # A VM by name or by id.
 VmRef = Annotated[str, Field(min_length=1, max_length=63)]
@@ -270,52 +259,6 @@ class EnrolmentTokenView(Model):
     expires_at: datetime
 
 
-# --- addresses -------------------------------------------------------------------------------------------------------
-
-
-class VrfCreate(Model):
-    name: ResourceName
-    description: TagValue = ""
-
-
-class VrfView(VrfCreate):
-    pass
-
-
-class PrefixCreate(Model):
-    """Addresses of one VRF that serve the hosts of a cluster, or of one rack of it, through a bridge.
-
-    The gateway, the network and (IPv4) broadcast address are never given out, nor anything outside `first`..`last`.
-
-    `vlan` is the VLAN that the bridge carries, for people and inventories to read: PPEC tags nothing itself.
-    """
-
-    vrf: ResourceName
-    cidr: IpNetwork
-    gateway: IpAddress | None = None
-    vlan: Annotated[int, Field(strict=True, ge=1, le=4094)] | None = None
-    bridge: BridgeName
-    cluster: ResourceName
-    rack: ResourceName | None = None
-    first: IpAddress | None = None
-    last: IpAddress | None = None
-    nameservers: Annotated[tuple[IpAddress, ...], Field(max_length=4)] = ()
-
-
-class PrefixView(PrefixCreate):
-    prefix_id: int
-    addresses_total: int
-    addresses_free: int
-
-
-class AddressView(Model):
-    address: IPv4Address | IPv6Address
-    prefix: IPv4Network | IPv6Network
-    vrf: ResourceName
-    vm: VmName | None = None
-    vm_id: UUID | None = None
-
-
 # --- VMs -------------------------------------------------------------------------------------------------------------
 
 
@@ -340,6 +283,8 @@ class VmsCreate(Model):
     Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`. Without
     a name one is made up. `items` are VMs of different sizes, each with its name. `region`, `datacentre`, `cluster`,
     `rack`, `host`, `vrf` narrow where they may go; so do `host_labels`, which hosts must have, and `avoid_labels`.
+    `networks` says which addresses each gets (default: one of each family that serves its host); the first one's
+    gateway is the VM's.
 
     `at_least`, of a best effort, claims what can be had at once: the request waits for no other that is just taking
     room, and is refused whole when fewer VMs than that find a place.
@@ -365,6 +310,7 @@ class VmsCreate(Model):
     avoid_labels: Annotated[tuple[LabelMatch, ...], Field(max_length=MAX_LABELS)] = ()
     groups: Annotated[tuple[GroupRule, ...], Field(max_length=MAX_GROUPS)] = ()
     n_plus_one: NPlusOne = Field(default_factory=NPlusOne)
+    networks: Networks = ()
     user_data: UserData = ""
     labels: Labels = Field(default_factory=dict)
 
@@ -391,6 +337,15 @@ class VmsCreate(Model):
         for rule in (*self.groups, *(rule for item in self.items for rule in item.groups)):
             if rules.setdefault(rule.name, rule) != rule:
                 raise ValueError(f"group {rule.name} is defined in two ways")
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_addresses_fit_one_vm(self) -> VmsCreate:
+        fixed = [one.address for one in self.networks if one.address is not None]
+        if fixed and self.total > 1:
+            raise ValueError(f"address {fixed[0]} is for one VM: create the others without it")
+        if len(set(fixed)) != len(fixed):
+            raise ValueError("networks holds an address twice")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, text, update
 
-from ppec_contract.api import PrefixCreate, VmRecord
+from ppec_contract.api import VmRecord
+from ppec_contract.api_ipdb import PrefixCreate
 from ppec_contract.host import CellReport, DriveReport, HostReport, NicReport
 from ppec_contract.vm import VcpuPin, VmInfo, VmState
 from ppec_lab.generated_fleet import (
@@ -37,7 +38,7 @@ from ppec_lab.generated_fleet import (
 from ppec_orchestrator.ipdb.ranges import to_hex, usable_range
 from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.prefixes import create_prefix
+from ppec_orchestrator.store.prefixes import insert_prefix
 from ppec_orchestrator.store.reports import FACTS
 from ppec_orchestrator.store.search import host_text, vm_text
 
@@ -215,7 +216,7 @@ class _Writer:
 
     def _grant(self, wanted: PrefixCreate, vms: Sequence[GeneratedVm]) -> None:
         """The lowest addresses of a new prefix, one for each VM."""
-        prefix_id = create_prefix(self._conn, wanted).prefix_id
+        prefix_id = insert_prefix(self._conn, wanted)
         usable = usable_range(wanted.cidr, gateway=wanted.gateway, first=None, last=None)
         numbers = usable.window(int(usable.first), len(vms))
         if usable.family == 4:

@@ -21,11 +21,13 @@ import uvicorn
 
 from ppec_contract.errors import PpecError
 from ppec_contract.peer_protocol import PeerCertificateProtocol
+from ppec_orchestrator.address_supply import AddressSupply
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.consoles import MAX_TYPED_BYTES
 from ppec_orchestrator.api.services import Services, make_services, utc_now
 from ppec_orchestrator.audit import audit
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
+from ppec_orchestrator.ipdb.provider import BuiltIn
 from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.operations.replica import Replica
@@ -69,6 +71,8 @@ def serve(settings: Settings) -> None:
         ensure_admin_token(settings, database)
         services = stack.enter_context(_operating(services))
         stack.enter_context(_flushing(services))
+        if services.supply is not None:
+            stack.enter_context(_supplying(services.supply, settings.netbox_interval_s))
         sockets = [stack.enter_context(_bound(address, settings.port)) for address in settings.listen]
         server = _Server(_config(services), stopping)
         server.run(sockets)
@@ -120,6 +124,7 @@ def _operating(services: Services) -> Iterator[Services]:
             planning=Planning(services.database, silent_after_s=settings.silent_after_s, now=services.now),
             image_url=settings.image_url,
             now=services.now,
+            addresses=services.supply or BuiltIn(),
         )
         operations = Operations(ports)
         dispatcher.open()
@@ -134,6 +139,18 @@ def _flushing(services: Services) -> Iterator[None]:
     stop = threading.Event()
     interval_s = services.settings.liveness_flush_s
     thread = threading.Thread(target=services.liveness.run, args=(stop, interval_s), name="ppec-liveness")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+@contextmanager
+def _supplying(supply: AddressSupply, every_s: float) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=supply.run, args=(stop, every_s), name="ppec-addresses")
     thread.start()
     try:
         yield

@@ -48,6 +48,15 @@ class Settings(BaseSettings):
     # Open consoles: how many at once, and how long one may be when nothing is written or typed.
     max_consoles: Annotated[int, between(1, 1000)] = 64
     console_idle_s: Annotated[float, between(1, _DAY_S, "s")] = 1800.0
+    # Where prefixes with a `netbox_id` get their addresses from; none without a URL. The token is in a file of its own.
+    netbox_url: str = ""
+    netbox_token_path: Path | None = None
+    netbox_ca_path: Path | None = None
+    # By this description NetBox knows which addresses are this installation's: no two may have the same.
+    netbox_mark: Annotated[str, Field(min_length=1, max_length=64)] = "ppec"
+    # Free addresses that stand ready of each such prefix.
+    netbox_standing: Annotated[int, between(1, 1000)] = 16
+    netbox_interval_s: Annotated[float, between(0.1, 3600, "s")] = 10.0
     log_level: str = "info"
 
     @classmethod

@@ -18,7 +18,6 @@ import pytest
 from pydantic import BaseModel
 
 from ppec_contract.api import (
-    AddressView,
     HostRetune,
     ItemState,
     LabelsUpdate,
@@ -34,6 +33,7 @@ from ppec_contract.api import (
     VmsCreate,
     VmView,
 )
+from ppec_contract.api_ipdb import AddressView
 from ppec_contract.api_placement import PlanView
 from ppec_contract.errors import PpecError
 from ppec_contract.validation import parse

@@ -138,6 +138,9 @@ def test_the_orchestrator_s_vm_takes_what_its_api_takes():
         assert ours[name].get("choices") == field.get("enum"), name
         if "default" in ours[name]:
             assert ours[name]["default"] == field["default"], name
+    network = Schema(create.fields["networks"].node["items"], create.root)
+    assert set(ours["networks"]["options"]) == set(network.fields)
+    assert ours["networks"]["elements"] == ANSIBLE_TYPE[network.node["type"]]
     needed = {row[1]: set(row[2]) for row in orchestrator_actions.VM["required_if"]}
     # The API takes a size in place of a flavor.
     assert needed["present"] == create.required | {"flavor"}

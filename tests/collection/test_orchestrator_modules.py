@@ -152,6 +152,15 @@ def test_a_guest_of_no_vm(do):
     assert refused.value.code == "vm.not_found"
 
 
+def test_networks_are_asked_for_and_only_fixed_addresses_compared(do, orchestrator):
+    networks = [{"prefix": "10.0.0.0/24", "address": None}, {"prefix": None, "address": None}]
+    do(**WEB, networks=networks)
+    assert orchestrator.changes[-1][1]["networks"] == [{"prefix": "10.0.0.0/24"}, {}]
+    assert not do(**WEB, networks=networks[:1])["changed"]
+    with pytest.raises(ProblemError, match="address wanted fd00::5, found"):
+        do(**WEB, networks=[{"prefix": None, "address": "fd00:0::5"}])
+
+
 POWER = ["started", "stopped", "restarted", "reset", "paused", "resumed"]
 # In which a state does something each time, and the state that a VM is brought into first, for it to have work at all.
 EACH_TIME = ("restarted", "reset")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -218,6 +219,35 @@ def test_schema_of_every_version_is_brought_to_this_one(empty_database: Database
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
         assert dict(connection.execute(select(tables.certificate)).one()._mapping) == held
         assert [index["column_names"] for index in inspect(connection).get_indexes("certificate")] == [["uri"]]
+
+
+def test_addresses_survive_the_migration_that_makes_their_tables_anew(empty_database: Database) -> None:
+    """With who has them; and prefixes serve what they served."""
+    holder = "0" * 31 + "7"
+    columns = "id, vrf_id, cidr, family, bridge, cluster_id, first, last, nameservers"
+    with empty_database.write() as connection:
+        command.upgrade(alembic_config(connection), "0006")
+        for statement in (
+            "INSERT INTO vrf (id, name, description) VALUES (1, 'red', '')",
+            "INSERT INTO datacentre (id, name, region) VALUES (1, 'd1', 'north')",
+            "INSERT INTO cluster (id, name, datacentre_id, architecture) VALUES (1, 'c1', 1, 'x86_64')",
+            f"INSERT INTO prefix ({columns}) VALUES (4, 1, '10.0.0.0/30', 4, 'br0', 1, '10.0.0.1', '10.0.0.2', '[]')",
+            "INSERT INTO address (id, prefix_id, address_hex, vm_id) VALUES (8, 4, '0a000001', NULL)",
+            f"INSERT INTO address (id, prefix_id, address_hex, vm_id) VALUES (9, 4, '0a000002', '{holder}')",
+        ):
+            connection.exec_driver_sql(statement)
+    empty_database.migrate()
+    with empty_database.write() as connection:
+        found = connection.execute(select(tables.prefix)).one()
+        assert (found.id, found.cluster_id, found.region, found.quarantine_s) == (4, 1, None, 300)
+        assert (found.low_hex, found.high_hex) == ("0" * 24 + "0a000000", "0" * 24 + "0a000003")
+        rows = connection.execute(select(tables.address).order_by(tables.address.c.id)).all()
+        assert [(row.id, row.address_hex, row.vm_id, row.position, row.free_from) for row in rows] == [
+            (8, "0a000001", None, 0, None),
+            (9, "0a000002", UUID(holder), 0, None),
+        ]
+        connection.execute(tables.prefix.delete())
+        assert connection.execute(select(tables.address)).all() == [], "they refer to the new table"
 
 
 def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:

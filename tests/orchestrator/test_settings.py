@@ -55,6 +55,8 @@ def test_the_environment_has_the_same_bounds(monkeypatch: pytest.MonkeyPatch, tm
         ("max_body_bytes", 1024, 256 * 1024**2),
         ("max_image_bytes", 1, 16 * 1024**4),
         ("enrolment_token_lifetime_s", 1.0, 30 * 86400.0),
+        ("netbox_standing", 1, 1000),
+        ("netbox_interval_s", 0.1, 3600.0),
     ],
 )
 def test_the_bounds_are_those_of_the_readme(tmp_path: Path, name: str, least: float, most: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/v1/prefixes"""
+"""/v1/prefixes, with what is held back of each and what is free."""
 
 from __future__ import annotations
 
@@ -7,41 +7,97 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from ppec_contract.api import Page, PrefixCreate, PrefixView
+from ppec_contract.api import Page
+from ppec_contract.api_ipdb import HoldCreate, HoldView, PrefixCreate, PrefixFree, PrefixUpdate, PrefixView
+from ppec_contract.errors import PpecError
 from ppec_orchestrator.api.auth import Admin, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.pages import ById, Filter
-from ppec_orchestrator.api.services import Here
-from ppec_orchestrator.store import prefixes
+from ppec_orchestrator.api.services import Here, Services
+from ppec_orchestrator.ipdb.provider import SourcePrefix
+from ppec_orchestrator.store import holds, prefixes
 
 router = APIRouter(prefix="/v1/prefixes", tags=["prefixes"], route_class=StrictJsonRoute)
 PrefixId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+HoldId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 @router.get("")
 def list_prefixes(services: Here, caller: Viewer, wanted: ById, vrf: Filter = None) -> Page[PrefixView]:
     """List prefixes, with how many addresses each has and has free."""
     with services.database.read() as conn:
-        return prefixes.page_of_prefixes(conn, wanted, vrf)
+        return prefixes.page_of_prefixes(conn, wanted, vrf, services.now())
 
 
 @router.post("", status_code=201)
 def create_prefix(services: Here, caller: Admin, body: PrefixCreate) -> PrefixView:
     """Create a prefix. Prefixes of one VRF don't overlap; IPv4 prefixes have 65536 addresses at most."""
+    if body.netbox_id is not None:
+        _check_source(services, body)
     with services.database.write() as conn:
-        return prefixes.create_prefix(conn, body)
+        return prefixes.create_prefix(conn, body, services.now())
+
+
+def _check_source(services: Services, wanted: PrefixCreate) -> None:
+    """NetBox is asked before the transaction."""
+    if services.supply is None or wanted.netbox_id is None:
+        raise PpecError(
+            "prefix.invalid",
+            f"prefix {wanted.cidr}: netbox_id is given and no NetBox is configured",
+            hint="Set netbox_url in the orchestrator's settings.",
+            subject=f"prefix {wanted.cidr}",
+        )
+    services.supply.check(SourcePrefix(0, wanted.netbox_id, wanted.cidr), wanted.gateway)
 
 
 @router.get("/{prefix_id}")
 def get_prefix(services: Here, caller: Viewer, prefix_id: PrefixId) -> PrefixView:
     """Show a prefix."""
     with services.database.read() as conn:
-        return prefixes.get_prefix(conn, prefix_id)
+        return prefixes.get_prefix(conn, prefix_id, services.now())
+
+
+@router.patch("/{prefix_id}")
+def update_prefix(services: Here, caller: Admin, prefix_id: PrefixId, body: PrefixUpdate) -> PrefixView:
+    """Change what VMs to come are told, and how long addresses rest."""
+    with services.database.write() as conn:
+        return prefixes.update_prefix(conn, prefix_id, body, services.now())
 
 
 @router.delete("/{prefix_id}", status_code=204)
 def delete_prefix(services: Here, caller: Admin, prefix_id: PrefixId) -> Response:
     """Delete a prefix none of whose addresses is in use."""
+    if services.supply is not None:
+        services.supply.retire(prefix_id)
     with services.database.write() as conn:
         prefixes.delete_prefix(conn, prefix_id)
+    return Response(status_code=204)
+
+
+@router.get("/{prefix_id}/free")
+def get_prefix_free(services: Here, caller: Viewer, prefix_id: PrefixId) -> PrefixFree:
+    """Show a prefix's free addresses, as runs and as networks."""
+    with services.database.read() as conn:
+        return prefixes.free_in_prefix(conn, prefix_id, services.now())
+
+
+@router.get("/{prefix_id}/holds")
+def list_holds(services: Here, caller: Viewer, wanted: ById, prefix_id: PrefixId) -> Page[HoldView]:
+    """List what is reserved and excluded of a prefix."""
+    with services.database.read() as conn:
+        return holds.page_of_holds(conn, prefix_id, wanted)
+
+
+@router.post("/{prefix_id}/holds", status_code=201)
+def create_hold(services: Here, caller: Admin, prefix_id: PrefixId, body: HoldCreate) -> HoldView:
+    """Reserve or exclude addresses: they are not given out by themselves."""
+    with services.database.write() as conn:
+        return holds.create_hold(conn, prefix_id, body, caller.name, services.now())
+
+
+@router.delete("/{prefix_id}/holds/{hold_id}", status_code=204)
+def delete_hold(services: Here, caller: Admin, prefix_id: PrefixId, hold_id: HoldId) -> Response:
+    """Give addresses free that were reserved or excluded."""
+    with services.database.write() as conn:
+        holds.delete_hold(conn, prefix_id, hold_id, caller.name, services.now())
     return Response(status_code=204)

@@ -11,11 +11,14 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Request
 
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.address_supply import AddressSupply
 from ppec_orchestrator.api.places import Places
 from ppec_orchestrator.host_views.port import HostViews
 from ppec_orchestrator.host_views.proxy import ProxyViews
 from ppec_orchestrator.image_store import ImageStore
 from ppec_orchestrator.liveness import LivenessBook
+from ppec_orchestrator.netbox import NetBox
 from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.pki.ca import FleetCa
 from ppec_orchestrator.report_intake import ReportIntake
@@ -49,7 +52,22 @@ class Services:
     guest_queries: Places
     consoles: Places
     operations: Operations | None = None
+    supply: AddressSupply | None = None
     now: Callable[[], datetime] = field(default=utc_now)
+
+
+def address_supply(settings: Settings, database: Database, now: Callable[[], datetime]) -> AddressSupply | None:
+    """From NetBox, if the settings name one. Raises `request.invalid`."""
+    if not settings.netbox_url:
+        return None
+    try:
+        token = settings.netbox_token_path.read_text(encoding="utf-8").strip() if settings.netbox_token_path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise PpecError(
+            "request.invalid", f"netbox_token_path can't be read: {type(error).__name__}", subject="settings"
+        ) from error
+    source = NetBox(settings.netbox_url, token, settings.netbox_mark, settings.netbox_ca_path)
+    return AddressSupply(database, source, standing=settings.netbox_standing, now=now)
 
 
 def make_services(settings: Settings, database: Database, *, now: Callable[[], datetime] = utc_now) -> Services:
@@ -72,6 +90,7 @@ def make_services(settings: Settings, database: Database, *, now: Callable[[], d
         host_views=ProxyViews(ca.orchestrator_pair),
         guest_queries=Places("questions to guests", _MOST_GUEST_QUERIES),
         consoles=Places("consoles", settings.max_consoles),
+        supply=address_supply(settings, database, now),
         now=now,
     )
 

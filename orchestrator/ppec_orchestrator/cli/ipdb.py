@@ -1,13 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ppec ipdb vrf|prefix|address …`"""
+"""`ppec ipdb vrf|prefix|hold|address …`; `ipdb_exchange.py` has export, import and audit."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
-from ppec_orchestrator.cli.resources import Limit, Resource, add_delete, add_list, add_show, create, show_items
+from ppec_orchestrator.cli.ipdb_exchange import add_exchange
+from ppec_orchestrator.cli.resources import (
+    Limit,
+    Resource,
+    add_delete,
+    add_list,
+    add_show,
+    create,
+    made_columns,
+    show_items,
+)
+from ppec_orchestrator.cli.session import session_of
 
 VRF = Resource("VRF", "/v1/vrfs", "VrfView", (("vrf", "name"), ("description", "description")))
 PREFIX = Resource(
@@ -23,23 +35,49 @@ PREFIX = Resource(
         ("bridge", "bridge"),
         ("cluster", "cluster"),
         ("rack", "rack"),
+        ("used>", "addresses_used"),
         ("free>", lambda prefix: f"{prefix.addresses_free}/{prefix.addresses_total}"),
+    ),
+    rarely=(
+        ("region", "region"),
+        ("resting>", lambda prefix: prefix.addresses_quarantined or "-"),
+        ("reserved>", lambda prefix: prefix.addresses_reserved or "-"),
     ),
 )
 ADDRESS = Resource(
     "address",
     "/v1/addresses",
     "AddressView",
-    (("address", "address"), ("prefix", "prefix"), ("vrf", "vrf"), ("vm", "vm")),
+    (("address", "address"), ("prefix", "prefix"), ("vrf", "vrf"), ("state", "state"), ("vm", "vm")),
+    rarely=(("until", "until"), ("for", "reserved_for")),
 )
+HOLD = Resource(
+    "hold",
+    "/v1/prefixes/{prefix}/holds",
+    "HoldView",
+    (
+        ("id>", "hold_id"),
+        ("kind", "kind"),
+        ("first", "first"),
+        ("last", "last"),
+        ("for", "reserved_for"),
+        ("note", "note"),
+        ("by", "created_by"),
+    ),
+)
+RUNS = (("first", "first"), ("last", "last"), ("count>", "count"))
 
 app = typer.Typer(help="VRFs, prefixes and addresses.", no_args_is_help=True)
 vrfs = typer.Typer(help="Routing domains; a host's VRF decides its VMs' addresses.", no_args_is_help=True)
-prefixes = typer.Typer(help="Address ranges of a VRF that serve a cluster or rack.", no_args_is_help=True)
-addresses = typer.Typer(help="Addresses in use.", no_args_is_help=True)
+prefixes = typer.Typer(help="Networks of a VRF that serve a region, cluster or rack.", no_args_is_help=True)
+PrefixId = Annotated[int, typer.Argument(help="The prefix, by id.", min=1)]
+holds = typer.Typer(help="Addresses of a prefix that are reserved or excluded.", no_args_is_help=True)
+addresses = typer.Typer(help="Addresses: who has which, and which are free.", no_args_is_help=True)
 app.add_typer(vrfs, name="vrf")
 app.add_typer(prefixes, name="prefix")
+app.add_typer(holds, name="hold")
 app.add_typer(addresses, name="address")
+add_exchange(app)
 for _app, _resource in ((vrfs, VRF), (prefixes, PREFIX)):
     add_list(_app, _resource)
     add_show(_app, _resource)
@@ -62,13 +100,16 @@ def create_prefix(  # noqa: PLR0913, PLR0917 - one parameter per option
     cidr: Annotated[str, typer.Argument(help="The network, e.g. 10.1.0.0/24.")],
     vrf: Annotated[str, typer.Option(help="Its VRF.")],
     bridge: Annotated[str, typer.Option(help="The bridge on the hosts.")],
-    cluster: Annotated[str, typer.Option(help="The cluster it serves.")],
+    cluster: Annotated[str | None, typer.Option(help="The cluster it serves.")] = None,
     rack: Annotated[str | None, typer.Option(help="Only this rack of it.")] = None,
+    region: Annotated[str | None, typer.Option(help="The region it serves, instead of a cluster.")] = None,
     gateway: Annotated[str | None, typer.Option(help="The guests' default gateway.")] = None,
     vlan: Annotated[int | None, typer.Option(help="VLAN that the bridge carries, for the record.")] = None,
     first: Annotated[str | None, typer.Option(help="First address to give out.")] = None,
     last: Annotated[str | None, typer.Option(help="Last address to give out.")] = None,
     nameserver: Annotated[list[str] | None, typer.Option(help="A name server for the guests; may repeat.")] = None,
+    quarantine_s: Annotated[int | None, typer.Option(help="How long a released address rests (300).")] = None,
+    netbox_id: Annotated[int | None, typer.Option(help="The same prefix in NetBox, which keeps its addresses.")] = None,
 ) -> None:
     """Create a prefix."""
     values = {
@@ -79,11 +120,108 @@ def create_prefix(  # noqa: PLR0913, PLR0917 - one parameter per option
         "bridge": bridge,
         "cluster": cluster,
         "rack": rack,
+        "region": region,
         "first": first,
         "last": last,
         "nameservers": nameserver,
+        "quarantine_s": quarantine_s,
+        "netbox_id": netbox_id,
     }
     create(context, PREFIX, "PrefixCreate", values)
+
+
+@prefixes.command("update")
+def update_prefix(
+    context: typer.Context,
+    prefix: PrefixId,
+    vlan: Annotated[int | None, typer.Option(help="VLAN that the bridge carries.")] = None,
+    nameserver: Annotated[list[str] | None, typer.Option(help="A name server for VMs to come; may repeat.")] = None,
+    quarantine_s: Annotated[int | None, typer.Option(help="How long a released address rests.")] = None,
+) -> None:
+    """Change a prefix. VMs that exist keep what they were told."""
+    from ppec_contract.api_ipdb import PrefixUpdate, PrefixView
+    from ppec_contract.validation import parse
+
+    given = {"vlan": vlan, "nameservers": nameserver, "quarantine_s": quarantine_s}
+    body = parse(PrefixUpdate, {key: value for key, value in given.items() if value is not None})
+    session = session_of(context)
+    session.output.item(session.client.patch(PREFIX.url(str(prefix)), body, PrefixView))
+
+
+@prefixes.command("free")
+def show_free(
+    context: typer.Context,
+    prefix: PrefixId,
+    networks: Annotated[bool, typer.Option("--networks", help="As networks, the largest first.")] = False,
+) -> None:
+    """Show the free addresses of a prefix, as runs or as networks."""
+    from ppec_contract.api_ipdb import PrefixFree
+
+    session = session_of(context)
+    found = session.client.get(f"{PREFIX.url(str(prefix))}/free", PrefixFree)
+    if session.output.as_json:
+        session.output.json(found)
+    elif networks:
+        session.output.lines(str(one) for one in found.networks)
+    else:
+        session.output.items(found.runs, made_columns(RUNS))
+    if found.more:
+        session.output.say("There are more than these.")
+
+
+@vrfs.command("free")
+def show_free_networks(
+    context: typer.Context,
+    vrf: Annotated[str, typer.Argument(help="The VRF.")],
+    within: Annotated[str, typer.Argument(help="The network to look in, e.g. 10.0.0.0/8.")],
+) -> None:
+    """Show where another prefix would fit."""
+    from ppec_contract.api_ipdb import VrfFree
+
+    session = session_of(context)
+    found = session.client.get(f"{VRF.url(vrf)}/free", VrfFree, {"within": within})
+    if session.output.as_json:
+        session.output.json(found)
+    else:
+        session.output.lines(str(one) for one in found.networks)
+    if found.more:
+        session.output.say("There are more than these.")
+
+
+def _holds_of(prefix: int) -> Resource:
+    return replace(HOLD, path=HOLD.path.format(prefix=prefix))
+
+
+@holds.command("list")
+def list_holds(context: typer.Context, prefix: PrefixId, limit: Limit = None) -> None:
+    """List what is reserved and excluded of a prefix."""
+    show_items(context, _holds_of(prefix), limit=limit)
+
+
+@holds.command("create")
+def create_hold(  # noqa: PLR0913, PLR0917 - one parameter per option
+    context: typer.Context,
+    prefix: PrefixId,
+    first: Annotated[str, typer.Argument(help="The address, or the first of several.")],
+    last: Annotated[str | None, typer.Argument(help="The last of them.")] = None,
+    excluded: Annotated[bool, typer.Option("--excluded", help="They are in other hands.")] = False,
+    reserved_for: Annotated[str | None, typer.Option("--for", help="The VM that may ask for them, by name.")] = None,
+    note: Annotated[str | None, typer.Option(help="What for.")] = None,
+) -> None:
+    """Reserve addresses of a prefix, or exclude them: they are not given out by themselves."""
+    kind = "excluded" if excluded else "reserved"
+    values = {"kind": kind, "first": first, "last": last, "reserved_for": reserved_for, "note": note}
+    create(context, _holds_of(prefix), "HoldCreate", values)
+
+
+@holds.command("delete")
+def delete_hold(
+    context: typer.Context, prefix: PrefixId, hold: Annotated[int, typer.Argument(help="The hold, by id.", min=1)]
+) -> None:
+    """Give held addresses free again."""
+    session = session_of(context)
+    session.client.delete(_holds_of(prefix).url(str(hold)))
+    session.output.say(f"hold {hold} deleted")
 
 
 @addresses.command("list")
@@ -91,7 +229,10 @@ def list_addresses(
     context: typer.Context,
     vrf: Annotated[str | None, typer.Option(help="Only this VRF's.")] = None,
     prefix: Annotated[str | None, typer.Option(help="Only this prefix's, by id.")] = None,
+    vm: Annotated[str | None, typer.Option(help="Only this VM's, by name.")] = None,
+    free: Annotated[bool, typer.Option("--free", help="Those that anybody may get (IPv4 only).")] = False,
     limit: Limit = None,
 ) -> None:
-    """List addresses and the VMs that hold them."""
-    show_items(context, ADDRESS, {"vrf": vrf, "prefix_id": prefix}, limit)
+    """List the addresses that VMs have, that rest or are held back, or with --free the others."""
+    query = {"vrf": vrf, "prefix_id": prefix, "vm": vm, "free": "true" if free else None}
+    show_items(context, ADDRESS, query, limit)

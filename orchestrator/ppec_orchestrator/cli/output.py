@@ -86,6 +86,11 @@ class Output:
     def json(self, item: Model, *, without_none: bool = False) -> None:
         _write_json(item.model_dump(mode="json", exclude_none=without_none))
 
+    def lines(self, texts: Iterable[str]) -> None:
+        """One a line, for other programs to read."""
+        for text in texts:
+            self.results.print(plain(text), soft_wrap=True)
+
     def say(self, text: str) -> None:
         """A message for people; on stderr, so that it's never in the way of a result."""
         self.messages.print(plain(text), soft_wrap=True)

@@ -21,7 +21,7 @@ Columns = Sequence[tuple[str, str | Callable[[Any], object]]]
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """`view` names the class in `ppec_contract.api`, which is imported only when an answer is read.
+    """`view` names the class of the contract (`model_named`), which is imported only when an answer is read.
 
     `rarely` are columns that a table has only if one of its items has something there. `silent` are fields that people
     aren't shown of a single item while they are at their default; JSON has them always.
@@ -42,9 +42,14 @@ class Resource:
         return f"{self.path}/{quote(name, safe='')}"
 
     def view_class(self) -> Any:
-        from ppec_contract import api
+        return model_named(self.view)
 
-        return getattr(api, self.view)
+
+def model_named(name: str) -> Any:
+    """A model of the REST API."""
+    from ppec_contract import api, api_ipdb
+
+    return getattr(api_ipdb, name, None) or getattr(api, name)
 
 
 def show_items(
@@ -99,11 +104,10 @@ def add_delete(app: typer.Typer, resource: Resource) -> None:
 
 def create(context: typer.Context, resource: Resource, model: str, values: dict[str, Any]) -> None:
     """Checks the values against the contract's `model` here, so that a mistake costs no round trip; then creates."""
-    from ppec_contract import api
     from ppec_contract.validation import parse
 
     session = session_of(context)
-    body = parse(getattr(api, model), {key: value for key, value in values.items() if value is not None})
+    body = parse(model_named(model), {key: value for key, value in values.items() if value is not None})
     item = session.client.post(resource.path, body, resource.view_class())
     session.output.item(item, hidden=at_default(item, resource.silent))
 

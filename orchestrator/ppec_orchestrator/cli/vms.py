@@ -125,6 +125,7 @@ def create(  # noqa: PLR0913, PLR0917 - one parameter per option
     rack: wanted.Rack = None,
     host: wanted.Host = None,
     vrf: wanted.Vrf = None,
+    network: wanted.Networks = None,
     host_label: wanted.HostLabels = None,
     avoid_label: wanted.AvoidLabels = None,
     apart: wanted.Apart = None,

@@ -40,6 +40,10 @@ Cluster = Annotated[str | None, typer.Option(help="Only in this cluster.")]
 Rack = Annotated[str | None, typer.Option(help="Only in this rack.")]
 Host = Annotated[str | None, typer.Option(help="Only on this host.")]
 Vrf = Annotated[str | None, typer.Option(help="Only where this VRF is.")]
+Networks = Annotated[
+    list[str] | None,
+    typer.Option(help="An address it gets: a prefix to take one of, just this address, or any; may repeat."),
+]
 HostLabels = Annotated[
     list[str] | None, typer.Option(help="Only on hosts with this label, KEY or KEY=VALUE; may repeat.")
 ]
@@ -77,6 +81,7 @@ def request(options: dict[str, Any], subject: str) -> VmsCreate:
         "mode": options["mode"] if options["at_least"] is None else "best-effort",
         "size": sizes if any(value is not None for value in sizes.values()) else None,
         "items": _items(options["items"], subject) if options["items"] else None,
+        "networks": [_network(one) for one in options["network"] or ()] or None,
         "host_labels": options["host_label"] or None,
         "avoid_labels": options["avoid_label"] or None,
         "groups": apart + together or None,
@@ -96,6 +101,12 @@ def _rule(text: str, *, apart: bool) -> dict[str, Any]:
         # What is no level is refused by the contract, with all levels there are.
         rule |= {"hard": False} if term == "soft" else {"level": term}
     return rule
+
+
+def _network(given: str) -> dict[str, str]:
+    if given == "any":
+        return {}
+    return {"prefix" if "/" in given else "address": given}
 
 
 def _n_plus_one(text: str) -> dict[str, Any]:

@@ -2,13 +2,13 @@
 """The usable addresses of a prefix.
 
 Never given out: the network address (for IPv6 the subnet-router anycast address, RFC 4291 2.6.1), the IPv4 broadcast
-address, the gateway, and what lies outside first..last. /31 (RFC 3021) and /127 (RFC 6164) have two usable addresses,
-/32 and /128 one.
+address, the gateway, what lies outside first..last, and what is held back. /31 (RFC 3021) and /127 (RFC 6164) have two
+usable addresses, /32 and /128 one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
 from typing import Final
@@ -18,6 +18,8 @@ from ppec_contract.errors import PpecError
 Address = IPv4Address | IPv6Address
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network
+# First and last number of some addresses that follow one another.
+Run = tuple[int, int]
 
 # One row is kept per IPv4 address, so a prefix's rows must stay a number a database inserts in seconds.
 MAX_IPV4_ADDRESSES: Final = 2**16
@@ -25,14 +27,28 @@ MAX_IPV4_ADDRESSES: Final = 2**16
 MAX_COUNT: Final = 2**53
 
 
+def complement(run: Run, blocked: Iterable[Run]) -> Iterator[Run]:
+    """What of `run` is outside of the `blocked` runs, which may overlap but come in order; ascending."""
+    low, high = run
+    for begin, end in blocked:
+        if begin > high:
+            break
+        if begin > low:
+            yield low, begin - 1
+        low = max(low, end + 1)
+    if low <= high:
+        yield low, high
+
+
 @dataclass(frozen=True, slots=True)
 class AddressRange:
-    """What may be given out: `first`..`last` inclusive, less the gateway."""
+    """What may be given out: `first`..`last` inclusive, less the gateway and the `held` runs, which are in order."""
 
     network: Network
     first: Address
     last: Address
     gateway: Address | None
+    held: tuple[Run, ...] = ()
 
     @property
     def family(self) -> int:
@@ -40,11 +56,22 @@ class AddressRange:
 
     @property
     def size(self) -> int:
-        """How many addresses may be given out in all (exact, however large)."""
+        """How many addresses there are in all, held or not (exact, however large)."""
         return int(self.last) - int(self.first) + 1 - (1 if self._gateway_inside() else 0)
 
     def _gateway_inside(self) -> bool:
         return self.gateway is not None and int(self.first) <= int(self.gateway) <= int(self.last)
+
+    def __contains__(self, address: Address) -> bool:
+        """Whether it is one of those counted by `size`."""
+        inside = address.version == self.family and self.first <= address <= self.last  # type: ignore[operator]
+        return inside and address != self.gateway
+
+    def count(self, run: Run) -> int:
+        """How many of these addresses lie in the run."""
+        low, high = max(run[0], int(self.first)), min(run[1], int(self.last))
+        gateway = self.gateway is not None and self._gateway_inside() and low <= int(self.gateway) <= high
+        return max(high - low + 1, 0) - (1 if gateway else 0)
 
     def hexes(self) -> Iterator[str]:
         """Every usable address in the database's form, ascending. For IPv4 only: IPv6 ranges don't end."""
@@ -52,17 +79,21 @@ class AddressRange:
             if self.gateway is None or number != int(self.gateway):
                 yield to_hex(number)
 
+    def runs(self, taken: Iterable[int] = ()) -> Iterator[Run]:
+        """What is free to be given out when those numbers are taken, ascending."""
+        gateway = [int(self.gateway)] if self.gateway is not None and self._gateway_inside() else []
+        blocked = [*self.held, *((number, number) for number in (*gateway, *taken))]
+        return complement((int(self.first), int(self.last)), sorted(blocked))
+
     def window(self, start: int, count: int) -> list[int]:
-        """Up to `count` usable numbers from `start` upwards, going on at `first` after `last`; none twice."""
-        low, high = int(self.first), int(self.last)
-        start = start if low <= start <= high else low
+        """Up to `count` numbers to give out from `start` upwards, going on at `first` after `last`; none twice."""
+        before = list(self.runs())
+        after = [(max(low, start), high) for low, high in before if high >= start]
+        again = [(low, min(high, start - 1)) for low, high in before if low < start]
         found: list[int] = []
-        number = start
-        while len(found) < count:
-            if self.gateway is None or number != int(self.gateway):
-                found.append(number)
-            number = number + 1 if number < high else low
-            if number == start:
+        for low, high in (*after, *again):
+            found.extend(range(low, min(high, low + count - len(found) - 1) + 1))
+            if len(found) == count:
                 break
         return found
 

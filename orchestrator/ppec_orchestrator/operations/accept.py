@@ -16,6 +16,8 @@ from sqlalchemy.exc import IntegrityError
 from ppec_contract.api import BatchMode, HostRetune, ItemState, VmAction, VmRecord, VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, Size, whole_huge_pages
+from ppec_orchestrator.ipdb.provider import AddressProvider
+from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
 from ppec_orchestrator.operations.advising import ADVISABLE, advised
 from ppec_orchestrator.operations.kinds import create, delete, power, resize, retune
 from ppec_orchestrator.operations.limits import priority
@@ -30,6 +32,7 @@ from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.idempotency import RequestKey
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.tables import host, vm
 from ppec_orchestrator.store.vm_groups import check_rules, insert_groups
@@ -63,18 +66,37 @@ class _New:
 class Acceptor:
     """Answers with the operation as it was enqueued, or the id of the one that the same request made before."""
 
-    def __init__(self, database: Database, planning: Planning, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        planning: Planning,
+        now: Callable[[], datetime],
+        addresses: AddressProvider,
+    ) -> None:
+        self._addresses = addresses
         self._database = database
         self._planning = planning
         self._now = now
 
     def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
-        """Raises the planner's refusal, `vm.exists`, and `….not_found` of whatever the request names."""
+        """See `_create`. Its addresses may have to be acquired first: some are asked for by number, others ran out."""
+        self._addresses.prepare(asked.networks, asked.vrf)
+        try:
+            return self._create(asked, ask)
+        except PpecError as error:
+            networks, count = asked.networks or ANY_NETWORK, asked.total
+            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count):
+                raise
+        return self._create(asked, ask)
+
+    def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
+        """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
+        whatever the request names."""
         with self._database.read() as conn:
             known = idempotency.earlier(conn, ask.key) if ask.key else None
             if known is not None:
                 return known
-            meant = meaning(conn, asked)
+            meant = meaning(conn, asked, self._now())
         request, wait = new_plan_request(meant, asked), asked.at_least is None
 
         def writes(conn: Connection, planned: Planned) -> NewOperation | str:
@@ -122,8 +144,9 @@ class Acceptor:
         total = len(plan.placed) + len(plan.refused)
         fewest = total if wanted.mode is BatchMode.ALL_OR_NOTHING else wanted.at_least or 1
         if len(plan.placed) < fewest:
-            shape = meant.input.size_of(plan.refused[0].name).shape
-            raise refusal(plan.refused, shape, planned.fleet, total)
+            first = plan.refused[0].name
+            refused = refusal(plan.refused, meant.input.size_of(first).shape, planned.fleet, total)
+            raise with_addresses(conn, refused, planned.fleet, meant.input.profile_of(first), self._now())
         operation_id, now = new_id(), self._now()
         rules = {place.vm_id: meant.input.rules_of(place.name) for place in plan.placed}
         check_rules(conn, [rule for mine in rules.values() for rule in mine])
@@ -137,7 +160,7 @@ class Acceptor:
         ]  # fmt: skip
         vms.insert_vms(conn, new, operation_id, now)
         insert_groups(conn, rules)
-        planned.reserve(conn)
+        planned.reserve(conn, meant.input.networks, now)
         items = [NewItem(place.vm_id, place.name, place.host) for place in plan.placed]
         items += [
             NewItem(

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.dispatch.port import Dispatcher
+from ppec_orchestrator.ipdb.provider import AddressProvider, BuiltIn
 from ppec_orchestrator.operations.journal import Journal
 from ppec_orchestrator.operations.limits import Limits
 from ppec_orchestrator.operations.live import Live
@@ -30,6 +31,7 @@ class Ports:
     planning: Planning
     image_url: Callable[[str], str]
     now: Callable[[], datetime]
+    addresses: AddressProvider = field(default_factory=BuiltIn)
 
 
 class Signals:

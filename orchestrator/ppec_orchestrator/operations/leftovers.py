@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection
 
 from ppec_contract.api import ItemState
 from ppec_orchestrator.operations.context import Context
 from ppec_orchestrator.operations.hosts import Call, by_ids, carry
 from ppec_orchestrator.operations.outcomes import may_have_left_something
+from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.operations import CLEANUP, Item, NewItem, NewOperation
-from ppec_orchestrator.store.tables import address
 
 CLEANUP_STEPS = ("keep", "cleanup")
 
@@ -72,7 +72,7 @@ def remember(context: Context, conn: Connection, leftovers: Sequence[Leftover]) 
     by_host: dict[str, list[Leftover]] = defaultdict(list)
     for one in leftovers:
         by_host[one.host].append(one)
-        conn.execute(update(address).where(address.c.vm_id == one.vm_id).values(vm_id=one.holder))
+        ipdb.keep(conn, one.vm_id, one.holder, now=now)
     for host, mine in sorted(by_host.items()):
         new = NewOperation(
             operation_id=f"op-{uuid.uuid4().hex}",

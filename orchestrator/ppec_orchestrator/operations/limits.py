@@ -32,6 +32,7 @@ MOST: Mapping[str, float] = {
     "keep_operations_s": _KEEP_LONGEST_S,
     "keep_idempotency_keys_s": _KEEP_LONGEST_S,
     "keep_certificates_s": _KEEP_LONGEST_S,
+    "keep_address_events_s": _KEEP_LONGEST_S,
 }
 
 
@@ -41,8 +42,8 @@ class Limits:
 
     `max_running` counts over all replicas. `poll_s` counts as 5 at most. A lease must outlast some renewals: a replica
     that misses them all is taken for dead. `attempts` is how many hosts a VM's create is tried on. `keep_…` count from
-    an operation's end, a key's first use and a certificate's expiry. Each has its `MOST`: a lease of
-    days would keep a dead replica's work for as long.
+    an operation's end, a key's first use, a certificate's expiry and what befell an address. Each has its `MOST`:
+    a lease of days would keep a dead replica's work for as long.
     """
 
     max_running: int = 32
@@ -59,6 +60,7 @@ class Limits:
     keep_operations_s: float = 90 * _DAY_S
     keep_idempotency_keys_s: float = 7 * _DAY_S
     keep_certificates_s: float = 30 * _DAY_S
+    keep_address_events_s: float = 365 * _DAY_S
 
     @classmethod
     def read(cls, conn: Connection) -> Limits:

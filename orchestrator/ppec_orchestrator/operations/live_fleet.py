@@ -18,6 +18,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
+from ppec_orchestrator.placement.addresses import grants
 from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import Fleet, HostState
 from ppec_orchestrator.placement.plan import Placement, Plan
@@ -25,8 +26,8 @@ from ppec_orchestrator.placement.planner import Kept, Planner
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.fleet import Changes, HostReader, changes_since, prefix_rows, silent_hosts
-from ppec_orchestrator.store.ipdb import free_counts
 from ppec_orchestrator.store.seated import SeatedVms
+from ppec_orchestrator.store.utilisation import free_counts, held_counts
 
 _ROUND_EVERY = timedelta(seconds=1)
 # A look at all hosts and addresses is put off, if need be, so that at most this part of the time goes into it.
@@ -103,7 +104,8 @@ class LiveFleet:
             ]
             if states:
                 self._known = None
-                changed = fleet.changed(states, _less_taken(fleet, states))
+                followed = [place for state in states for place in by_host[state.host_id]]
+                changed = fleet.changed(states, _less_granted(fleet, followed, asked))
                 known.planner.follow(changed, sorted(rows[state.host_id] for state in states))
                 self._known = known
 
@@ -127,7 +129,7 @@ class LiveFleet:
         now, started_s = self._now(), time.monotonic()
         changes = changes_since(conn, 0)
         reader = HostReader(SeatedVms(), prefix_rows(conn))
-        fleet = Fleet.build(reader.read(conn, now - self._silent_after), free_counts(conn))
+        fleet = Fleet.build(reader.read(conn, now - self._silent_after), free_counts(conn, now))
         return _Known(
             planner=Planner(fleet),
             reader=reader,
@@ -151,11 +153,11 @@ class LiveFleet:
             return self._load(conn)
         before = known.planner.fleet
         if due:
-            free: Mapping[int, int] = free_counts(conn)
+            free: Mapping[int, int] = free_counts(conn, now)
             states = self._with_silence(conn, before, states, now)
             known.round_at, known.round_s, known.round_took_s = now, started_s, time.monotonic() - started_s
         else:
-            free = _less_taken(before, states)
+            free = _less_held(conn, before, states)
         if states or free != before.free_addresses:
             rows = sorted(known.rows[state.host_id] for state in states)
             known.planner.follow(before.changed(states, free), rows)
@@ -220,14 +222,27 @@ def _with(
     )
 
 
-def _less_taken(fleet: Fleet, states: Sequence[HostState]) -> Mapping[int, int]:
-    """The free addresses, less one of each family for each VM that these hosts have got. What was given back is counted
-    with the next round: of which prefix it was, the hosts' VMs don't say."""
+def _less_granted(fleet: Fleet, placements: Sequence[Placement], asked: Mapping[UUID, VmRequest]) -> Mapping[int, int]:
+    """The free addresses, less those that these VMs have got by what they asked for."""
     free = dict(fleet.free_addresses)
-    for state in states:
-        more = len(state.vms) - len(fleet.hosts[fleet.index[state.name]].vms)
-        for family in state.prefixes if more > 0 else ():
-            source = next((prefix for prefix in family if free.get(prefix, 0) > 0), None)
-            if source is not None:
-                free[source] = max(free[source] - more, 0)
+    for place in placements:
+        host, profile = fleet.hosts[fleet.index[place.host]], asked[place.vm_id].profile
+        for prefix, count in (grants(host, (*profile.networks, *profile.fixed), free) or {}).items():
+            if prefix in free:
+                free[prefix] -= count
+    return free
+
+
+def _less_held(conn: Connection, fleet: Fleet, states: Sequence[HostState]) -> Mapping[int, int]:
+    """The free addresses, less those of VMs that these hosts have got. What was given back is counted with the next
+    round: of which prefix it was, the hosts' VMs don't say."""
+    known = {vm.vm_id for state in states for vm in fleet.hosts[fleet.index[state.name]].vms}
+    new = [vm.vm_id for state in states for vm in state.vms if vm.vm_id not in known]
+    if not new:
+        return fleet.free_addresses
+    free = dict(fleet.free_addresses)
+    for start in range(0, len(new), _AT_ONCE):
+        for prefix, count in held_counts(conn, new[start : start + _AT_ONCE]).items():
+            if prefix in free:
+                free[prefix] = max(free[prefix] - count, 0)
     return free

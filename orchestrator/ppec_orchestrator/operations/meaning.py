@@ -6,6 +6,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 
 from sqlalchemy import Connection, bindparam, select
 
@@ -17,6 +18,7 @@ from ppec_orchestrator.operations.wanted import CreateInput, SizeMeant
 from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vrf
+from ppec_orchestrator.store.wanted_networks import candidates
 
 _FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
 _IMAGE = select(image.c.id, image.c.architecture, image.c.virtual_size_mib).where(image.c.name == bindparam("name"))
@@ -30,8 +32,9 @@ class Meant:
     input: CreateInput
 
 
-def meaning(conn: Connection, asked: VmsCreate) -> Meant:
-    """Raises `….not_found` of whatever the request names, and `request.invalid` for disks smaller than the image."""
+def meaning(conn: Connection, asked: VmsCreate, now: datetime) -> Meant:
+    """Raises `….not_found` of whatever the request names, `request.invalid` for disks smaller than the image, and what
+    `wanted_networks.candidates` raises."""
     sizes = _Sizes(conn)
     own = {item.name: sizes.of(item.flavor, item.size) for item in asked.items if item.flavor or item.size}
     common = sizes.of(asked.flavor, asked.size) if asked.flavor or asked.size else next(iter(own.values()))
@@ -47,6 +50,13 @@ def meaning(conn: Connection, asked: VmsCreate) -> Meant:
             request=asked.model_copy(update={"user_data": ""}),
             architecture=source.architecture,
             sizes={name: size for name, size in own.items() if size != common},
+            prefixes=candidates(
+                conn,
+                asked.networks,
+                vrf_name=asked.vrf,
+                vm_name=asked.names[0] if asked.names else asked.name,
+                now=now,
+            ),
         ),
     )
 

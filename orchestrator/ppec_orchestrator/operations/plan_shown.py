@@ -48,7 +48,7 @@ def show_plan(
 ) -> PlanView:
     """Raises `….not_found` of whatever the request names; VMs without a place are part of the plan."""
     with database.read() as conn:
-        meant = meaning(conn, asked)
+        meant = meaning(conn, asked, now())
     request = new_plan_request(meant, asked)
     plan, fleet = planning.fleet.plan(request)
     made_at = now()

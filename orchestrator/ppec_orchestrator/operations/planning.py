@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, text
 
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError, Problem
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 from ppec_orchestrator.operations.live_fleet import LiveFleet, Taken
@@ -22,6 +23,7 @@ from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.reservations import ROOM, LostRaceError, Terms, lost_hosts, reserve
 
 T = TypeVar("T")
@@ -49,9 +51,11 @@ class Planned:
     terms: Terms = ROOM
     taken: Mapping[int, int] = field(default_factory=dict)
 
-    def reserve(self, conn: Connection) -> None:
+    def reserve(
+        self, conn: Connection, networks: Sequence[NetworkWanted] = ANY_NETWORK, now: datetime | None = None
+    ) -> None:
         """Commits the room and addresses of what is placed: see `reservations.reserve`."""
-        self.taken = reserve(conn, self.plan.placed, self.terms)
+        self.taken = reserve(conn, self.plan.placed, self.terms, networks=networks, now=now)
 
 
 class Planning:

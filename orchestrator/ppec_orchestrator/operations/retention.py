@@ -33,6 +33,7 @@ class Removed:
     idempotency_keys: int
     certificates: int
     enrolment_tokens: int
+    address_events: int = 0
 
 
 class Retention:
@@ -64,8 +65,9 @@ class Retention:
         keys = self._in_batches(store.old_keys(keys_before))
         certificates = self._in_batches(store.old_certificates(certificates_before))
         tokens = self._in_batches(store.old_enrolment_tokens(now - _TOKENS_KEPT))
+        events = self._in_batches(store.old_address_events(now - timedelta(seconds=limits.keep_address_events_s)))
         operations = self._operations(now - timedelta(seconds=limits.keep_operations_s))
-        removed = Removed(operations, keys, certificates, tokens)
+        removed = Removed(operations, keys, certificates, tokens, events)
         _log.info("retention.swept", **asdict(removed))
         return removed
 

@@ -30,7 +30,7 @@ class Operations:
         self._database = ports.database
         self._live = Live()
         self.engine = Engine(ports, self._live)
-        self._acceptor = Acceptor(ports.database, ports.planning, ports.now)
+        self._acceptor = Acceptor(ports.database, ports.planning, ports.now, ports.addresses)
 
     def start(self, replica: Replica) -> None:
         self._live.start(self._database)

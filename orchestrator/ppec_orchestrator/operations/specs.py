@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from ppec_contract.vm import Nic, NumaPolicy, RootDisk, VmSpec
-from ppec_orchestrator.store.ipdb import GrantedAddress
+from ppec_orchestrator.store.serving import GrantedAddress
 from ppec_orchestrator.store.vms import PlacedVm
 
 
@@ -39,18 +39,23 @@ def told(spec: VmSpec) -> dict[str, Any]:
 
 
 def nics(vm_id: UUID, addresses: Sequence[GrantedAddress]) -> tuple[Nic, ...]:
-    """One NIC per bridge, with all the VM's addresses there."""
+    """One NIC per bridge, with all the VM's addresses there. The first address of each family has the VM's gateway:
+    a guest with two default routes would answer on the wrong one."""
     by_bridge: dict[str, list[GrantedAddress]] = {}
     for one in addresses:
         by_bridge.setdefault(one.bridge, []).append(one)
+    first: dict[int, GrantedAddress] = {}
+    for one in addresses:
+        first.setdefault(one.address.version, one)
     return tuple(
-        _nic(mac_address(vm_id, number), bridge, mine) for number, (bridge, mine) in enumerate(by_bridge.items())
+        _nic(mac_address(vm_id, number), bridge, mine, [one for one in first.values() if one in mine])
+        for number, (bridge, mine) in enumerate(by_bridge.items())
     )
 
 
-def _nic(mac: str, bridge: str, addresses: Sequence[GrantedAddress]) -> Nic:
+def _nic(mac: str, bridge: str, addresses: Sequence[GrantedAddress], routers: Sequence[GrantedAddress]) -> Nic:
     nameservers = dict.fromkeys(server for one in addresses for server in one.nameservers)
-    gateways = {one.address.version: one.gateway for one in addresses if one.gateway is not None}
+    gateways = {one.address.version: one.gateway for one in routers if one.gateway is not None}
     return Nic.model_validate(
         {
             "mac": mac,

@@ -9,12 +9,14 @@ from uuid import UUID
 from pydantic import Field
 
 from ppec_contract.api import BatchMode, HostRetune, VmsCreate
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.api_placement import GroupRule
 from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability
 from ppec_contract.vm import NumaPolicy, Size
 from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest, Where
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.vm_groups import group_of
 
 
@@ -51,6 +53,13 @@ class CreateInput(SizeMeant):
     request: VmsCreate
     architecture: Architecture
     sizes: dict[str, SizeMeant] = Field(default_factory=dict)
+    # Of each of the request's networks the prefixes that could give its address: see `wanted_networks.candidates`.
+    prefixes: tuple[tuple[int, ...] | None, ...] = (None,)
+
+    @property
+    def networks(self) -> tuple[NetworkWanted, ...]:
+        """What addresses each VM gets."""
+        return self.request.networks or ANY_NETWORK
 
     def size_of(self, name: str) -> SizeMeant:
         return self.sizes.get(name, self)
@@ -59,6 +68,17 @@ class CreateInput(SizeMeant):
         """The groups that a VM is of."""
         own = next((item.groups for item in self.request.items if item.name == name), ())
         return tuple({rule.name: rule for rule in (*self.request.groups, *own)}.values())
+
+    def profile_of(self, name: str) -> Profile:
+        size, candidates = self.size_of(name), self._candidates()
+        return Profile(
+            size.shape,
+            self.architecture,
+            self._where(),
+            size.capabilities,
+            networks=tuple(ids for ids, fixed in candidates if not fixed),
+            fixed=tuple(ids for ids, fixed in candidates if fixed and ids is not None),
+        )
 
     def vm_requests(self, named: Iterable[tuple[UUID, str, frozenset[str]]]) -> list[VmRequest]:
         """To place VMs of this request, by id, name, and hosts that failed them before. VMs that are alike share their
@@ -71,7 +91,7 @@ class CreateInput(SizeMeant):
             size = self.size_of(name)
             key = "" if size is self else size.model_dump_json()
             if key not in profiles:
-                profiles[key] = Profile(size.shape, self.architecture, self._where(), size.capabilities)
+                profiles[key] = self.profile_of(name)
             groups = tuple(group_of(rule) for rule in self.rules_of(name)) if self.request.items else common
             found.append(VmRequest(vm_id, name, profiles[key], excluded, groups, priorities.get(name, 0)))
         return found
@@ -86,6 +106,11 @@ class CreateInput(SizeMeant):
             batch_hosts=dict(batch_hosts or {}),
             spare=SpareRule(Spare(spare.mode), Level(spare.level)),
         )
+
+    def _candidates(self) -> list[tuple[frozenset[int] | None, bool]]:
+        """Of each network the prefixes that could give its address, and whether that is one asked for by number."""
+        named = (frozenset(ids) if ids is not None else None for ids in self.prefixes)
+        return [(ids, one.address is not None) for ids, one in zip(named, self.networks, strict=False)]
 
     def _where(self) -> Where:
         asked = self.request

@@ -257,9 +257,10 @@ def _may_stand(host: HostState, vm: VmRequest) -> bool:
     lacks = [not (k in host.labels and v in ("", host.labels[k])) for k, v in where.without]
     usable = host.live and not host.draining and host.name not in vm.excluded_hosts
     known = profile.capabilities <= host.capabilities and profile.architecture == host.architecture
-    return (
-        usable and known and all(has + lacks) and all(getattr(host, p) == w for p, w in places.items() if w is not None)
-    )
+    # Of an address that is the VM's by number only the prefix matters.
+    mine = [any(p in family for family in host.prefixes for p in network) for network in profile.fixed]
+    there = [getattr(host, place) == wanted for place, wanted in places.items() if wanted is not None]
+    return usable and known and all(has + lacks + mine + there)
 
 
 def _cpu(shape: Shape) -> str:

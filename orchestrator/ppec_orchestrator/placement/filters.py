@@ -66,9 +66,9 @@ def knows_what_is_asked(fleet: Fleet, profile: Profile) -> BoolArray:
 
 
 def served_as_asked(fleet: Fleet, profile: Profile) -> BoolArray:
-    if profile.networks == ANY_NETWORK:
+    if profile.networks == ANY_NETWORK and not profile.fixed:
         return _everywhere(fleet)
-    return _mask(fleet, lambda host: served(host, profile.networks))
+    return _mask(fleet, lambda host: served(host, (*profile.networks, *profile.fixed)))
 
 
 def has_siblings(fleet: Fleet, profile: Profile) -> BoolArray:

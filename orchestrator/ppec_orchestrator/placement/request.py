@@ -57,7 +57,9 @@ class Profile:
     """All that decides which hosts could take a VM but for its neighbours. VMs of one profile are interchangeable, so
     what is worked out for a profile is worked out once.
 
-    `capabilities` are what a host's agent must announce to be told of such VMs, `networks` of what it gets addresses.
+    `capabilities` are what a host's agent must announce to be told of such VMs, `networks` of what it gets one of the
+    free addresses, `fixed` which prefixes could give the addresses that are its already by number: they must serve the
+    host, but nothing of them is counted.
     """
 
     shape: Shape
@@ -65,6 +67,7 @@ class Profile:
     where: Where = field(default_factory=Where)
     capabilities: frozenset[str] = frozenset()
     networks: tuple[Network, ...] = ANY_NETWORK
+    fixed: tuple[frozenset[int], ...] = ()
 
 
 class Level(StrEnum):

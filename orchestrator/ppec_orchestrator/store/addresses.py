@@ -4,19 +4,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from ipaddress import ip_network
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, or_, select
 
-from ppec_contract.api import AddressView, Page
+from ppec_contract.api import Page
+from ppec_contract.api_ipdb import AddressState, AddressView
 from ppec_orchestrator.ipdb.ranges import from_hex
 from ppec_orchestrator.store.paging import Slice, page_of
-from ppec_orchestrator.store.tables import address, prefix, vm, vrf
+from ppec_orchestrator.store.tables import address, address_hold, prefix, vm, vrf
 
 
 @dataclass(frozen=True, slots=True)
 class AddressFilter:
-    """Which addresses to list; None means any. Free IPv6 addresses have no rows and are never listed."""
+    """Which addresses to list; None means any. Free IPv6 addresses have no rows and are never listed.
+
+    `free` is what may be granted to anybody; not free is all the rest.
+    """
 
     vrf: str | None = None
     prefix_id: int | None = None
@@ -24,20 +30,21 @@ class AddressFilter:
     free: bool | None = None
 
 
-def page_of_addresses(conn: Connection, wanted: Slice, chosen: AddressFilter) -> Page[AddressView]:
+def page_of_addresses(conn: Connection, wanted: Slice, chosen: AddressFilter, now: datetime) -> Page[AddressView]:
     statement = (
         select(
-            address.c.id,
-            address.c.address_hex,
-            address.c.vm_id,
+            address,
             prefix.c.cidr,
             prefix.c.family,
             vrf.c.name.label("vrf"),
             vm.c.name.label("vm"),
+            address_hold.c.kind,
+            address_hold.c.reserved_for,
         )
         .join(prefix, prefix.c.id == address.c.prefix_id)
         .join(vrf, vrf.c.id == prefix.c.vrf_id)
         .outerjoin(vm, vm.c.id == address.c.vm_id)
+        .outerjoin(address_hold, address_hold.c.id == address.c.hold_id)
         .order_by(address.c.id)
         .limit(wanted.limit + 1)
     )
@@ -46,18 +53,33 @@ def page_of_addresses(conn: Connection, wanted: Slice, chosen: AddressFilter) ->
     for column, value in ((vrf.c.name, chosen.vrf), (prefix.c.id, chosen.prefix_id), (vm.c.name, chosen.vm)):
         if value is not None:
             statement = statement.where(column == value)
-    if chosen.free is not None:
-        statement = statement.where(address.c.vm_id.is_(None) if chosen.free else address.c.vm_id.is_not(None))
+    resting = address.c.free_from > now
+    if chosen.free is True:
+        at_rest = or_(address.c.free_from.is_(None), address.c.free_from <= now)
+        statement = statement.where(address.c.vm_id.is_(None), address.c.hold_id.is_(None), at_rest)
+    elif chosen.free is False:
+        statement = statement.where(or_(address.c.vm_id.is_not(None), address.c.hold_id.is_not(None), resting))
     rows = conn.execute(statement).all()
-    return page_of(
-        rows,
-        wanted,
-        lambda row: AddressView(
-            address=from_hex(row.address_hex, row.family),
-            prefix=ip_network(row.cidr),
-            vrf=row.vrf,
-            vm=row.vm,
-            vm_id=row.vm_id,
-        ),
-        lambda row: int(row.id),
+    return page_of(rows, wanted, lambda row: _view(row, now), lambda row: int(row.id))
+
+
+def _view(row: Row[Any], now: datetime) -> AddressView:
+    state = _state(row, now)
+    return AddressView(
+        address=from_hex(row.address_hex, row.family),
+        prefix=ip_network(row.cidr),
+        vrf=row.vrf,
+        vm=row.vm,
+        vm_id=row.vm_id,
+        state=state,
+        until=row.free_from if state is AddressState.QUARANTINED else None,
+        reserved_for=row.reserved_for,
     )
+
+
+def _state(row: Row[Any], now: datetime) -> AddressState:
+    if row.vm_id is not None:
+        return AddressState.USED if row.vm is not None else AddressState.KEPT
+    if row.kind is not None:
+        return AddressState(row.kind)
+    return AddressState.QUARANTINED if row.free_from is not None and row.free_from > now else AddressState.FREE

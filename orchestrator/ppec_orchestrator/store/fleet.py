@@ -15,13 +15,13 @@ from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, func, 
 
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.store.changes import Horizon
-from ppec_orchestrator.store.ipdb import free_counts
 from ppec_orchestrator.store.seated import SeatedVms
 from ppec_orchestrator.store.tables import cluster, datacentre, host, host_cell, host_removal, prefix, rack, vrf
+from ppec_orchestrator.store.utilisation import free_counts
 
 AnyRow = Row[*tuple[Any, ...]]
-# Whom a prefix serves: id, VRF, cluster, rack or None, family.
-PrefixRow = tuple[int, int, int, int | None, int]
+# Whom a prefix serves: id, VRF, region or None, cluster or None, rack or None, family.
+PrefixRow = tuple[int, int, str | None, int | None, int | None, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Changes:
 def load_fleet(conn: Connection, *, now: datetime, silent_after_s: float) -> Fleet:
     """The whole fleet as it stands in this transaction. A host silent for `silent_after_s` seconds is not live."""
     reader = HostReader(SeatedVms(), prefix_rows(conn))
-    return Fleet.build(reader.read(conn, now - timedelta(seconds=silent_after_s)), free_counts(conn))
+    return Fleet.build(reader.read(conn, now - timedelta(seconds=silent_after_s)), free_counts(conn, now))
 
 
 def _changes() -> Select[Any]:
@@ -64,9 +64,9 @@ def silent_hosts(conn: Connection, alive_since: datetime) -> frozenset[int]:
 
 
 def prefix_rows(conn: Connection) -> tuple[PrefixRow, ...]:
-    columns = (prefix.c.id, prefix.c.vrf_id, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
+    columns = (prefix.c.id, prefix.c.vrf_id, prefix.c.region, prefix.c.cluster_id, prefix.c.rack_id, prefix.c.family)
     return tuple(
-        (row[0], row[1], row[2], row[3], row[4]) for row in conn.execute(select(*columns).order_by(columns[0]))
+        (row[0], row[1], row[2], row[3], row[4], row[5]) for row in conn.execute(select(*columns).order_by(columns[0]))
     )
 
 
@@ -173,10 +173,11 @@ def _cells(conn: Connection, ids: Collection[int] | None) -> Mapping[int, list[C
 
 
 class _Serving:
-    """A host's prefixes, a tuple per family: its VRF's, for its cluster, and for its rack or for any rack."""
+    """A host's prefixes, a tuple per family, in the order in which they give: see `serving.py`."""
 
     def __init__(self, prefixes: Sequence[PrefixRow]) -> None:
-        self._prefixes = prefixes
+        # The rack's own first, then the cluster's, then the region's.
+        self._prefixes = sorted(prefixes, key=lambda each: (each[4] is None, each[3] is None, each[0]))
         # Hosts of one rack and VRF have the same, and there are few of those.
         self._known: dict[tuple[int, int], tuple[tuple[int, ...], ...]] = {}
 
@@ -184,8 +185,9 @@ class _Serving:
         key = (row.rack_id, row.vrf_id)
         if key not in self._known:
             families: dict[int, list[int]] = {}
-            for prefix_id, vrf_id, cluster_id, rack_id, family in self._prefixes:
-                if vrf_id == row.vrf_id and cluster_id == row.cluster_id and rack_id in (None, row.rack_id):
+            for prefix_id, vrf_id, region, cluster_id, rack_id, family in self._prefixes:
+                of_cluster = cluster_id == row.cluster_id and rack_id in (None, row.rack_id)
+                if vrf_id == row.vrf_id and (of_cluster or region == row.region):
                     families.setdefault(family, []).append(prefix_id)
-            self._known[key] = tuple(tuple(sorted(ids)) for _, ids in sorted(families.items()))
+            self._known[key] = tuple(tuple(ids) for _, ids in sorted(families.items()))
         return self._known[key]

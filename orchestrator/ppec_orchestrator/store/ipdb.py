@@ -2,247 +2,288 @@
 """Grants and releases addresses within the caller's transaction, so that address and VM commit together or not at all.
 
 IPv4 has a row per usable address and takes the lowest free ones; IPv6 counts upwards and writes a row per grant, whose
-unique constraint is what makes it safe.
+unique constraint is what makes it safe. A released address rests in quarantine before others get it. Each change has
+its line in the history (`address_events.py`).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from ipaddress import ip_network
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from ppec_contract.api_ipdb import AddressAction, NetworkWanted
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.ranges import (
-    MAX_COUNT,
-    Address,
-    AddressRange,
-    Interface,
-    to_address,
-    to_hex,
-    usable_range,
+from ppec_orchestrator.ipdb.ranges import AddressRange, Network, to_hex
+from ppec_orchestrator.store import address_events
+from ppec_orchestrator.store.external_addresses import free_rows, is_free
+from ppec_orchestrator.store.fixed_addresses import take_fixed
+from ppec_orchestrator.store.serving import (
+    GrantedAddress,
+    ServingPrefix,
+    held_runs,
+    prefixes_serving,
+    serving_prefix,
 )
-from ppec_orchestrator.store.tables import address, host, prefix, rack
+from ppec_orchestrator.store.tables import address, prefix
+from ppec_orchestrator.store.utilisation import Utilisation, utilisation_of
 
 _ROWS_PER_INSERT = 5000
+# One of each family that serves the host.
+ANY_NETWORK = (NetworkWanted(),)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class GrantedAddress:
-    """One address of a VM, and all its NIC needs to use it. `vlan` None means untagged."""
+class _Taking:
+    """A round of grants: for which network of the VMs' request, when, and whether to wait for others' locks."""
 
-    address: Interface
-    prefix_id: int
-    gateway: Address | None
-    bridge: str
-    vlan: int | None
-    nameservers: tuple[Address, ...]
+    position: int
+    now: datetime
+    wait: bool
 
 
-@dataclass(frozen=True, slots=True)
-class ServingPrefix:
-    """A prefix that serves a host."""
-
-    prefix_id: int
-    range: AddressRange
-    bridge: str
-    vlan: int | None
-    nameservers: tuple[Address, ...]
-
-    @property
-    def family(self) -> int:
-        return self.range.family
-
-    def granted(self, address_hex: str) -> GrantedAddress:
-        return GrantedAddress(
-            address=self.range.interface(address_hex),
-            prefix_id=self.prefix_id,
-            gateway=self.range.gateway,
-            bridge=self.bridge,
-            vlan=self.vlan,
-            nameservers=self.nameservers,
-        )
-
-
-def range_of(row: Row[Any]) -> AddressRange:
-    """The usable range of a `prefix` row."""
-    return _range(row.cidr, row.gateway, row.first, row.last)
-
-
-# Reading addresses from text takes longer than reading the row.
-@lru_cache(maxsize=4096)
-def _range(cidr: str, gateway: str | None, first: str, last: str) -> AddressRange:
-    return usable_range(ip_network(cidr), gateway=to_address(gateway), first=to_address(first), last=to_address(last))
-
-
-def _serving(row: Row[Any]) -> ServingPrefix:
-    nameservers = tuple(a for text in row.nameservers if (a := to_address(text)) is not None)
-    return ServingPrefix(row.id, range_of(row), row.bridge, row.vlan, nameservers)
-
-
-_SERVING = (
-    select(host.c.id.label("host_id"), prefix)
-    .join(rack, rack.c.id == host.c.rack_id)
-    .join(
-        prefix,
-        (prefix.c.vrf_id == host.c.vrf_id)
-        & (prefix.c.cluster_id == rack.c.cluster_id)
-        & (prefix.c.rack_id.is_(None) | (prefix.c.rack_id == host.c.rack_id)),
-    )
-    .where(host.c.id.in_(bindparam("ids", expanding=True)))
-    .order_by(host.c.id, prefix.c.rack_id.is_(None), prefix.c.id)
-)
-
-
-def prefixes_serving(conn: Connection, host_ids: Iterable[int]) -> dict[int, tuple[ServingPrefix, ...]]:
-    """The prefixes of each host's VRF that serve its cluster, its rack's own first; an empty tuple if none does."""
-    ids = list(host_ids)
-    rows = conn.execute(_SERVING, {"ids": ids})
-    found: dict[int, list[ServingPrefix]] = {host_id: [] for host_id in ids}
-    known: dict[int, ServingPrefix] = {}
-    for row in rows:
-        if row.id not in known:
-            known[row.id] = _serving(row)
-        found[row.host_id].append(known[row.id])
-    return {host_id: tuple(prefixes) for host_id, prefixes in found.items()}
-
-
-def grant(conn: Connection, hosts: Mapping[UUID, int], *, wait: bool = True) -> None:
-    """Gives each VM (by id, with its host's) one IPv4 address, if an IPv4 prefix serves the host, and one IPv6 address
-    likewise. Without `wait`, what another transaction holds locked counts as taken.
-
-    Raises `address.exhausted` when a family that serves a host can't give one to every VM; the caller then rolls back.
-    """
-    serving = prefixes_serving(conn, set(hosts.values()))
-    for family, take in ((4, _grant_ipv4), (6, _grant_ipv6)):
-        groups: dict[tuple[ServingPrefix, ...], list[UUID]] = defaultdict(list)
-        for vm_id, host_id in hosts.items():
-            groups[tuple(p for p in serving[host_id] if p.family == family)].append(vm_id)
-        groups.pop((), None)
-        if groups:
-            take(conn, dict(sorted(groups.items(), key=lambda item: item[0][0].prefix_id)), wait)
-
-
+# The VMs to be given an address, by the prefixes that could give it: the first one that has any does.
 _Groups = Mapping[tuple[ServingPrefix, ...], Sequence[UUID]]
 
 
-_GRANT_LOWEST = (
+def grant(
+    conn: Connection,
+    hosts: Mapping[UUID, int],
+    networks: Sequence[NetworkWanted] = ANY_NETWORK,
+    *,
+    wait: bool = True,
+    now: datetime | None = None,
+) -> None:
+    """Gives each VM (by id, with its host's) what `networks` asks for: for an empty one, an address of each family that
+    serves its host. Without `wait`, what another transaction holds locked counts as taken; only an address asked for by
+    number is waited for.
+
+    Raises `address.exhausted` with counts when there is not one for every VM, and what `take_fixed` raises; the caller
+    then rolls back. A VM on a host that no prefix serves gets nothing, unless a prefix is named.
+    """
+    now = now or utc_now()
+    serving = prefixes_serving(conn, set(hosts.values()))
+    # Those first that are asked for by number: the others must not take them away.
+    for position, one in enumerate(networks):
+        if one.address is not None:
+            for vm_id, host_id in hosts.items():
+                take_fixed(conn, serving[host_id], vm_id, one, position, now=now)
+    by_choice = sorted(enumerate(networks), key=lambda each: each[1].prefix is None)
+    for position, one in by_choice:
+        if one.address is None:
+            for groups in _alternatives(serving, hosts, one):
+                _take(conn, groups, _Taking(position, now, wait))
+    address_events.of_vms(conn, AddressAction.GRANTED, address.c.vm_id.in_(list(hosts)), now)
+
+
+def _alternatives(
+    serving: Mapping[int, Sequence[ServingPrefix]], hosts: Mapping[UUID, int], wanted: NetworkWanted
+) -> list[_Groups]:
+    """An address is wanted of each of these."""
+    if wanted.prefix is not None:
+        named = {host_id: _named(prefixes, wanted.prefix) for host_id, prefixes in serving.items()}
+        return [_grouped(named, hosts)]
+    families = (
+        {host_id: tuple(one for one in prefixes if one.family == family) for host_id, prefixes in serving.items()}
+        for family in (4, 6)
+    )
+    return [_grouped(each, hosts) for each in families]
+
+
+def _named(prefixes: Sequence[ServingPrefix], wanted: Network) -> tuple[ServingPrefix, ...]:
+    found = tuple(one for one in prefixes if one.range.network == wanted)
+    if not found:
+        raise PpecError(
+            "prefix.not_serving",
+            f"prefix {wanted} does not serve the host",
+            hint="Choose another prefix, or narrow the request to hosts that this one serves.",
+            subject=f"prefix {wanted}",
+        )
+    return found
+
+
+def _grouped(prefixes: Mapping[int, tuple[ServingPrefix, ...]], hosts: Mapping[UUID, int]) -> _Groups:
+    groups: dict[tuple[ServingPrefix, ...], list[UUID]] = defaultdict(list)
+    for vm_id, host_id in hosts.items():
+        groups[prefixes[host_id]].append(vm_id)
+    groups.pop((), None)
+    return dict(sorted(groups.items(), key=lambda item: item[0][0].prefix_id))
+
+
+def _take(conn: Connection, groups: _Groups, taking: _Taking) -> None:
+    """An address for every VM, or `address.exhausted`. The first prefix has enough, as a rule: a few statements for all
+    VMs try that, before each group looks further."""
+    got = _take_lowest(conn, {prefixes: ids for prefixes, ids in groups.items() if prefixes[0].has_rows}, taking)
+    got |= _count_on(conn, {prefixes: ids for prefixes, ids in groups.items() if not prefixes[0].has_rows}, taking)
+    for prefixes, ids in groups.items():
+        left = [vm_id for vm_id in ids if vm_id not in got]
+        took = dict.fromkeys(prefixes, 0) | {prefixes[0]: len(ids) - len(left)}
+        for one in prefixes:
+            if left:
+                more = (_take_rows if one.has_rows else _take_ipv6)(conn, one, left, taking)
+                took[one] += more
+                left = left[more:]
+        if left:
+            raise _exhausted(conn, list(took.items()), len(ids), taking.now)
+
+
+def _exhausted(conn: Connection, looked: Sequence[tuple[ServingPrefix, int]], wanted: int, now: datetime) -> PpecError:
+    """`looked` are the prefixes and how many free addresses each had."""
+    rows = conn.execute(select(prefix).where(prefix.c.id.in_([one.prefix_id for one, _ in looked]))).all()
+    counted = utilisation_of(conn, rows, now)
+    free = sum(took for _, took in looked)
+    family = looked[0][0].family
+    told = [(one, took, counted[one.prefix_id]) for one, took in looked if one.prefix_id in counted]
+    resting = [use.next_free_at for _, _, use in told if use.next_free_at is not None]
+    return PpecError(
+        "address.exhausted",
+        f"{wanted} IPv{family} addresses wanted, {free} free: "
+        + "; ".join(shortage_words(str(one.range.network), took, use) for one, took, use in told),
+        hint=f"The next one leaves quarantine at {min(resting):%H:%M:%SZ}." if resting else
+        "Add a prefix for this VRF and cluster, or delete VMs.",
+        subject=", ".join(str(one.range.network) for one, _ in looked),
+        details={
+            "wanted": wanted,
+            "missing": wanted - free,
+            "family": family,
+            "prefixes": [
+                {"prefix": str(one.range.network), "free": took} | shortage_counts(use) for one, took, use in told
+            ],
+        },
+    )  # fmt: skip
+
+
+def shortage_words(network: str, free: int, use: Utilisation) -> str:
+    return f"{network} has {free} of {use.total} free, {use.quarantined} in quarantine, {use.reserved} reserved"
+
+
+def shortage_counts(use: Utilisation) -> dict[str, int]:
+    return {"total": use.total, "quarantined": use.quarantined, "reserved": use.reserved}
+
+
+_TAKEN: Mapping[str, Any] = {
+    "vm_id": bindparam("owner"),
+    "position": bindparam("place"),
+    "free_from": None,
+    "last_vm_id": None,
+}
+_TAKE_LOWEST = (
     update(address)
     .where(
         address.c.id
         == select(address.c.id)
-        .where(address.c.prefix_id == bindparam("which"), address.c.vm_id.is_(None))
+        .where(address.c.prefix_id == bindparam("which"), is_free(bindparam("now", type_=address.c.free_from.type)))
         .order_by(address.c.address_hex)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    .values(vm_id=bindparam("owner"))
+    .values(_TAKEN)
 )
 
 
-def _grant_ipv4(conn: Connection, groups: _Groups, wait: bool) -> None:
-    """The first prefix has enough, as a rule: one statement for all VMs tries that."""
-    tries = [{"which": prefixes[0].prefix_id, "owner": vm_id} for prefixes, ids in groups.items() for vm_id in ids]
-    if conn.execute(_GRANT_LOWEST, tries).rowcount == len(tries):
-        return
-    served = [p.prefix_id for prefixes in groups for p in prefixes]
+def _take_lowest(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
+    """The lowest free row of the first prefix for each VM, in one statement for all; which VMs got one."""
+    terms = {"now": taking.now, "place": taking.position}
+    tries = [
+        {"which": prefixes[0].prefix_id, "owner": vm_id} | terms for prefixes, ids in groups.items() for vm_id in ids
+    ]
+    if not tries:
+        return set()
+    owners = {vm_id for ids in groups.values() for vm_id in ids}
+    if conn.execute(_TAKE_LOWEST, tries).rowcount == len(tries):
+        return owners
+    firsts = {prefixes[0].prefix_id for prefixes in groups}
     rows = conn.execute(
         select(address.c.vm_id).where(
-            address.c.vm_id.in_([each["owner"] for each in tries]), address.c.prefix_id.in_(served)
+            address.c.vm_id.in_(list(owners)), address.c.prefix_id.in_(firsts), address.c.position == taking.position
         )
     )
-    got = set(rows.scalars())
-    for prefixes, ids in groups.items():
-        left = [vm_id for vm_id in ids if vm_id not in got]
-        for one in prefixes:
-            left = left[_take_ipv4(conn, one, left, wait) :] if left else left
-        if left:
-            raise _exhausted(prefixes, len(ids), len(left))
+    return set(rows.scalars())
 
 
-def _grant_ipv6(conn: Connection, groups: _Groups, wait: bool) -> None:
-    firsts: dict[int, ServingPrefix] = {}
+def _count_on(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
+    """Each first prefix's next numbers for the VMs wanted there, in a few statements for all; which VMs got one. A
+    prefix whose next numbers are taken, as happens in a small one, gives none here."""
+    firsts = {prefixes[0].prefix_id: prefixes[0] for prefixes in groups}
     wanted: dict[int, list[UUID]] = defaultdict(list)
     for prefixes, ids in groups.items():
-        firsts[prefixes[0].prefix_id] = prefixes[0]
         wanted[prefixes[0].prefix_id] += ids
-    got = _next_ipv6(conn, firsts, wanted, wait)
-    for prefixes, ids in groups.items():
-        left = [vm_id for vm_id in ids if vm_id not in got]
-        for one in prefixes:
-            left = left[_take_ipv6(conn, one, left, wait) :] if left else left
-        if left:
-            raise _exhausted(prefixes, len(ids), len(left))
-
-
-def _next_ipv6(
-    conn: Connection, prefixes: Mapping[int, ServingPrefix], wanted: Mapping[int, Sequence[UUID]], wait: bool
-) -> set[UUID]:
-    """Each prefix's next numbers for the VMs wanted there, in a few statements for all; which VMs got one. A prefix
-    whose next numbers are taken, as happens in a small one, gives none here."""
-    locked = conn.execute(_counters(wait), {"ids": sorted(prefixes)}).all()
-    windows: dict[int, list[int]] = {}
-    for row in locked:
-        one = prefixes[row.id].range
-        start = int(row.next_hex, 16) if row.next_hex else int(one.first)
-        windows[row.id] = one.window(start, len(wanted[row.id]))
+    locked = _counters(conn, firsts, taking) if firsts else {}
+    windows = {
+        which: usable.window(start, len(wanted[which]))
+        for which, (start, usable) in locked.items()
+        if usable.size >= len(wanted[which])
+    }
     hexes = {to_hex(number) for window in windows.values() for number in window}
     occupied = select(address.c.prefix_id).where(
         address.c.prefix_id.in_(list(windows)), address.c.address_hex.in_(hexes)
     )
-    taken = set(conn.execute(occupied).scalars())
+    taken = set(conn.execute(occupied).scalars()) if hexes else set()
     found = {
         which: window for which, window in windows.items() if which not in taken and len(window) == len(wanted[which])
     }
     if found:
-        ends = [{"which": which, "next": to_hex(window[-1] + 1)} for which, window in found.items()]
-        conn.execute(_COUNT_ON, ends)
-        rows = [
-            {"prefix_id": which, "address_hex": to_hex(number), "vm_id": vm_id}
-            for which, window in found.items()
-            for number, vm_id in zip(window, wanted[which], strict=True)
-        ]
-        conn.execute(insert(address), rows)
+        _insert_counted(conn, [(which, window, wanted[which]) for which, window in found.items()], taking)
     return {vm_id for which in found for vm_id in wanted[which]}
 
 
-def _counters(wait: bool) -> Select[Any]:
-    """By id, locked: two transactions that take prefixes in the same order can't wait for each other."""
-    statement = select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id.in_(bindparam("ids", expanding=True)))
-    return statement.order_by(prefix.c.id).with_for_update(skip_locked=not wait)
+def _counters(
+    conn: Connection, prefixes: Mapping[int, ServingPrefix], taking: _Taking
+) -> dict[int, tuple[int, AddressRange]]:
+    """Where each prefix goes on counting, and over what. The locks on their rows make a prefix's grants one after
+    another; by id, for two transactions that take them in the same order can't wait for each other. Prefixes that are
+    gone, or not to be waited for, are left out."""
+    statement = select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id.in_(list(prefixes))).order_by(prefix.c.id)
+    locked = conn.execute(statement.with_for_update(skip_locked=not taking.wait)).all()
+    ids = [row.id for row in locked]
+    if not ids:
+        return {}
+    conn.execute(delete(address).where(address.c.prefix_id.in_(ids), is_free(taking.now)))
+    # Who holds addresses back has the locks too: what is held is known only now.
+    held = held_runs(conn, ids)
+    ranges = {which: replace(prefixes[which].range, held=held.get(which, ())) for which in ids}
+    return {row.id: (int(row.next_hex or to_hex(int(ranges[row.id].first)), 16), ranges[row.id]) for row in locked}
 
 
-_COUNT_ON = update(prefix).where(prefix.c.id == bindparam("which")).values(next_hex=bindparam("next"))
+def _insert_counted(
+    conn: Connection, found: Sequence[tuple[int, Sequence[int], Sequence[UUID]]], taking: _Taking
+) -> None:
+    """`found` are prefixes, the numbers that each gives, and to whom."""
+    ends = [{"which": which, "next": to_hex((numbers[-1] + 1) % 2**128)} for which, numbers, _ in found]
+    conn.execute(_COUNTED, ends)
+    rows = [
+        {"prefix_id": which, "address_hex": to_hex(number), "vm_id": vm_id, "position": taking.position}
+        for which, numbers, vm_ids in found
+        for number, vm_id in zip(numbers, vm_ids, strict=False)
+    ]
+    conn.execute(insert(address), rows)
 
 
-def _exhausted(prefixes: Sequence[ServingPrefix], wanted: int, missing: int) -> PpecError:
-    names = ", ".join(str(p.range.network) for p in prefixes)
-    return PpecError(
-        "address.exhausted",
-        f"{wanted} IPv{prefixes[0].family} addresses wanted, {wanted - missing} free in {names}",
-        hint="Add a prefix for this VRF and cluster, or delete VMs.",
-        subject=names,
-        details={"wanted": wanted, "missing": missing, "family": prefixes[0].family},
-    )
+_COUNTED = update(prefix).where(prefix.c.id == bindparam("which")).values(next_hex=bindparam("next"))
 
 
-def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], wait: bool) -> int:
-    """Up to one address per VM, lowest first; how many there were."""
+def _take_rows(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], taking: _Taking) -> int:
+    """Up to one address per VM, lowest first, of those that have rows; how many there were."""
+    count = len(vm_ids)
     free = (
         select(address.c.id, address.c.address_hex)
-        .where(address.c.prefix_id == one.prefix_id, address.c.vm_id.is_(None))
+        .where(free_rows(one.prefix_id, taking.now))
         .order_by(address.c.address_hex)
-        .limit(len(vm_ids))
+        .limit(count)
     )
     rows = conn.execute(free.with_for_update(skip_locked=True)).all()
-    if wait and len(rows) < len(vm_ids) and conn.dialect.name == "postgresql":
+    if taking.wait and len(rows) < count and conn.dialect.name == "postgresql":
         # What others hold locked may yet be rolled back: wait for them rather than refuse while an address is free.
         # Rows they do take drop out while we wait, so look again until a look loses none.
         while len(rows) < (seen := len(conn.execute(free).all())):
@@ -250,89 +291,92 @@ def _take_ipv4(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], wai
             if len(rows) == seen:
                 break
     if rows:
-        statement = update(address).where(address.c.id == bindparam("row")).values(vm_id=bindparam("owner"))
+        statement = update(address).where(address.c.id == bindparam("row")).values(_TAKEN)
         pairs = zip(rows, vm_ids, strict=False)
-        conn.execute(statement, [{"row": row.id, "owner": vm_id} for row, vm_id in pairs])
+        conn.execute(statement, [{"row": row.id, "owner": vm_id, "place": taking.position} for row, vm_id in pairs])
     return len(rows)
 
 
-def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], wait: bool) -> int:
-    """Up to one address per VM, counting upwards; how many there were. The lock on the prefix's row makes its grants
-    one after another."""
-    locked = conn.execute(
-        select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id == one.prefix_id).with_for_update(skip_locked=not wait)
-    ).one_or_none()
-    if locked is None:
-        return 0  # deleted since it was read, or not to be waited for
-    wanted = min(len(vm_ids), _ipv6_left(conn, one))
+def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], taking: _Taking) -> int:
+    """Up to one address per VM, counting upwards; how many there were."""
+    for start, usable in _counters(conn, {one.prefix_id: one}, taking).values():
+        found = _count_upwards(conn, one.prefix_id, usable, start, len(vm_ids))
+        if found:
+            _insert_counted(conn, [(one.prefix_id, found, vm_ids)], taking)
+        return len(found)
+    return 0
+
+
+def _count_upwards(conn: Connection, prefix_id: int, usable: AddressRange, start: int, wanted: int) -> list[int]:
+    """Up to so many numbers that have no row, from `start` on and round once."""
     found: list[int] = []
-    start = int(locked.next_hex, 16) if locked.next_hex else int(one.range.first)
-    while len(found) < wanted:
-        window = one.range.window(start, len(vm_ids) + 1)
+    begin, looked = start, 0
+    rows = conn.execute(select(func.count()).where(address.c.prefix_id == prefix_id)).scalar_one()
+    # Of as many numbers as there are rows and are wanted, so many have no row; fewer are only in a smaller range.
+    bound = min(rows + wanted, usable.size)
+    while len(found) < wanted and looked < bound:
+        window = usable.window(begin, min(wanted + 1, bound - looked))
+        if not window:
+            break
+        looked += len(window)
         hexes = [to_hex(number) for number in window]
         taken = set(
             conn.execute(
-                select(address.c.address_hex).where(
-                    address.c.prefix_id == one.prefix_id, address.c.address_hex.in_(hexes)
-                )
+                select(address.c.address_hex).where(address.c.prefix_id == prefix_id, address.c.address_hex.in_(hexes))
             ).scalars()
         )
         free = [number for number in window if to_hex(number) not in taken and number not in found]
         found += free[: wanted - len(found)]
-        start = found[-1] + 1 if len(found) == wanted else window[-1] + 1
-    if found:
-        conn.execute(update(prefix).where(prefix.c.id == one.prefix_id).values(next_hex=to_hex(start)))
-        rows = [
-            {"prefix_id": one.prefix_id, "address_hex": to_hex(number), "vm_id": vm_id}
-            for number, vm_id in zip(found, vm_ids, strict=False)
-        ]
-        conn.execute(insert(address), rows)
-    return len(found)
+        begin = window[-1] + 1
+    return found
 
 
-def _ipv6_left(conn: Connection, one: ServingPrefix) -> int:
-    """A lower bound of what is free. Counted only where somebody could have used it up."""
-    if one.range.size > MAX_COUNT:
-        return MAX_COUNT
-    counted = select(func.count()).select_from(address).where(address.c.prefix_id == one.prefix_id)
-    return one.range.size - conn.execute(counted).scalar_one()
-
-
-def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
-    """Takes back whatever addresses the VMs have; returns how many those were."""
-    ids = list(vm_ids)
-    ipv6 = select(prefix.c.id).where(prefix.c.family == 6)
-    gone = conn.execute(delete(address).where(address.c.vm_id.in_(ids), address.c.prefix_id.in_(ipv6)))
-    freed = conn.execute(update(address).where(address.c.vm_id.in_(ids)).values(vm_id=None))
-    return gone.rowcount + freed.rowcount
-
-
-def used_counts(conn: Connection) -> dict[int, int]:
-    """Addresses given out, per prefix that has given out any."""
+def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = None) -> int:
+    """Takes back whatever addresses the VMs have, into quarantine; returns how many those were."""
+    now = now or utc_now()
     rows = conn.execute(
-        select(address.c.prefix_id, func.count()).where(address.c.vm_id.is_not(None)).group_by(address.c.prefix_id)
-    )
-    return dict(rows.all())
+        select(address.c.id, address.c.external_id, prefix.c.family, prefix.c.quarantine_s)
+        .join(prefix, prefix.c.id == address.c.prefix_id)
+        .where(address.c.vm_id.in_(list(vm_ids)))
+        .order_by(address.c.id)
+        .with_for_update(of=address)
+    ).all()
+    if not rows:
+        return 0
+    address_events.of_vms(conn, AddressAction.RELEASED, address.c.id.in_([row.id for row in rows]), now)
+    alike: dict[tuple[bool, int], list[int]] = defaultdict(list)
+    for row in rows:
+        alike[row.family == 4 or row.external_id is not None, row.quarantine_s].append(row.id)
+    for (has_row, quarantine_s), ids in alike.items():
+        _rest(conn, has_row, ids, now + timedelta(seconds=quarantine_s) if quarantine_s else None)
+    return len(rows)
 
 
-def free_counts(conn: Connection) -> dict[int, int]:
-    """Free addresses of every prefix; capped at 2**53, which only IPv6 reaches."""
-    used = used_counts(conn)
-    return {row.id: min(range_of(row).size - used.get(row.id, 0), MAX_COUNT) for row in conn.execute(select(prefix))}
+def _rest(conn: Connection, has_row: bool, ids: Collection[int], until: datetime | None) -> None:
+    if until is None and not has_row:
+        conn.execute(delete(address).where(address.c.id.in_(ids)))
+        return
+    last = address.c.vm_id if until is not None else None
+    conn.execute(update(address).where(address.c.id.in_(ids)).values(vm_id=None, last_vm_id=last, free_from=until))
+
+
+def keep(conn: Connection, vm_id: UUID, holder: UUID, *, now: datetime | None = None) -> None:
+    """The VM's addresses stay taken, in the name of `holder`: what may be left of it on a host."""
+    address_events.kept(conn, vm_id, holder, now or utc_now())
+    conn.execute(update(address).where(address.c.vm_id == vm_id).values(vm_id=holder))
 
 
 def addresses_of(conn: Connection, vm_ids: Iterable[UUID]) -> dict[UUID, tuple[GrantedAddress, ...]]:
-    """What each VM holds, IPv4 first; VMs without an address are left out."""
+    """What each VM holds, IPv4 first, then as asked for; VMs without an address are left out."""
     rows = conn.execute(
-        select(address.c.vm_id, address.c.address_hex, prefix)
+        select(address.c.vm_id, address.c.address_hex, address.c.position, prefix)
         .join(prefix, prefix.c.id == address.c.prefix_id)
         .where(address.c.vm_id.in_(list(vm_ids)))
-        .order_by(prefix.c.family, address.c.address_hex)
     )
     found: dict[UUID, list[GrantedAddress]] = defaultdict(list)
     for row in rows:
-        found[row.vm_id].append(_serving(row).granted(row.address_hex))
-    return {vm_id: tuple(addresses) for vm_id, addresses in found.items()}
+        found[row.vm_id].append(serving_prefix(row).granted(row.address_hex, row.position))
+    return {vm_id: tuple(sorted(mine, key=lambda one: one.order)) for vm_id, mine in found.items()}
 
 
 def insert_ipv4_rows(conn: Connection, prefix_id: int, usable: AddressRange) -> None:

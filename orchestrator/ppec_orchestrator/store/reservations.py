@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, insert, select, update
 
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.plan import Placement
@@ -66,8 +68,16 @@ class _Share:
     cells: Mapping[int, Mapping[CellResource, int]]
 
 
-def reserve(conn: Connection, placements: Sequence[Placement], terms: Terms = ROOM) -> dict[int, int]:
+def reserve(
+    conn: Connection,
+    placements: Sequence[Placement],
+    terms: Terms = ROOM,
+    *,
+    networks: Sequence[NetworkWanted] = ipdb.ANY_NETWORK,
+    now: datetime | None = None,
+) -> dict[int, int]:
     """Commits the placements' room and addresses within the caller's write transaction; their `vm` rows must exist.
+    `networks` says which addresses each of them gets, `now` (default: now) which are out of quarantine.
 
     Returns the new marks of the hosts that had those of the terms, by id: of them nothing changed but this. Raises
     LostRaceError when any host can't take its share any more, and whatever `ipdb.grant` raises; after either, the
@@ -89,7 +99,7 @@ def reserve(conn: Connection, placements: Sequence[Placement], terms: Terms = RO
         insert(allocation_cell),
         [{"vm_id": p.vm_id, "cell": cell} | p.per_cell for p in placements for cell in p.cells],
     )
-    ipdb.grant(conn, {p.vm_id: p.host_id for p in placements}, wait=terms.wait)
+    ipdb.grant(conn, {p.vm_id: p.host_id for p in placements}, networks, wait=terms.wait, now=now)
     return {share.host_id: mark for share in shares if hosts[share.host_id].changed == terms.marks.get(share.host_id)}
 
 
@@ -155,10 +165,10 @@ def _fits(share: _Share, row: AnyRow | None, cells: Mapping[tuple[int, int], Any
     return True
 
 
-def release(conn: Connection, vm_ids: Iterable[UUID]) -> int:
+def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = None) -> int:
     """Gives back what the VMs hold, addresses included; returns how many of them held anything."""
     ids = list(vm_ids)
-    ipdb.release(conn, ids)
+    ipdb.release(conn, ids, now=now)
     held = conn.execute(
         select(allocation.c.vm_id, allocation.c.host_id, allocation.c.disk_mib).where(allocation.c.vm_id.in_(ids))
     ).all()

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is old enough to go: ended operations, idempotency keys, certificates and enrolment tokens that are over.
+"""What is old enough to go: ended operations, idempotency keys, certificates and enrolment tokens that are over, and
+the history of addresses.
 
 What goes is chosen in read transactions and deleted in short write transactions. Nothing chosen can come to be needed
 in between: what refers to an operation refers to it from the moment it is accepted, or while it is at work.
@@ -14,7 +15,16 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, literal, or_, select, tuple_
 
 from ppec_orchestrator.store.operations import CLEANUP, OPEN
-from ppec_orchestrator.store.tables import certificate, enrolment_token, idempotency_key, operation, operation_item, vm
+from ppec_orchestrator.store.tables import (
+    address,
+    address_event,
+    certificate,
+    enrolment_token,
+    idempotency_key,
+    operation,
+    operation_item,
+    vm,
+)
 
 # Rows of one write transaction: on SQLite everybody else's writes wait for it.
 BATCH_ROWS = 500
@@ -109,6 +119,16 @@ def old_keys(before: datetime) -> OldRows:
 def old_certificates(before: datetime) -> OldRows:
     """Certificates that were over before this time."""
     return OldRows(certificate, certificate.c.not_after < before)
+
+
+def old_address_events(before: datetime) -> OldRows:
+    """What befell addresses before this time, but for those that VMs have: of these it is told since when."""
+    still = select(literal(1)).where(
+        address.c.vm_id == address_event.c.vm_id,
+        address.c.prefix_id == address_event.c.prefix_id,
+        address.c.address_hex == address_event.c.address_hex,
+    )
+    return OldRows(address_event, and_(address_event.c.at < before, ~still.exists()))
 
 
 def old_enrolment_tokens(before: datetime) -> OldRows:

@@ -73,7 +73,14 @@ def _rows(keys: Keys, silent_before: datetime) -> Select[Any]:
     each would name its VM again, and what comes from a database costs as much as what is done with it."""
     cells = select(func.aggregate_strings(cast(allocation_cell.c.cell, Text), " "))
     addresses = select(
-        func.aggregate_strings(cast(address.c.prefix_id, Text) + literal_column("':'") + address.c.address_hex, " ")
+        func.aggregate_strings(
+            cast(address.c.prefix_id, Text)
+            + literal_column("':'")
+            + address.c.address_hex
+            + literal_column("':'")
+            + cast(address.c.position, Text),
+            " ",
+        )
     )
     # Of a silent host's VMs nothing is known, whatever it said last, nor of a VM without a host.
     observed = case((_host.c.last_seen_at >= silent_before, vm.c.observed), else_=VmState.UNKNOWN.value)
@@ -153,15 +160,15 @@ def _cells(text: str) -> list[int]:
 
 
 def _addresses(text: str, names: _Names, owner: Mapping[str, str]) -> list[Mapping[str, str]]:
-    """IPv4 first."""
+    """IPv4 first, then as asked for: `GrantedAddress.order`."""
     held = []
     for one in text.split():
-        prefix_id, _, number = one.partition(":")
+        prefix_id, number, position = one.split(":")
         family, of = names.prefixes[int(prefix_id)]
-        held.append((family, number, of))
+        held.append((family, int(position), number, of))
     if len(held) > 1:
-        held.sort(key=_FAMILY_AND_NUMBER)
-    return [{"address": text_of(number, family), **of, **owner} for family, number, of in held]
+        held.sort(key=_ORDER)
+    return [{"address": text_of(number, family), **of, **owner} for family, _, number, of in held]
 
 
-_FAMILY_AND_NUMBER = itemgetter(0, 1)
+_ORDER = itemgetter(0, 1, 2)

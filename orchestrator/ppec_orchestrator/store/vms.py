@@ -15,9 +15,9 @@ from ppec_contract.api import VmRecord
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource, NumaPolicy, VmState
 from ppec_orchestrator.store import ipdb
-from ppec_orchestrator.store.ipdb import GrantedAddress
 from ppec_orchestrator.store.labels import insert_vm_labels
 from ppec_orchestrator.store.search import vm_text
+from ppec_orchestrator.store.serving import GrantedAddress
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm, vm_search
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """VRFs: address spaces apart."""
 
-from ppec_contract.api import VrfView
+from ppec_contract.api_ipdb import VrfView
 from ppec_orchestrator.store.catalogue import Catalogue
 from ppec_orchestrator.store.tables import vrf
 

@@ -22,7 +22,7 @@ from sqlalchemy import func, insert, select
 from ppec_contract.api import OperationView, VmsCreate, VmView
 from ppec_contract.model import digest
 from ppec_orchestrator.dispatch.simulated import SimulatedDispatcher, SimulatedFleet
-from ppec_orchestrator.ipdb.ranges import usable_range
+from ppec_orchestrator.ipdb.ranges import to_address, usable_range
 from ppec_orchestrator.operations.accept import Ask
 from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.planning import Planning
@@ -75,9 +75,9 @@ def seed(database: Database, hosts: int) -> None:
         prefix = conn.execute(select(tables.prefix)).one()
         usable = usable_range(
             ip_network(prefix.cidr),
-            gateway=ipdb.to_address(prefix.gateway),
-            first=ipdb.to_address(prefix.first),
-            last=ipdb.to_address(prefix.last),
+            gateway=to_address(prefix.gateway),
+            first=to_address(prefix.first),
+            last=to_address(prefix.last),
         )
         ipdb.insert_ipv4_rows(conn, 1, usable)
         for number in range(1, hosts + 1):

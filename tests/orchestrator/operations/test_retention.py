@@ -175,3 +175,29 @@ def test_the_engine_sweeps_by_its_settings(world: Any) -> None:
     world.wait_until(lambda: ids() == [made.operation_id], "the delete is forgotten, the living VM's create is not")
     with world.database.read() as conn:
         assert conn.execute(select(func.count()).select_from(tables.operation_item)).scalar_one() == 2
+
+
+def test_what_befell_addresses_goes_but_not_since_when_a_vm_has_one(database: Database, sweeper: Retention) -> None:
+    here, gone = uuid.uuid4(), uuid.uuid4()
+    with database.write() as conn:
+        conn.execute(insert(tables.vrf).values(id=1, name="red", description=""))
+        conn.execute(
+            insert(tables.prefix).values(
+                id=1, vrf_id=1, cidr="fd00::/64", family=6, bridge="br0", region="r", first="fd00::1", last="fd00::9",
+                nameservers=[],
+            )
+        )  # fmt: skip
+        conn.execute(insert(tables.address).values(prefix_id=1, address_hex="2", vm_id=here))
+
+    def befell(days: int, vm_id: uuid.UUID) -> dict[str, Any]:
+        return {
+            "at": NOW - days * DAY, "action": "granted", "vrf": "red", "prefix_id": 1, "cidr": "fd00::/64",
+            "address_hex": "2", "vm_id": vm_id,
+        }  # fmt: skip
+
+    with database.write() as conn:
+        conn.execute(insert(tables.address_event), [befell(400, gone), befell(399, here), befell(364, gone)])
+    assert sweeper.sweep(Limits()) == Removed(0, 0, 0, 0, address_events=1)
+    with database.read() as conn:
+        left = conn.execute(select(tables.address_event.c.vm_id).order_by(tables.address_event.c.id)).scalars().all()
+    assert left == [here, gone]

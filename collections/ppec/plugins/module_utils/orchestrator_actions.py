@@ -52,6 +52,11 @@ VM = {
                 "level": {"type": "str", "choices": ["host", "rack"], "default": "host"},
             },
         },
+        "networks": {
+            "type": "list",
+            "elements": "dict",
+            "options": {"prefix": {"type": "str"}, "address": {"type": "str"}},
+        },
         # User data may hold passwords: it is kept out of logs and results.
         "user_data": {"type": "str", "no_log": True},
         "labels": {"type": "dict"},

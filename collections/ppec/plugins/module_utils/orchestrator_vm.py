@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import uuid
 
 from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client import segment_path
@@ -169,6 +170,8 @@ def _change(params):
     name = params["name"]
     if params["state"] == "present":
         body = {option: params[option] for option in _CREATE if params[option] is not None}
+        if params["networks"] is not None:
+            body["networks"] = [_given(network) for network in params["networks"]]
         return "vms", {"name": name, **body}
     body = {"action": _ACTION[params["state"]], "vms": [name]}
     if params["state"] in _ASKED_OF_GUESTS:
@@ -176,6 +179,10 @@ def _change(params):
     if params["state"] == "frozen":
         body["thaw_after_s"] = params["thaw_after_s"]
     return "vms/actions", body
+
+
+def _given(network):
+    return {key: value for key, value in network.items() if value is not None}
 
 
 def _require_same(params, client, found):
@@ -191,6 +198,10 @@ def _require_same(params, client, found):
         for option in wanted
         if _differs(wanted[option], have.get(option))
     ]
+    has = {one["address"] for one in found.get("addresses", ())}
+    asked = [network["address"] for network in params["networks"] or () if network["address"] is not None]
+    fixed = [_spelt_as_answered(address) for address in asked]
+    faults += [f"address wanted {one}, found {', '.join(sorted(has)) or 'none'}" for one in fixed if one not in has]
     if faults:
         raise ProblemError(
             "vm.exists",
@@ -200,6 +211,14 @@ def _require_same(params, client, found):
             subject=f"vm {found['name']}",
             details={"differences": faults},
         )
+
+
+def _spelt_as_answered(address):
+    """`fd00::0:5` is answered as `fd00::5`."""
+    try:
+        return str(ipaddress.ip_address(address))
+    except ValueError:
+        return address
 
 
 def _differs(wanted, found):

@@ -16,7 +16,7 @@ description:
   - Runs where the orchestrator's API can be reached, usually C(localhost).
   - A VM that exists and is as described is left alone, whatever its power state, for O(state=present). What differs
     can't be changed in place and makes the task fail, apart from its size (O(vcpus), O(memory_mib)). O(user_data) and
-    O(policy) are not compared, being used once.
+    O(policy) are not compared, being used once; of O(networks) only the addresses asked for by number are.
 author: PPEC contributors (@ppec)
 extends_documentation_fragment:
   - ppec.cloud.orchestrator
@@ -112,6 +112,19 @@ options:
         type: str
         choices: [host, rack]
         default: host
+  networks:
+    description:
+      - The addresses it gets, an item each; without, one of each family that serves its host.
+      - An item without options is one of each family. The gateway of the first one is the VM's.
+    type: list
+    elements: dict
+    suboptions:
+      prefix:
+        description: One address of this prefix of the host's VRF, such as C(10.1.0.0/24).
+        type: str
+      address:
+        description: Just this address. It must be free, or reserved for a VM of this name.
+        type: str
   user_data:
     description:
       - Cloud-init user data, handed to the guest byte for byte.

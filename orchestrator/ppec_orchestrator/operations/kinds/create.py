@@ -137,8 +137,9 @@ class _Round:
         if refused and self.whole:
             raise StepFailedError(reason([self.moving[vm_id] for vm_id in refused]))
         self._end(conn, left, refused)
-        release(conn, [place.vm_id for place in planned.plan.placed])
-        planned.reserve(conn)
+        now = self.context.ports.now()
+        release(conn, [place.vm_id for place in planned.plan.placed], now=now)
+        planned.reserve(conn, self.asked.networks, now)
         for place in planned.plan.placed:
             item = self.moving[place.vm_id]
             excluded = item.excluded_hosts | ({item.host} if item.host else set())
@@ -150,7 +151,7 @@ class _Round:
         leftovers.remember(self.context, conn, left)
         ended = [*self.lost, *(self.moving[vm_id] for vm_id in refused)]
         ids = [item.vm_id for item in ended]
-        release(conn, ids)
+        release(conn, ids, now=self.context.ports.now())
         vms.set_record(conn, ids, VmRecord.FAILED)
         changes = [ItemChange(item.vm_id, ItemState.FAILED, _final(item, refused.get(item.vm_id))) for item in ended]
         store.change_items(conn, self.context.operation_id, changes)
@@ -184,7 +185,7 @@ def undo_reserve(context: Context) -> StepEnd:
     ids = [item.vm_id for item in items]
 
     def writes(conn: Connection) -> None:
-        release(conn, ids)
+        release(conn, ids, now=context.ports.now())
         vms.set_record(conn, ids, VmRecord.FAILED)
         store.change_items(
             conn,

@@ -19,9 +19,12 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
-from ppec_orchestrator.store.ipdb import GrantedAddress
+from ppec_orchestrator.store.serving import GrantedAddress, prefixes_serving
+from ppec_orchestrator.store.utilisation import free_counts
 
-PREFIX = {"vrf": "red", "cidr": "10.9.0.0/29", "gateway": "10.9.0.1", "bridge": "br0", "cluster": "c1"}
+PREFIX = {
+    "vrf": "red", "cidr": "10.9.0.0/29", "gateway": "10.9.0.1", "bridge": "br0", "cluster": "c1", "quarantine_s": 0,
+}  # fmt: skip
 IPV6 = PREFIX | {"cidr": "fd00::/64", "gateway": "fe80::1", "vlan": 7, "nameservers": ["fd00::53"]}
 
 
@@ -45,7 +48,7 @@ def _ids(count: int) -> list[UUID]:
 
 def _free(database: Database) -> list[int]:
     with database.read() as conn:
-        return list(ipdb.free_counts(conn).values())
+        return list(free_counts(conn, ipdb.utc_now()).values())
 
 
 def test_a_prefix_tells_what_it_has(ipv4_site: TestClient) -> None:
@@ -92,6 +95,21 @@ def test_a_bad_prefix_is_refused(ipv4_site: TestClient, change: dict[str, Any], 
     assert len(ipv4_site.get("/v1/prefixes").json()["items"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("cidr", "free"),
+    [
+        ("10.9.0.0/28", True), ("10.9.0.16/28", False), ("10.9.0.24/29", False), ("10.9.0.0/24", False),
+        ("10.9.0.32/27", True), ("10.9.0.64/26", False), ("10.9.0.0/17", False), ("10.9.1.0/24", True),
+        ("fd00::/64", False), ("fd00:0:0:1::/64", True), ("::/0", False), ("0.0.0.0/31", True),
+    ],
+)  # fmt: skip
+def test_what_overlaps_is_found_wherever_it_lies(ipv4_site: TestClient, cidr: str, free: bool) -> None:
+    for there in ("10.9.0.96/27", "10.9.0.16/28", "fd00::/64"):
+        _post(ipv4_site, "prefixes", PREFIX | {"cidr": there, "gateway": None})
+    made = ipv4_site.post("/v1/prefixes", json=PREFIX | {"cidr": cidr, "gateway": None})
+    assert made.status_code == (201 if free else 409), made.text
+
+
 def test_another_vrf_may_have_the_same_addresses(ipv4_site: TestClient) -> None:
     _post(ipv4_site, "vrfs", {"name": "blue"})
     _post(ipv4_site, "prefixes", PREFIX | {"vrf": "blue", "cidr": "10.0.0.0/27", "gateway": "10.0.0.1"})
@@ -124,7 +142,7 @@ def test_each_vm_gets_one_address_of_each_family(ipv4_site: TestClient, database
     with database.write() as conn:
         assert ipdb.release(conn, [one, two]) == 4
         assert ipdb.release(conn, [one, two]) == 0
-    assert _free(database)[0] == 29
+    assert _free(database) == [27, 2**53]
 
 
 def test_a_host_no_prefix_serves_grants_nothing(ipv4_site: TestClient, database: Database) -> None:
@@ -134,7 +152,7 @@ def test_a_host_no_prefix_serves_grants_nothing(ipv4_site: TestClient, database:
     with database.write() as conn:
         host = conn.execute(select(tables.host.c.id).where(tables.host.c.name == "h2")).scalar_one()
         assert _grant(conn, host, [vm]) == {}
-        assert ipdb.prefixes_serving(conn, [host]) == {host: ()}
+        assert prefixes_serving(conn, [host]) == {host: ()}
 
 
 def test_the_racks_own_prefix_goes_first_and_the_next_takes_over(
@@ -156,7 +174,9 @@ def test_too_many_is_refused_whole(database: Database, host_id: int) -> None:
     with pytest.raises(PpecError) as refused, database.write() as conn:
         _grant(conn, host_id, _ids(30))
     assert refused.value.code == "address.exhausted"
-    assert refused.value.details == {"wanted": 30, "missing": 1, "family": 4}
+    counts = {"prefix": "10.0.0.0/27", "free": 29, "total": 29, "quarantined": 0, "reserved": 0}
+    assert refused.value.details == {"wanted": 30, "missing": 1, "family": 4, "prefixes": [counts]}
+    assert "30 IPv4 addresses wanted, 29 free: 10.0.0.0/27 has 29 of 29 free" in refused.value.message
     assert _free(database) == [29]
 
 

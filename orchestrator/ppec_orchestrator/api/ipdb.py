@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""/v1/ipdb: import and export."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from ppec_contract.api_ipdb import IpdbDocument, IpdbImport, IpdbImported, PrefixCreate
+from ppec_orchestrator.api.audited import changes
+from ppec_orchestrator.api.auth import Admin, Viewer
+from ppec_orchestrator.api.bodies import StrictJsonRoute
+from ppec_orchestrator.api.pages import Filter
+from ppec_orchestrator.api.services import Here
+from ppec_orchestrator.ipdb.exchange import Fault, Row, as_csv, rows_of_csv, rows_of_document
+from ppec_orchestrator.store.exchange import Importer, export_document
+
+router = APIRouter(prefix="/v1/ipdb", tags=["ipdb"], route_class=StrictJsonRoute)
+
+
+@router.get("/export", summary="Export the IPDB")
+def export_ipdb(services: Here, caller: Viewer, vrf: Filter = None) -> IpdbDocument:
+    """VRFs, prefixes and what is held back of them: as `import` takes it."""
+    with services.database.read() as conn:
+        return export_document(conn, vrf)
+
+
+@router.get("/export.csv", summary="Export the IPDB as a table", response_class=Response)
+def export_ipdb_as_csv(services: Here, caller: Viewer, vrf: Filter = None) -> Response:
+    with services.database.read() as conn:
+        table = as_csv(export_document(conn, vrf))
+    return Response(table, media_type="text/csv", headers={"content-disposition": 'attachment; filename="ipdb.csv"'})
+
+
+@router.post("/import", summary="Import into the IPDB")
+def import_ipdb(services: Here, caller: Admin, request: Request, body: IpdbImport) -> IpdbImported:
+    """All or nothing. What is there just so is left alone; every fault is told with its place and reason."""
+    rows, faults = _rows(body)
+    cidrs = [str(row.item.cidr) for row in rows if isinstance(row.item, PrefixCreate)]
+    changes(request, ["a dry run"] if body.dry_run else cidrs or ["no prefixes"])
+    with services.database.write() as conn:
+        return Importer(conn, caller.name, services.now()).carry_out(rows, faults, dry_run=body.dry_run)
+
+
+def _rows(body: IpdbImport) -> tuple[list[Row], list[Fault]]:
+    if body.csv is not None:
+        return rows_of_csv(body.csv)
+    return rows_of_document(body.document or IpdbDocument()), []

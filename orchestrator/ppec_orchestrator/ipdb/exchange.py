@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The IPDB as a document and as a CSV table, and both as rows that say where they came from. No I/O.
+
+kind,vrf,description,cidr,gateway,vlan,bridge,region,cluster,rack,first,last,nameservers,quarantine_s,…
+vrf,red,production,,,,,,,,,,,,,
+prefix,red,,10.0.0.0/24,10.0.0.1,,br0,,c1,,10.0.0.1,10.0.0.254,10.0.0.2 10.0.0.3,300,,
+reserved,red,,10.0.0.0/24,,,,,,,10.0.0.9,10.0.0.9,,,db,the old database
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any, Final
+
+from ppec_contract.api_ipdb import (
+    HoldCreate,
+    HoldKind,
+    IpdbDocument,
+    IpNetwork,
+    PrefixCreate,
+    VrfCreate,
+)
+from ppec_contract.errors import PpecError
+from ppec_contract.model import Model, ResourceName
+from ppec_contract.validation import parse
+from ppec_orchestrator.ipdb.ranges import Network
+
+_OF_VRF = ("vrf", "description")
+_OF_PREFIX = (
+    "vrf", "cidr", "gateway", "vlan", "bridge", "region", "cluster", "rack", "first", "last", "nameservers",
+    "quarantine_s",
+    "netbox_id",
+)  # fmt: skip
+_OF_HOLD = ("vrf", "cidr", "first", "last", "reserved_for", "note")
+_HOLDS = tuple(kind.value for kind in HoldKind)
+_USED: Mapping[str, tuple[str, ...]] = {"vrf": _OF_VRF, "prefix": _OF_PREFIX} | dict.fromkeys(_HOLDS, _OF_HOLD)
+COLUMNS: Final = tuple(dict.fromkeys(("kind", *_OF_VRF, *_OF_PREFIX, *_OF_HOLD)))
+_NUMBERS = ("vlan", "quarantine_s", "netbox_id")
+# A table that begins a cell with one of these is a program to spreadsheets; such text is written with a ' before it.
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+class _PlaceOfHold(Model):
+    """What a hold's row says of its prefix."""
+
+    vrf: ResourceName
+    cidr: IpNetwork
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedHold:
+    """A hold, and the prefix it is of."""
+
+    vrf: str
+    cidr: Network
+    hold: HoldCreate
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Something to import. `place` says where it stands: `line 7`, or `prefixes[3]`."""
+
+    place: str
+    item: VrfCreate | PrefixCreate | PlacedHold
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why what stands there can't be imported."""
+
+    place: str
+    reason: str
+
+
+def rows_of_document(document: IpdbDocument) -> list[Row]:
+    rows = [Row(f"vrfs[{number}]", one) for number, one in enumerate(document.vrfs)]
+    for number, one in enumerate(document.prefixes):
+        place = f"prefixes[{number}]"
+        rows.append(Row(place, PrefixCreate(**{name: getattr(one, name) for name in PrefixCreate.model_fields})))
+        for place_of_hold, hold in enumerate(one.holds):
+            rows.append(Row(f"{place}.holds[{place_of_hold}]", PlacedHold(one.vrf, one.cidr, hold)))
+    return rows
+
+
+def rows_of_csv(text: str) -> tuple[list[Row], list[Fault]]:
+    """What the table says, and what in it can't be understood. Columns may come in any order; unused ones be left
+    out."""
+    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+    rows: list[Row] = []
+    faults: list[Fault] = []
+    try:
+        unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
+        if unknown or "kind" not in (reader.fieldnames or ()):
+            told = f"there is no column {unknown[0][:40]!r}" if unknown else "the column kind is missing"
+            return [], [Fault("line 1", f"{told}; columns are {', '.join(COLUMNS)}")]
+        for cells in reader:
+            place = f"line {reader.line_num}"
+            try:
+                rows.append(Row(place, _item(cells)))
+            except PpecError as error:
+                faults.append(Fault(place, error.message))
+    except csv.Error as error:
+        faults.append(Fault(f"line {reader.reader.line_num}", f"it is not CSV: {error}"))
+    return rows, faults
+
+
+def _item(cells: Mapping[str | Any, str | Any]) -> VrfCreate | PrefixCreate | PlacedHold:
+    if None in cells:
+        raise _wrong("it has more cells than the first line has columns")
+    given = {name: _read(value) for name, value in cells.items() if value}
+    kind = given.pop("kind", "")
+    if kind not in _USED:
+        raise _wrong(f"its kind is {kind[:40]!r}, wanted {', '.join(_USED)}")
+    unused = [name for name in given if name not in _USED[kind]]
+    if unused:
+        raise _wrong(f"{unused[0]} means nothing of kind {kind}")
+    if kind == "vrf":
+        named = {"name" if name == "vrf" else name: value for name, value in given.items()}
+        return parse(VrfCreate, named, subject=f"vrf {given.get('vrf', '')}")
+    if kind == "prefix":
+        return parse(PrefixCreate, _values(given), subject=f"prefix {given.get('cidr', '')}")
+    named = {name: given.pop(name) for name in ("vrf", "cidr") if name in given}
+    place = parse(_PlaceOfHold, named, subject="hold")
+    return PlacedHold(place.vrf, place.cidr, parse(HoldCreate, given | {"kind": kind}, subject="hold"))
+
+
+def _values(given: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = dict(given)
+    for name in _NUMBERS:
+        if values.get(name, "").isdecimal() and len(values[name]) < 10:
+            values[name] = int(values[name])
+    if "nameservers" in values:
+        values["nameservers"] = values["nameservers"].split()
+    return values
+
+
+def _wrong(why: str) -> PpecError:
+    return PpecError("request.invalid", why, subject="table")
+
+
+def as_csv(document: IpdbDocument) -> str:
+    """The table of a document; `rows_of_csv` reads the same document from it."""
+    written = StringIO(newline="")
+    writer = csv.DictWriter(written, COLUMNS, lineterminator="\r\n")
+    writer.writeheader()
+    for cells in _cells(document):
+        writer.writerow({name: _written(value) for name, value in cells.items() if value is not None})
+    return written.getvalue()
+
+
+def _cells(document: IpdbDocument) -> Iterator[dict[str, Any]]:
+    for vrf in document.vrfs:
+        yield {"kind": "vrf", "vrf": vrf.name, "description": vrf.description}
+    for prefix in document.prefixes:
+        yield {"kind": "prefix"} | {name: getattr(prefix, name) for name in _OF_PREFIX}
+        for hold in prefix.holds:
+            told = {name: getattr(hold, name) for name in _OF_HOLD if name not in ("vrf", "cidr")}
+            yield {"kind": hold.kind.value, "vrf": prefix.vrf, "cidr": prefix.cidr} | told
+
+
+def _written(value: Any) -> str:
+    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return f"'{text}" if text.startswith(_FORMULAS) else text
+
+
+def _read(text: str) -> str:
+    return text[1:] if text.startswith("'") and text[1:].startswith(_FORMULAS) else text
+
+
+def told(faults: Iterable[Fault], most: int) -> str:
+    """The first of them, in words."""
+    shown = list(faults)
+    more = f"; and {len(shown) - most} more" if len(shown) > most else ""
+    return "; ".join(f"{fault.place}: {fault.reason}" for fault in shown[:most]) + more

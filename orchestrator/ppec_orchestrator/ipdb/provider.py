@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where addresses come from: the built-in store, which has a row for each, or a source outside that is asked for them.
+
+An address of an outside source is acquired before the transaction that grants it, and given back after its quarantine;
+in between it has a row like any other. So a VM and its addresses commit together whoever keeps the books. No I/O here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ppec_contract.api_ipdb import NetworkWanted
+from ppec_orchestrator.ipdb.ranges import Address, Network
+
+
+class AddressProvider(Protocol):
+    """Called outside of transactions, around the one that grants: on the way to it, and when it was refused."""
+
+    def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None:
+        """Sees to it that the addresses asked for by number can be granted. Raises `address.in_use`."""
+
+    def supply(self, networks: Sequence[NetworkWanted], vrf: str | None, count: int) -> bool:
+        """Wants addresses for so many VMs, of which there were too few; says whether there are more now."""
+
+
+class BuiltIn:
+    """All there are have rows already."""
+
+    def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None: ...
+
+    def supply(self, networks: Sequence[NetworkWanted], vrf: str | None, count: int) -> bool:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePrefix:
+    """A prefix of ours (`prefix_id`) as the source knows it."""
+
+    prefix_id: int
+    source_id: int
+    network: Network
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """An address that the source has marked as ours, by the source's own number."""
+
+    source_id: int
+    address: Address
+
+
+class AddressSource(Protocol):
+    """Somebody else's books. Every address that is ours bears our mark there from the moment it is acquired, so that
+    none is lost whoever dies when. Raises `netbox.unavailable` and `netbox.refused`."""
+
+    def check(self, prefix: SourcePrefix, gateway: Address | None) -> None:
+        """Whether the prefix is there, is the same network, and would not give away the gateway: `prefix.invalid`."""
+
+    def acquire(self, prefix: SourcePrefix, count: int) -> list[Acquired]:
+        """The next free ones; fewer, or none, when there are no more."""
+
+    def acquire_fixed(self, prefix: SourcePrefix, address: Address) -> Acquired:
+        """Just this one, or `address.in_use`."""
+
+    def owned(self, prefix: SourcePrefix) -> list[Acquired]:
+        """Everything of the prefix that bears our mark."""
+
+    def tell(self, holders: Sequence[tuple[int, str | None]]) -> None:
+        """Who has which, for people to read: the source's number and the VM's name; None: nobody."""
+
+    def give_back(self, source_ids: Sequence[int]) -> None:
+        """They are free again over there. What is gone already is gone."""

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of addresses that an outside source has given us: what came in, what may go back, what it is to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import ip_network
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
+
+from ppec_orchestrator.ipdb.provider import Acquired, SourcePrefix
+from ppec_orchestrator.ipdb.ranges import Address, to_hex
+from ppec_orchestrator.store.serving import range_of
+from ppec_orchestrator.store.tables import address, prefix, vm, vrf
+
+_BATCH = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Untold:
+    """An address whose holder the source was not told yet."""
+
+    row_id: int
+    source_id: int
+    vm_id: UUID | None
+    vm: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """An address of ours as it stands here, and its number there."""
+
+    row_id: int
+    source_id: int
+    address_hex: str
+    used: bool
+    going_back: bool
+
+
+def source_prefixes(conn: Connection, vrf_name: str | None = None) -> list[SourcePrefix]:
+    """Those whose addresses come from outside, of one VRF or of all."""
+    query = select(prefix).join(vrf, vrf.c.id == prefix.c.vrf_id).where(prefix.c.netbox_id.is_not(None))
+    if vrf_name is not None:
+        query = query.where(vrf.c.name == vrf_name)
+    rows = conn.execute(query.order_by(prefix.c.id))
+    return [SourcePrefix(row.id, row.netbox_id, ip_network(row.cidr)) for row in rows]
+
+
+def free_rows(prefix_id: int, now: datetime) -> ColumnElement[bool]:
+    """Of the prefix's `address` rows those that `is_free`."""
+    return (address.c.prefix_id == prefix_id) & is_free(now)
+
+
+def is_free(now: datetime | ColumnElement[datetime]) -> ColumnElement[bool]:
+    """Of an `address` row: may be given to anybody."""
+    return (
+        address.c.vm_id.is_(None)
+        & address.c.hold_id.is_(None)
+        & address.c.going_back.is_(False)
+        & or_(address.c.free_from.is_(None), address.c.free_from <= now)
+    )
+
+
+def count_free(conn: Connection, prefix_id: int, now: datetime) -> int:
+    return conn.execute(select(func.count()).where(free_rows(prefix_id, now))).scalar_one()
+
+
+def is_known(conn: Connection, of: SourcePrefix, wanted: Address) -> bool:
+    """Whether the source need not be asked for it: it has a row, or is none that the prefix gives out."""
+    found = conn.execute(select(prefix).where(prefix.c.id == of.prefix_id)).one_or_none()
+    if found is None or wanted not in range_of(found):
+        return True
+    mine = address.c.prefix_id == of.prefix_id, address.c.address_hex == to_hex(int(wanted))
+    return conn.execute(select(address.c.id).where(*mine)).first() is not None
+
+
+def adopt(conn: Connection, of: SourcePrefix, acquired: Sequence[Acquired]) -> tuple[int, list[Acquired]]:
+    """Makes rows of what the source has marked as ours. Returns how many are new, and what is of no use: outside of
+    what the prefix gives out, or there already under another number of the source's."""
+    found = conn.execute(select(prefix).where(prefix.c.id == of.prefix_id).with_for_update()).one_or_none()
+    if found is None:
+        return 0, list(acquired)
+    usable = range_of(found)
+    known: dict[str, int | None] = dict(
+        conn.execute(
+            select(address.c.address_hex, address.c.external_id).where(address.c.prefix_id == of.prefix_id)
+        ).all()
+    )
+    useless: list[Acquired] = []
+    rows = []
+    for one in acquired:
+        text = to_hex(int(one.address))
+        if one.address not in usable or known.get(text, one.source_id) != one.source_id:
+            useless.append(one)
+        elif text not in known:
+            known[text] = one.source_id
+            rows.append({"prefix_id": of.prefix_id, "address_hex": text, "external_id": one.source_id})
+    if rows:
+        conn.execute(insert(address), rows)
+    return len(rows), useless
+
+
+def begin_return(conn: Connection, prefix_id: int, keep: int, now: datetime) -> None:
+    """Marks the free ones beyond `keep`, the highest first: nobody is given them any more."""
+    free = free_rows(prefix_id, now)
+    surplus = count_free(conn, prefix_id, now) - keep
+    if surplus <= 0:
+        return
+    chosen = select(address.c.id).where(free).order_by(address.c.address_hex.desc()).limit(min(surplus, _BATCH))
+    ids = conn.execute(chosen.with_for_update(skip_locked=True)).scalars().all()
+    conn.execute(update(address).where(address.c.id.in_(ids)).values(going_back=True))
+
+
+def returning(conn: Connection, prefix_id: int) -> dict[int, int]:
+    """What is to be given back: the rows' ids, and the source's numbers."""
+    query = select(address.c.id, address.c.external_id).where(
+        address.c.prefix_id == prefix_id, address.c.going_back.is_(True)
+    )
+    return dict(conn.execute(query.limit(_BATCH)).all())
+
+
+def returned(conn: Connection, row_ids: Collection[int]) -> None:
+    conn.execute(delete(address).where(address.c.id.in_(list(row_ids)), address.c.going_back.is_(True)))
+
+
+def untold(conn: Connection, prefix_id: int) -> list[Untold]:
+    rows = conn.execute(
+        select(address.c.id, address.c.external_id, address.c.vm_id, vm.c.name)
+        .outerjoin(vm, vm.c.id == address.c.vm_id)
+        .where(
+            address.c.prefix_id == prefix_id,
+            address.c.external_id.is_not(None),
+            address.c.going_back.is_(False),
+            address.c.vm_id.is_distinct_from(address.c.told_vm_id),
+        )
+        .limit(_BATCH)
+    )
+    return [Untold(row.id, row.external_id, row.vm_id, row.name or ("kept" if row.vm_id else None)) for row in rows]
+
+
+def told(conn: Connection, holders: Sequence[Untold]) -> None:
+    """It was told just that; what has changed since is told next time."""
+    for one in holders:
+        conn.execute(update(address).where(address.c.id == one.row_id).values(told_vm_id=one.vm_id))
+
+
+def rows_of(conn: Connection, prefix_id: int) -> list[SourceRow]:
+    """All that came from the source and is not wholly given back."""
+    rows = conn.execute(
+        select(address.c.id, address.c.external_id, address.c.address_hex, address.c.vm_id, address.c.going_back).where(
+            address.c.prefix_id == prefix_id, address.c.external_id.is_not(None)
+        )
+    )
+    return [SourceRow(row.id, row.external_id, row.address_hex, row.vm_id is not None, row.going_back) for row in rows]
+
+
+def forget_free(conn: Connection, row_id: int) -> bool:
+    """Removes a row that no VM has (any more)."""
+    return conn.execute(delete(address).where(address.c.id == row_id, address.c.vm_id.is_(None))).rowcount == 1
+
+
+def renumber(conn: Connection, row_id: int, source_id: int) -> None:
+    conn.execute(update(address).where(address.c.id == row_id).values(external_id=source_id, told_vm_id=None))

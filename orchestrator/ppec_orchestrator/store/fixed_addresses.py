@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses that a request asks for by number: granted as they are, or refused with who has them and until when."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from ppec_contract.api_ipdb import HoldKind, NetworkWanted
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.ipdb.ranges import Address, to_hex
+from ppec_orchestrator.store import address_events
+from ppec_orchestrator.store.faults import is_unique_violation
+from ppec_orchestrator.store.serving import GrantedAddress, ServingPrefix
+from ppec_orchestrator.store.tables import address, address_hold, prefix, vm
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Somebody wants just this address of this prefix. None for `vm_id` and `name`: a VM that is not made yet."""
+
+    one: ServingPrefix
+    wanted: Address
+    vm_id: UUID | None
+    name: str | None
+    now: datetime
+
+    @property
+    def address_hex(self) -> str:
+        return to_hex(int(self.wanted))
+
+
+def take_fixed(
+    conn: Connection,
+    serving: Sequence[ServingPrefix],
+    vm_id: UUID,
+    wanted: NetworkWanted,
+    position: int,
+    *,
+    now: datetime,
+) -> GrantedAddress:
+    """Raises `address.not_usable` when it is outside of what serves the host, `address.in_use`, `address.reserved` or
+    `address.quarantined`."""
+    assert wanted.address is not None
+    name = conn.execute(select(vm.c.name).where(vm.c.id == vm_id)).scalar()
+    one = containing(serving, wanted)
+    claim = Claim(one, wanted.address, vm_id, name, now)
+    # IPv6 has a lock instead of rows; taking it for both keeps who holds addresses back out.
+    conn.execute(select(prefix.c.id).where(prefix.c.id == one.prefix_id).with_for_update(key_share=True)).all()
+    taken = _take_row(conn, claim, position)
+    if not taken and not one.has_rows:
+        taken = _insert_row(conn, claim, position)
+    if not taken:
+        raise why_not(conn, claim) or _in_use(claim, "another request")
+    return one.granted(claim.address_hex, position)
+
+
+def containing(serving: Sequence[ServingPrefix], wanted: NetworkWanted) -> ServingPrefix:
+    """The prefix that the address is one of; raises `address.not_usable`."""
+    assert wanted.address is not None
+    alike = [one for one in serving if wanted.prefix in (None, one.range.network)]
+    for one in alike:
+        if wanted.address in one.range:
+            return one
+    around = next((one for one in alike if wanted.address in one.range.network), None)
+    if around is None:
+        known = ", ".join(str(one.range.network) for one in alike[:5]) or "none"
+        why = f"it is in none of the prefixes that could serve the VM ({known})"
+    elif wanted.address == around.range.gateway:
+        why = f"it is the gateway of prefix {around.range.network}"
+    else:
+        why = f"prefix {around.range.network} gives out {around.range.first} to {around.range.last}"
+    raise PpecError(
+        "address.not_usable",
+        f"address {wanted.address} can't be given to a VM: {why}",
+        hint="Ask for one that `ppec ipdb prefix free` shows.",
+        subject=f"address {wanted.address}",
+    )
+
+
+def _open_to(claim: Claim) -> ColumnElement[bool]:
+    """Of the `address` row: nobody has it, and this VM may."""
+    mine = address.c.last_vm_id == claim.vm_id
+    reserved = select(address_hold.c.id).where(
+        address_hold.c.prefix_id == claim.one.prefix_id,
+        address_hold.c.kind == HoldKind.RESERVED.value,
+        address_hold.c.reserved_for == claim.name,
+    )
+    return (
+        address.c.vm_id.is_(None)
+        & or_(address.c.free_from.is_(None), address.c.free_from <= claim.now, mine)
+        & or_(address.c.hold_id.is_(None), address.c.hold_id.in_(reserved))
+        & address.c.going_back.is_(False)
+    )
+
+
+def _take_row(conn: Connection, claim: Claim, position: int) -> bool:
+    taken = conn.execute(
+        update(address)
+        .where(
+            address.c.prefix_id == claim.one.prefix_id,
+            address.c.address_hex == claim.address_hex,
+            _open_to(claim),
+        )
+        .values(vm_id=claim.vm_id, position=position, free_from=None, last_vm_id=None)
+    )
+    return taken.rowcount == 1
+
+
+def _insert_row(conn: Connection, claim: Claim, position: int) -> bool:
+    hold = _hold(conn, claim)
+    if hold is not None and (claim.name is None or hold.reserved_for != claim.name):
+        return False
+    row = {
+        "prefix_id": claim.one.prefix_id,
+        "address_hex": claim.address_hex,
+        "vm_id": claim.vm_id,
+        "position": position,
+        "hold_id": hold.id if hold is not None else None,
+    }
+    try:
+        with conn.begin_nested():
+            conn.execute(insert(address).values(row))
+    except IntegrityError as error:
+        if not is_unique_violation(error):
+            raise
+        return False
+    return True
+
+
+def _hold(conn: Connection, claim: Claim) -> Row[Any] | None:
+    return conn.execute(
+        select(address_hold).where(
+            address_hold.c.prefix_id == claim.one.prefix_id,
+            address_hold.c.first_hex <= claim.address_hex,
+            address_hold.c.last_hex >= claim.address_hex,
+        )
+    ).one_or_none()
+
+
+def why_not(conn: Connection, claim: Claim) -> PpecError | None:
+    """Why the VM can't have the address; None when it can, as far as this transaction sees."""
+    row = conn.execute(
+        select(address, vm.c.name.label("vm"))
+        .outerjoin(vm, vm.c.id == address.c.vm_id)
+        .where(address.c.prefix_id == claim.one.prefix_id, address.c.address_hex == claim.address_hex)
+    ).one_or_none()
+    if row is not None and row.vm_id is not None:
+        latest = row.vm or address_events.latest_vm(conn, claim.one.prefix_id, claim.address_hex)
+        return _in_use(claim, f"VM {latest}" if row.vm else f"what may be left of VM {latest} on a host")
+    hold = _hold(conn, claim)
+    if hold is not None and (claim.name is None or hold.reserved_for != claim.name):
+        return _held(claim, hold)
+    if row is not None and row.free_from is not None and row.free_from > claim.now and row.last_vm_id != claim.vm_id:
+        latest = address_events.latest_vm(conn, claim.one.prefix_id, claim.address_hex)
+        return PpecError(
+            "address.quarantined",
+            f"address {claim.wanted} was VM {latest}'s and is in quarantine until {row.free_from:%Y-%m-%d %H:%M:%SZ}",
+            hint="Ask again then, or for another address.",
+            subject=f"address {claim.wanted}",
+            details={"until": row.free_from.isoformat(), "vm": latest, "prefix": str(claim.one.range.network)},
+        )
+    return None
+
+
+def _in_use(claim: Claim, whose: str) -> PpecError:
+    return PpecError(
+        "address.in_use",
+        f"address {claim.wanted} of prefix {claim.one.range.network} is in use by {whose}",
+        hint="Ask for another address.",
+        subject=f"address {claim.wanted}",
+        details={"by": whose, "prefix": str(claim.one.range.network)},
+    )
+
+
+def _held(claim: Claim, hold: Row[Any]) -> PpecError:
+    whose = f" for VM {hold.reserved_for}" if hold.reserved_for else ""
+    note = f" ({hold.note})" if hold.note else ""
+    return PpecError(
+        "address.reserved",
+        f"address {claim.wanted} of prefix {claim.one.range.network} is {hold.kind}{whose}{note}, by {hold.created_by}",
+        hint="Ask for another address, or have the hold deleted.",
+        subject=f"address {claim.wanted}",
+        details={"kind": hold.kind, "hold_id": hold.id, "reserved_for": hold.reserved_for, "by": hold.created_by},
+    )

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One suite for whoever keeps the addresses: the built-in store, and NetBox (its stand-in)."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from ppec_contract.api import OperationState, VmsAction, VmsCreate
+from ppec_contract.api_ipdb import HoldCreate, PrefixCreate
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.address_supply import AddressSupply
+from ppec_orchestrator.ipdb.provider import AddressProvider, BuiltIn
+from ppec_orchestrator.netbox import NetBox
+from ppec_orchestrator.operations.service import Operations
+from ppec_orchestrator.store import holds, prefixes, tables
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "ipdb"))
+from netbox_stand_in import TOKEN, serving
+
+CIDR = "10.8.0.0/28"
+FREE = [f"10.8.0.{n}" for n in (2, *range(4, 15))]
+
+
+@dataclass
+class Kept:
+    """The world with a prefix of twelve free addresses on `br1`: 10.8.0.3 is in other hands."""
+
+    world: Any
+    provider: AddressProvider
+
+    def accepting(self) -> Operations:
+        plain = self.world.replica("accepting", start=False)
+        return Operations(dataclasses.replace(plain._ports, addresses=self.provider))
+
+    def create(self, *networks: dict[str, str], count: int = 1) -> Any:
+        body = self.world.batch(count=count).model_dump() | {"networks": networks or ({"prefix": CIDR},)}
+        return self.accepting().create(VmsCreate.model_validate(body), self.world.ask)
+
+    def addresses(self, view: Any) -> list[str]:
+        return [str(a.address) for item in view.items for a in self.world.vm(str(item.vm_id)).addresses]
+
+    def count(self, table: Any) -> int:
+        with self.world.database.read() as conn:
+            return int(conn.execute(select(func.count()).select_from(table)).scalar_one())
+
+
+@pytest.fixture(params=["built-in", "netbox"])
+def kept(request: pytest.FixtureRequest, world: Any) -> Iterator[Kept]:
+    place: dict[str, Any] = {
+        "vrf": "v1", "cidr": CIDR, "gateway": "10.8.0.1", "bridge": "br1", "cluster": "c1", "quarantine_s": 60,
+    }  # fmt: skip
+    with serving() as netbox:
+        netbox.add_prefix(7, CIDR)
+        netbox.add_address("10.8.0.1/28", description="router")
+        netbox.add_address("10.8.0.3/28", description="a switch")
+        outside = request.param == "netbox"
+        with world.database.write() as conn:
+            # In place of the world's own.
+            conn.execute(tables.prefix.delete())
+            wanted = PrefixCreate.model_validate(place | ({"netbox_id": 7} if outside else {}))
+            made = prefixes.create_prefix(conn, wanted, world.now())
+            if not outside:
+                excluded = HoldCreate(kind="excluded", first=ip_address("10.8.0.3"))
+                holds.create_hold(conn, made.prefix_id, excluded, "me", world.now())
+        source = NetBox(netbox.url, TOKEN, "ppec")
+        supply = AddressSupply(world.database, source, standing=2, now=world.now)
+        yield Kept(world, supply if outside else BuiltIn())
+
+
+def test_a_batch_gets_an_address_each(kept: Kept) -> None:
+    got = kept.addresses(kept.create(count=5))
+    assert sorted(got, key=ip_address) == FREE[:5]
+    assert kept.addresses(kept.create({"prefix": CIDR}, {"prefix": CIDR}, count=2)) != got
+
+
+def test_more_than_there_are_is_refused_with_counts_and_changes_nothing(kept: Kept) -> None:
+    kept.create(count=10)
+    before = [kept.count(table) for table in (tables.vm, tables.operation, tables.allocation, tables.address_event)]
+    with pytest.raises(PpecError) as caught:
+        kept.create({"prefix": CIDR}, {"prefix": CIDR}, count=2)
+    assert caught.value.code == "placement.no_capacity"
+    (counted,) = caught.value.details["prefixes"]
+    assert (counted["prefix"], counted["free"], counted["total"]) == (CIDR, 2, 12)
+    assert before == [
+        kept.count(table) for table in (tables.vm, tables.operation, tables.allocation, tables.address_event)
+    ]
+    assert len(set(kept.addresses(kept.create(count=2)))) == 2
+
+
+def test_an_address_by_number_is_granted_once(kept: Kept) -> None:
+    assert kept.addresses(kept.create({"address": "10.8.0.9"})) == ["10.8.0.9"]
+    for taken in ("10.8.0.9", "10.8.0.3"):
+        with pytest.raises(PpecError) as caught:
+            kept.create({"address": taken})
+        assert caught.value.code in ("address.in_use", "address.reserved")
+    with pytest.raises(PpecError) as gateway:
+        kept.create({"address": "10.8.0.1"})
+    assert gateway.value.code == "address.not_usable"
+
+
+def test_everything_there_is_is_granted_and_nothing_twice(kept: Kept) -> None:
+    got = [address for _ in range(12) for address in kept.addresses(kept.create())]
+    assert sorted(got, key=ip_address) == FREE
+    with pytest.raises(PpecError):
+        kept.create()
+
+
+def test_what_is_released_rests_and_comes_again(kept: Kept) -> None:
+    made = kept.create(count=12)
+    with kept.world.running():
+        assert kept.world.ended(made.operation_id).state is OperationState.SUCCEEDED
+        delete = VmsAction.model_validate({"action": "delete", "vms": [item.name for item in made.items[:3]]})
+        kept.world.ended(kept.accepting().act(delete, kept.world.ask).operation_id)
+    with pytest.raises(PpecError) as caught:
+        kept.create()
+    assert caught.value.details["prefixes"][0]["quarantined"] == 3
+    kept.world.ahead = timedelta(seconds=61)
+    again = kept.addresses(kept.create(count=3))
+    assert len(set(again)) == 3
