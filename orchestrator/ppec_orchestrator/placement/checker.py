@@ -224,7 +224,8 @@ class Replay:
         memory, disk, cpus = _whole(host)
         counts = range(1, (min(16, len(host.cells), shape.vcpus, shape.memory_mib) if shape.numa.multi_cell else 1) + 1)
         fewest = min(p[_cpu(shape)] * k for k in counts for c in host.cells if (p := _part(shape, c, k)))
-        size = -(-shape.memory_mib * 1024 // (shape.numa.huge_page_kib or 1024)) * max(
+        page_kib = shape.numa.huge_page_kib or 1024
+        size = shape.memory_mib * 1024 // page_kib * page_kib // 1024
             shape.numa.huge_page_kib // 1024, 1
         )
         by = (-size / memory, -(0 if shape.pool else shape.disk_mib) / disk, fewest / cpus, 1.0)

@@ -264,7 +264,11 @@ class _Batch:
             return None
         row, columns = self._seats[step]
         score, broken = float(candidates.key[row]), self.ranks.broken(self.workspace, vm, row)
-        return self.workspace.take(row, columns, candidates.fitting, vm), best[1], broken, score, ()
+        taken = self.workspace.take(row, columns, candidates.fitting, vm)
+        if self.spare is not None:
+            # A warning is no condition: what is exposed by it is named in the end.
+            self.spare.admits(vm, row, columns)
+        return taken, best[1], broken, score, ()
 
     def _take_best(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
         """The best host that fits it as it stands. Where N+1 turns the VM away, other cells of the host are tried, and
