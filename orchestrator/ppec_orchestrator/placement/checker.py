@@ -226,8 +226,6 @@ class Replay:
         fewest = min(p[_cpu(shape)] * k for k in counts for c in host.cells if (p := _part(shape, c, k)))
         page_kib = shape.numa.huge_page_kib or 1024
         size = shape.memory_mib * 1024 // page_kib * page_kib // 1024
-            shape.numa.huge_page_kib // 1024, 1
-        )
         by = (-size / memory, -(0 if shape.pool else shape.disk_mib) / disk, fewest / cpus, 1.0)
         after = [
             v + (2 * x * d + d * d) / n - (2 * mean * d + d * d / n) / n
