@@ -264,9 +264,11 @@ class _Batch:
             return None
         row, columns = self._seats[step]
         score, broken = float(candidates.key[row]), self.ranks.broken(self.workspace, vm, row)
+        # A warning is no condition, but has to look on: before the VM is there, and after.
+        if self.spare is not None:
+            self.spare.may_stand(row)
         taken = self.workspace.take(row, columns, candidates.fitting, vm)
         if self.spare is not None:
-            # A warning is no condition: what is exposed by it is named in the end.
             self.spare.admits(vm, row, columns)
         return taken, best[1], broken, score, ()
 
