@@ -20,7 +20,7 @@ SHAPE = Shape(vcpus=2, memory_mib=1024, disk_mib=1000)
 
 
 def make_fleet(conn: Connection, hosts: int = 2, cores: int = 4, addresses: str = "10.0.0.0/26") -> None:
-    """`hosts` hosts of one cell each in one rack, served by one prefix."""
+    """`hosts` hosts of one cell each in one rack, served by one prefix whose addresses do not rest."""
     conn.execute(insert(t.datacentre).values(id=1, name="d1", region="r"))
     conn.execute(insert(t.cluster).values(id=1, name="c1", datacentre_id=1, architecture="x86_64"))
     conn.execute(insert(t.rack).values(id=1, name="r1", cluster_id=1))
@@ -29,7 +29,7 @@ def make_fleet(conn: Connection, hosts: int = 2, cores: int = 4, addresses: str 
     conn.execute(
         insert(t.prefix).values(
             id=1, vrf_id=1, cidr=addresses, family=4, bridge="br0", cluster_id=1, nameservers=[],
-            first=str(usable.first), last=str(usable.last),
+            first=str(usable.first), last=str(usable.last), quarantine_s=0,
         )
     )  # fmt: skip
     insert_ipv4_rows(conn, 1, usable)

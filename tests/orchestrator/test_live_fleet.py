@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -16,6 +17,7 @@ from small_fleet import NOW, SHAPE, add_vms, make_fleet
 from sqlalchemy import Connection, event, insert, select, text, update
 
 from ppec_contract.api import HostLiveness, HostUpdate
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.vm import Size
 from ppec_orchestrator.operations.live_fleet import LiveFleet
 from ppec_orchestrator.operations.planning import Planned, Planning
@@ -23,12 +25,13 @@ from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import Planner, plan
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import PlanRequest, Shape
+from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest
 from ppec_orchestrator.store import seats, sizes
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.fleet import changes_since, load_fleet
 from ppec_orchestrator.store.hosts import delete_host, flush_last_seen, update_host
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.reservations import release, reserve
 
 SILENT_AFTER_S = 30
@@ -294,6 +297,43 @@ def test_what_this_process_committed_is_not_read_again(database: Database, clock
         planning.carry_through(asked(2), commit, writes)
         assert any("allocation_cell" in statement for statement in reads) is (round_ == 0)
     same(planning.fleet.current(), whole(database, clock))
+
+
+def test_a_vm_takes_as_many_addresses_as_its_networks_say(database: Database, clock: Any) -> None:
+    """Between two looks at the free ones: by who commits it, and by another who reads that VMs have come."""
+    with database.write() as conn:
+        make_fleet(conn, hosts=2, cores=8)
+    here, there = (Planning(database, silent_after_s=SILENT_AFTER_S, now=clock) for _ in range(2))
+    for planning in (here, there):
+        planning.carry_through(asked(1), _write(database), _reserving())
+    looked = [planning.fleet._known.round_s for planning in (here, there)]  # type: ignore[union-attr]
+    mine = frozenset({1})
+    profile = replace(asked(1).vms[0].profile, networks=(mine, mine, None), fixed=(mine,))
+    request = PlanRequest((VmRequest(new := uuid4(), f"v{new.hex[:12]}", profile),))
+    wanted = [NetworkWanted(prefix="10.0.0.0/26"), NetworkWanted(prefix="10.0.0.0/26")]
+    networks = [*wanted, NetworkWanted(), NetworkWanted(address="10.0.0.40")]
+    here.carry_through(request, _write(database), _reserving(networks))
+    for planning in (here, there):
+        planning.fleet.plan(asked(1))
+        assert planning.fleet._known.planner.fleet.free_addresses == {1: 62 - 2 - 4}  # type: ignore[union-attr]
+    assert looked == [planning.fleet._known.round_s for planning in (here, there)]  # type: ignore[union-attr]
+    same(there.fleet.current(), whole(database, clock))
+
+
+def _reserving(networks: Sequence[NetworkWanted] = ANY_NETWORK) -> Callable[[Connection, Planned], None]:
+    def writes(conn: Connection, planned: Planned) -> None:
+        add_vms(conn, [place.vm_id for place in planned.plan.placed])
+        planned.reserve(conn, networks)
+
+    return writes
+
+
+def _write(database: Database) -> Callable[[Callable[[Connection], None]], None]:
+    def commit(writes: Callable[[Connection], None]) -> None:
+        with database.write() as conn:
+            writes(conn)
+
+    return commit
 
 
 def test_what_is_not_committed_is_not_seen(database: Database, clock: Any) -> None:

@@ -39,7 +39,7 @@ class _Names:
 
     images: Mapping[int, str]
     vrfs: Mapping[int | None, str]
-    prefixes: Mapping[int, tuple[int, Mapping[str, str]]]
+    prefixes: Mapping[int, tuple[int, Mapping[str, str | None]]]
 
 
 def show(conn: Connection, ref: str, silent_before: datetime) -> VmView:
@@ -64,8 +64,12 @@ def _names(conn: Connection) -> _Names:
     vrfs = {row.id: row.name for row in conn.execute(select(vrf.c.id, vrf.c.name))}
     images = {row.id: row.name for row in conn.execute(select(image.c.id, image.c.name))}
     prefixes = conn.execute(select(prefix.c.id, prefix.c.family, prefix.c.cidr, prefix.c.vrf_id))
-    told = {row.id: (row.family, {"prefix": row.cidr, "vrf": vrfs[row.vrf_id]}) for row in prefixes}
+    told = {row.id: (row.family, {"prefix": row.cidr, "vrf": vrfs[row.vrf_id]} | _NOT_TOLD) for row in prefixes}
     return _Names(images, vrfs, told)
+
+
+# Of an address that stands with its VM.
+_NOT_TOLD = {"state": None, "until": None, "reserved_for": None}
 
 
 def _rows(keys: Keys, silent_before: datetime) -> Select[Any]:
@@ -159,7 +163,7 @@ def _cells(text: str) -> list[int]:
     return sorted(map(int, text.split())) if " " in text else [int(text)]
 
 
-def _addresses(text: str, names: _Names, owner: Mapping[str, str]) -> list[Mapping[str, str]]:
+def _addresses(text: str, names: _Names, owner: Mapping[str, str]) -> list[Mapping[str, str | None]]:
     """IPv4 first, then as asked for: `GrantedAddress.order`."""
     held = []
     for one in text.split():

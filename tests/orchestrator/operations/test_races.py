@@ -16,6 +16,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from ppec_contract.api import BatchMode, Policy, VmsCreate
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.ipdb.provider import BuiltIn
 from ppec_orchestrator.operations.accept import Acceptor, Ask
 from ppec_orchestrator.operations.planning import Planned, Planning
 from ppec_orchestrator.placement.plan import Placement, Plan
@@ -30,7 +31,7 @@ VCPUS, MEMORY_MIB, DISK_MIB = 2, 1024, 8192
 
 
 def acceptor(world: Any, database: Database) -> Acceptor:
-    return Acceptor(database, Planning(database, silent_after_s=3600, now=world.now), world.now)
+    return Acceptor(database, Planning(database, silent_after_s=3600, now=world.now), world.now, BuiltIn())
 
 
 def leave_room_for(database: Database, vms: int) -> None:
