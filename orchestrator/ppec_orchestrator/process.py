@@ -8,6 +8,7 @@ only then the listener.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
 import socket
@@ -131,7 +132,32 @@ def _operating(services: Services) -> Iterator[Services]:
         stack.callback(dispatcher.close)
         operations.start(replica)
         stack.callback(operations.stop)
+        stack.enter_context(_knowing_the_fleet(ports.planning))
         yield dataclasses.replace(services, operations=operations)
+
+
+@contextmanager
+def _knowing_the_fleet(planning: Planning) -> Iterator[None]:
+    """Reads the fleet beside the start: of ten thousand hosts that takes seconds, which the first request would
+    wait."""
+    thread = threading.Thread(target=_read_fleet, args=(planning,), name="ppec-fleet")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def _read_fleet(planning: Planning) -> None:
+    try:
+        fleet = planning.fleet.current()
+    except PpecError as error:
+        # The first plan reads it, or says so.
+        _log.warning("fleet.not_read", code=error.code, error=error.message)
+        return
+    # It stays, as do all modules: the garbage collector need not look through them again and again.
+    gc.freeze()
+    _log.info("fleet.read", hosts=len(fleet.hosts), vms=sum(len(host.vms) for host in fleet.hosts))
 
 
 @contextmanager

@@ -134,6 +134,11 @@ def test_a_host_joins_over_tls_and_the_record_survives_a_kill(orchestrator: Proc
     assert token not in orchestrator.log()
     assert (orchestrator.state / "admin.token").read_text().strip() not in orchestrator.log()
     assert "request.failed" not in orchestrator.log()
+    # Each start knows the fleet before anybody asks for a VM: of no host at first, of one later.
+    read = [line for line in orchestrator.log().splitlines() if "fleet.read" in line]
+    assert ["hosts=0" in read[0] or '"hosts": 0' in read[0], "hosts=1" in read[1] or '"hosts": 1' in read[1]] == [
+        True
+    ] * 2
 
 
 def test_tokens_made_and_revoked_and_a_certificate_of_another_fleet(orchestrator: Process, tmp_path: Path) -> None:
