@@ -344,9 +344,8 @@ def test_the_choices_offered_are_those_of_the_contract() -> None:
     from ppec_contract import host
     from ppec_orchestrator.cli import catalogue, operations, vms, wanted
 
-    # Of an annotated option the choices are those of its type.
-    assert set(get_args(get_args(wanted.Policy)[0])) == set(Policy)
-    assert set(get_args(get_args(wanted.Mode)[0])) == set(BatchMode)
+    assert set(get_args(wanted.Policy)) == set(Policy)
+    assert set(get_args(wanted.Mode)) == set(BatchMode)
     assert set(get_args(vms.Record)) == set(VmRecord)
     assert set(get_args(operations.State)) == set(OperationState)
     assert get_args(catalogue.Architecture) == get_args(host.Architecture)

@@ -5,7 +5,7 @@ shown."""
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,37 +20,9 @@ if TYPE_CHECKING:
 PATH = "/v1/plans"
 
 
-def explain(  # noqa: PLR0913, PLR0917 - one parameter per option
-    context: typer.Context,
-    image: wanted.Image,
-    names: wanted.NewNames = None,
-    flavor: wanted.Flavor = None,
-    vcpus: wanted.Vcpus = None,
-    memory_mib: wanted.MemoryMib = None,
-    disk_mib: wanted.DiskMib = None,
-    items: wanted.Items = None,
-    name: wanted.BaseName = None,
-    count: wanted.Count = None,
-    policy: wanted.Policy = "balanced",
-    mode: wanted.Mode = "all-or-nothing",
-    at_least: wanted.AtLeast = None,
-    region: wanted.Region = None,
-    datacentre: wanted.Datacentre = None,
-    cluster: wanted.Cluster = None,
-    rack: wanted.Rack = None,
-    host: wanted.Host = None,
-    vrf: wanted.Vrf = None,
-    network: wanted.Networks = None,
-    host_label: wanted.HostLabels = None,
-    avoid_label: wanted.AvoidLabels = None,
-    apart: wanted.Apart = None,
-    together: wanted.Together = None,
-    n_plus_one: wanted.NPlusOne = None,
-    user_data: wanted.UserData = None,
-    label: wanted.VmLabels = None,
-) -> None:
+@wanted.takes_a_request
+def explain(context: typer.Context, body: Any) -> None:
     """Say where VMs would go and why, and why not: takes what `ppec vm create` takes, and makes nothing."""
-    body = wanted.request(locals(), "explain")
     from ppec_contract.api_placement import PlanView
 
     session = session_of(context)

@@ -105,46 +105,20 @@ def label(
 
 
 @app.command("create")
-def create(  # noqa: PLR0913, PLR0917 - one parameter per option
+@wanted.takes_a_request
+def create(
     context: typer.Context,
-    image: wanted.Image,
-    names: wanted.NewNames = None,
-    flavor: wanted.Flavor = None,
-    vcpus: wanted.Vcpus = None,
-    memory_mib: wanted.MemoryMib = None,
-    disk_mib: wanted.DiskMib = None,
-    items: wanted.Items = None,
-    name: wanted.BaseName = None,
-    count: wanted.Count = None,
-    policy: wanted.Policy = "balanced",
-    mode: wanted.Mode = "all-or-nothing",
-    at_least: wanted.AtLeast = None,
-    region: wanted.Region = None,
-    datacentre: wanted.Datacentre = None,
-    cluster: wanted.Cluster = None,
-    rack: wanted.Rack = None,
-    host: wanted.Host = None,
-    vrf: wanted.Vrf = None,
-    network: wanted.Networks = None,
-    host_label: wanted.HostLabels = None,
-    avoid_label: wanted.AvoidLabels = None,
-    apart: wanted.Apart = None,
-    together: wanted.Together = None,
-    n_plus_one: wanted.NPlusOne = None,
-    user_data: wanted.UserData = None,
-    label: wanted.VmLabels = None,
+    body: Any,
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never creates twice.")] = None,
     wait: Wait = False,
 ) -> None:
     """Create one VM or a batch."""
     from ppec_contract.api import OperationView
+    from ppec_orchestrator.cli.operations import accepted
 
-    body = wanted.request(locals(), "vm create")
     session = session_of(context)
     # The key is made here when none is given: a repeat after a lost answer is still the same request.
     key = idempotency_key or str(uuid.uuid4())
-    from ppec_orchestrator.cli.operations import accepted
-
     accepted(session, session.client.post(VM.path, body, OperationView, idempotency_key=key), wait=wait)
 
 

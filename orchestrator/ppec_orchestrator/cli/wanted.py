@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -16,50 +19,68 @@ from ppec_orchestrator.cli import lists
 if TYPE_CHECKING:
     from ppec_contract.api import VmsCreate
 
-Image = Annotated[str, typer.Option(help="Image their root disks start from.")]
-NewNames = Annotated[list[str] | None, typer.Argument(help="Names, one VM each.")]
-Flavor = Annotated[str | None, typer.Option(help="Size of the VMs.")]
-Vcpus = Annotated[int | None, typer.Option(help="In place of a flavor, with --memory-mib and --disk-mib.")]
-MemoryMib = Annotated[int | None, typer.Option(help="In place of a flavor.")]
-DiskMib = Annotated[int | None, typer.Option(help="In place of a flavor.")]
-Items = Annotated[
-    str | None, typer.Option(help="A JSON file with a list of VMs of different sizes (`name`, `flavor` or `size`, …).")
-]
-BaseName = Annotated[str | None, typer.Option(help="Name of one VM, or of a batch: NAME-1, NAME-2, …")]
-Count = Annotated[int | None, typer.Option(help="How many.")]
-Policy = Annotated[Literal["balanced", "pack", "spread"], typer.Option(help="How hosts that fit are ranked.")]
-Mode = Annotated[
-    Literal["all-or-nothing", "best-effort"], typer.Option(help="What happens when not all of them work out.")
-]
-AtLeast = Annotated[
-    int | None, typer.Option(help="Best effort: what can be had without waiting for others, or else none.")
-]
-Region = Annotated[str | None, typer.Option(help="Only in this region.")]
-Datacentre = Annotated[str | None, typer.Option(help="Only in this data centre.")]
-Cluster = Annotated[str | None, typer.Option(help="Only in this cluster.")]
-Rack = Annotated[str | None, typer.Option(help="Only in this rack.")]
-Host = Annotated[str | None, typer.Option(help="Only on this host.")]
-Vrf = Annotated[str | None, typer.Option(help="Only where this VRF is.")]
-Networks = Annotated[
-    list[str] | None,
-    typer.Option(help="An address it gets: a prefix to take one of, just this address, or any; may repeat."),
-]
-HostLabels = Annotated[
-    list[str] | None, typer.Option(help="Only on hosts with this label, KEY or KEY=VALUE; may repeat.")
-]
-AvoidLabels = Annotated[
-    list[str] | None, typer.Option(help="Not on hosts with this label, KEY or KEY=VALUE; may repeat.")
-]
-Apart = Annotated[
-    list[str] | None,
-    typer.Option(help="Apart from others of this group: NAME, or NAME:host|rack|datacentre, with :soft if need be."),
-]
-Together = Annotated[list[str] | None, typer.Option(help="Together with others of this group; said as for --apart.")]
-NPlusOne = Annotated[
-    str | None, typer.Option(help="off, warn or required; with :rack after the loss of a rack in place of a host.")
-]
-UserData = Annotated[str | None, typer.Option(help="A file of cloud-init user data; - for stdin.")]
-VmLabels = Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may repeat.")]
+Policy = Literal["balanced", "pack", "spread"]
+Mode = Literal["all-or-nothing", "best-effort"]
+Texts = list[str] | None
+
+
+def _option(kind: Any, help_text: str, default: Any = None) -> tuple[Any, Any]:
+    return Annotated[kind, typer.Option(help=help_text)], default
+
+
+# By parameter: the annotation that typer reads, and the default. Those without one come first.
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    "image": _option(str, "Image their root disks start from.", ...),
+    "names": (Annotated[Texts, typer.Argument(help="Names, one VM each.")], None),
+    "flavor": _option(str | None, "Size of the VMs."),
+    "vcpus": _option(int | None, "In place of a flavor, with --memory-mib and --disk-mib."),
+    "memory_mib": _option(int | None, "In place of a flavor."),
+    "disk_mib": _option(int | None, "In place of a flavor."),
+    "items": _option(str | None, "A JSON file with a list of VMs of different sizes (`name`, `flavor` or `size`, …)."),
+    "name": _option(str | None, "Name of one VM, or of a batch: NAME-1, NAME-2, …"),
+    "count": _option(int | None, "How many."),
+    "policy": _option(Policy, "How hosts that fit are ranked.", "balanced"),
+    "mode": _option(Mode, "What happens when not all of them work out.", "all-or-nothing"),
+    "at_least": _option(int | None, "Best effort: what can be had without waiting for others, or else none."),
+    "region": _option(str | None, "Only in this region."),
+    "datacentre": _option(str | None, "Only in this data centre."),
+    "cluster": _option(str | None, "Only in this cluster."),
+    "rack": _option(str | None, "Only in this rack."),
+    "host": _option(str | None, "Only on this host."),
+    "vrf": _option(str | None, "Only where this VRF is."),
+    "network": _option(Texts, "An address it gets: a prefix to take one of, just this address, or any; may repeat."),
+    "host_label": _option(Texts, "Only on hosts with this label, KEY or KEY=VALUE; may repeat."),
+    "avoid_label": _option(Texts, "Not on hosts with this label, KEY or KEY=VALUE; may repeat."),
+    "apart": _option(
+        Texts, "Apart from others of this group: NAME, or NAME:host|rack|datacentre, with :soft if need be."
+    ),
+    "together": _option(Texts, "Together with others of this group; said as for --apart."),
+    "n_plus_one": _option(str | None, "off, warn or required; with :rack after the loss of a rack in place of a host."),
+    "user_data": _option(str | None, "A file of cloud-init user data; - for stdin."),
+    "label": _option(Texts, "KEY=VALUE; may repeat."),
+}
+
+
+def takes_a_request(command: Callable[..., None]) -> Callable[..., None]:
+    """For commands that want VMs: they have `OPTIONS` besides their own, and get what these say as `body`."""
+    own = {name: each for name, each in signature(command).parameters.items() if name != "body"}
+    hints = {name: each for name, each in get_type_hints(command, include_extras=True).items() if name in own}
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        body = request({name: given.pop(name) for name in OPTIONS}, command.__name__)
+        command(body=body, **given)
+
+    asked = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=Parameter.empty if default is ... else default, annotation=kind)
+        for name, (kind, default) in OPTIONS.items()
+    ]
+    mine = [each.replace(kind=Parameter.KEYWORD_ONLY, annotation=hints[name]) for name, each in own.items()]
+    # What typer reads: names, defaults and types.
+    run.__signature__ = Signature([*mine, *asked])  # type: ignore[attr-defined]
+    run.__annotations__ = hints | {name: kind for name, (kind, _) in OPTIONS.items()}
+    return run
+
 
 # Options that go into the request as they are.
 _AS_THEY_ARE = (
