@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastapi.testclient import TestClient
 
@@ -23,7 +24,8 @@ def test_the_live_fleet_is_exported(ipv4_site: TestClient, services: Services) -
     read = read_fleet(response.content, "the fleet").fleet
     with services.database.read() as conn:
         live = load_fleet(conn, now=services.now(), silent_after_s=services.settings.silent_after_s)
-    assert read.hosts == live.hosts
+    # How often hosts changed is the database's own count, and no part of a snapshot.
+    assert read.hosts == tuple(replace(host, generation=0, mark=0) for host in live.hosts)
     assert [host.name for host in read.hosts] == ["h1", "h2"]
     assert read.free_addresses == live.free_addresses == {1: 29}
 

@@ -8,7 +8,8 @@
      "hosts": [{"name": "h1", …, "cells": [{"cell": 0, …}], "vms": [{"name": "db-1", "profile": "p1", …}]}],
      "requests": {"batch": [{"name": "db-2", "profile": "p1", "groups": ["db"]}]}}
 
-A prefix without a bound is left out of `prefixes`.
+A prefix without a bound is left out of `prefixes`. By what a database tells that a host changed (`generation`,
+`mark`) is its own and left out as well: nothing is committed on a file.
 """
 
 from __future__ import annotations
