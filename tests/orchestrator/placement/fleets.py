@@ -58,7 +58,9 @@ NETWORKS: tuple[tuple[Network, ...], ...] = (
     (frozenset({1}),),
     (None, frozenset({1, 3})),
     (frozenset({2, 3}), frozenset({1})),
+    (),
 )
+FIXED: tuple[tuple[frozenset[int], ...], ...] = ((), (), (), (frozenset({1}),), (frozenset({2, 3}), frozenset({1})))
 _MOST = {"cores": 8, "shared_vcpus": 8, "pages_2m": 2048, "pages_1g": 2, "nvme": 2}
 
 
@@ -119,7 +121,7 @@ def a_profile(rng: random.Random) -> Profile:
         pool=rng.choice(("", "", "", "fast")),
         nvme=rng.choice((0, 0, 0, 1, 2)),
     )
-    return Profile(shape, "x86_64", rng.choice(PLACES), networks=rng.choice(NETWORKS))
+    return Profile(shape, "x86_64", rng.choice(PLACES), networks=rng.choice(NETWORKS), fixed=rng.choice(FIXED))
 
 
 def a_request(rng: random.Random, most_vms: int = 8, **fixed: Any) -> PlanRequest:

@@ -159,6 +159,16 @@ def test_a_host_served_by_two_prefixes_of_a_family_uses_the_second_when_the_firs
     assert (len(result.placed), reasons(result)) == (1, {Reason.ADDRESSES: 1})
 
 
+def test_an_address_asked_for_by_number_needs_a_prefix_that_serves_the_host_and_none_that_is_free() -> None:
+    two = Fleet.build([host("h1", prefixes=((1,),)), host("h2", prefixes=((2,),))], {1: 9, 2: 0})
+    alone = request(1)
+    profile = replace(alone.vms[0].profile, networks=(), fixed=(frozenset({2}),))
+    asked = replace(alone, vms=(replace(alone.vms[0], profile=profile),))
+    assert hosts_of(plan(two, asked)) == ["h2"]
+    elsewhere = Fleet.build([host("h1", prefixes=((1,),))], {1: 9})
+    assert reasons(plan(elsewhere, asked)) == {Reason.NOT_SERVED: 1}
+
+
 def test_equal_fleets_give_equal_plans_whatever_order_they_were_read_in() -> None:
     hosts = [host(f"h{n}", rack=f"r{n % 3}") for n in range(9)]
     asked = request(7, policy=Policy.SPREAD)
