@@ -7,14 +7,15 @@ import random
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any
 from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, event, func, select
 
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
@@ -200,12 +201,22 @@ def test_a_small_ipv6_range_is_used_again_from_the_start(
 
 
 def test_a_thousand_addresses_cost_a_few_statements(ipv4_site: TestClient, database: Database, host_id: int) -> None:
+    """However many hosts and VMs: of a named prefix, and of each family."""
     _post(ipv4_site, "prefixes", PREFIX | {"cidr": "10.16.0.0/21", "gateway": None, "rack": "r1"})
-    before = database.commits
+    _post(ipv4_site, "prefixes", IPV6)
+    _post(ipv4_site, "hosts", {"name": "h2", "rack": "r1", "vrf": "red", "address": "192.0.2.2"})
+    with database.read() as conn:
+        hosts = conn.execute(select(tables.host.c.id)).scalars().all()
+    wanted = {vm_id: hosts[number % 2] for number, vm_id in enumerate(_ids(1000))}
+    networks = [NetworkWanted(), NetworkWanted(prefix=ip_network("10.16.0.0/21"))]
+    statements: list[str] = []
     with database.write() as conn:
-        granted = _grant(conn, host_id, _ids(1000))
-    assert len({a.address for addresses in granted.values() for a in addresses}) == 1000
-    assert database.commits == before + 1
+        listens = event.listens_for(conn, "before_cursor_execute")
+        listens(lambda _conn, _cursor, statement, *_: statements.append(statement))
+        ipdb.grant(conn, wanted, networks)
+        assert len(statements) < 15
+        granted = ipdb.addresses_of(conn, list(wanted))
+    assert len({a.address for addresses in granted.values() for a in addresses}) == 3000
 
 
 @pytest.mark.parametrize("family", [4, 6])
