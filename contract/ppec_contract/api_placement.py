@@ -81,10 +81,11 @@ class PlacedView(Model):
 
 
 class ChangeView(Model):
-    """A change that makes a refused VM fit: a rule given up (`give-up`), a drain ended (`end-drain`), addresses added
-    (`add-addresses`), another size (`other-size`), room freed (`free-room`). `details` are its own fields."""
+    """A change that makes a refused VM fit: a rule given up (`give-up`), a drain ended (`end-drain`), running VMs moved
+    to other cells of their host (`retune`), addresses added (`add-addresses`), another size (`other-size`), room freed
+    (`free-room`). `details` are its own fields."""
 
-    kind: Literal["give-up", "end-drain", "add-addresses", "other-size", "free-room"]
+    kind: Literal["give-up", "end-drain", "retune", "add-addresses", "other-size", "free-room"]
     sentence: str
     details: dict[str, Any] = Field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.operations.live_fleet import LiveFleet
 from ppec_orchestrator.placement.advice import advise
 from ppec_orchestrator.placement.applied import applied
-from ppec_orchestrator.placement.changes import AddAddresses, Change, EndDrain, FreeRoom, GiveUp, OtherSize
+from ppec_orchestrator.placement.changes import AddAddresses, Change, EndDrain, FreeRoom, GiveUp, OtherSize, Retune
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.request import PlanRequest
@@ -23,6 +23,7 @@ MOST_CHANGES = 5
 _KINDS = {
     GiveUp: "give-up",
     EndDrain: "end-drain",
+    Retune: "retune",
     AddAddresses: "add-addresses",
     OtherSize: "other-size",
     FreeRoom: "free-room",

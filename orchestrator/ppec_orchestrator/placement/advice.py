@@ -20,6 +20,7 @@ from ppec_orchestrator.placement.changes import (
     FreeRoom,
     GiveUp,
     OtherSize,
+    Retune,
     rules_of,
 )
 from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState
@@ -29,12 +30,17 @@ from ppec_orchestrator.placement.shortage import Shortage
 
 # Hosts named in one change.
 MOST_NAMED = 20
+# Running VMs that may change cells for one.
+MOST_MOVES = 4
 
 
 def advise(fleet: Fleet, vm: VmRequest) -> list[Change]:
     """Cheapest first; empty where no single kind of change helps. Every one of them makes the VM fit."""
     adviser = _Adviser(fleet, vm)
-    found = [*adviser.give_up(), *adviser.end_drain(), *adviser.add_addresses(), *adviser.other_size(), *adviser.free()]
+    kinds = (
+        adviser.give_up, adviser.end_drain, adviser.retune, adviser.add_addresses, adviser.other_size, adviser.free,
+    )  # fmt: skip
+    found = [change for kind in kinds for change in kind()]
     return sorted(found, key=lambda change: change.cost)
 
 
@@ -65,6 +71,12 @@ class _Adviser:
         rested = self._fitting(replace(host, draining=False) for host in drained) if drained else []
         if rested:
             yield EndDrain(tuple(rested[:MOST_NAMED]))
+
+    def retune(self) -> Iterator[Change]:
+        """Where a host has all that is wanted, in the wrong cells."""
+        answer = self.planner.plan(PlanRequest((self.vm,), Policy.PACK, most_moves=MOST_MOVES))
+        if answer.placed and answer.evidence[0].moves:
+            yield Retune(answer.placed[0].host, answer.evidence[0].moves)
 
     def add_addresses(self) -> Iterator[Change]:
         """For hosts that have everything but an address."""

@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.plan import Evidence, Move, Plan
 from ppec_orchestrator.placement.request import VmRequest, Where
 
 # What is said of the parts of a request that can be given up.
@@ -73,6 +75,26 @@ class EndDrain:
     def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
         host = _host(fleet, self.hosts[0])
         return fleet.changed([replace(host, draining=False)]), vm
+
+
+@dataclass(frozen=True, slots=True)
+class Retune:
+    """Running VMs change cells on their host, in this order, so that one opens."""
+
+    host: str
+    moves: tuple[Move, ...]
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return 2, 1.0 + len(self.moves)
+
+    def sentence(self) -> str:
+        count = len(self.moves)
+        return f"retune {self.host}: {count} running VM{'s change' if count > 1 else ' changes'} cells"
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        moves = Evidence(vm.vm_id, step=0, candidates=0, score=0.0, moves=self.moves)
+        return applied(fleet, (), Plan((), (), (moves,))), vm
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +185,7 @@ class FreeRoom:
         return replace(host, cells=cells, pools=pools, disk_free_mib=host.disk_free_mib + own_mib)
 
 
-Change = GiveUp | EndDrain | AddAddresses | OtherSize | FreeRoom
+Change = GiveUp | EndDrain | Retune | AddAddresses | OtherSize | FreeRoom
 
 
 def rules_of(vm: VmRequest) -> list[str]:

@@ -11,7 +11,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Select, String, bindparam, select, type_coerce
 from sqlalchemy import cast as sql_cast
 
-from ppec_contract.vm import NumaPolicy
+from ppec_contract.vm import CpuPolicy, NumaPolicy
 from ppec_orchestrator.placement.fleet import SeatedVm
 from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.placement.request import Group, Profile, Shape, VmRequest, Where
@@ -69,7 +69,7 @@ class SeatedVms:
             self._new.setdefault(seated, seated),
             self._cells.setdefault(place.cells, place.cells),
             tuple(sorted(vm.groups, key=lambda group: group.name)),
-            movable=not place.nvme,
+            movable=_movable(seated),
         )
 
     def _seated(
@@ -77,10 +77,8 @@ class SeatedVms:
     ) -> SeatedVm:
         sat = tuple(cells)
         profile = self._profile((row[3:9], drives, place))
-        # Drives are handed through whole, and are near their cell.
-        return SeatedVm(
-            row[1], row[2], profile, self._cells.setdefault(sat, sat), groups.get(row[1], ()), movable=not drives
-        )
+        sits = self._cells.setdefault(sat, sat)
+        return SeatedVm(row[1], row[2], profile, sits, groups.get(row[1], ()), movable=_movable(profile))
 
     def _profile(self, key: tuple[Any, ...]) -> Profile:
         found = self._profiles.get(key)
@@ -97,6 +95,12 @@ class SeatedVms:
             # Elsewhere it would have to stay in its VRF: its addresses are of there.
             found = self._profiles[key] = Profile(shape, architecture, Where(vrf=vrf_name))
         return found
+
+
+def _movable(profile: Profile) -> bool:
+    """Would its host move it to another cell? Drives are handed through whole and are near their cell, and a VM that
+    floats over shared CPUs has no cores of its own that a retune could give others for."""
+    return not profile.shape.nvme and profile.shape.numa.cpus is CpuPolicy.DEDICATED
 
 
 def _statement(numa: ColumnElement[str]) -> Select[Any]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ppec_contract.api import Policy
 from ppec_orchestrator.placement.advice import advise, helps
 from ppec_orchestrator.placement.applied import applied
-from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize
+from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize, Retune
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.planner import plan
@@ -114,6 +114,16 @@ def test_a_vm_larger_than_any_cell_may_span_cells() -> None:
 def test_a_drain_that_keeps_it_out_is_named() -> None:
     fleet = Fleet.build([host("h1", draining=True), host("h2", cell(0, free=0)), host("h3", draining=True)])
     assert EndDrain(("h1", "h3")) in advise(fleet, vm())
+
+
+def test_a_host_with_room_in_the_wrong_cells_may_be_retuned() -> None:
+    """Each of its cells has two cores free: with the small VM moved, one of them has four."""
+    small = SeatedVm(UUID(int=9), "small", Profile(Shape(2, 1024, 1), "x86_64"), (0,))
+    fleet = Fleet.build([host("h1", cell(0, cores=8, free=2), cell(1, cores=8, free=2), vms=(small,))])
+    (change,) = [each for each in advise(fleet, vm()) if isinstance(each, Retune)]
+    assert [(move.name, move.cells_before, move.cells_after) for move in change.moves] == [("small", (0,), (1,))]
+    assert change.sentence() == "retune h1: 1 running VM changes cells"
+    assert helps(change, fleet, vm())
 
 
 def test_addresses_that_ran_out_are_named() -> None:
