@@ -20,6 +20,7 @@ from ppec_orchestrator.ipdb.provider import BuiltIn
 from ppec_orchestrator.operations.accept import Acceptor, Ask
 from ppec_orchestrator.operations.planning import Planned, Planning
 from ppec_orchestrator.placement.plan import Placement, Plan
+from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Group, PlanRequest, Profile, Shape, VmRequest, Where
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.database import Database
@@ -173,13 +174,16 @@ def test_vms_that_stand_apart_do_though_planned_at_once(world: Any) -> None:
         return commit
 
     def writes_of(conn: Connection, planned: Planned) -> Planned:
-        insert_vms(conn, planned.plan.placed)
-        planned.reserve(conn)
+        if planned.plan.placed:
+            insert_vms(conn, planned.plan.placed)
+            planned.reserve(conn)
         return planned
 
-    # The record has no groups: the second plan finds room again, but it is a plan on the host as it is now.
-    assert planning.carry_through(requests[0], commit_in(0), writes_of).passes == 2
-    assert passes == [1]
+    late = planning.carry_through(requests[0], commit_in(0), writes_of)
+    assert (late.passes, passes) == (2, [1])
+    # On the host as it is now, the other one stands there.
+    (refused,) = late.plan.refused
+    assert refused.reasons[Reason.ANTI_AFFINITY] == 1
 
 
 # SQLite has one writer at a time, whose turn every write waits for.
