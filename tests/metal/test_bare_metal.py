@@ -202,7 +202,7 @@ def test_a_vm_that_needs_a_whole_cell_is_refused(metal: Metal, halves: dict[str,
     with pytest.raises(CliError) as refused:
         create(metal, "big", "whole-cell")
     assert refused.value.exit_code == NO_CAPACITY
-    assert "1 host: 1 without a NUMA cell that has both cores and memory free" in refused.value.errors
+    assert "1 host: 1 without a NUMA cell that has all of it free" in refused.value.errors
     assert len(metal.orchestrator.ppec("vm", "list")) == len(halves)
 
 
