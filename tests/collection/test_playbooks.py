@@ -7,9 +7,10 @@ import json
 import uuid
 
 import pytest
-from conftest import APPLY_PLAN
 
 from ppec_contract.run import RunEvent
+
+from .conftest import APPLY_PLAN
 
 
 def variables(fleet, host):
