@@ -9,8 +9,7 @@ import subprocess
 
 import pytest
 import yaml
-
-from .conftest import BIN, ROOT
+from conftest import BIN, ROOT
 
 MODULES = sorted(path.stem for path in (ROOT / "collections/ppec/plugins/modules").glob("[a-z]*.py"))
 

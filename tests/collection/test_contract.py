@@ -14,14 +14,13 @@ from ansible_collections.ppec.cloud.plugins.module_utils.agent_actions import AC
 from ansible_collections.ppec.cloud.plugins.module_utils.agent_vms import METHOD_OF_STATE, REQUIRED_TO_CREATE
 from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client import ENDED
 from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import VIEWS
+from conftest import ROOT
 
 from ppec_contract.agent import METHODS, CreateVms, DeleteVms, FreezeVms, StopVms, VmResult
 from ppec_contract.api import OperationState, VmResize, VmsAction, VmsCreate
 from ppec_contract.module_table import TABLE_PATH, render
 from ppec_contract.run import PlanAction
 from ppec_contract.vm import VmInfo, VmSpec, VmState
-
-from .conftest import ROOT
 
 COLLECTION = ROOT / "collections/ppec"
 MODULES = sorted(path.stem for path in (COLLECTION / "plugins/modules").glob("[a-z]*.py"))

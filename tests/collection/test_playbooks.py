@@ -7,10 +7,9 @@ import json
 import uuid
 
 import pytest
+from conftest import APPLY_PLAN
 
 from ppec_contract.run import RunEvent
-
-from .conftest import APPLY_PLAN
 
 
 def variables(fleet, host):

@@ -15,11 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from conftest import APPLY_PLAN, BIN, Fleet, Host
 from test_playbooks import events_of, hostile_plan, hostile_texts, task, variables
 
 from ppec_lab.orchestrator_process import free_port
-
-from .conftest import APPLY_PLAN, BIN, Fleet, Host
 
 
 @contextmanager
