@@ -28,7 +28,7 @@ from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.tokens import create_token
 
 # What test modules here share.
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent))
 
 _TEMPLATE = "ppec_template"
 

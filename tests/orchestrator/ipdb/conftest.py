@@ -14,7 +14,7 @@ from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import Database
 
 # What test modules here share.
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent))
 IPV6 = {"vrf": "red", "cidr": "fd00::/64", "bridge": "br0", "cluster": "c1", "first": "fd00::1", "last": "fd00::8"}
 
 

@@ -37,7 +37,7 @@ from ppec_orchestrator.store.operation_views import OperationFilter
 from ppec_orchestrator.store.paging import Slice
 
 # What test modules here share.
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parent))
 WAIT_S = 60.0
 # The longest there may be, and longer than any test: what takes an operation from its living owner is the test, never
 # a slow machine.

@@ -24,7 +24,7 @@ from ppec_orchestrator.netbox import NetBox
 from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.store import holds, prefixes, tables
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "ipdb"))
+sys.path.append(str(Path(__file__).parents[1] / "ipdb"))
 from netbox_stand_in import TOKEN, serving
 
 CIDR = "10.8.0.0/28"
