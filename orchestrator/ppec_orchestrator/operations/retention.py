@@ -34,6 +34,7 @@ class Removed:
     certificates: int
     enrolment_tokens: int
     address_events: int = 0
+    plans: int = 0
 
 
 class Retention:
@@ -66,8 +67,9 @@ class Retention:
         certificates = self._in_batches(store.old_certificates(certificates_before))
         tokens = self._in_batches(store.old_enrolment_tokens(now - _TOKENS_KEPT))
         events = self._in_batches(store.old_address_events(now - timedelta(seconds=limits.keep_address_events_s)))
+        plans = self._in_batches(store.old_plans(now))
         operations = self._operations(now - timedelta(seconds=limits.keep_operations_s))
-        removed = Removed(operations, keys, certificates, tokens, events)
+        removed = Removed(operations, keys, certificates, tokens, events, plans)
         _log.info("retention.swept", **asdict(removed))
         return removed
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is old enough to go: ended operations, idempotency keys, certificates and enrolment tokens that are over, and
-the history of addresses.
+"""What is old enough to go: ended operations, idempotency keys, certificates, enrolment tokens and plans that are
+over, and the history of addresses.
 
 What goes is chosen in read transactions and deleted in short write transactions. Nothing chosen can come to be needed
 in between: what refers to an operation refers to it from the moment it is accepted, or while it is at work.
@@ -23,6 +23,7 @@ from ppec_orchestrator.store.tables import (
     idempotency_key,
     operation,
     operation_item,
+    plan,
     vm,
 )
 
@@ -139,3 +140,8 @@ def old_enrolment_tokens(before: datetime) -> OldRows:
     """
     over = or_(enrolment_token.c.used_at < before, enrolment_token.c.expires_at < before)
     return OldRows(enrolment_token, over)
+
+
+def old_plans(before: datetime) -> OldRows:
+    """Plans that had expired before this time. They hold what was asked, with user data, which may hold secrets."""
+    return OldRows(plan, plan.c.expires_at < before)

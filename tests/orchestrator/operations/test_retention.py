@@ -201,3 +201,13 @@ def test_what_befell_addresses_goes_but_not_since_when_a_vm_has_one(database: Da
     with database.read() as conn:
         left = conn.execute(select(tables.address_event.c.vm_id).order_by(tables.address_event.c.id)).scalars().all()
     assert left == [here, gone]
+
+
+def test_plans_go_when_they_have_expired(database: Database, sweeper: Retention) -> None:
+    """Nobody need make another plan for the user data of the last one to go."""
+    kept: dict[str, Any] = {"created_by": "me", "asked": {}, "input": {}, "places": [], "generations": {}}
+    with database.write() as conn:
+        for name, expires_at in (("expired", NOW - timedelta(seconds=1)), ("open", NOW + timedelta(seconds=1))):
+            conn.execute(insert(tables.plan).values(id=name, created_at=NOW - DAY, expires_at=expires_at, **kept))
+    assert sweeper.sweep(Limits()) == Removed(0, 0, 0, 0, plans=1)
+    assert left(database, tables.plan.c.id) == ["open"]
