@@ -17,12 +17,17 @@ import psycopg
 # By table, a row of it for one VM (`operation` and `step`: for one request). `?` as SQLite has it.
 _INSERTS = {
     "vm": (
-        "INSERT INTO vm (id, name, record, flavor, image_id, vcpus, memory_mib, disk_mib, user_data, tags, created_at, "
-        "operation_id, observed, numa) VALUES (?, ?, 'creating', 'c2.4', 1, 2, 4096, 40960, '', '{}', ?, ?, 'unknown', "
-        "'{}')"
+        "INSERT INTO vm (id, name, record, flavor, image_id, vcpus, memory_mib, disk_mib, user_data, labels, "
+        "created_at, operation_id, observed, numa) "
+        "VALUES (?, ?, 'creating', 'c2.4', 1, 2, 4096, 40960, '', '{}', ?, ?, 'unknown', '{}')"
     ),
     "allocation": "INSERT INTO allocation (vm_id, host_id, disk_mib) VALUES (?, ?, 40960)",
     "allocation_cell": "INSERT INTO allocation_cell (vm_id, cell, cores, memory_mib) VALUES (?, 0, 2, 4096)",
+    "vm_search": "INSERT INTO vm_search (name, vm_id, text) VALUES (?, ?, ?)",
+    "address_event": (
+        "INSERT INTO address_event (at, action, vrf, prefix_id, cidr, address_hex, vm_id, vm, operation_id) "
+        "VALUES (?, 'granted', ?, ?, ?, ?, ?, ?, ?)"
+    ),
     "operation_item": (
         "INSERT INTO operation_item (operation_id, vm_id, position, name, state, host, attempt, excluded_hosts, "
         "stage_ms) VALUES (?, ?, ?, ?, 'pending', ?, 1, '[]', '{}')"
@@ -36,6 +41,11 @@ _MARKS = {
 _CELL = (
     "UPDATE host_cell SET cores_used = cores_used + 2, memory_used_mib = memory_used_mib + 4096 "
     "WHERE host_id = ? AND cell = 0"
+)
+_FREE_ADDRESSES = (
+    "SELECT address.id, vrf.name, prefix.id, prefix.cidr, address.address_hex FROM address "
+    "JOIN prefix ON prefix.id = address.prefix_id JOIN vrf ON vrf.id = prefix.vrf_id "
+    "WHERE address.vm_id IS NULL ORDER BY address_hex DESC LIMIT 20000"
 )
 _ADDRESS = "UPDATE address SET vm_id = ? WHERE id = ?"
 _OPERATION = (
@@ -61,8 +71,9 @@ class BareCommits:
         self._cursor = self._connection.cursor()
         self._cursor.execute("SELECT id FROM host WHERE enrolled_at IS NOT NULL")
         self._hosts = [row[0] for row in self._cursor.fetchall()]
-        self._cursor.execute("SELECT id FROM address WHERE vm_id IS NULL ORDER BY address_hex DESC LIMIT 20000")
-        self._addresses = iter([row[0] for row in self._cursor.fetchall()])
+        self._cursor.execute(_FREE_ADDRESSES)
+        # The id, and what the history tells of it.
+        self._addresses = iter([(row[0], row[1:]) for row in self._cursor.fetchall()])
         self._dice = random.Random(1)
 
     def rate(self, vms: int, requests: int) -> float:
@@ -91,7 +102,11 @@ class BareCommits:
         self._many(_CELL, [(host,) for host in sorted(hosts)])
         self._many(_INSERTS["allocation"], list(zip(keys, hosts, strict=True)))
         self._many(_INSERTS["allocation_cell"], [(key,) for key in keys])
-        self._many(_ADDRESS, list(zip(keys, taken, strict=False)))
+        searched = [(name, key, f"{name} debian-12 c2.4") for name, key in zip(names, keys, strict=True)]
+        self._many(_INSERTS["vm_search"], searched)
+        self._many(_ADDRESS, [(key, address) for key, (address, _) in zip(keys, taken, strict=True)])
+        granted = zip(keys, names, taken, strict=True)
+        self._many(_INSERTS["address_event"], [(now, *told, key, name, operation) for key, name, (_, told) in granted])
         self._run(_OPERATION, (operation, now, _INPUT, 0 if self._sqlite else False))
         self._many(_STEP, [(operation, at, name) for at, name in enumerate(("reserve", "create"))])
         items = zip(keys, itertools.count(), names, hosts, strict=False)
