@@ -23,7 +23,7 @@ from ppec_orchestrator.operations.live_fleet import LiveFleet
 from ppec_orchestrator.operations.planning import Planned, Planning
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Plan
-from ppec_orchestrator.placement.planner import Planner, plan
+from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest
 from ppec_orchestrator.store import seats, sizes
@@ -365,14 +365,3 @@ def test_a_look_that_fails_is_forgotten(database: Database, clock: Any) -> None:
     with database.write() as conn:
         conn.execute(text("ALTER TABLE elsewhere RENAME TO host_cell"))
     same(live.current(), whole(database, clock))
-
-
-def test_the_planner_does_not_gather_changes_for_ever(database: Database, clock: Any) -> None:
-    with database.write() as conn:
-        make_fleet(conn, hosts=2, cores=2)
-    planner = Planner(whole(database, clock))
-    request = asked(2)
-    first = planner.plan(request)
-    planner.workspace.changes.extend([0, 1] * 200_000)
-    assert planner.plan(request) == first
-    assert len(planner.workspace.changes) < 100

@@ -115,9 +115,8 @@ class _Adviser:
         """The hosts with the least to free, of those that would do but for room."""
         candidates = self.planner.candidates(self.vm.profile, Policy.PACK)
         allowed = candidates.standing & self.planner.workspace.addresses.enough(self.vm.profile.networks)
-        closed = self.planner.closed(self.vm)
-        if closed is not None:
-            allowed[closed] = False
+        for rows in self.planner.closed(self.vm):
+            allowed[rows] = False
         shortage = Shortage(self.planner.workspace, candidates.fitting)
         weights = np.where(allowed, shortage.weights, np.inf)
         least = weights.min(initial=np.inf)
@@ -138,9 +137,8 @@ class _Adviser:
         hosts = list(changed)
         planner = Planner(self.fleet.changed(hosts))
         fits: BoolArray = planner.candidates(self.vm.profile, Policy.PACK).key < np.inf
-        closed = planner.closed(self.vm)
-        if closed is not None:
-            fits[closed] = False
+        for rows in planner.closed(self.vm):
+            fits[rows] = False
         return [host.name for host in hosts if fits[self.fleet.index[host.name]]]
 
     def _largest(self, most: int, sized: Callable[[int], Shape]) -> Shape | None:

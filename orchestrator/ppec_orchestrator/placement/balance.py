@@ -9,8 +9,9 @@ same in a fleet of ten thousand hosts as in one of ten."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import sqrt
 
 import numpy as np
@@ -23,19 +24,25 @@ Floats = NDArray[np.float64]
 # In the order of the rows of `Balance.figures`: memory free, disk free, CPUs used, VMs.
 WEIGHTS = (1.0, 1.0, 1.0, 4.0 + 1 / 320)
 Change = tuple[float, float, float, float]
-_WEIGHT_ROW = np.array(WEIGHTS)
+_WEIGHTS_DOWN = np.array(WEIGHTS).reshape(4, 1)
+_FIGURES = range(4)
 _ALL = slice(None)
 # What counts as memory (in MiB) and as CPU, and how much of it one unit is.
 MEMORY: Mapping[CellResource, int] = {"memory_mib": 1, "pages_2m": 2, "pages_1g": 1024}
 CPU: Mapping[CellResource, int] = {"cores": 1, "shared_vcpus": 1}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Spread:
-    """Sums and variances of the four figures at one moment; shape (4, 1)."""
+    """Variances and doubled means of the four figures at one moment."""
 
-    total: Floats
-    variance: Floats
+    variance: Change
+    twice_mean: Change
+
+    @cached_property
+    def terms(self) -> tuple[tuple[int, float, float, float], ...]:
+        """With the number of each figure, and its weight."""
+        return tuple(zip(_FIGURES, self.variance, self.twice_mean, WEIGHTS, strict=True))
 
 
 class Balance:
@@ -67,14 +74,16 @@ class Balance:
 
     def move(self, row: int, change: Change) -> None:
         """The host's four figures change by this much."""
-        before = self.figures[:, row].tolist()
+        figures = self.figures
         if row not in self._marked:
-            self._marked[row] = before
-        after = [was + by for was, by in zip(before, change, strict=True)]
-        self.figures[:, row] = after
-        for figure in range(4):
-            self._sum[figure] += change[figure]
-            self._squares[figure] += after[figure] * after[figure] - before[figure] * before[figure]
+            self._marked[row] = figures[:, row].tolist()
+        # Item by item: of four numbers that is faster than any array.
+        for figure in _FIGURES:
+            by, was = change[figure], figures.item(figure, row)
+            now = was + by
+            figures[figure, row] = now
+            self._sum[figure] += by
+            self._squares[figure] += now * now - was * was
 
     def replace(self, rows: IntArray, fleet: Fleet) -> None:
         """The hosts in `rows` have other VMs, and other room, now; they are of the same size."""
@@ -92,15 +101,17 @@ class Balance:
         return sum(weight * sqrt(max(v, 0.0)) for weight, v in zip(WEIGHTS, variances, strict=True))
 
     def spread(self) -> Spread:
-        total = np.array(self._sum).reshape(4, 1)
-        return Spread(total, np.array(self._squares).reshape(4, 1) / self.hosts - (total / self.hosts) ** 2)
+        means = [total / self.hosts for total in self._sum]
+        a, b, c, d = (squares / self.hosts - mean**2 for squares, mean in zip(self._squares, means, strict=True))
+        e, f, g, h = (2.0 * mean for mean in means)
+        return Spread((a, b, c, d), (e, f, g, h))
 
     def change_of(self, row: int, memory_mib: int, disk_mib: int, cpus: int, vms: int) -> Change:
         """What VMs that take this of one host change in its figures."""
         return (
-            -memory_mib / float(self.memory_mib[row]),
-            -disk_mib / float(self.disk_mib[row]),
-            cpus / float(self.cpus[row]),
+            -memory_mib / self.memory_mib.item(row),
+            -disk_mib / self.disk_mib.item(row),
+            cpus / self.cpus.item(row),
             float(vms),
         )
 
@@ -120,9 +131,34 @@ class Balance:
         figures, rest, of_n = (
             each if rows is None else each.take(rows, axis=1) for each in (self.figures, changes.rest, changes.of_n)
         )
-        variance = spread.variance + of_n * (2.0 * figures + rest - 2.0 / self.hosts * spread.total)
-        deviations = np.sqrt(np.maximum(variance, 0.0))
-        return np.asarray(_WEIGHT_ROW.dot(deviations), dtype=np.float64)
+        variance, twice_mean = (np.array(each).reshape(4, 1) for each in (spread.variance, spread.twice_mean))
+        # In place: of ten thousand hosts, making arrays takes longer than filling them.
+        parts = 2.0 * figures
+        parts += rest
+        parts -= twice_mean
+        parts *= of_n
+        parts += variance
+        np.maximum(parts, 0.0, out=parts)
+        np.sqrt(parts, out=parts)
+        parts *= _WEIGHTS_DOWN
+        # One after another, as `score_after` adds them up: to the last digit, or equal hosts would not be equal.
+        return np.asarray(parts[0] + parts[1] + parts[2] + parts[3], dtype=np.float64)
+
+    def score_after(self, changes: Changes, spread: Spread) -> Callable[[int], float]:
+        """Scores one host as `scores_after` does: of a handful that is several times faster than with arrays."""
+        figures, rest, of_n = self.figures.item, changes.rest.item, changes.of_n.item
+        terms = spread.terms
+
+        def score(row: int) -> float:
+            total = 0.0
+            for figure, variance, twice_mean, weight in terms:
+                grown = 2.0 * figures(figure, row) + rest(figure, row) - twice_mean
+                after = of_n(figure, row) * grown + variance
+                if after > 0.0:
+                    total += sqrt(after) * weight
+            return total
+
+        return score
 
     def _read(self, fleet: Fleet, rows: slice | IntArray) -> Floats:
         memory, cpus, disk = self.memory_mib[rows], self.cpus[rows], self.disk_mib[rows]

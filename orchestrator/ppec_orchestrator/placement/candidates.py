@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, at
 from ppec_orchestrator.placement.packed import CPU_SHIFT, NEVER, NO_CELL, Packed, left
-from ppec_orchestrator.placement.policies import POLICIES, View
+from ppec_orchestrator.placement.policies import POLICIES, OfRow, View
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Profile
 from ppec_orchestrator.placement.workspace import Workspace
@@ -23,9 +25,8 @@ from ppec_orchestrator.placement.workspace import Workspace
 _REASONS = tuple(Reason)
 _CODES = {reason: code for code, reason in enumerate(_REASONS)}
 _PASSES = len(_REASONS)
-# Of this part of the rows or more, all of them at once are cheaper.
-_MANY = 4
-_NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
+# Of this part of the rows or more, all of them at once are cheaper; so few are one by one.
+_MANY, FEW = 4, 16
 
 
 class Candidates:
@@ -44,43 +45,47 @@ class Candidates:
         self._changes = self._what_changes()
         hosts = len(workspace.fleet.hosts)
         self.key: Floats = np.full(hosts, np.inf)
-        self._fits: BoolArray = np.zeros(hosts, dtype=np.bool_)
         self.count = 0
         self._parts: IntArray | None = None
         if self.fitting.most > 1 or profile.shape.nvme:
             self._parts = np.zeros(hosts, dtype=np.int64)
         self._left: Packed = np.zeros(hosts, dtype=np.int64)
-        self._seen, self._spread = len(workspace.changes), workspace.spread
+        self._columns = range(workspace.fleet.width)
+        self._seen, self._spread = workspace.moment, workspace.spread
         self._recount(None)
         self._reasons: tuple[int, IntArray] | None = None
 
     def refresh(self) -> None:
         """Works out again what changed since the last time."""
         workspace = self._workspace
-        if self._seen != len(workspace.changes):
-            self._recount(self._changed_rows(workspace.changes))
+        if self._seen != workspace.moment:
+            self._recount_changed(workspace.changed_since(self._seen))
+            self._seen = workspace.moment
         if self._policy.moves_with_fleet and self._spread is not workspace.spread:
             self._spread = workspace.spread
-            self.key = self._scores(None, self._left, self._fits)
+            self.key = self._scores(None, self._left, self.key < np.inf)
 
-    def _changed_rows(self, changes: list[int]) -> Rows:
-        changed = changes[self._seen :]
-        self._seen = len(changes)
-        if len(changed) == 1:
-            return np.array(changed)
-        rows = list(set(changed))
-        return None if len(rows) * _MANY > len(self.key) else np.array(rows)
+    def _recount_changed(self, rows: set[int] | None) -> None:
+        by_row = self._policy.by_row
+        if rows is None or len(rows) * _MANY > len(self.key):
+            self._recount(None)
+        elif by_row is not None and self._parts is None and len(rows) <= FEW:
+            self._recount_one_by_one(rows, by_row(self._workspace, self._changes))
+        else:
+            self._recount(np.array(list(rows)))
 
     def cells(self, row: int) -> list[int]:
         """The columns of the cells the VM takes on a host that it fits."""
         workspace, fitting = self._workspace, self.fitting
         if self._parts is None:
-            return [int(left(workspace.packed(fitting)[row], self._needed[row]).argmin())]
+            packed, needed = workspace.packed(fitting), self._needed
+            rest = [left(packed.item(row, column), needed.item(row, column)) for column in self._columns]
+            return [rest.index(min(rest))]
         return fitting.choose(workspace.free, row, int(self._parts[row]))
 
     def reasons(self) -> IntArray:
         """Per host, the code of what turns it away (`code`). Rules about neighbours are not looked at."""
-        seen = len(self._workspace.changes)
+        seen = self._workspace.moment
         if self._reasons is None or self._reasons[0] != seen:
             self._reasons = (seen, self._why_not())
         return self._reasons[1]
@@ -92,7 +97,8 @@ class Candidates:
         workspace, shape = self._workspace, self.profile.shape
         rest = left(at(workspace.packed(self.fitting), rows), at(self._needed, rows))
         if self._parts is None:
-            rest = np.minimum.reduce(rest, axis=1)
+            # Column by column: a tenth of the time of a reduction along such short rows.
+            rest = reduce(np.minimum, rest.T)
             fits = rest < NO_CELL
         else:
             parts, rest = self._in_several_cells(rows, rest)
@@ -100,11 +106,22 @@ class Candidates:
             fits = parts > 0
         fits &= at(workspace.disk(shape.pool), rows) >= shape.disk_mib
         fits &= at(workspace.addresses.enough(self.profile.networks), rows)
-        self.count += int(np.count_nonzero(fits)) - int(np.count_nonzero(at(self._fits, rows)))
-        _put(self._fits, rows, fits)
+        self.count += int(np.count_nonzero(fits)) - int(np.count_nonzero(at(self.key, rows) < np.inf))
         if self._policy.moves_with_fleet:
             _put(self._left, rows, rest)
         _put(self.key, rows, self._scores(rows, rest, fits))
+
+    def _recount_one_by_one(self, rows: Iterable[int], score: OfRow) -> None:
+        """As `_recount` does, of a VM in one cell."""
+        workspace, shape, key = self._workspace, self.profile.shape, self.key
+        packed, needed, columns = workspace.packed(self.fitting), self._needed, self._columns
+        disk, enough = workspace.disk(shape.pool), workspace.addresses.enough(self.profile.networks)
+        for row in rows:
+            rest = min([left(packed.item(row, column), needed.item(row, column)) for column in columns])
+            fits = rest < NO_CELL and disk.item(row) >= shape.disk_mib and enough.item(row)
+            self.count += fits - (key.item(row) < np.inf)
+            self._left[row] = rest
+            key[row] = score(row, rest) if fits else np.inf
 
     def _scores(self, rows: Rows, rest: Packed, fits: BoolArray) -> Floats:
         parts = None if self._parts is None else at(self._parts, rows)

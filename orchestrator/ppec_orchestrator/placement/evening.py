@@ -66,9 +66,10 @@ class Evening:
     def _best(self, candidates: Candidates, vm: VmRequest) -> int:
         key = candidates.key
         closed = self._neighbours.closed(vm)
-        if closed is not None:
+        if closed:
             key = key.copy()
-            key[closed] = np.inf
+            for rows in closed:
+                key[rows] = np.inf
         return int(key.argmin())
 
     def _take(self, vm: VmRequest, seat: Seat) -> Taken:

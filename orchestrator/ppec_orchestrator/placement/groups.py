@@ -10,6 +10,9 @@ import numpy as np
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
 from ppec_orchestrator.placement.request import Group, Level
 
+# A dtype, and not the class that it is made of with each call.
+_INT64 = np.dtype(np.int64)
+
 
 class GroupBook:
     """Members per group and host row. Groups are few beside hosts, members of one group fewer: dictionaries do."""
@@ -47,7 +50,7 @@ class GroupBook:
         if not members:
             return None
         if group.level is Level.HOST:
-            return np.fromiter(members, dtype=np.int64, count=len(members))
+            return np.fromiter(members, _INT64, len(members))
         domains = {self._fleet.domain(row, group.level) for row in members}
         return np.concatenate([self._fleet.rows_of(group.level, name) for name in sorted(domains)])
 

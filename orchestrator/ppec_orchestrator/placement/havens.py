@@ -37,15 +37,18 @@ class Haven:
         self._workspace = workspace
         passes = [host_filter(workspace.fleet, profile) for _, host_filter in STANDING]
         self._standing: BoolArray = np.logical_and.reduce(passes)
-        self._seen = len(workspace.changes)
+        self._seen = workspace.moment
         self._fits = self._work_out(None)
 
     def fits(self) -> BoolArray:
-        changes = self._workspace.changes
-        if self._seen != len(changes):
-            rows = np.array(list(set(changes[self._seen :])), dtype=np.int64)
-            self._seen = len(changes)
-            self._fits[rows] = self._work_out(rows)
+        if self._seen != self._workspace.moment:
+            changed = self._workspace.changed_since(self._seen)
+            self._seen = self._workspace.moment
+            if changed is None:
+                self._fits = self._work_out(None)
+            else:
+                rows = np.array(list(changed), dtype=np.int64)
+                self._fits[rows] = self._work_out(rows)
         return self._fits
 
     def _work_out(self, rows: Rows) -> BoolArray:

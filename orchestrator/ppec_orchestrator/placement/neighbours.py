@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import reduce
 
 import numpy as np
@@ -20,25 +21,23 @@ class Neighbours:
         self._workspace = workspace
         self._contended = contended
 
-    def closed(self, vm: VmRequest) -> IntArray | None:
-        """The rows that earlier failures and hard groups close to the VM, some perhaps twice; None for none."""
+    def closed(self, vm: VmRequest) -> list[IntArray]:
+        """The rows that earlier failures and hard groups close to the VM: each rule's, which others may close too."""
         closed = [rows for _, rows in self.shut(vm)]
         within = self.within(vm)
         if within:
             outside = np.ones(len(self._workspace.fleet.hosts), dtype=np.bool_)
             outside[reduce(np.intersect1d, within)] = False
             closed.append(np.flatnonzero(outside))
-        if not closed:
-            return None
-        return closed[0] if len(closed) == 1 else np.unique(np.concatenate(closed))
+        return closed
 
     def shut(self, vm: VmRequest) -> list[tuple[Reason, IntArray]]:
         """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""
         shut: list[tuple[Reason, IntArray]] = []
-        for reason, names in ((Reason.FAILED_BEFORE, vm.excluded_hosts), (Reason.CONTENDED, self._contended)):
-            if names:
-                known = [row for name in names if (row := self._workspace.fleet.index.get(name)) is not None]
-                shut.append((reason, np.array(known, dtype=np.int64)))
+        if vm.excluded_hosts:
+            shut.append((Reason.FAILED_BEFORE, self._named(vm.excluded_hosts)))
+        if self._contended:
+            shut.append((Reason.CONTENDED, self._named(self._contended)))
         for group in vm.groups:
             if group.hard and group.apart:
                 rows = self._workspace.groups.rows(group)
@@ -46,8 +45,11 @@ class Neighbours:
                     shut.append((Reason.ANTI_AFFINITY, rows))
         return shut
 
+    def _named(self, names: Iterable[str]) -> IntArray:
+        index = self._workspace.fleet.index
+        return np.array([index[name] for name in names if name in index], dtype=np.int64)
+
     def within(self, vm: VmRequest) -> list[IntArray]:
         """Rows of the domains with VMs that it must stand with, for each group that has any VM yet."""
-        together = [group for group in vm.groups if group.hard and not group.apart]
-        found = (self._workspace.groups.rows(group) for group in together)
+        found = [self._workspace.groups.rows(group) for group in vm.groups if group.hard and not group.apart]
         return [rows for rows in found if rows is not None]

@@ -9,17 +9,21 @@ its guard. What is left over, guards aside, orders cells by the CPUs left and th
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 Packed = NDArray[np.int64]
+# One cell's, or an array of them.
+P = TypeVar("P", int, Packed)
 CPU_SHIFT = 40
-_MEMORY_GUARD = np.int64(1 << 39)
-GUARDS = np.int64(1 << 62) | _MEMORY_GUARD
+_MEMORY_GUARD = 1 << 39
+GUARDS = 1 << 62 | _MEMORY_GUARD
 # More CPUs than any cell has free.
-NEVER = np.int64(((1 << 22) - 1) << CPU_SHIFT)
+NEVER = ((1 << 22) - 1) << CPU_SHIFT
 # What is left over where a VM fits is less than this.
-NO_CELL = np.int64(1 << 62)
+NO_CELL = 1 << 62
 # As a difference of what is left over: exact in a float for the 8,191 CPUs of one cell.
 MOST_LEFT = 2.0**53
 
@@ -28,7 +32,7 @@ def pack(cpus: Packed, memory: Packed | int) -> Packed:
     return (cpus << CPU_SHIFT) + memory
 
 
-def left(free: Packed, needed: Packed) -> Packed:
+def left(free: P, needed: P) -> P:
     """What the VM would leave, per cell; `NO_CELL` or more where it doesn't fit. `free` has its guards."""
     rest = (free - needed) ^ GUARDS
     # A guard that was borrowed is set now; memory's is carried up to the place of the other, beyond all that fits.

@@ -14,7 +14,6 @@ from uuid import UUID
 import numpy as np
 
 from ppec_contract.api import Policy as PolicyName
-from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.evening import Evening, worth_evening
@@ -72,7 +71,6 @@ class Planner:
 
     def _forget(self) -> None:
         """What nobody holds between plans."""
-        self.workspace.forget_changes()
         if len(self._candidates) > MOST_PROFILES:
             self._candidates.clear()
             self.workspace.addresses.forget()
@@ -117,8 +115,8 @@ class Planner:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""
         self.workspace.follow(fleet, rows)
 
-    def closed(self, vm: VmRequest) -> IntArray | None:
-        """The rows that earlier failures and hard groups close to the VM; None for none."""
+    def closed(self, vm: VmRequest) -> list[IntArray]:
+        """The rows that earlier failures and hard groups close to the VM, some perhaps twice."""
         return Neighbours(self.workspace).closed(vm)
 
     def witnesses(self, level: Level) -> Witnesses:
@@ -188,8 +186,7 @@ class _Batch:
         )
 
     def give_back(self) -> None:
-        for taken in reversed(self.taken):
-            self.workspace.give_back(taken)
+        self.workspace.give_back_all(self.taken)
         self.taken.clear()
         if self.openings is not None:
             self.openings.give_back()
@@ -259,7 +256,7 @@ class _Batch:
 
     def _take_seat(self, candidates: Candidates, vm: VmRequest, step: int) -> _Found | None:
         """The place that the search has found for the VM of this step."""
-        best = self._best(candidates, vm, self._closed(vm))
+        best = self._best(candidates, vm)
         if best is None:
             return None
         row, columns = self._seats[step]
@@ -270,17 +267,17 @@ class _Batch:
         taken = self.workspace.take(row, columns, candidates.fitting, vm)
         if self.spare is not None:
             self.spare.admits(vm, row, columns)
-        return taken, best[1], broken, score, ()
+        return taken, best[2], broken, score, ()
 
     def _take_best(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
         """The best host that fits it as it stands. Where N+1 turns the VM away, other cells of the host are tried, and
         then the next best host, up to `MOST_TRIES` places in all."""
         tries = 0
         while tries < MOST_TRIES:
-            best = self._best(candidates, vm, self._closed(vm))
+            best = self._best(candidates, vm)
             if best is None:
                 return None
-            row, count, broken = best
+            row, broken, count = best
             score = float(candidates.key[row])
             columns = candidates.cells(row)
             if self.spare is None:
@@ -309,13 +306,13 @@ class _Batch:
             openings.apply(opening)
             candidates.refresh()
             score, columns = float(candidates.key[row]), candidates.cells(row)
-            broken = self.ranks.of(self.workspace, vm)[1]
+            broken = self.ranks.broken(self.workspace, vm, row)
             taken = self.workspace.take(row, columns, candidates.fitting, vm)
             if self.spare is None or self.spare.admits(vm, row, columns):
                 openings.keep(opening)
                 if self.spare is not None:
                     self.spare.reopen()
-                return taken, opening.of, int(broken[row]) if broken is not None else 0, score, opening.moves
+                return taken, opening.of, broken, score, opening.moves
             self.workspace.give_back(taken)
             openings.take_back(opening)
         return None
@@ -328,49 +325,36 @@ class _Batch:
             & candidates.standing
             & ~(candidates.key < np.inf)
         )
-        closed = self._closed(vm)
-        if closed is not None:
-            short[closed] = False
+        for rows in self._closed(vm):
+            short[rows] = False
         return np.flatnonzero(short)
 
-    def _closed(self, vm: VmRequest) -> IntArray | None:
-        """The rows that N+1, earlier failures and hard groups close to the VM, some perhaps twice; None for none."""
-        spared = self.spare.closed(vm) if self.spare is not None else None
-        if not vm.groups and not vm.excluded_hosts and not self.request.contended_hosts:
-            return spared
-        closed = [rows for rows in (self.neighbours.closed(vm), spared) if rows is not None]
-        if len(closed) > 1:
-            return np.unique(np.concatenate(closed))
-        return closed[0] if closed else None
+    def _closed(self, vm: VmRequest) -> list[IntArray]:
+        """The rows that N+1, earlier failures and hard groups close to the VM, some perhaps twice."""
+        closed = self.neighbours.closed(vm) if vm.groups or vm.excluded_hosts or self.request.contended_hosts else []
+        if self.spare is not None and (spared := self.spare.closed(vm)) is not None:
+            closed.append(spared)
+        return closed
 
-    def _best(self, candidates: Candidates, vm: VmRequest, closed: IntArray | None) -> tuple[int, int, int] | None:
-        """The row, over how many candidates it won, and how many soft groups it breaks; None where nothing is left."""
-        key = candidates.key
-        if closed is None or not len(closed):
-            return self._lowest(key, vm, candidates.count)
+    def _best(self, candidates: Candidates, vm: VmRequest) -> tuple[int, int, int] | None:
+        """The row, how many soft groups it breaks, and over how many candidates it won; None where nothing is left."""
+        key, count = candidates.key, candidates.count
         # Few rows, as a rule: closed for a moment in place, and opened again.
-        kept = key.take(closed)
-        key[closed] = np.inf
+        closed = []
+        for rows in self._closed(vm):
+            were = key.take(rows)
+            count -= int(np.count_nonzero(were < np.inf))
+            key[rows] = np.inf
+            closed.append((rows, were))
         try:
-            return self._lowest(key, vm, candidates.count - int(np.count_nonzero(kept < np.inf)))
+            return (*self.ranks.best(key, self.workspace, vm), count) if count else None
         finally:
-            key[closed] = kept
-
-    def _lowest(self, key: Floats, vm: VmRequest, count: int) -> tuple[int, int, int] | None:
-        if not count:
-            return None
-        soft = any(not group.hard for group in vm.groups)
-        if not soft and not self.ranks.matter:
-            return int(key.argmin()), count, 0
-        rank, broken = self.ranks.of(self.workspace, vm)
-        fits = key < np.inf
-        first = rank[fits].min()
-        row = int(np.where(fits & (rank == first), key, np.inf).argmin())
-        return row, count, int(broken[row]) if broken is not None else 0
+            for rows, were in reversed(closed):
+                key[rows] = were
 
     def _reasons(self, candidates: Candidates, vm: VmRequest) -> dict[Reason, int]:
         if not vm.groups and not vm.excluded_hosts and not self.request.contended_hosts:
-            known = (id(vm.profile), len(self.workspace.changes))
+            known = (id(vm.profile), self.workspace.moment)
             if known not in self._refusals:
                 self._refusals[known] = counted(self._codes(candidates))
             return dict(self._refusals[known])

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
 from ppec_orchestrator.placement.workspace import Workspace
+
+# A VM more on the host outweighs all on the rack, a soft group broken outweighs both: no batch has as many VMs.
+_HOST, _GROUP = 1 << 20, 1 << 40
 
 
 class Ranks:
@@ -20,8 +24,10 @@ class Ranks:
     def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
         self._fleet = fleet
         self.matter = POLICIES[request.policy].apart
-        self._on_host: IntArray = np.zeros(len(fleet.hosts), dtype=np.int64)
-        self._on_rack: IntArray = np.zeros(len(fleet.hosts), dtype=np.int64)
+        self._apart: IntArray = np.zeros(len(fleet.hosts), dtype=np.int64)
+        # No host's rank is lower; and infinite for hosts whose rank is above it. Ranks only grow.
+        self._lowest = 0
+        self._above: Floats = np.zeros(len(fleet.hosts))
         if self.matter:
             for name, count in request.batch_hosts.items():
                 if name in fleet.index:
@@ -30,32 +36,59 @@ class Ranks:
     def placed(self, row: int) -> None:
         self._count(row, 1)
 
-    def of(self, workspace: Workspace, vm: VmRequest) -> tuple[IntArray, IntArray | None]:
-        """Per host: its rank, and how many of the VM's soft groups it breaks (None where the VM has none)."""
+    def best(self, key: Floats, workspace: Workspace, vm: VmRequest) -> tuple[int, int]:
+        """Of the hosts with a finite key, of which there are some, the one that is best by rank and key; and how many
+        of the VM's soft groups it breaks."""
+        broken = self._broken(workspace, vm)
+        if broken is not None:
+            row = _first(key, self._apart + broken * _GROUP)
+            return row, int(broken[row])
+        if not self.matter:
+            return int(key.argmin()), 0
+        # As a rule some host of the lowest rank takes the VM.
+        row = int((key + self._above).argmin())
+        if key.item(row) + self._above.item(row) < np.inf:
+            return row, 0
+        self._look_for_lowest()
+        return _first(key, self._apart), 0
+
+    def broken(self, workspace: Workspace, vm: VmRequest, row: int) -> int:
+        """How many of the VM's soft groups this host breaks."""
+        broken = self._broken(workspace, vm)
+        return int(broken[row]) if broken is not None else 0
+
+    def _look_for_lowest(self) -> None:
+        lowest = int(self._apart.min())
+        if lowest != self._lowest:
+            self._lowest = lowest
+            self._above = np.where(self._apart == lowest, 0.0, np.inf)
+
+    def _broken(self, workspace: Workspace, vm: VmRequest) -> IntArray | None:
+        """Per host; None where the VM has no soft groups."""
         broken: IntArray | None = None
         for group in vm.groups:
             rows = None if group.hard else workspace.groups.rows(group)
             if rows is None:
                 continue
             if broken is None:
-                broken = np.zeros(len(self._on_host), dtype=np.int64)
+                broken = np.zeros(len(self._apart), dtype=np.int64)
             if group.apart:
                 broken[rows] += 1
             else:
                 broken += 1
                 broken[rows] -= 1
-        # No batch has as many VMs as the next factor.
-        apart = (self._on_host << 20) + self._on_rack
-        return apart + ((broken << 40) if broken is not None else 0), broken
-
-    def broken(self, workspace: Workspace, vm: VmRequest, row: int) -> int:
-        """How many of the VM's soft groups this host breaks."""
-        broken = self.of(workspace, vm)[1]
-        return int(broken[row]) if broken is not None else 0
+        return broken
 
     def _count(self, row: int, count: int) -> None:
-        self._on_host[row] += count
-        self._on_rack[self._fleet.places["rack"][self._fleet.hosts[row].rack]] += count
+        rack = self._fleet.places["rack"][self._fleet.hosts[row].rack]
+        self._apart[row] += count * _HOST
+        self._apart[rack] += count
+        self._above[rack] = np.inf
+
+
+def _first(key: Floats, rank: IntArray) -> int:
+    fits = key < np.inf
+    return int(np.where(fits & (rank == rank[fits].min()), key, np.inf).argmin())
 
 
 def order(request: PlanRequest) -> Sequence[int]:

@@ -84,9 +84,8 @@ class Search:
     def _open_seats(self, vm: VmRequest) -> Iterator[Seat]:
         candidates = self._candidates(vm.profile, self._policy)
         key = candidates.key.copy()
-        closed = self._neighbours.closed(vm)
-        if closed is not None:
-            key[closed] = np.inf
+        for rows in self._neighbours.closed(vm):
+            key[rows] = np.inf
         seen: set[object] = set()
         for row in np.argsort(key, kind="stable")[: int(np.count_nonzero(key < np.inf))]:
             if len(seen) >= MOST_HOSTS:

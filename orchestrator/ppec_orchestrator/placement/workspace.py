@@ -2,8 +2,8 @@
 """What is left of a fleet while plans are made: copies of the snapshot's free figures, used up and given back row by
 row.
 
-Whoever keeps something worked out from these figures (`candidates.py`) remembers how much of `changes` it has seen, and
-works out again only the rows that stand there since. A workspace outlives a plan: what the plan took is given back.
+Whoever keeps something worked out from these figures (`candidates.py`) remembers the `moment` it was of, and works out
+again only the rows that changed since. A workspace outlives a plan: what the plan took is given back.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from ppec_orchestrator.placement.request import Group, Profile
 # ones for a sixteenth of their hosts, of which none then weighs much.
 EXACT_HOSTS = 512
 HOSTS_PER_STEP = 16
-# How many changes are remembered: some placements more than a planner sees in a minute.
-MOST_CHANGES = 200_000
+# How many changes are remembered, at least; and at most twice as many.
+MOST_CHANGES = 100_000
 _Pair = tuple[CellResource, CellResource]
 
 
@@ -56,12 +56,14 @@ class Tenant(Protocol):
 
 
 class Workspace:
-    """`free` by resource, shape (hosts, cells). `changes` are the rows changed so far, in order, one again and again if
-    need be. `era` counts the changes after which nothing that was worked out is of use."""
+    """`free` by resource, shape (hosts, cells). `era` counts the changes after which nothing that was worked out is of
+    use."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
-        self.changes: list[int] = []
+        # Rows in the order they changed in, and how many such there were before.
+        self._changes: list[int] = []
+        self._forgotten = 0
         self.era = 0
         self._load()
 
@@ -71,11 +73,28 @@ class Workspace:
         self._packed: dict[_Pair, Packed] = {}
         self.disk_free_mib = fleet.disk_free_mib.copy()
         self._pools: dict[str, IntArray] = {}
-        self.addresses = AddressRoom(fleet, self.changes.append)
+        self.addresses = AddressRoom(fleet, self._changes.append)
         self.groups = GroupBook(fleet)
         self._balance = Balance(fleet)
         self._not_balanced_yet: list[tuple[Taken, int]] = []
         self.start_epoch(0)
+
+    # --- what changed ----------------------------------------------------------------------------------------------
+
+    @property
+    def moment(self) -> int:
+        """Grows with every change."""
+        return self._forgotten + len(self._changes)
+
+    def changed_since(self, moment: int) -> set[int] | None:
+        """The rows that changed since; None when that was too long ago to tell: any may have."""
+        known = moment - self._forgotten
+        return set(self._changes[known:]) if known >= 0 else None
+
+    def _forget_long_ago(self) -> None:
+        if len(self._changes) > 2 * MOST_CHANGES:
+            self._forgotten += len(self._changes) - MOST_CHANGES
+            del self._changes[:-MOST_CHANGES]
 
     # --- what is free ----------------------------------------------------------------------------------------------
 
@@ -144,6 +163,29 @@ class Workspace:
     def give_back(self, taken: Taken) -> None:
         self._apply(taken, -1)
 
+    def give_back_all(self, taken: Sequence[Taken]) -> None:
+        """As one by one, of a whole batch at once."""
+        rows, columns, parts = [], [], []
+        for one in taken:
+            self.disk(one.pool)[one.row] += one.disk_mib
+            for prefix, count in one.addresses:
+                self.addresses.count(prefix, count)
+            if one.groups:
+                self.groups.count(one.row, one.groups, -1)
+            for column in one.columns:
+                rows.append(one.row)
+                columns.append(column)
+                parts.append(one.part)
+        for resource, free in self.free.items():
+            amounts = [part.get(resource, 0) for part in parts]
+            if any(amounts):
+                np.add.at(free, (rows, columns), amounts)
+        for (cpu, memory), packed in self._packed.items():
+            amounts = [(part.get(cpu, 0) << CPU_SHIFT) + part.get(memory, 0) for part in parts]
+            np.add.at(packed, (rows, columns), amounts)
+        self._not_balanced_yet += [(one, -1) for one in taken]
+        self._changes += [one.row for one in taken]
+
     def overdrawn(self, taken: Taken) -> bool:
         """Was more taken than there was?"""
         row = taken.row
@@ -156,7 +198,7 @@ class Workspace:
         """A running VM changes cells on its host: of the host as a whole, nothing changes."""
         self._use(row, (source,), part, -1)
         self._use(row, (target,), part, 1)
-        self.changes.append(row)
+        self._changes.append(row)
 
     def _apply(self, taken: Taken, sign: int) -> None:
         row = taken.row
@@ -167,7 +209,7 @@ class Workspace:
         if taken.groups:
             self.groups.count(row, taken.groups, sign)
         self._not_balanced_yet.append((taken, sign))
-        self.changes.append(row)
+        self._changes.append(row)
 
     def _use(self, row: int, columns: Sequence[int], part: Mapping[CellResource, int], sign: int) -> None:
         for column in columns:
@@ -184,14 +226,9 @@ class Workspace:
         """It has ended, and all was given back."""
         self._not_balanced_yet.clear()
         self._balance.restore()
+        self._forget_long_ago()
 
     # --- the fleet moves on ----------------------------------------------------------------------------------------
-
-    def forget_changes(self) -> None:
-        """Nothing may be taken. Once in a long while what was worked out is given up with the record of changes."""
-        if len(self.changes) > MOST_CHANGES:
-            self.changes.clear()
-            self.era += 1
 
     def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed. Nothing may be taken."""
@@ -209,7 +246,7 @@ class Workspace:
             free[some] = fleet.free(resource)[some]
         self.disk_free_mib[some] = fleet.disk_free_mib[some]
         self.balance.replace(some, fleet)
-        self.changes.extend(rows)
+        self._changes.extend(rows)
         for row in rows:
             for pool, free_mib in self._pools.items():
                 free_mib[row] = fleet.hosts[row].pools[pool].free_mib if pool in fleet.hosts[row].pools else 0
