@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from ppec_contract.errors import PpecError
@@ -20,6 +21,7 @@ from ppec_contract.identity import Identity
 from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.roles import Role
 from ppec_orchestrator.store.certificates import serial_of
+from ppec_orchestrator.store.tokens import Token
 
 _MAX_TOKEN = 128
 # Where a request says who makes it, once that is known; the audit lines are signed with it.
@@ -64,8 +66,17 @@ _SCHEME = HTTPBearer(auto_error=False, scheme_name="token", description="An API 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_SCHEME)]
 
 
-def bearer_caller(request: Request, services: Here, credentials: Credentials) -> Caller:
-    return _caller(request, services, credentials.credentials if credentials is not None else "")
+async def bearer_caller(request: Request, services: Here, credentials: Credentials) -> Caller:
+    """Of a token that is remembered no thread has to be asked: most requests' are."""
+    token = _token_of(credentials)
+    found = services.tokens.remembered(token, now=services.now())
+    if found is not None:
+        return _known(request, found)
+    return await run_in_threadpool(_caller, request, services, token)
+
+
+def _token_of(credentials: HTTPAuthorizationCredentials | None) -> str:
+    return credentials.credentials if credentials is not None else ""
 
 
 def connection_caller(connection: HTTPConnection, services: Services, role: Role) -> Caller:
@@ -83,8 +94,12 @@ def _caller(connection: HTTPConnection, services: Services, token: str) -> Calle
     found = services.tokens.find(token, now=services.now())
     if found is None:
         raise _required("the bearer token is unknown or has expired")
-    connection.scope[_CALLER] = found.name
-    return Caller(found.name, found.role)
+    return _known(connection, found)
+
+
+def _known(connection: HTTPConnection, token: Token) -> Caller:
+    connection.scope[_CALLER] = token.name
+    return Caller(token.name, token.role)
 
 
 def require(role: Role) -> Callable[..., Any]:
@@ -165,7 +180,7 @@ def host_or_viewer(request: Request, services: Here, credentials: Credentials) -
     identity = peer_identity(request, services)
     if identity is not None and identity.role == "host":
         return identity.uri
-    return _at_least(Role.VIEWER, bearer_caller(request, services, credentials)).name
+    return _at_least(Role.VIEWER, _caller(request, services, _token_of(credentials))).name
 
 
 HostOrViewer = Annotated[str, Depends(host_or_viewer)]

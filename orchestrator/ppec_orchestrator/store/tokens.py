@@ -73,22 +73,29 @@ class TokenBook:
         self._lock = threading.Lock()
         self._cached: dict[str, tuple[Token, float]] = {}
 
+    def remembered(self, token: str, *, now: datetime) -> Token | None:
+        """Without a look at the database: None says nothing about the token."""
+        return self._remembered(token_hash(token), now)
+
     def find(self, token: str, *, now: datetime) -> Token | None:
+        """Looks it up, unless it is remembered."""
         key = token_hash(token)
+        found = self._remembered(key, now) or self._load(key)
+        return found if found is not None and found.valid_at(now) else None
+
+    def _remembered(self, key: str, now: datetime) -> Token | None:
         with self._lock:
-            cached = self._cached.get(key)
-        if cached is None or time.monotonic() >= cached[1]:
-            found = self._load(key)
-            if found is None:
-                return None
-            cached = (found, time.monotonic() + CACHE_S)
-            with self._lock:
-                if len(self._cached) >= _MAX_CACHED:
-                    self._cached.clear()
-                self._cached[key] = cached
-        return cached[0] if cached[0].valid_at(now) else None
+            token, until_s = self._cached.get(key, (None, 0.0))
+        return token if token is not None and time.monotonic() < until_s and token.valid_at(now) else None
 
     def _load(self, key: str) -> Token | None:
         with self._database.read() as connection:
             row = connection.execute(select(api_token).where(api_token.c.sha256 == key)).one_or_none()
-        return Token(row.name, Role(row.role), row.expires_at) if row is not None else None
+        if row is None:
+            return None
+        found = Token(row.name, Role(row.role), row.expires_at)
+        with self._lock:
+            if len(self._cached) >= _MAX_CACHED:
+                self._cached.clear()
+            self._cached[key] = (found, time.monotonic() + CACHE_S)
+        return found
