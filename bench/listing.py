@@ -93,6 +93,7 @@ def _on(figures: Figures, fleet: GeneratedFleet, kind: str, url: str, directory:
             if pid is None:
                 raise RuntimeError("the orchestrator is gone")
             caller = Caller(connection, orchestrator.token, pid)
+            _wait_until_idle(pid)
             _pages(figures, f"lists.{kind}.vms", caller, "/v1/vms", VM_QUERIES)
             _pages(figures, f"lists.{kind}.hosts", caller, "/v1/hosts", HOST_QUERIES)
             _whole(figures, f"lists.{kind}.vms", caller)
@@ -101,6 +102,16 @@ def _on(figures: Figures, fleet: GeneratedFleet, kind: str, url: str, directory:
         figures.add(f"lists.{kind}.memory_rss", resident_mib, "MiB")
     finally:
         orchestrator.stop()
+
+
+def _wait_until_idle(pid: int) -> None:
+    """It reads the fleet beside its first answers, which is `accepting`'s to measure."""
+    for _ in range(60):
+        before_s = cpu_s(pid)
+        time.sleep(1)
+        if cpu_s(pid) - before_s < 0.1:
+            return
+    raise RuntimeError("the orchestrator has not come to rest in a minute")
 
 
 @contextlib.contextmanager

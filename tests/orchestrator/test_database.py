@@ -72,6 +72,18 @@ def test_a_reader_sees_one_state_throughout(database: Database) -> None:
     assert _count(database) == 1
 
 
+@pytest.mark.postgres
+def test_postgresql_compiles_no_statement(postgres_url: str) -> None:
+    """Its compiler takes several times as long as the longest of them."""
+    database = Database(postgres_url)
+    try:
+        for opened in (database.read, database.write):
+            with opened() as connection:
+                assert connection.exec_driver_sql("SHOW jit").scalar_one() == "off"
+    finally:
+        database.close()
+
+
 def test_racing_read_modify_writes_lose_no_update(database: Database, open_database: Callable[[], Database]) -> None:
     with database.write() as connection:
         connection.execute(insert(tables.setting).values(name="n", value=0))

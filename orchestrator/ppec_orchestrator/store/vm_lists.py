@@ -20,8 +20,10 @@ from sqlalchemy import (
     CompoundSelect,
     Connection,
     FromClause,
+    Integer,
     Select,
     and_,
+    bindparam,
     func,
     literal,
     or_,
@@ -111,6 +113,8 @@ def keys(conn: Connection, wanted: Slice, chosen: VmFilter, few: int = FEW) -> K
     always = _always(chosen)
     ways = [text & observed & always for text in _by_text(conn, chosen) for observed in _by_observed(chosen)]
     counted = _counted(conn, ways, few)
+    # A way that nothing of is there for need not be gone; of none at all the first says so.
+    ways = [way for way in ways if all(counted.get(source) != 0 for source in way.sources)] or ways[:1]
     # Each finds the first of its own: together they have the first of all.
     found = [_in_order(conn, way, counted, wanted) for way in ways]
     if len(found) == 1:
@@ -129,7 +133,9 @@ def _in_order(conn: Connection, way: _Way, counted: dict[_Source, int], wanted: 
     if way.text is not None:
         query = query.where(contains(conn, vm_search.c.text, way.text))
     if fewest is not None:
-        query = query.where(vm.c.id.in_(fewest.ids))
+        # The number is no bound here but a hint: PostgreSQL's planner thinks of far too many, and tries every VM.
+        number = bindparam(None, counted[fewest], type_=Integer(), literal_execute=True)
+        query = query.where(vm.c.id.in_(select(fewest.ids.limit(number).subquery())))
     if wanted.after is not None:
         after = _position(str(wanted.after))
         query = query.where(tuple_(name, vm_id) > tuple_(literal(after[0], name.type), literal(after[1], vm_id.type)))
