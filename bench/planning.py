@@ -152,13 +152,19 @@ def _still() -> None:
 def _packing(named: Named, planner: Planner, file: FleetFile) -> None:
     free = int(file.fleet.free("cores").sum())
     free_mib = int(file.fleet.free("memory_mib").sum())
-    for mix, factor, bar in (("mix_a", 1, ">= 0.99"), ("mix_b", 2, ">= 0.915")):
+    for mix, factor in (("mix_a", 1), ("mix_b", 2)):
         batch = endless(file.requests, factor, free)
+        bound = min(latest_refusal(file.fleet, batch), free)
+        named.add(f"{mix}.latest_refusal", bound / free, "of free cores: the first refusal can't come later")
         for policy in (Policy.PACK, Policy.BALANCED):
             plan = planner.plan(PlanRequest(batch, policy))
             _refuse_over_commitment(file.fleet, plan, batch)
-            of_pack = bar if policy is Policy.PACK else ""
-            named.add(f"{mix}.{policy}.first_refusal", _until_refused(plan, batch) / free, "of free cores", bar=of_pack)
+            refused = _until_refused(plan, batch)
+            if refused > bound:
+                raise AssertionError(f"the first refusal came after {refused} cores, which can't be: {bound}")
+            named.add(f"{mix}.{policy}.first_refusal", refused / free, "of free cores")
+            bar = ">= 0.99" if policy is Policy.PACK else ""
+            named.add(f"{mix}.{policy}.first_refusal_by_latest", refused / bound, "x", bar=bar)
             cores, memory_mib = (sum(getattr(e, name) for e in plan.placed) for name in ("cores", "memory_mib"))
             named.add(f"{mix}.{policy}.cores_placed", cores / free, "of free cores, of a batch larger than the fleet")
             named.add(f"{mix}.{policy}.memory_placed", memory_mib / free_mib, "of free memory")
@@ -191,6 +197,24 @@ def _until_refused(plan: Plan, batch: Sequence[VmRequest]) -> int:
             break
         cores += request.profile.shape.vcpus
     return cores
+
+
+def latest_refusal(fleet: Fleet, batch: Sequence[VmRequest]) -> int:
+    """The cores asked for before the first refusal, whoever places the batch in its order: no more of the VMs that are
+    of a size or larger can be placed than cells, as they are, have room for of that size (decision 0020)."""
+    cores, memory = fleet.free("cores"), fleet.free("memory_mib")
+    sizes = {(vm.profile.shape.vcpus, vm.profile.shape.memory_mib) for vm in batch}
+    room = {size: int(np.minimum(cores // size[0], memory // size[1]).sum()) for size in sizes}
+    asked = 0
+    for vm in batch:
+        shape = vm.profile.shape
+        for size in sizes:
+            if shape.vcpus >= size[0] and shape.memory_mib >= size[1]:
+                room[size] -= 1
+                if room[size] < 0:
+                    return asked
+        asked += shape.vcpus
+    return asked
 
 
 def _optimum(named: Named, planner: Planner, file: FleetFile) -> None:
