@@ -160,6 +160,15 @@ class Balance:
 
         return score
 
+    def scores_after_two(self, row: int, changes: Floats, others: IntArray, theirs: Floats) -> Floats:
+        """The fleet's score if the host in `row` changed by one of `changes` and with it the host in the same place of
+        `others` by one of `theirs`; shapes (n, 4), (n,) and (n, 4)."""
+        mine, other = self.figures[:, row], self.figures[:, others].T
+        sums = self._sum + changes + theirs
+        squares = self._squares + (2.0 * mine + changes) * changes + (2.0 * other + theirs) * theirs
+        variances = squares / self.hosts - (sums / self.hosts) ** 2
+        return np.asarray(np.sqrt(np.maximum(variances, 0.0)) @ np.array(WEIGHTS), dtype=np.float64)
+
     def _read(self, fleet: Fleet, rows: slice | IntArray) -> Floats:
         memory, cpus, disk = self.memory_mib[rows], self.cpus[rows], self.disk_mib[rows]
         hosts = fleet.hosts[rows] if isinstance(rows, slice) else [fleet.hosts[row] for row in rows]
@@ -174,6 +183,10 @@ class Changes:
 
     of_n: Floats
     rest: Floats
+
+    def whole(self) -> Floats:
+        """The change itself, but for its last digit."""
+        return self.of_n + self.rest
 
 
 def _whole(fleet: Fleet, units: Mapping[CellResource, int], reserved: str, rows: slice) -> Floats:

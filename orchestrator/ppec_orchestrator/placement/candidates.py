@@ -31,7 +31,7 @@ _MANY, FEW = 4, 16
 
 class Candidates:
     """`key` is each host's score, infinite where the VM does not fit; `count` says how many it fits; `standing` are the
-    hosts that nothing lasting turns away."""
+    hosts that nothing lasting turns away; `changes` is what the VM would change in each host's figures."""
 
     def __init__(self, workspace: Workspace, profile: Profile, policy: PolicyName) -> None:
         self.profile = profile
@@ -42,7 +42,7 @@ class Candidates:
         self.standing: BoolArray = self._why_never == _PASSES
         # Cells of hosts that can't be used need more than there is: one test less for each row.
         self._needed: Packed = np.where(self.standing[:, None], self.fitting.in_one_cell, NEVER)
-        self._changes = self._what_changes()
+        self.changes = self._what_changes()
         hosts = len(workspace.fleet.hosts)
         self.key: Floats = np.full(hosts, np.inf)
         self.count = 0
@@ -70,7 +70,7 @@ class Candidates:
         if rows is None or len(rows) * _MANY > len(self.key):
             self._recount(None)
         elif by_row is not None and self._parts is None and len(rows) <= FEW:
-            self._recount_one_by_one(rows, by_row(self._workspace, self._changes))
+            self._recount_one_by_one(rows, by_row(self._workspace, self.changes))
         else:
             self._recount(np.array(list(rows)))
 
@@ -125,7 +125,7 @@ class Candidates:
 
     def _scores(self, rows: Rows, rest: Packed, fits: BoolArray) -> Floats:
         parts = None if self._parts is None else at(self._parts, rows)
-        scores = self._policy.scorer(View(self._workspace, self._changes, rows, rest, parts))
+        scores = self._policy.scorer(View(self._workspace, self.changes, rows, rest, parts))
         return np.where(fits, scores, np.inf)
 
     def _in_several_cells(self, rows: Rows, rest: Packed) -> tuple[IntArray, Packed]:

@@ -1,26 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A batch placed evenly one by one, looked at again as a whole: a VM that would now be better elsewhere is moved there.
+"""A batch placed evenly one by one, looked at again as a whole: a VM that would now be better elsewhere is moved there,
+and two that would be better in each other's place change places.
 
 Each VM was placed before those that came after it. With all of them in place one is taken out at a time and placed
-again, twice around at most; the fleet's score only falls. For small fleets and batches: it costs what planning them
-again would.
+again, then each is tried in the place of every other, a few times around at most; the fleet's score only falls. For
+small fleets and batches: it costs several times what planning them again would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ppec_contract.api import Policy
+from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates
+from ppec_orchestrator.placement.fleet import IntArray
 from ppec_orchestrator.placement.neighbours import Neighbours
-from ppec_orchestrator.placement.request import PlanRequest, VmRequest
+from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
 from ppec_orchestrator.placement.search import CandidatesOf, Seat
 from ppec_orchestrator.placement.workspace import EXACT_HOSTS, Taken, Workspace
 
 MOST_VMS = 200
-_ROUNDS = 2
+_ROUNDS = 3
+# How many places of others are tried for a VM, the best first: some it can't have.
+_PARTNERS = 4
 # What is less than this is rounding.
 _BETTER = 1e-9
 
@@ -36,16 +41,18 @@ class Evening:
 
     def __init__(self, workspace: Workspace, candidates: CandidatesOf, request: PlanRequest) -> None:
         self._workspace = workspace
-        self._candidates = candidates
+        self._candidates_of = candidates
         self._neighbours = Neighbours(workspace, request.contended_hosts)
 
     def seats(self, vms: Sequence[VmRequest], seats: Sequence[Seat]) -> list[Seat] | None:
         """Better seats for the VMs, in their order; None where theirs are good."""
         taken = [self._take(vm, seat) for vm, seat in zip(vms, seats, strict=True)]
+        weights = _Weights([vm.profile for vm in vms], self._candidates)
         changed = False
         for _ in range(_ROUNDS):
-            moved = [self._moved(number, vms, taken) for number in range(len(vms))]
-            if not any(moved):
+            better = [self._moved(number, vms, taken) for number in range(len(vms))]
+            better += [self._swapped(number, vms, taken, weights) for number in range(len(vms))]
+            if not any(better):
                 break
             changed = True
         for one in reversed(taken):
@@ -56,12 +63,54 @@ class Evening:
         vm, now = vms[number], taken[number]
         self._workspace.give_back(now)
         self._workspace.start_epoch(0)
-        candidates = self._candidates(vm.profile, Policy.BALANCED)
+        candidates = self._candidates(vm.profile)
         best = self._best(candidates, vm)
         better = candidates.key[best] < candidates.key[now.row] - _BETTER
         seat = (best, tuple(candidates.cells(best))) if better else (now.row, now.columns)
         taken[number] = self._take(vm, seat)
         return bool(better)
+
+    def _swapped(self, number: int, vms: Sequence[VmRequest], taken: list[Taken], weights: _Weights) -> bool:
+        """Whether the VM has changed places with one of those with which the score promises most."""
+        balance = self._workspace.balance
+        rows = np.array([one.row for one in taken])
+        row, score = taken[number].row, balance.score()
+        changes, theirs = weights.of_swaps(number, rows)
+        after = balance.scores_after_two(row, changes, rows, theirs)
+        after[rows == row] = np.inf
+        for other in np.argsort(after, kind="stable")[:_PARTNERS].tolist():
+            if after[other] >= score - _BETTER:
+                return False
+            if self._swap(number, other, vms, taken):
+                return True
+        return False
+
+    def _swap(self, one: int, other: int, vms: Sequence[VmRequest], taken: list[Taken]) -> bool:
+        """Whether each could have the other's host, and it is better so; else all is as it was."""
+        workspace, before = self._workspace, (taken[one], taken[other])
+        score = workspace.balance.score()
+        for each in before:
+            workspace.give_back(each)
+        now: list[Taken] = []
+        for number, row in ((one, before[1].row), (other, before[0].row)):
+            if (seat := self._seat_on(row, vms[number])) is None:
+                break
+            now.append(self._take(vms[number], seat))
+        if len(now) == len(before) and workspace.balance.score() < score - _BETTER:
+            taken[one], taken[other] = now
+            return True
+        for each in now:
+            workspace.give_back(each)
+        taken[one], taken[other] = (
+            self._take(vms[number], (was.row, was.columns)) for number, was in zip((one, other), before, strict=True)
+        )
+        return False
+
+    def _seat_on(self, row: int, vm: VmRequest) -> Seat | None:
+        candidates = self._candidates(vm.profile)
+        if not candidates.key[row] < np.inf or any(row in rows for rows in self._neighbours.closed(vm)):
+            return None
+        return row, tuple(candidates.cells(row))
 
     def _best(self, candidates: Candidates, vm: VmRequest) -> int:
         key = candidates.key
@@ -74,4 +123,25 @@ class Evening:
 
     def _take(self, vm: VmRequest, seat: Seat) -> Taken:
         row, columns = seat
-        return self._workspace.take(row, columns, self._candidates(vm.profile, Policy.BALANCED).fitting, vm)
+        return self._workspace.take(row, columns, self._candidates(vm.profile).fitting, vm)
+
+    def _candidates(self, profile: Profile) -> Candidates:
+        return self._candidates_of(profile, Policy.BALANCED)
+
+
+class _Weights:
+    """What each VM of a batch changes in the figures of each host."""
+
+    def __init__(self, profiles: Sequence[Profile], candidates: Callable[[Profile], Candidates]) -> None:
+        numbers = {profile: number for number, profile in enumerate(dict.fromkeys(profiles))}
+        self._profile: IntArray = np.array([numbers[profile] for profile in profiles])
+        # Shape (profiles, 4, hosts).
+        self._changes: Floats = np.stack([candidates(profile).changes.whole() for profile in numbers])
+
+    def of_swaps(self, number: int, rows: IntArray) -> tuple[Floats, Floats]:
+        """What changes on the VM's host and on the others' when it changes places with each VM, which stand in `rows`;
+        shapes (VMs, 4)."""
+        row, mine = rows[number], self._changes[self._profile[number]]
+        here = self._changes[self._profile, :, row] - mine[:, row]
+        there = mine[:, rows].T - self._changes[self._profile, :, rows]
+        return here, there

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import combinations
 from uuid import UUID
 
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.ranks import order
 from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest
@@ -64,3 +66,33 @@ def _roomy(seed: int) -> tuple[Fleet, PlanRequest]:
     profiles = [Profile(Shape(vcpus, mib, 10), "x86_64") for vcpus, mib in ((2, 16384), (8, 2048), (4, 8192))]
     vms = tuple(VmRequest(UUID(int=n + 1), f"v{n}", rng.choice(profiles)) for n in range(6))
     return Fleet.build(hosts), PlanRequest(vms, Policy.BALANCED)
+
+
+def test_no_two_of_a_batch_would_be_better_in_each_others_place() -> None:
+    looked = 0
+    for seed in range(30):
+        fleet, request = _roomy(seed)
+        whole = plan(fleet, request)
+        score = Balance(applied(fleet, request.vms, whole)).score()
+        for one, other in combinations(range(len(whole.placed)), 2):
+            if (swapped := _swapped(fleet, request, whole, one, other)) is not None:
+                looked += 1
+                assert Balance(applied(fleet, request.vms, swapped)).score() >= score - 1e-9
+    assert looked > 100
+
+
+def _swapped(fleet: Fleet, request: PlanRequest, whole: Plan, one: int, other: int) -> Plan | None:
+    """With each of the two in the cell of the other; None where nothing changes or the room is not there."""
+    a, b = whole.placed[one], whole.placed[other]
+    if a.host == b.host:
+        return None
+    placed = list(whole.placed)
+    placed[one] = replace(a, host=b.host, host_id=b.host_id, cells=b.cells)
+    placed[other] = replace(b, host=a.host, host_id=a.host_id, cells=a.cells)
+    after = applied(fleet, request.vms, replace(whole, placed=tuple(placed)))
+    cells = [cell for host in after.hosts for cell in host.cells]
+    return (
+        replace(whole, placed=tuple(placed))
+        if all(cell.cores_free >= 0 and cell.memory_free_mib >= 0 for cell in cells)
+        else None
+    )
