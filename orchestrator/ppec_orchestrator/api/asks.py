@@ -12,7 +12,7 @@ from ppec_contract.api import OperationView
 from ppec_contract.model import Model, canonical_json
 from ppec_orchestrator.api.audited import changes
 from ppec_orchestrator.api.auth import Caller
-from ppec_orchestrator.operations.accept import Ask
+from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.store.idempotency import RequestKey
 
 IdempotencyKey = Annotated[

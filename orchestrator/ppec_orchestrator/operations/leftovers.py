@@ -85,4 +85,4 @@ def remember(context: Context, conn: Connection, leftovers: Sequence[Leftover]) 
             items=[NewItem(one.vm_id, one.name, host) for one in mine],
             not_before=now + timedelta(seconds=context.limits.cleanup_retry_s),
         )
-        store.enqueue(conn, new)
+        store.enqueue(conn, [new])

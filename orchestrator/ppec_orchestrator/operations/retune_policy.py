@@ -54,7 +54,7 @@ def after_deletes(context: Context, conn: Connection) -> Callable[[], None]:
             done=1,
             priority=_PRIORITY,
         )
-        store.enqueue(conn, new)
+        store.enqueue(conn, [new])
         store.keep_data(conn, new.operation_id, RETUNE_STEPS[0], {"after": context.operation_id})
         enqueued[name] = new.operation_id
     if enqueued:

@@ -9,9 +9,11 @@ from contextlib import suppress
 from ppec_contract.api import HostRetune, OperationView, Page, VmResize, VmsAction, VmsCreate
 from ppec_contract.api_placement import PlanView
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.operations.accept import Acceptor, Ask
+from ppec_orchestrator.operations.accept import Acceptor
 from ppec_orchestrator.operations.context import Ports
+from ppec_orchestrator.operations.creation import Creation
 from ppec_orchestrator.operations.engine import Engine
+from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.live import Live, Wake
 from ppec_orchestrator.operations.plan_shown import show_plan
 from ppec_orchestrator.operations.replica import Replica
@@ -30,7 +32,8 @@ class Operations:
         self._database = ports.database
         self._live = Live()
         self.engine = Engine(ports, self._live)
-        self._acceptor = Acceptor(ports.database, ports.planning, ports.now, ports.addresses)
+        self._creation = Creation(ports.database, ports.planning, ports.now, ports.addresses)
+        self._acceptor = Acceptor(ports.database, ports.now)
 
     def start(self, replica: Replica) -> None:
         self._live.start(self._database)
@@ -48,14 +51,14 @@ class Operations:
             self._live.stop(self._database)
 
     def create(self, asked: VmsCreate, ask: Ask) -> OperationView:
-        return self._accepted(self._acceptor.create(asked, ask))
+        return self._accepted(self._creation.create(asked, ask))
 
     def show_plan(self, asked: VmsCreate, caller: str) -> PlanView:
         """What `create` would do."""
         return show_plan(self._database, self._ports.planning, self._ports.now, asked, caller)
 
     def execute(self, plan_id: str, ask: Ask) -> OperationView:
-        return self._accepted(self._acceptor.execute(plan_id, ask))
+        return self._accepted(self._creation.execute(plan_id, ask))
 
     def act(self, asked: VmsAction, ask: Ask) -> OperationView:
         return self._accepted(self._acceptor.act(asked, ask))

@@ -78,28 +78,30 @@ class StepRow:
     state: str
 
 
-def enqueue(conn: Connection, new: NewOperation) -> None:
-    """Within the transaction that makes what the operation works on."""
+def enqueue(conn: Connection, new: Sequence[NewOperation]) -> None:
+    """Within the transaction that makes what the operations work on."""
     conn.execute(
         insert(operation),
-        {
-            "id": new.operation_id,
-            "kind": new.kind,
-            "state": OperationState.QUEUED.value,
-            "priority": new.priority,
-            "created_by": new.created_by,
-            "created_at": new.created_at,
-            "input": dict(new.input),
-            "counters": dict(new.counters),
-            # Of a queued operation: not to be claimed before.
-            "lease_until": new.not_before,
-        },
+        [
+            {
+                "id": one.operation_id,
+                "kind": one.kind,
+                "state": OperationState.QUEUED.value,
+                "priority": one.priority,
+                "created_by": one.created_by,
+                "created_at": one.created_at,
+                "input": dict(one.input),
+                "counters": dict(one.counters),
+                # Of a queued operation: not to be claimed before.
+                "lease_until": one.not_before,
+            }
+            for one in new
+        ],
     )
-    conn.execute(insert(step), [_new_step(new, ordinal, name) for ordinal, name in enumerate(new.steps)])
-    if new.items:
-        conn.execute(
-            insert(operation_item), [_new_item(new.operation_id, at, item) for at, item in enumerate(new.items)]
-        )
+    conn.execute(insert(step), [_new_step(one, ordinal, name) for one in new for ordinal, name in enumerate(one.steps)])
+    items = [_new_item(one.operation_id, at, item) for one in new for at, item in enumerate(one.items)]
+    if items:
+        conn.execute(insert(operation_item), items)
 
 
 def _new_step(new: NewOperation, ordinal: int, name: str) -> dict[str, Any]:

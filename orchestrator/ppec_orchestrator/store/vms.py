@@ -23,7 +23,7 @@ from ppec_orchestrator.store.tables import allocation, allocation_cell, host, im
 
 @dataclass(frozen=True, slots=True)
 class NewVm:
-    """A VM to record; `image_id` is the image's row."""
+    """A VM to record, made by an operation; `image_id` is the image's row."""
 
     vm_id: UUID
     name: str
@@ -34,6 +34,7 @@ class NewVm:
     disk_mib: int
     user_data: str
     labels: Mapping[str, str]
+    operation_id: str
     max_vcpus: int | None = None
     max_memory_mib: int | None = None
     numa: NumaPolicy = field(default_factory=NumaPolicy)
@@ -81,7 +82,7 @@ _TAKEN = select(vm.c.name).where(
 )
 
 
-def insert_vms(conn: Connection, new: Sequence[NewVm], operation_id: str, now: datetime) -> None:
+def insert_vms(conn: Connection, new: Sequence[NewVm], now: datetime) -> None:
     """Raises `vm.exists` naming the names that are taken; the unique index decides what this look can't see."""
     names = [one.name for one in new]
     taken = conn.execute(_TAKEN, {"names": names}).scalars()
@@ -105,7 +106,7 @@ def insert_vms(conn: Connection, new: Sequence[NewVm], operation_id: str, now: d
                 "user_data": one.user_data,
                 "labels": dict(one.labels),
                 "created_at": now,
-                "operation_id": operation_id,
+                "operation_id": one.operation_id,
                 "observed": VmState.UNKNOWN.value,
             }
             for one in new

@@ -60,7 +60,7 @@ class Ipdb:
     def create(self, host_id: int, new: Sequence[NewVm], networks: Sequence[NetworkWanted], fail: bool) -> Granted:
         with self.database.write() as conn:
             now = datetime.now(UTC)
-            vms.insert_vms(conn, new, "op-hammer", now)
+            vms.insert_vms(conn, new, now)
             ids = [one.vm_id for one in new]
             ipdb.grant(conn, dict.fromkeys(ids, host_id), networks, now=now)
             granted = dict.fromkeys(ids, ()) | ipdb.addresses_of(conn, ids)
@@ -90,7 +90,7 @@ class NaiveNextFree:
         if len(found) < len(new):
             raise PpecError("address.exhausted", "naive")
         with self.database.write() as conn:
-            vms.insert_vms(conn, new, "op-hammer", datetime.now(UTC))
+            vms.insert_vms(conn, new, datetime.now(UTC))
             for one, text in zip(new, found, strict=True):
                 self._set(conn, prefix.prefix_id, text, one.vm_id)
         return {
@@ -170,7 +170,7 @@ class Worker:
 
     def new_vm(self) -> NewVm:
         vm_id = uuid.UUID(int=self.rng.getrandbits(64) << 64 | uuid.uuid4().int & (2**64 - 1))
-        return NewVm(vm_id, f"w{self.slot}-{vm_id.hex}", "f", 1, 2, 1, 1, "", {})
+        return NewVm(vm_id, f"w{self.slot}-{vm_id.hex}", "f", 1, 2, 1, 1, "", {}, "op-hammer")
 
     def delete(self) -> None:
         chosen = self.rng.sample(sorted(self.held), min(len(self.held), self.rng.choice((1, 2, 3))))

@@ -23,8 +23,8 @@ from ppec_contract.api import OperationView, VmsCreate, VmView
 from ppec_contract.model import digest
 from ppec_orchestrator.dispatch.simulated import SimulatedDispatcher, SimulatedFleet
 from ppec_orchestrator.ipdb.ranges import to_address, usable_range
-from ppec_orchestrator.operations.accept import Ask
 from ppec_orchestrator.operations.context import Ports
+from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.operations.replica import Replica
 from ppec_orchestrator.operations.service import Operations

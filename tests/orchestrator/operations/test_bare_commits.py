@@ -9,7 +9,7 @@ from bench.bare_commits import BareCommits
 from sqlalchemy import func, select
 
 from ppec_orchestrator.ipdb.provider import BuiltIn
-from ppec_orchestrator.operations.accept import Acceptor
+from ppec_orchestrator.operations.creation import Creation
 from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import Database
@@ -35,7 +35,7 @@ def test_the_bare_loop_writes_as_many_rows_as_accepting(world: Any, database_url
     # Over the hosts, a VM each: as the bare loop does.
     asked = world.batch(3, policy="spread")
     empty = rows(database)
-    Acceptor(database, planning, world.now, BuiltIn()).create(asked, world.ask)
+    Creation(database, planning, world.now, BuiltIn()).create(asked, world.ask)
     accepted = rows(database)
     bare = BareCommits(database_url)
     try:

@@ -261,7 +261,7 @@ def test_clean_up_of_a_host_that_is_away_for_weeks_is_tried_on(world: Any) -> No
         done=1, counters={"retries": tried},
     )  # fmt: skip
     with world.database.write() as conn:
-        store.enqueue(conn, new)
+        store.enqueue(conn, [new])
     world.replica()
     world.wait_until(lambda: world.show("op-clean").counters["retries"] > tried + 1, "it is tried again and again")
     assert not world.show("op-clean").state.ended

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, func, insert, select, update
 from ppec_contract.api import BatchMode, Policy, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
-from ppec_orchestrator.operations.accept import Acceptor, Ask
+from ppec_orchestrator.operations.creation import Creation
+from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.planning import Planned, Planning
 from ppec_orchestrator.placement.plan import Placement, Plan
 from ppec_orchestrator.placement.reasons import Reason
@@ -31,8 +32,8 @@ CLIENTS = 64
 VCPUS, MEMORY_MIB, DISK_MIB = 2, 1024, 8192
 
 
-def acceptor(world: Any, database: Database) -> Acceptor:
-    return Acceptor(database, Planning(database, silent_after_s=3600, now=world.now), world.now, BuiltIn())
+def acceptor(world: Any, database: Database) -> Creation:
+    return Creation(database, Planning(database, silent_after_s=3600, now=world.now), world.now, BuiltIn())
 
 
 def leave_room_for(database: Database, vms: int) -> None:
@@ -46,7 +47,7 @@ def leave_room_for(database: Database, vms: int) -> None:
             conn.execute(update(t.host).where(t.host.c.id == host_id).values(disk_mib=10**7))
 
 
-def race(acceptors: list[Acceptor], bodies: list[VmsCreate]) -> Counter[str]:
+def race(acceptors: list[Creation], bodies: list[VmsCreate]) -> Counter[str]:
     """All at once; how each ended."""
     start = threading.Barrier(len(bodies))
 

@@ -36,7 +36,7 @@ def an_operation(database: Database, name: str, ended: timedelta | None, **more:
     items = [NewItem(uuid.uuid4(), f"v{n}", "h1", ItemState.SUCCEEDED) for n in range(values["items"])]
     new = NewOperation(name, values["kind"], "me", at, values["input"], ("reserve",), items)
     with database.write() as conn:
-        store.enqueue(conn, new)
+        store.enqueue(conn, [new])
         if ended is not None:
             store.end(conn, name, OperationState.SUCCEEDED, at)
     return name

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from ppec_contract.api import HostRetune, OperationState, Policy, VmAction, VmsAction
 from ppec_contract.retune import RetuneBounds
 from ppec_orchestrator.dispatch.simulated import Fault
-from ppec_orchestrator.operations.accept import Ask
+from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.operations.retune_policy import after_deletes
 from ppec_orchestrator.store import operations as store

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request for VMs to a queued operation, in one transaction: plan, rows, room, addresses and the operation.
+
+Requests for one VM that come at the same time share a plan and a transaction. What can't be had so is seen to one by
+one, so that each is refused, if it is, for reasons of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
+
+from ppec_contract.api import BatchMode, ItemState, VmsCreate
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.ipdb.provider import AddressProvider
+from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
+from ppec_orchestrator.operations.advising import ADVISABLE, advised
+from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
+from ppec_orchestrator.operations.joining import Joined
+from ppec_orchestrator.operations.kinds import create
+from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
+from ppec_orchestrator.operations.plan_shown import restored
+from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
+from ppec_orchestrator.placement.plan import Placement, Refusal
+from ppec_orchestrator.placement.policies import POLICIES
+from ppec_orchestrator.placement.request import PlanRequest, Spare
+from ppec_orchestrator.store import plans, vms
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.ipdb import ANY_NETWORK
+from ppec_orchestrator.store.operations import NewItem, NewOperation
+from ppec_orchestrator.store.vm_groups import check_rules, insert_groups
+from ppec_orchestrator.store.vms import NewVm
+
+T = TypeVar("T")
+# Requests that share a transaction; the time it takes is everyone's to wait.
+MOST_JOINED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """A request for one VM."""
+
+    meant: Meant
+    user_data: str
+    ask: Ask
+    request: PlanRequest
+
+
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """A request, and what the plan says of each of its VMs."""
+
+    meant: Meant
+    user_data: str
+    ask: Ask
+    placed: Sequence[Placement]
+    refused: Sequence[Refusal] = ()
+
+
+class Creation:
+    """Answers with the operation as it was enqueued, or the id of the one that the same request made before."""
+
+    def __init__(
+        self,
+        database: Database,
+        planning: Planning,
+        now: Callable[[], datetime],
+        addresses: AddressProvider,
+    ) -> None:
+        self._database = database
+        self._planning = planning
+        self._now = now
+        self._addresses = addresses
+        self._queue = Queue(database, now)
+        self._joined: Joined[_Wish, NewOperation] = Joined(self._create_together, MOST_JOINED)
+
+    def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
+        """See `_create`. Its addresses may have to be acquired first: some are asked for by number, others ran out."""
+        self._addresses.prepare(asked.networks, asked.vrf)
+        try:
+            return self._create(asked, ask)
+        except PpecError as error:
+            networks, count = asked.networks or ANY_NETWORK, asked.total
+            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count):
+                raise
+        return self._create(asked, ask)
+
+    def execute(self, plan_id: str, ask: Ask) -> NewOperation | str:
+        """The stored plan as it is. Raises `plan.not_found`, `plan.outdated`, `auth.forbidden` for another's plan, and
+        what `create` raises."""
+        with self._database.read() as conn:
+            known = self._queue.earlier(conn, ask)
+            if known is not None:
+                return known
+            stored = plans.load(conn, plan_id, self._now())
+        made = restored(stored, ask.caller)
+        answered = _Answered(made.meant, made.user_data, ask, made.plan.placed)
+
+        def writes(conn: Connection) -> NewOperation | str:
+            plans.use(conn, stored)
+            planned = Planned(made.plan, self._planning.fleet.current(), passes=0)
+            return self._enqueue(conn, [answered], planned)[0]
+
+        return self._queue.once_per_key(ask, lambda: self._write(writes))
+
+    def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
+        """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
+        whatever the request names."""
+        with self._database.read() as conn:
+            known = self._queue.earlier(conn, ask)
+            if known is not None:
+                return known
+            meant = meaning(conn, asked, self._now())
+        wish = _Wish(meant, asked.user_data, ask, new_plan_request(meant, asked))
+        if _joins(asked, wish.request) and (made := self._joined.answer(wish)) is not None:
+            return made
+        return self._queue.once_per_key(ask, lambda: self._create_alone(wish, wait=asked.at_least is None))
+
+    # --- one request -----------------------------------------------------------------------------------------------
+
+    def _create_alone(self, wish: _Wish, *, wait: bool) -> NewOperation | str:
+        """A refusal tells the cheapest changes that would help; they are looked for when nothing is locked any more."""
+
+        def writes(conn: Connection, planned: Planned) -> NewOperation | str:
+            answered = _Answered(wish.meant, wish.user_data, wish.ask, planned.plan.placed, planned.plan.refused)
+            self._refuse_too_few(conn, answered, planned)
+            return self._enqueue(conn, [answered], planned)[0]
+
+        try:
+            return self._planning.carry_through(wish.request, self._write, writes, wait=wait)
+        except PpecError as error:
+            if error.code not in ADVISABLE:
+                raise
+            raise advised(error, self._planning.fleet, wish.request) from error
+
+    def _refuse_too_few(self, conn: Connection, answered: _Answered, planned: Planned) -> None:
+        wanted, refused = answered.meant.input.request, answered.refused
+        total = len(answered.placed) + len(refused)
+        fewest = total if wanted.mode is BatchMode.ALL_OR_NOTHING else wanted.at_least or 1
+        if len(answered.placed) >= fewest:
+            return
+        first = refused[0].name
+        problem = refusal(refused, answered.meant.input.size_of(first).shape, planned.fleet, total)
+        raise with_addresses(conn, problem, planned.fleet, answered.meant.input.profile_of(first), self._now())
+
+    # --- several at once -------------------------------------------------------------------------------------------
+
+    def _create_together(self, wishes: Sequence[_Wish]) -> list[NewOperation | None]:
+        """What could be accepted so; None for whatever has to be looked at alone."""
+        made: dict[int, NewOperation] = {}
+        for policy in dict.fromkeys(wish.request.policy for wish in wishes):
+            mine = [wish for wish in wishes if wish.request.policy is policy]
+            made |= {id(wish): one for wish, one in self._create_alike(mine)}
+        return [made.get(id(wish)) for wish in wishes]
+
+    def _create_alike(self, wishes: Sequence[_Wish]) -> list[tuple[_Wish, NewOperation]]:
+        """Requests of one policy. None of them, when anything is wrong with any: a name that is taken, a twin."""
+        request = replace(wishes[0].request, vms=tuple(vm for wish in wishes for vm in wish.request.vms))
+
+        def writes(conn: Connection, planned: Planned) -> list[tuple[_Wish, NewOperation]]:
+            places = {place.vm_id: place for place in planned.plan.placed}
+            had = [wish for wish in wishes if wish.request.vms[0].vm_id in places]
+            answered = [
+                _Answered(wish.meant, wish.user_data, wish.ask, [places[wish.request.vms[0].vm_id]]) for wish in had
+            ]
+            return list(zip(had, self._enqueue(conn, answered, planned) if had else (), strict=True))
+
+        try:
+            return self._planning.carry_through(request, self._write, writes)
+        except (IntegrityError, PpecError):
+            return []
+
+    # --- what is written -------------------------------------------------------------------------------------------
+
+    def _enqueue(self, conn: Connection, answered: Sequence[_Answered], planned: Planned) -> list[NewOperation]:
+        """All requests' VMs of the plan. `networks` are everyone's."""
+        now = self._now()
+        accepted = [
+            Accepted(
+                one.ask, new_id(), create.NAME, one.meant.input.model_dump(mode="json"), _items(one, planned),
+                planned.passes,
+            )
+            for one in answered
+        ]  # fmt: skip
+        rules = {place.vm_id: one.meant.input.rules_of(place.name) for one in answered for place in one.placed}
+        check_rules(conn, [rule for mine in rules.values() for rule in mine])
+        pairs = zip(answered, accepted, strict=True)
+        vms.insert_vms(conn, [new for one, operation in pairs for new in _new_vms(one, operation)], now)
+        insert_groups(conn, rules)
+        planned.reserve(conn, answered[0].meant.input.networks, now)
+        return self._queue.enqueue(conn, accepted)
+
+    def _write(self, writes: Callable[[Connection], T]) -> T:
+        with self._database.write() as conn:
+            return writes(conn)
+
+
+def _joins(asked: VmsCreate, request: PlanRequest) -> bool:
+    """May it share a plan with others'? Not if the plan depends on more than room: neighbours, spare room, addresses
+    that are its own. Of one VM, a policy that keeps a batch apart has nothing to do, but would have among others."""
+    return (
+        asked.total == 1
+        and asked.at_least is None
+        and not asked.networks
+        and request.spare.mode is Spare.OFF
+        and not request.vms[0].groups
+        and not POLICIES[request.policy].apart
+    )
+
+
+def _new_vms(answered: _Answered, operation: Accepted) -> list[NewVm]:
+    meant = answered.meant
+    return [
+        NewVm(
+            place.vm_id, place.name, size.flavor or "", meant.image_id, size.vcpus, size.memory_mib, size.disk_mib,
+            answered.user_data, meant.input.request.labels, operation.operation_id, size.max_vcpus, size.max_memory_mib,
+            size.numa,
+        )
+        for place in answered.placed
+        for size in (meant.input.size_of(place.name),)
+    ]  # fmt: skip
+
+
+def _items(answered: _Answered, planned: Planned) -> list[NewItem]:
+    placed = [NewItem(place.vm_id, place.name, place.host) for place in answered.placed]
+    refused = [
+        NewItem(
+            one.vm_id, one.name, None, ItemState.REFUSED,
+            refusal_problem(one, answered.meant.input.size_of(one.name).shape, planned.fleet),
+        )
+        for one in answered.refused
+    ]  # fmt: skip
+    return placed + refused

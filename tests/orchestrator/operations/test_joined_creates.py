@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests for one VM that come at the same time share a plan and a transaction; nobody can tell but by the time."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from ppec_contract.api import VmsCreate
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.ipdb.provider import BuiltIn
+from ppec_orchestrator.operations.creation import Creation
+from ppec_orchestrator.operations.enqueueing import Ask
+from ppec_orchestrator.operations.joining import Joined
+from ppec_orchestrator.operations.planning import Planning
+from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.idempotency import RequestKey
+from ppec_orchestrator.store.operations import NewOperation
+
+Asked = tuple[VmsCreate, Ask]
+
+
+@pytest.fixture
+def creation(world: Any) -> Creation:
+    planning = Planning(world.database, silent_after_s=3600, now=world.now)
+    return Creation(world.database, planning, world.now, BuiltIn())
+
+
+def at_once(creation: Creation, wait_until: Callable[..., Any], asked: Sequence[Asked]) -> list[str]:
+    """Has all of them waiting for one another before the first is begun; the operation of each, or why it has none."""
+
+    def one(body: VmsCreate, ask: Ask) -> str:
+        try:
+            made = creation.create(body, ask)
+        except PpecError as error:
+            return error.code
+        return made.operation_id if isinstance(made, NewOperation) else made
+
+    joined = creation._joined
+    with ThreadPoolExecutor(len(asked)) as pool:
+        with joined._turn:
+            answers = [pool.submit(one, *each) for each in asked]
+            wait_until(lambda: len(joined._waiting) == len(asked), "all wait")
+        return [answer.result() for answer in answers]
+
+
+def vms_of(database: Database, operation_id: str) -> list[str]:
+    with database.read() as conn:
+        names = select(tables.vm.c.name).where(tables.vm.c.operation_id == operation_id)
+        items = select(tables.operation_item.c.name).where(tables.operation_item.c.operation_id == operation_id)
+        assert list(conn.execute(names).scalars()) == list(conn.execute(items).scalars())
+        return list(conn.execute(names).scalars())
+
+
+def singles(world: Any, count: int) -> list[Asked]:
+    return [(world.batch(1), Ask(f"client-{number}")) for number in range(count)]
+
+
+def test_they_share_a_commit_and_have_each_their_own_operation(world: Any, creation: Creation) -> None:
+    asked = singles(world, 8)
+    before = world.database.commits
+    ids = at_once(creation, world.wait_until, asked)
+    assert world.database.commits == before + 1
+    assert len(set(ids)) == 8
+    for (body, ask), operation_id in zip(asked, ids, strict=True):
+        assert vms_of(world.database, operation_id) == [body.name]
+        with world.database.read() as conn:
+            row = conn.execute(select(tables.operation).where(tables.operation.c.id == operation_id)).one()
+        assert (row.created_by, row.input["request"]["name"]) == (ask.caller, body.name)
+        assert row.counters == {"commits": 1, "planning_passes": 1}
+    with world.database.read() as conn:
+        held = conn.execute(select(func.count()).where(tables.address.c.vm_id.is_not(None))).scalar_one()
+        assert held == conn.execute(select(func.count()).select_from(tables.allocation)).scalar_one() == 8
+
+
+def test_one_that_is_refused_leaves_the_others_theirs(world: Any, creation: Creation) -> None:
+    taken, *others = singles(world, 6)
+    creation.create(*taken)
+    again, *ids = at_once(creation, world.wait_until, [taken, *others])
+    assert again == "vm.exists"
+    assert [vms_of(world.database, one) for one in ids] == [[body.name] for body, _ in others]
+
+
+def test_as_many_as_there_is_room_for_are_accepted(world: Any, creation: Creation) -> None:
+    """A VM of the large flavor takes half a host; there are three."""
+    asked = [(world.batch(1, flavor="half"), Ask("someone")) for _ in range(9)]
+    ids = at_once(creation, world.wait_until, asked)
+    assert sorted(one.startswith("op-") for one in ids) == [False] * 3 + [True] * 6
+    assert {one for one in ids if not one.startswith("op-")} == {"placement.no_capacity"}
+
+
+def test_twins_get_one_operation(world: Any, creation: Creation) -> None:
+    key = RequestKey("client", uuid.uuid4().hex, "0" * 64)
+    body = world.batch(1)
+    ids = at_once(creation, world.wait_until, [(body, Ask("client", key)), (body, Ask("client", key))])
+    assert len(set(ids)) == 1
+    assert vms_of(world.database, ids[0]) == [body.name]
+
+
+def test_each_policy_is_kept(world: Any, creation: Creation) -> None:
+    before = world.database.commits
+    asked = [(world.batch(1, policy=policy), Ask("someone")) for policy in ("pack", "balanced", "pack", "balanced")]
+    ids = at_once(creation, world.wait_until, asked)
+    assert world.database.commits == before + 2
+    for (body, _), operation_id in zip(asked, ids, strict=True):
+        with world.database.read() as conn:
+            row = conn.execute(select(tables.operation).where(tables.operation.c.id == operation_id)).one()
+        assert row.input["request"]["policy"] == body.policy
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"count": 2},
+        {"policy": "spread"},
+        {"at_least": 1, "mode": "best-effort"},
+        {"networks": [{"prefix": "10.7.0.0/24"}]},
+        {"groups": [{"name": "g"}]},
+        {"n_plus_one": {"mode": "required"}},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_depends_on_more_than_room_goes_alone(world: Any, creation: Creation, more: dict[str, Any]) -> None:
+    def never(wishes: Sequence[object]) -> list[None]:
+        raise AssertionError(wishes)
+
+    creation._joined._work = never  # type: ignore[assignment,method-assign]
+    made = creation.create(world.batch(**{"count": 1, **more}), Ask("someone"))
+    assert isinstance(made, NewOperation)
+
+
+# --- joining itself --------------------------------------------------------------------------------------------------
+
+
+def test_no_more_are_joined_than_may_be_and_each_gets_its_own_answer() -> None:
+    seen: list[int] = []
+
+    def work(wishes: Sequence[int]) -> list[int]:
+        seen.append(len(wishes))
+        return [wish * 2 for wish in wishes]
+
+    joined = Joined(work, most=3)
+    with ThreadPoolExecutor(8) as pool:
+        with joined._turn:
+            answers = [pool.submit(joined.answer, number) for number in range(8)]
+            while len(joined._waiting) < 8:
+                threading.Event().wait(0.001)
+        assert [answer.result() for answer in answers] == [number * 2 for number in range(8)]
+    assert max(seen) <= 3
+    assert sum(seen) == 8
+
+
+def test_what_fails_for_all_is_left_to_each() -> None:
+    def work(wishes: Sequence[int]) -> list[int]:
+        raise RuntimeError
+
+    joined = Joined(work, most=3)
+    assert joined.answer(1) is None
+    assert joined.answer(2) is None
