@@ -36,7 +36,13 @@ from ppec_orchestrator.api.bodies import BodyLimit, UnreadBodies
 from ppec_orchestrator.api.problems import PROBLEM_JSON, UnhandledErrors, install_problems
 from ppec_orchestrator.api.services import Services
 
+# Tried one after another: first what is asked most often, by hosts every few seconds and by whoever makes VMs.
 ROUTERS: tuple[APIRouter, ...] = (
+    reports.router,
+    vms.router,
+    operations.router,
+    hosts.router,
+    plans.router,
     health.router,
     datacentres.router,
     clusters.router,
@@ -48,14 +54,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     addresses.router,
     fleet.router,
     ipdb.router,
-    hosts.router,
     enrol.router,
-    reports.router,
-    vms.router,
     guests.router,
     consoles.router,
-    operations.router,
-    plans.router,
 )
 
 

@@ -42,12 +42,14 @@ class StrictJsonRoute(AuditedRoute):
         if not CHANGING & set(self.methods or ()):
             return handle
         guards = [one for one in self.dependant.dependencies if is_guard(one.call)]
+        # Made once: it keeps what FastAPI finds out of it.
+        strangers = Dependant(dependencies=guards)
 
         async def strictly(request: Request) -> Response:
             receive = request.receive if guards else at_most(request.receive, MAX_STRANGERS_BYTES)
             await solve_dependencies(
                 request=request,
-                dependant=Dependant(dependencies=guards),
+                dependant=strangers,
                 dependency_overrides_provider=self.dependency_overrides_provider,
                 async_exit_stack=request.scope["fastapi_inner_astack"],
                 embed_body_fields=False,
