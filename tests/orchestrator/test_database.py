@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import func, insert, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 
@@ -22,7 +25,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import is_reference_violation, is_unique_violation
-from ppec_orchestrator.store.migrations.upgrade import alembic_config
+from ppec_orchestrator.store.migrations.upgrade import alembic_config, newest_revision
 
 VRF = {"name": "red", "description": ""}
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -231,6 +234,22 @@ def test_schema_of_every_version_is_brought_to_this_one(empty_database: Database
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
         assert dict(connection.execute(select(tables.certificate)).one()._mapping) == held
         assert [index["column_names"] for index in inspect(connection).get_indexes("certificate")] == [["uri"]]
+
+
+def test_the_newest_revision_is_alembics_head(database: Database) -> None:
+    with database.read() as connection:
+        scripts = ScriptDirectory.from_config(alembic_config(connection))
+    assert newest_revision() == scripts.get_current_head()
+
+
+def test_a_schema_of_today_is_opened_without_alembic_and_the_other_databases_driver(sqlite_url: str) -> None:
+    """They take a tenth of the time that an orchestrator needs to be up again."""
+    program = (
+        "import sys; from ppec_orchestrator.store.database import Database; "
+        f"Database({sqlite_url!r}).migrate(); print(sorted({{'alembic', 'psycopg'}} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
 
 
 def test_addresses_survive_the_migration_that_makes_their_tables_anew(empty_database: Database) -> None:

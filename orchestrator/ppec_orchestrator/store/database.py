@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import structlog
 from pydantic_core import from_json
@@ -28,7 +28,10 @@ from sqlalchemy.exc import ArgumentError
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store.faults import mapped_faults
 from ppec_orchestrator.store.migrations.upgrade import upgrade_to_head
-from ppec_orchestrator.store.notices import Listener, Notices, PostgresBridge, encode
+from ppec_orchestrator.store.notices import Listener, Notices, encode
+
+if TYPE_CHECKING:
+    from ppec_orchestrator.store.postgres_notices import PostgresBridge
 
 _log = structlog.get_logger(__name__)
 
@@ -216,6 +219,9 @@ class Database:
             return
         with self._lock:
             if self._bridge is None:
+                # With it comes the driver, which SQLite has no use for.
+                from ppec_orchestrator.store.postgres_notices import PostgresBridge
+
                 conninfo = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
                 self._bridge = PostgresBridge(conninfo, self._notices)
             bridge = self._bridge

@@ -12,13 +12,7 @@ import threading
 from collections import defaultdict, deque
 from types import TracebackType
 
-import psycopg
-import structlog
-
-_log = structlog.get_logger(__name__)
-POSTGRES_CHANNEL = "ppec"
 _KEPT_PAYLOADS = 1024
-_RECONNECT_S = 1.0
 
 
 class Listener:
@@ -114,42 +108,3 @@ class Notices:
 def encode(channel: str, payload: str) -> str:
     """A notice as PostgreSQL's one string. All channels share one LISTEN, so that names need no quoting."""
     return json.dumps([channel, payload])
-
-
-class PostgresBridge:
-    """Carries PostgreSQL's notifications into `Notices`: one thread and one connection, opened again when cut."""
-
-    def __init__(self, conninfo: str, notices: Notices) -> None:
-        self._conninfo = conninfo
-        self._notices = notices
-        self._stop = threading.Event()
-        self._listening = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="ppec-notices", daemon=True)
-        self._thread.start()
-
-    def wait_until_listening(self, timeout_s: float) -> bool:
-        return self._listening.wait(timeout_s)
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._listen()
-            except psycopg.Error as error:
-                self._listening.clear()
-                _log.warning("notices.connection_lost", error=type(error).__name__)
-                self._stop.wait(_RECONNECT_S)
-
-    def _listen(self) -> None:
-        with psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5) as connection:
-            connection.execute(f"LISTEN {POSTGRES_CHANNEL}")
-            # In this order: whoever waits until it listens is not woken by this any more.
-            self._notices.announce_all()
-            self._listening.set()
-            while not self._stop.is_set():
-                for notice in connection.notifies(timeout=0.5):
-                    channel, payload = json.loads(notice.payload)
-                    self._notices.announce(channel, payload)
