@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -24,7 +25,7 @@ from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
 from ppec_orchestrator.operations.joining import Joined
 from ppec_orchestrator.operations.kinds import create
 from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
-from ppec_orchestrator.operations.plan_shown import restored
+from ppec_orchestrator.operations.plan_shown import Restored, restored
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
 from ppec_orchestrator.placement.plan import Placement, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
@@ -33,6 +34,8 @@ from ppec_orchestrator.store import plans, vms
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.operations import NewItem, NewOperation
+from ppec_orchestrator.store.plans import StoredPlan
+from ppec_orchestrator.store.reservations import LostRaceError
 from ppec_orchestrator.store.vm_groups import check_rules, insert_groups
 from ppec_orchestrator.store.vms import NewVm
 
@@ -80,15 +83,9 @@ class Creation:
         self._joined: Joined[_Wish, NewOperation] = Joined(self._create_together, MOST_JOINED)
 
     def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
-        """See `_create`. Its addresses may have to be acquired first: some are asked for by number, others ran out."""
-        self._addresses.prepare(asked.networks, asked.vrf)
-        try:
-            return self._create(asked, ask)
-        except PpecError as error:
-            networks, count = asked.networks or ANY_NETWORK, asked.total
-            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count):
-                raise
-        return self._create(asked, ask)
+        """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
+        whatever the request names."""
+        return self._supplied(asked, ask, asked.total, lambda: self._create(asked, ask))
 
     def execute(self, plan_id: str, ask: Ask) -> NewOperation | str:
         """The stored plan as it is. Raises `plan.not_found`, `plan.outdated`, `auth.forbidden` for another's plan, and
@@ -99,18 +96,42 @@ class Creation:
                 return known
             stored = plans.load(conn, plan_id, self._now())
         made = restored(stored, ask.caller)
-        answered = _Answered(made.meant, made.user_data, ask, made.plan.placed)
+        asked = made.meant.input.request
 
-        def writes(conn: Connection) -> NewOperation | str:
-            plans.use(conn, stored)
-            planned = Planned(made.plan, self._planning.fleet.current(), passes=0)
+        def accept() -> NewOperation | str:
+            return self._queue.once_per_key(ask, lambda: self._write(partial(self._execute, stored, made, ask)))
+
+        return self._supplied(asked, ask, len(made.plan.placed), accept)
+
+    def _execute(self, stored: StoredPlan, made: Restored, ask: Ask, conn: Connection) -> NewOperation:
+        plans.use(conn, stored, self._planning.alive_since())
+        planned = Planned(made.plan, self._planning.fleet.current(), passes=0)
+        answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused)
+        try:
             return self._enqueue(conn, [answered], planned)[0]
+        except LostRaceError as error:
+            # There is no other place to look for: it is this plan or none.
+            raise plans.outdated(stored, dict.fromkeys(error.details["hosts"], "has the room no more")) from error
 
-        return self._queue.once_per_key(ask, lambda: self._write(writes))
+    def _supplied(
+        self, asked: VmsCreate, ask: Ask, count: int, accept: Callable[[], NewOperation | str]
+    ) -> NewOperation | str:
+        """Its addresses may have to be acquired first: some are asked for by number, others ran out."""
+        if asked.networks:
+            with self._database.read() as conn:
+                known = self._queue.earlier(conn, ask)
+            if known is not None:
+                return known
+        self._addresses.prepare(asked.networks, asked.vrf)
+        try:
+            return accept()
+        except PpecError as error:
+            networks = asked.networks or ANY_NETWORK
+            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count):
+                raise
+        return accept()
 
     def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
-        """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
-        whatever the request names."""
         with self._database.read() as conn:
             known = self._queue.earlier(conn, ask)
             if known is not None:

@@ -18,6 +18,7 @@ from ppec_orchestrator.operations.registry import KINDS
 from ppec_orchestrator.store import idempotency
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 
@@ -88,6 +89,13 @@ class Queue:
                 return known
             if isinstance(error, PpecError):
                 raise
+            if not is_unique_violation(error):
+                raise PpecError(
+                    "placement.conflict",
+                    "something that the request names was deleted by another one while this was being accepted",
+                    hint="Try again: then it is said what.",
+                    subject="request",
+                ) from error
             raise PpecError(
                 "vm.exists",
                 "a name was taken by another request while this one was being accepted",

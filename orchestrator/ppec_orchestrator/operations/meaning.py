@@ -21,7 +21,9 @@ from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, im
 from ppec_orchestrator.store.wanted_networks import candidates
 
 _FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
-_IMAGE = select(image.c.id, image.c.architecture, image.c.virtual_size_mib).where(image.c.name == bindparam("name"))
+_IMAGE = select(image.c.id, image.c.sha256, image.c.architecture, image.c.virtual_size_mib).where(
+    image.c.name == bindparam("name")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ class Meant:
     """What the names in a request mean right now."""
 
     image_id: int
+    image_sha256: str
     input: CreateInput
 
 
@@ -45,6 +48,7 @@ def meaning(conn: Connection, asked: VmsCreate, now: datetime) -> Meant:
     _check_disks(asked, source.virtual_size_mib, [common, *own.values()])
     return Meant(
         source.id,
+        source.sha256,
         CreateInput(
             **dict(common),
             request=asked.model_copy(update={"user_data": ""}),
@@ -54,7 +58,7 @@ def meaning(conn: Connection, asked: VmsCreate, now: datetime) -> Meant:
                 conn,
                 asked.networks,
                 vrf_name=asked.vrf,
-                vm_name=asked.names[0] if asked.names else asked.name,
+                vm_name=_first_name(asked),
                 now=now,
             ),
         ),
@@ -123,6 +127,12 @@ def _check_disks(asked: VmsCreate, needed_mib: int, sizes: Iterable[SizeMeant]) 
                 hint="Choose a flavor with a larger disk." if size.flavor else "Ask for a larger disk.",
                 subject=what,
             )
+
+
+def _first_name(asked: VmsCreate) -> str | None:
+    """Of the one VM that a request for addresses by number is about."""
+    given = [item.name for item in asked.items] or list(asked.names)
+    return given[0] if given else asked.name
 
 
 def _names(asked: VmsCreate) -> list[str]:

@@ -22,7 +22,8 @@ from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_reques
 from ppec_orchestrator.operations.planning import Planning, relied_on
 from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.fleet import Fleet
-from ppec_orchestrator.placement.plan import Evidence, Placement, Plan
+from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
+from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.store import plans
 from ppec_orchestrator.store.database import Database
@@ -75,8 +76,12 @@ def restored(stored: StoredPlan, caller: str) -> Restored:
         Placement(**{**place, "vm_id": UUID(place["vm_id"]), "cells": tuple(place["cells"])})
         for place in places["placed"]
     )
-    meant = Meant(places["image_id"], CreateInput.model_validate(stored.input))
-    return Restored(Plan(placed, ()), meant, stored.asked.get("user_data", ""))
+    refused = tuple(
+        Refusal(UUID(one["vm_id"]), one["name"], {Reason(reason): count for reason, count in one["reasons"].items()})
+        for one in places.get("refused", ())
+    )
+    meant = Meant(places["image_id"], places.get("image_sha256", ""), CreateInput.model_validate(stored.input))
+    return Restored(Plan(placed, refused), meant, stored.asked.get("user_data", ""))
 
 
 def _stored(
@@ -86,8 +91,13 @@ def _stored(
     placed = [{**asdict(place), "vm_id": str(place.vm_id)} for place in plan.placed]
     # Ids are made anew with each plan, and say nothing of it.
     places = sorted(([place.name, place.host, list(place.cells), place.per_cell] for place in plan.placed), key=str)
-    refused = sorted([one.name, {reason.value: n for reason, n in one.reasons.items()}] for one in plan.refused)
-    what = [asked.model_dump(mode="json"), kept, meant.image_id, places, refused, sorted(generations.items()), caller]
+    refused = [
+        {"vm_id": str(one.vm_id), "name": one.name, "reasons": {r.value: n for r, n in one.reasons.items()}}
+        for one in plan.refused
+    ]
+    why_not = sorted([one["name"], one["reasons"]] for one in refused)
+    image = [meant.image_id, meant.image_sha256]
+    what = [asked.model_dump(mode="json"), kept, image, places, why_not, sorted(generations.items()), caller]
     return StoredPlan(
         plan_id=hashlib.sha256(canonical_json(what)).hexdigest(),
         created_by=caller,
@@ -95,7 +105,12 @@ def _stored(
         expires_at=made_at + LIFETIME,
         asked=asked.model_dump(mode="json"),
         input=kept,
-        places={"image_id": meant.image_id, "placed": placed},
+        places={
+            "image_id": meant.image_id,
+            "image_sha256": meant.image_sha256,
+            "placed": placed,
+            "refused": refused,
+        },
         generations=generations,
     )
 

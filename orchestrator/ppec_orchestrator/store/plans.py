@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, select
+from sqlalchemy.dialects import postgresql, sqlite
 
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.store.tables import host, plan
+from ppec_orchestrator.store.tables import host, image, plan
 
 # Kept in all; the oldest make room.
 MOST_PLANS = 1000
@@ -33,23 +34,21 @@ class StoredPlan:
 
 
 def keep(conn: Connection, one: StoredPlan) -> None:
-    """The same plan made again is kept anew."""
-    conn.execute(delete(plan).where(plan.c.id == one.plan_id))
+    """The same plan made again is kept anew, also when it is just being made twice."""
     conn.execute(delete(plan).where(plan.c.expires_at <= one.created_at))
     surplus = select(plan.c.id).order_by(plan.c.created_at.desc(), plan.c.id).offset(MOST_PLANS - 1)
     conn.execute(delete(plan).where(plan.c.id.in_(conn.execute(surplus).scalars().all())))
-    conn.execute(
-        insert(plan).values(
-            id=one.plan_id,
-            created_by=one.created_by,
-            created_at=one.created_at,
-            expires_at=one.expires_at,
-            asked=dict(one.asked),
-            input=dict(one.input),
-            places=dict(one.places),
-            generations={str(host_id): generation for host_id, generation in one.generations.items()},
-        )
-    )
+    row = {
+        "created_by": one.created_by,
+        "created_at": one.created_at,
+        "expires_at": one.expires_at,
+        "asked": dict(one.asked),
+        "input": dict(one.input),
+        "places": dict(one.places),
+        "generations": {str(host_id): generation for host_id, generation in one.generations.items()},
+    }
+    insert = sqlite.insert if conn.dialect.name == "sqlite" else postgresql.insert
+    conn.execute(insert(plan).values(id=one.plan_id, **row).on_conflict_do_update(index_elements=[plan.c.id], set_=row))
 
 
 def load(conn: Connection, plan_id: str, now: datetime) -> StoredPlan:
@@ -70,28 +69,60 @@ def load(conn: Connection, plan_id: str, now: datetime) -> StoredPlan:
     )
 
 
-def use(conn: Connection, one: StoredPlan) -> None:
-    """It is being carried out, and can't be again. Raises `plan.outdated` if a host it stands on has changed since, and
-    `plan.not_found` if it was used meanwhile; its hosts are locked until the transaction ends."""
+def use(conn: Connection, one: StoredPlan, alive_since: datetime) -> None:
+    """It is being carried out, and can't be again. Raises `plan.outdated` if its image or a host it stands on is not
+    what it was, and `plan.not_found` if it was used meanwhile; its hosts are locked until the transaction ends."""
+    _check_image(conn, one)
     ids = sorted(one.generations)
-    rows = conn.execute(
-        select(host.c.id, host.c.name, host.c.generation)
-        .where(host.c.id.in_(ids))
-        .order_by(host.c.id)
-        .with_for_update()
-    ).all()
-    moved = [row.name for row in rows if row.generation != one.generations[row.id]]
+    columns = (host.c.id, host.c.name, host.c.generation, host.c.draining, host.c.last_seen_at)
+    rows = conn.execute(select(*columns).where(host.c.id.in_(ids)).order_by(host.c.id).with_for_update()).all()
+    # An id may be another host's by now: what was planned is known by its name.
+    planned = {place["host_id"]: place["host"] for place in one.places["placed"]}
+    gone = sorted({planned[host_id] for host_id in planned.keys() - {row.id for row in rows}})
+    moved = dict.fromkeys(gone, "is gone")
+    for row in rows:
+        name = planned.get(row.id, row.name)
+        if row.name != name:
+            moved[name] = "is gone"
+        elif row.generation != one.generations[row.id]:
+            moved[name] = "changed"
+        elif row.id in planned and row.draining:
+            moved[name] = "is draining"
+        elif row.id in planned and (row.last_seen_at is None or row.last_seen_at < alive_since):
+            moved[name] = "is silent"
     if moved or len(rows) != len(ids):
-        shown = ", ".join(moved[:5]) + (" …" if len(moved) > 5 else "")
-        raise PpecError(
-            "plan.outdated",
-            f"the fleet has moved on since plan {one.plan_id} was made"
-            + (f": {shown} changed" if moved else ": hosts it stands on are gone"),
-            hint="Plan again.",
-            subject=f"plan {one.plan_id}",
-            details={"hosts": moved[:20], "count": len(moved)},
-        )
+        raise outdated(one, moved or {"a host": "is gone"})
     if conn.execute(delete(plan).where(plan.c.id == one.plan_id)).rowcount != 1:
         raise PpecError(
             "plan.not_found", f"plan {one.plan_id} was used just now", hint="Plan again.", subject=f"plan {one.plan_id}"
+        )
+
+
+def outdated(one: StoredPlan, moved: Mapping[str, str]) -> PpecError:
+    """`moved` says of each host what became of it."""
+    shown = "; ".join(f"{name} {what}" for name, what in list(moved.items())[:5]) + (" …" if len(moved) > 5 else "")
+    return PpecError(
+        "plan.outdated",
+        f"the fleet has moved on since plan {one.plan_id} was made: {shown}",
+        hint="Plan again.",
+        subject=f"plan {one.plan_id}",
+        details={"hosts": list(moved)[:20], "count": len(moved)},
+    )
+
+
+def _check_image(conn: Connection, one: StoredPlan) -> None:
+    wanted, name = one.places.get("image_sha256"), one.asked["image"]
+    # Locked, where that can be: it is not to be deleted before the VMs are there.
+    row = conn.execute(
+        select(image.c.sha256).where(image.c.id == one.places["image_id"], image.c.name == name).with_for_update()
+    ).first()
+    if row is None or row.sha256 != wanted:
+        raise PpecError(
+            "plan.outdated",
+            f"image {name} is gone since plan {one.plan_id} was made"
+            if row is None
+            else f"image {name} is another one than when plan {one.plan_id} was made",
+            hint="Plan again.",
+            subject=f"plan {one.plan_id}",
+            details={"image": name},
         )

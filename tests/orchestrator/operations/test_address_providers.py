@@ -108,6 +108,14 @@ def test_an_address_by_number_is_granted_once(kept: Kept) -> None:
     assert gateway.value.code == "address.not_usable"
 
 
+def test_a_plan_gets_the_address_it_was_made_with(kept: Kept) -> None:
+    accepting = kept.accepting()
+    body = kept.world.batch(count=1).model_dump() | {"networks": [{"address": "10.8.0.9"}]}
+    plan = accepting.show_plan(VmsCreate.model_validate(body), kept.world.ask.caller)
+    assert plan.executable
+    assert kept.addresses(accepting.execute(plan.plan_id, kept.world.ask)) == ["10.8.0.9"]
+
+
 def test_everything_there_is_is_granted_and_nothing_twice(kept: Kept) -> None:
     got = [address for _ in range(12) for address in kept.addresses(kept.create())]
     assert sorted(got, key=ip_address) == FREE

@@ -7,12 +7,13 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 from starlette.testclient import TestClient
 
 from ppec_orchestrator.api.app import create_app
@@ -32,10 +33,12 @@ def api(world: Any, tmp_path: Path) -> Iterator[TestClient]:
     with world.database.write() as conn:
         token = create_token(conn, "operator", Role.OPERATOR, now=utc_now())
         other = create_token(conn, "other", Role.OPERATOR, now=utc_now())
+        admin = create_token(conn, "admin", Role.ADMIN, now=utc_now())
     client = TestClient(
         create_app(services), headers={"Authorization": f"Bearer {token}"}, raise_server_exceptions=False
     )
     client.other = {"Authorization": f"Bearer {other}"}  # type: ignore[attr-defined]
+    client.admin = {"Authorization": f"Bearer {admin}"}  # type: ignore[attr-defined]
     yield client
     client.close()
 
@@ -135,6 +138,90 @@ def test_executing_twice_under_one_key_makes_one_operation(world: Any, api: Test
     path = f"/v1/plans/{view['plan_id']}/execute"
     first, second = (api.post(path, headers=key).json()["operation_id"] for _ in range(2))
     assert first == second
+
+
+def outdated(api: TestClient, view: dict[str, Any], why: str) -> None:
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
+    assert code(answer) == (409, "plan.outdated")
+    assert why in answer.json()["detail"]
+    assert api.get("/v1/vms").json()["items"] == []
+
+
+def replace_image(world: Any, **more: Any) -> None:
+    """Another image takes the row, and on SQLite the id, of the one that is deleted."""
+    kept = {"format": "raw", "architecture": "x86_64", "size_bytes": 1, "virtual_size_mib": 1}
+    with world.database.write() as conn:
+        conn.execute(delete(tables.image))
+        conn.execute(insert(tables.image).values(**kept | {"name": "other", "sha256": "b" * 64} | more))
+
+
+def test_a_plan_does_not_take_another_image_for_its_own(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web")
+    replace_image(world)
+    outdated(api, view, "image debian is gone")
+
+
+def test_a_plan_is_of_an_images_content(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web")
+    with world.database.write() as conn:
+        conn.execute(update(tables.image).values(sha256="c" * 64))
+    outdated(api, view, "image debian is another one")
+
+
+def test_a_plan_does_not_take_another_host_for_its_own(world: Any, api: TestClient) -> None:
+    view = planned(api, name="web", host="h3")
+    with world.database.write() as conn:
+        conn.execute(update(tables.host).where(tables.host.c.name == "h3").values(name="other"))
+    outdated(api, view, "h3 is gone")
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [({"draining": True}, "h2 is draining"), ({"last_seen_at": utc_now() - timedelta(days=2)}, "h2 is silent")],
+)
+def test_a_plan_is_refused_where_nothing_is_placed_any_more(
+    world: Any, api: TestClient, values: dict[str, Any], why: str
+) -> None:
+    view = planned(api, name="web", host="h2")
+    with world.database.write() as conn:
+        conn.execute(update(tables.host).where(tables.host.c.name == "h2").values(**values))
+    outdated(api, view, why)
+
+
+def test_a_plan_whose_room_is_gone_is_outdated(world: Any, api: TestClient) -> None:
+    """The host reports fewer cores: nothing was allocated, so its generation stands."""
+    view = planned(api, name="web", host="h2")
+    with world.database.write() as conn:
+        conn.execute(update(tables.host_cell).where(tables.host_cell.c.host_id == 2).values(cores=1))
+        conn.execute(update(tables.host).where(tables.host.c.name == "h2").values(disk_mib=400_000))
+    outdated(api, view, "h2 has the room no more")
+
+
+def test_one_plan_made_by_several_at_once_is_one_plan(api: TestClient) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(6):
+            answers = list(pool.map(lambda _: api.post("/v1/plans", json=BODY | {"name": "web"}), range(4)))
+            assert {answer.status_code for answer in answers} == {200}, [answer.text for answer in answers]
+            assert len({answer.json()["plan_id"] for answer in answers}) == 1
+
+
+def test_what_a_plan_refused_is_refused_by_its_operation(api: TestClient) -> None:
+    asked = {"name": "web", "count": 8, "mode": "best-effort"}
+    view = planned(api, **asked)
+    assert (len(view["placed"]), len(view["refused"])) == (6, 2)
+    items = api.post(f"/v1/plans/{view['plan_id']}/execute").json()["items"]
+    states = Counter((item["state"], (item["problem"] or {}).get("code")) for item in items)
+    assert states == {("pending", None): 6, ("refused", "placement.no_capacity"): 2}
+
+
+def test_a_reserved_address_is_had_by_its_vm_however_it_is_named(api: TestClient) -> None:
+    hold = {"kind": "reserved", "first": "10.7.0.50", "reserved_for": "db"}
+    assert api.post("/v1/prefixes/1/holds", json=hold, headers=api.admin).status_code == 201  # type: ignore[attr-defined]
+    networks = [{"address": "10.7.0.50"}]
+    for named in ({"name": "db"}, {"names": ["db"]}, {"items": [{"name": "db"}]}):
+        assert planned(api, networks=networks, **named)["executable"]
+    answer = api.post("/v1/plans", json=BODY | {"networks": networks, "items": [{"name": "web"}]})
+    assert code(answer) == (409, "address.reserved")
 
 
 def test_what_finds_no_place_is_told_with_the_cheapest_change(api: TestClient) -> None:
