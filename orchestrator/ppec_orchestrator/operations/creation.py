@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import BatchMode, ItemState, VmsCreate
+from ppec_contract.api_placement import GroupRule
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import AddressProvider
 from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
@@ -26,7 +27,7 @@ from ppec_orchestrator.operations.joining import Joined
 from ppec_orchestrator.operations.kinds import create
 from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.plan_shown import Restored, restored
-from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
+from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem, take_turn
 from ppec_orchestrator.placement.plan import Placement, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.request import PlanRequest, Spare
@@ -36,7 +37,7 @@ from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.reservations import LostRaceError
-from ppec_orchestrator.store.vm_groups import check_rules, insert_groups
+from ppec_orchestrator.store.vm_groups import check_rules, insert_groups, stands_elsewhere
 from ppec_orchestrator.store.vms import NewVm
 
 T = TypeVar("T")
@@ -104,7 +105,14 @@ class Creation:
         return self._supplied(asked, ask, len(made.plan.placed), accept)
 
     def _execute(self, stored: StoredPlan, made: Restored, ask: Ask, conn: Connection) -> NewOperation:
+        together = _together(made)
+        if together:
+            take_turn(conn)
         plans.use(conn, stored, self._planning.alive_since())
+        # A group that began elsewhere meanwhile changed no host that the plan looked at.
+        for rule, hosts in together.items():
+            if stands_elsewhere(conn, rule, hosts):
+                raise plans.outdated(stored, {f"group {rule.name}": "stands elsewhere by now"})
         planned = Planned(made.plan, self._planning.fleet.current(), passes=0)
         answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused)
         try:
@@ -181,7 +189,9 @@ class Creation:
 
     def _create_alike(self, wishes: Sequence[_Wish]) -> list[tuple[_Wish, NewOperation]]:
         """Requests of one policy. None of them, when anything is wrong with any: a name that is taken, a twin."""
-        request = replace(wishes[0].request, vms=tuple(vm for wish in wishes for vm in wish.request.vms))
+        # One request's batch is whole or nothing; these are strangers, and go in the order that they came in.
+        every = tuple(vm for wish in wishes for vm in wish.request.vms)
+        request = replace(wishes[0].request, vms=every, all_or_nothing=False)
 
         def writes(conn: Connection, planned: Planned) -> list[tuple[_Wish, NewOperation]]:
             places = {place.vm_id: place for place in planned.plan.placed}
@@ -232,6 +242,16 @@ def _joins(asked: VmsCreate, request: PlanRequest) -> bool:
         and not request.vms[0].groups
         and not POLICIES[request.policy].apart
     )
+
+
+def _together(made: Restored) -> dict[GroupRule, list[int]]:
+    """The hard rules by which VMs of a plan stand together, and the hosts that they were given for it."""
+    found: dict[GroupRule, list[int]] = {}
+    for place in made.plan.placed:
+        for rule in made.meant.input.rules_of(place.name):
+            if rule.hard and not rule.apart:
+                found.setdefault(rule, []).append(place.host_id)
+    return found
 
 
 def _new_vms(answered: _Answered, operation: Accepted) -> list[NewVm]:

@@ -75,16 +75,33 @@ class LiveFleet:
         self._lock = threading.Lock()
         self._known: _Known | None = None
 
-    def plan(self, request: PlanRequest, kept: Kept | None = None, *, afresh: bool = False) -> tuple[Plan, Fleet]:
-        """On the fleet as it is committed now. `afresh`: with the figures that have no marks read now as well."""
+    def plan(
+        self,
+        request: PlanRequest,
+        kept: Kept | None = None,
+        *,
+        afresh: bool = False,
+        leaving: Mapping[UUID, str] | None = None,
+    ) -> tuple[Plan, Fleet]:
+        """On the fleet as it is committed now. `afresh`: with the figures that have no marks read now as well.
+        `leaving`: without these VMs, by their hosts, but for the room that they take."""
         asked_s = time.monotonic()
         with self._lock:
             known = self._followed(asked_s if afresh else 0)
-            plan = known.planner.plan(request, kept)
+            planner = _planner_of(known, leaving)
+            plan = self._plan(planner, request, kept)
             if plan.refused and known.round_s < asked_s:
-                known = self._followed(asked_s)
-                plan = known.planner.plan(request, kept)
-            return plan, known.planner.fleet
+                planner = _planner_of(self._followed(asked_s), leaving)
+                plan = self._plan(planner, request, kept)
+            return plan, planner.fleet
+
+    def _plan(self, planner: Planner, request: PlanRequest, kept: Kept | None) -> Plan:
+        try:
+            return planner.plan(request, kept)
+        except BaseException:
+            # Whatever it had taken by then is not given back: better to read the fleet again than to plan on that.
+            self._known = None
+            raise
 
     def committed(self, request: PlanRequest, placements: Sequence[Placement], taken: Taken) -> None:
         """Follows what this process committed itself, without reading it: of hosts on which nothing else changed."""
@@ -195,6 +212,17 @@ class LiveFleet:
             if host.live == (host.host_id in silent) and host.host_id not in read
         ]
         return [*states, *turned]
+
+
+def _planner_of(known: _Known, leaving: Mapping[UUID, str] | None) -> Planner:
+    """For VMs that leave, which is rare, one of its own: whatever looks at neighbours doesn't see them."""
+    fleet = known.planner.fleet
+    rows = {row for name in (leaving or {}).values() if (row := fleet.index.get(name)) is not None}
+    if not leaving or not rows:
+        return known.planner
+    hosts = (fleet.hosts[row] for row in rows)
+    without = [replace(host, vms=tuple(vm for vm in host.vms if vm.vm_id not in leaving)) for host in hosts]
+    return Planner(fleet.changed(without))
 
 
 def _with(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection, text
 
@@ -32,6 +33,7 @@ _TRIES = 12
 _CLAIMS = 3
 # The same in every replica: whoever has lost a race plans and commits alone, and so loses none again but by chance.
 _PLAN_LOCK = 0x70706570
+_NOBODY: Mapping[UUID, str] = {}
 # What a vCPU gets one of, by policy.
 _SEATS = {
     SmtPolicy.PREFER: "usable threads",
@@ -50,6 +52,13 @@ class Planned:
     passes: int
     terms: Terms = ROOM
     taken: Mapping[int, int] = field(default_factory=dict)
+
+    def hold(self, conn: Connection) -> None:
+        """For whoever changes what stands on hosts before it reserves, in the same transaction: its own changes don't
+        count against the plan then. Raises `LostRaceError`."""
+        if lost := lost_hosts(conn, self.plan.placed, self.terms):
+            raise LostRaceError(lost)
+        self.terms = replace(self.terms, generations={})
 
     def reserve(
         self, conn: Connection, networks: Sequence[NetworkWanted] = ANY_NETWORK, now: datetime | None = None
@@ -77,6 +86,7 @@ class Planning:
         writes: Callable[[Connection, Planned], T],
         *,
         wait: bool = True,
+        leaving: Mapping[UUID, str] = _NOBODY,
     ) -> T:
         """Plans, then calls `writes` in a transaction opened by `commit`, which is to have the plan `reserve` what it
         placed. After that, the transaction changes none of the plan's hosts.
@@ -84,10 +94,11 @@ class Planning:
         The first plan is made on a snapshot, so that planning holds up nobody's writes. When some of the room is gone
         by the time of the commit, planning moves into the write transaction, and only the VMs of the hosts that clashed
         are planned again. Without `wait` no lock is waited for: what another transaction is just changing is left
-        aside, and the plan that `writes` gets may refuse VMs for that alone. Whatever else `writes` raises is the
-        caller's.
+        aside, and the plan that `writes` gets may refuse VMs for that alone. `leaving` are VMs
+        that stand on these hosts until the commit: their room is taken, but nobody's neighbours they are any more.
+        Whatever else `writes` raises is the caller's.
         """
-        course = _Course(self, request, wait)
+        course = _Course(self, request, wait, leaving)
         if not _starts_group(request):
             course.plan()
         while True:
@@ -102,7 +113,7 @@ class Planning:
                 return result
 
     def planned(self, request: PlanRequest, course: _Course) -> Planned:
-        plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh)
+        plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh, leaving=course.leaving)
         hosts = {place.host_id: fleet.hosts[fleet.index[place.host]].mark for place in plan.placed}
         return Planned(plan, fleet, course.passes, Terms(relied_on(plan, request, fleet), hosts, course.wait))
 
@@ -110,9 +121,12 @@ class Planning:
 class _Course:
     """A request on its way: how often it was planned, the latest plan, and which of its places stay in the next."""
 
-    def __init__(self, planning: Planning, request: PlanRequest, wait: bool) -> None:
+    def __init__(
+        self, planning: Planning, request: PlanRequest, wait: bool, leaving: Mapping[UUID, str] = _NOBODY
+    ) -> None:
         self._planning = planning
         self._request = request
+        self.leaving = leaving
         self._planned: Planned | None = None
         self.wait = wait
         self.passes = 0
@@ -129,9 +143,8 @@ class _Course:
         planned = self._planned
         if planned is None:
             # The first of a group has to wait for its turn, come what may: see `_starts_group`.
-            alone = self.wait or _starts_group(self._request)
-            if alone and conn.dialect.name == "postgresql":
-                conn.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_PLAN_LOCK))
+            if self.wait or _starts_group(self._request):
+                take_turn(conn)
             planned = self.plan()
         self._planned = planned if self.wait else self._claimed(conn, planned)
         return writes(conn, self._planned)
@@ -162,6 +175,12 @@ class _Course:
             request = replace(self._request, contended_hosts=frozenset(contended))
             planned = self._planning.planned(request, self)
         return _without(planned, lost_hosts(conn, planned.plan.placed, planned.terms))
+
+
+def take_turn(conn: Connection) -> None:
+    """Nobody else plans or executes alone until the transaction ends. SQLite has one writer anyway."""
+    if conn.dialect.name == "postgresql":
+        conn.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_PLAN_LOCK))
 
 
 def _others(plan: Plan, hosts: Collection[str]) -> Kept:

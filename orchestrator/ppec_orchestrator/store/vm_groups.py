@@ -12,7 +12,7 @@ from sqlalchemy import Connection, insert, select
 from ppec_contract.api_placement import GroupRule
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.request import Group, Level
-from ppec_orchestrator.store.tables import allocation, vm_group
+from ppec_orchestrator.store.tables import allocation, cluster, host, rack, vm_group
 
 
 def group_of(rule: GroupRule) -> Group:
@@ -64,6 +64,19 @@ def groups_on(conn: Connection, host_ids: Collection[int] | None) -> dict[UUID, 
     for row in conn.execute(statement):
         found[row.vm_id].append(Group(row.name, row.apart, Level(row.level), row.hard))
     return {vm_id: tuple(groups) for vm_id, groups in found.items()}
+
+
+def stands_elsewhere(conn: Connection, rule: GroupRule, host_ids: Collection[int]) -> bool:
+    """Whether any of the group's VMs stands on no host, in no rack or data centre (by the rule's level) of these."""
+    domain = {"host": host.c.id, "rack": host.c.rack_id, "datacentre": cluster.c.datacentre_id}[rule.level]
+    of_hosts = select(domain).join(rack, rack.c.id == host.c.rack_id).join(cluster, cluster.c.id == rack.c.cluster_id)
+    members = (
+        of_hosts.join(allocation, allocation.c.host_id == host.c.id)
+        .join(vm_group, vm_group.c.vm_id == allocation.c.vm_id)
+        .where(vm_group.c.name == rule.name)
+    )
+    here = set(conn.execute(of_hosts.where(host.c.id.in_(list(host_ids)))).scalars())
+    return not here.issuperset(conn.execute(members.distinct()).scalars())
 
 
 def rules_of(conn: Connection, vm_id: UUID) -> tuple[GroupRule, ...]:

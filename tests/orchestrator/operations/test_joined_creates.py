@@ -96,6 +96,19 @@ def test_as_many_as_there_is_room_for_are_accepted(world: Any, creation: Creatio
     assert {one for one in ids if not one.startswith("op-")} == {"placement.no_capacity"}
 
 
+def test_those_who_came_first_are_served_first(world: Any, creation: Creation) -> None:
+    """A batch that is whole or nothing goes largest first; these are strangers to each other. Three small VMs, one on
+    each host, leave room for one large one beside each."""
+    joined, answers = creation._joined, []
+    with ThreadPoolExecutor(9) as pool:
+        with joined._turn:
+            for number, flavor in enumerate(["small"] * 3 + ["half"] * 6):
+                answers.append(pool.submit(creation.create, world.batch(1, flavor=flavor), Ask("someone")))
+                world.wait_until(lambda at=number: len(joined._waiting) == at + 1, "it waits")
+        refused = [isinstance(answer.exception(), PpecError) for answer in answers]
+    assert refused == [False] * 6 + [True] * 3
+
+
 def test_twins_get_one_operation(world: Any, creation: Creation) -> None:
     key = RequestKey("client", uuid.uuid4().hex, "0" * 64)
     body = world.batch(1)

@@ -140,6 +140,20 @@ def test_executing_twice_under_one_key_makes_one_operation(world: Any, api: Test
     assert first == second
 
 
+@pytest.mark.parametrize("level", ["host", "rack"])
+def test_two_plans_that_begin_a_group_begin_it_in_one_place(world: Any, api: TestClient, level: str) -> None:
+    rack = {"id": 2, "name": "rack2", "cluster_id": 1}
+    with world.database.write() as conn:
+        conn.execute(insert(tables.rack), rack)
+        conn.execute(update(tables.host).where(tables.host.c.name == "h2").values(rack_id=2))
+    rule = {"name": "pair", "apart": False, "level": level}
+    views = [planned(api, name=f"on-{host}", host=host, groups=[rule]) for host in ("h1", "h2")]
+    first, second = (api.post(f"/v1/plans/{view['plan_id']}/execute") for view in views)
+    assert first.status_code == 202, first.text
+    assert code(second) == (409, "plan.outdated")
+    assert "group pair stands elsewhere by now" in second.json()["detail"]
+
+
 def outdated(api: TestClient, view: dict[str, Any], why: str) -> None:
     answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
     assert code(answer) == (409, "plan.outdated")

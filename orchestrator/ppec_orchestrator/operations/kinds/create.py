@@ -116,7 +116,10 @@ class _Round:
             return
         planning = self.context.ports.planning
         passes = planning.carry_through(
-            self._plan_request(), journal.commit, lambda conn, planned: self._move(conn, left, planned)
+            self._plan_request(),
+            journal.commit,
+            lambda conn, planned: self._move(conn, left, planned),
+            leaving={vm_id: item.host for vm_id, item in self.moving.items() if item.host},
         )
         # Reaches the database with the next check-point; there always is one.
         journal.count(planning_passes=passes)
@@ -136,6 +139,8 @@ class _Round:
         refused = {one.vm_id: one for one in planned.plan.refused}
         if refused and self.whole:
             raise StepFailedError(reason([self.moving[vm_id] for vm_id in refused]))
+        # What is given back now changes hosts that the plan may rely on.
+        planned.hold(conn)
         self._end(conn, left, refused)
         now = self.context.ports.now()
         release(conn, [place.vm_id for place in planned.plan.placed], now=now)
