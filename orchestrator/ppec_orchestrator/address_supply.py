@@ -21,7 +21,7 @@ import structlog
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.provider import Acquired, AddressSource, SourcePrefix
+from ppec_orchestrator.ipdb.provider import Acquired, AddressSource, PrefixGoneError, SourcePrefix
 from ppec_orchestrator.ipdb.ranges import Address, from_hex
 from ppec_orchestrator.store import external_addresses as store
 from ppec_orchestrator.store.database import Database
@@ -39,7 +39,7 @@ class AddressSupply:
         self._source = source
         self._standing = standing
         self._now = now
-        # One settles at a time in this process; of several processes each finds done what another did.
+        # One prefix is settled at a time in this process; of several processes each finds done what another did.
         self._settling = threading.Lock()
 
     def check(self, prefix: SourcePrefix, gateway: Address | None) -> None:
@@ -63,7 +63,15 @@ class AddressSupply:
             if one.address is None:
                 for prefix in self._prefixes(one, vrf):
                     wanted[prefix] = wanted.get(prefix, 0) + count
-        return sum(self._top_up(prefix, needed) for prefix, needed in wanted.items()) > 0
+        return sum(self._supplied(prefix, needed) for prefix, needed in wanted.items()) > 0
+
+    def _supplied(self, prefix: SourcePrefix, wanted: int) -> int:
+        """How many more there are now: none of a prefix that the source gives none of, for whatever reason."""
+        try:
+            return self._top_up(prefix, wanted)
+        except PpecError as error:
+            _log.warning("addresses.not_supplied", prefix=str(prefix.network), code=error.code, why=error.message)
+            return 0
 
     def _prefixes(self, wanted: NetworkWanted, vrf: str | None) -> list[SourcePrefix]:
         with self._database.read() as conn:
@@ -90,21 +98,45 @@ class AddressSupply:
         return count
 
     def retire(self, prefix_id: int) -> None:
-        """Gives back all that no VM has, before a prefix is deleted."""
+        """Gives back all there is, before a prefix is deleted. Raises `resource.in_use` while a VM has an address."""
         for prefix in self._all():
             if prefix.prefix_id == prefix_id:
                 with self._settling:
-                    self._reconcile(prefix)
-                    self._give_back(prefix, keep=0)
+                    self._retire(prefix)
 
-    def settle(self) -> None:
-        """Once over all prefixes: what is ours there has a row here, enough stands ready, the rest goes back."""
+    def _retire(self, prefix: SourcePrefix) -> None:
+        try:
+            self._reconcile(prefix)
+        except PrefixGoneError:
+            # What we have rows of is given back by its number all the same.
+            _log.warning("addresses.prefix_gone", prefix=str(prefix.network), source_id=prefix.source_id)
+        with self._database.write() as conn:
+            store.close_all(conn, prefix.prefix_id)
+        self._give_back(prefix)
+
+    def settle(self, stopping: threading.Event | None = None) -> list[PpecError]:
+        """Once over all prefixes: what is ours there has a row here, enough stands ready, the rest goes back.
+
+        What is wrong with one is no reason to leave out the others; the faults are logged and returned."""
+        faults: list[PpecError] = []
+        for prefix in self._all():
+            if stopping is not None and stopping.is_set():
+                break
+            try:
+                self._settle(prefix)
+            except PpecError as error:
+                _log.warning("addresses.not_settled", prefix=str(prefix.network), code=error.code, why=error.message)
+                faults.append(error)
+            except Exception as error:
+                _log.error("addresses.settling_failed", prefix=str(prefix.network), exc_info=error)
+        return faults
+
+    def _settle(self, prefix: SourcePrefix) -> None:
         with self._settling:
-            for prefix in self._all():
-                self._reconcile(prefix)
-                self._give_back(prefix, keep=2 * self._standing)
-                self._top_up(prefix, self._standing)
-                self._tell(prefix)
+            self._reconcile(prefix)
+            self._give_back(prefix, keep=2 * self._standing)
+            self._top_up(prefix, self._standing)
+            self._tell(prefix)
 
     def _all(self) -> list[SourcePrefix]:
         with self._database.read() as conn:
@@ -138,10 +170,12 @@ class AddressSupply:
         with self._database.write() as conn:
             store.renumber(conn, row_id, acquired.source_id)
 
-    def _give_back(self, prefix: SourcePrefix, *, keep: int) -> None:
+    def _give_back(self, prefix: SourcePrefix, *, keep: int | None = None) -> None:
+        """What is closed already, and what is free beyond `keep`."""
         while True:
             with self._database.write() as conn:
-                store.begin_return(conn, prefix.prefix_id, keep, self._now())
+                if keep is not None:
+                    store.begin_return(conn, prefix.prefix_id, keep, self._now())
                 going = store.returning(conn, prefix.prefix_id)
             if not going:
                 return
@@ -162,7 +196,7 @@ class AddressSupply:
     def run(self, stopping: threading.Event, every_s: float) -> None:
         while not stopping.is_set():
             try:
-                self.settle()
+                self.settle(stopping)
             except PpecError as error:
                 _log.warning("addresses.not_settled", code=error.code, why=error.message)
             except Exception as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.provider import Acquired, SourcePrefix
+from ppec_orchestrator.ipdb.provider import Acquired, PrefixGoneError, SourcePrefix
 from ppec_orchestrator.ipdb.ranges import Address
 
 _TIMEOUT_S = 10.0
@@ -112,7 +112,7 @@ class NetBox:
     def _prefix(self, prefix: SourcePrefix) -> Any:
         found = self._api.ipam.prefixes.get(prefix.source_id)
         if found is None:
-            raise _refused(f"it has no prefix {prefix.source_id} ({prefix.network}) any more")
+            raise PrefixGoneError(prefix)
         return found
 
     def _body(self, vm: str | None) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def delete_prefix(services: Here, caller: Admin, prefix_id: PrefixId) -> Respons
     if services.supply is not None:
         services.supply.retire(prefix_id)
     with services.database.write() as conn:
-        prefixes.delete_prefix(conn, prefix_id)
+        prefixes.delete_prefix(conn, prefix_id, forget_acquired=services.supply is None)
     return Response(status_code=204)
 
 

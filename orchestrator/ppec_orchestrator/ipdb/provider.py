@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ppec_contract.api_ipdb import NetworkWanted
+from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import Address, Network
 
 
@@ -51,9 +52,22 @@ class Acquired:
     address: Address
 
 
+class PrefixGoneError(PpecError):
+    """The source has no such prefix any more: `netbox.refused`, and no use to ask again."""
+
+    def __init__(self, prefix: SourcePrefix) -> None:
+        super().__init__(
+            "netbox.refused",
+            f"NetBox refused: it has no prefix {prefix.source_id} ({prefix.network}) any more",
+            hint="Delete the prefix here, or restore it in NetBox under the same id.",
+            subject="netbox",
+        )
+
+
 class AddressSource(Protocol):
     """Somebody else's books. Every address that is ours bears our mark there from the moment it is acquired, so that
-    none is lost whoever dies when. Raises `netbox.unavailable` and `netbox.refused`."""
+    none is lost whoever dies when. Raises `netbox.unavailable` and `netbox.refused`, of a prefix that it has no more
+    `PrefixGoneError`."""
 
     def check(self, prefix: SourcePrefix, gateway: Address | None) -> None:
         """Whether the prefix is there, is the same network, and would not give away the gateway: `prefix.invalid`."""
@@ -71,4 +85,4 @@ class AddressSource(Protocol):
         """Who has which, for people to read: the source's number and the VM's name; None: nobody."""
 
     def give_back(self, source_ids: Sequence[int]) -> None:
-        """They are free again over there. What is gone already is gone."""
+        """They are free again over there, whether or not it still has their prefix. What is gone already is gone."""

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, sel
 
 from ppec_orchestrator.ipdb.provider import Acquired, SourcePrefix
 from ppec_orchestrator.ipdb.ranges import Address, to_hex
+from ppec_orchestrator.store.catalogue import in_use
 from ppec_orchestrator.store.serving import range_of
 from ppec_orchestrator.store.tables import address, prefix, vm, vrf
 
@@ -112,6 +113,16 @@ def begin_return(conn: Connection, prefix_id: int, keep: int, now: datetime) -> 
     chosen = select(address.c.id).where(free).order_by(address.c.address_hex.desc()).limit(min(surplus, _BATCH))
     ids = conn.execute(chosen.with_for_update(skip_locked=True)).scalars().all()
     conn.execute(update(address).where(address.c.id.in_(ids)).values(going_back=True))
+
+
+def close_all(conn: Connection, prefix_id: int) -> None:
+    """Marks all of them, also those that rest: the prefix is to go. Raises `resource.in_use` while a VM has one."""
+    # Grants by number wait for this lock; for others under way the update waits, and leaves what they took.
+    conn.execute(select(prefix.c.id).where(prefix.c.id == prefix_id).with_for_update()).all()
+    mine = address.c.prefix_id == prefix_id, address.c.external_id.is_not(None)
+    conn.execute(update(address).where(*mine, address.c.vm_id.is_(None)).values(going_back=True))
+    if conn.execute(select(address.c.id).where(*mine, address.c.vm_id.is_not(None)).limit(1)).first() is not None:
+        raise in_use("prefix", str(prefix_id))
 
 
 def returning(conn: Connection, prefix_id: int) -> dict[int, int]:

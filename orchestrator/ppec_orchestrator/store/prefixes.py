@@ -160,15 +160,20 @@ def page_of_prefixes(conn: Connection, wanted: Slice, vrf_name: str | None, now:
     return page_of(views, wanted, lambda view: view, lambda view: view.prefix_id)
 
 
-def delete_prefix(conn: Connection, prefix_id: int) -> None:
-    """Raises `prefix.not_found`, or `resource.in_use` while a VM has one of its addresses."""
+def delete_prefix(conn: Connection, prefix_id: int, *, forget_acquired: bool = False) -> None:
+    """Raises `prefix.not_found`, or `resource.in_use` while a VM has one of its addresses.
+
+    With `forget_acquired`, what NetBox gave goes as well: there is no NetBox any more to give it back to.
+    """
     # The lock keeps new IPv6 grants out; the delete waits for IPv4 grants under way, and leaves what they took.
     locked = select(prefix.c.id).where(prefix.c.id == prefix_id).with_for_update()
     if conn.execute(locked).one_or_none() is None:
         raise not_found("prefix", "prefix", str(prefix_id))
-    # Those from NetBox are given back first: nobody would know of them any more.
-    mine = address.c.prefix_id == prefix_id, address.c.vm_id.is_(None), address.c.external_id.is_(None)
-    conn.execute(delete(address).where(*mine))
+    unused = delete(address).where(address.c.prefix_id == prefix_id, address.c.vm_id.is_(None))
+    if not forget_acquired:
+        # Those from NetBox are given back first: nobody would know of them any more.
+        unused = unused.where(address.c.external_id.is_(None))
+    conn.execute(unused)
     left = select(func.count()).select_from(address).where(address.c.prefix_id == prefix_id)
     if conn.execute(left).scalar_one():
         raise in_use("prefix", str(prefix_id))

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One prefix of NetBox that something is wrong with leaves the others alone, and can be deleted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from ipdb_site import granted, make_vm, post, released
+from netbox_site import MARK, ONE_OF_IT, PREFIX, in_step, rows
+from netbox_stand_in import NetBoxStandIn, RefusedError
+
+from ppec_contract.api_ipdb import NetworkWanted
+from ppec_orchestrator.address_supply import AddressSupply
+from ppec_orchestrator.store.database import Database
+
+LATER = PREFIX | {"cidr": "10.10.0.0/28", "gateway": None, "netbox_id": 8}
+
+
+@pytest.fixture
+def later(site: TestClient, stand_in: NetBoxStandIn) -> int:
+    """A second prefix of NetBox's, which comes after the first."""
+    stand_in.add_prefix(8, "10.10.0.0/28", vrf=5)
+    return int(post(site, "prefixes", LATER)["prefix_id"])
+
+
+def _free(site: TestClient, prefix_id: int) -> int:
+    return int(site.get(f"/v1/prefixes/{prefix_id}").json()["addresses_free"])
+
+
+def test_a_prefix_that_is_gone_there_does_not_stop_those_after_it(
+    site: TestClient, later: int, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    del stand_in.prefixes[7]
+    assert [fault.code for fault in supply.settle()] == ["netbox.refused"]
+    assert _free(site, later) == 3
+
+
+@pytest.mark.parametrize(
+    ("answer", "codes"),
+    [
+        ((500, {"detail": "a bug"}), ["netbox.unavailable"]),
+        # What nobody thought of is no `PpecError`.
+        ((200, {"id": 7, "prefix": "10.9.0.0/28", "vrf": {"no": "id"}}), []),
+    ],
+)
+def test_a_prefix_that_netbox_stumbles_over_does_not_stop_those_after_it(
+    site: TestClient,
+    later: int,
+    supply: AddressSupply,
+    stand_in: NetBoxStandIn,
+    answer: tuple[int, dict[str, Any]],
+    codes: list[str],
+) -> None:
+    def stumble(method: str, path: str) -> None:
+        if "/7/" in path:
+            raise RefusedError(*answer)
+
+    stand_in.before = stumble
+    assert [fault.code for fault in supply.settle()] == codes
+    assert (_free(site, 3), _free(site, later)) == (0, 3)
+
+
+def test_of_a_prefix_that_is_gone_there_no_more_are_wanted(
+    site: TestClient, later: int, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    """The refusal stands that says what is lacking."""
+    del stand_in.prefixes[7]
+    assert not supply.supply([ONE_OF_IT], None, 5)
+    assert supply.supply([NetworkWanted()], None, 5)
+    assert _free(site, later) == 5
+
+
+def test_a_prefix_that_is_gone_there_is_deleted_and_its_addresses_go_back(
+    site: TestClient, database: Database, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    supply.settle()
+    assert len(stand_in.texts(MARK)) == 3
+    del stand_in.prefixes[7]
+    assert site.delete("/v1/prefixes/3").status_code == 204
+    assert rows(database) == []
+    assert stand_in.texts(MARK) == []
+
+
+def test_a_prefix_is_deleted_when_there_is_no_netbox_any_more(
+    site: TestClient, ipv4_site: TestClient, database: Database, host_id: int, supply: AddressSupply
+) -> None:
+    """Its settings were removed: `ipv4_site` is the same site without."""
+    supply.settle()
+    vm = make_vm(database, "a")
+    granted(database, host_id, [vm], ONE_OF_IT)
+    assert ipv4_site.delete("/v1/prefixes/3").json()["code"] == "resource.in_use"
+    assert len(rows(database)) == 3
+    released(database, vm)
+    assert ipv4_site.delete("/v1/prefixes/3").status_code == 204
+    assert rows(database) == []
+
+
+def test_a_prefix_is_not_deleted_while_netbox_does_not_answer(
+    site: TestClient, database: Database, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    supply.settle()
+
+    def cut(method: str, path: str) -> None:
+        raise ConnectionError
+
+    stand_in.before = cut
+    assert site.delete("/v1/prefixes/3").json()["code"] == "netbox.unavailable"
+    assert len(rows(database)) == 3
+
+
+def test_a_prefix_whose_addresses_only_rest_is_deleted(
+    site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    """As a built-in one is."""
+    supply.settle()
+    vm = make_vm(database, "a")
+    granted(database, host_id, [vm], ONE_OF_IT)
+    released(database, vm)
+    assert site.get("/v1/prefixes/3").json()["addresses_quarantined"] == 1
+    assert site.delete("/v1/prefixes/3").status_code == 204
+    assert stand_in.texts(MARK) == []
+
+
+def test_addresses_go_on_resting_when_their_prefix_can_not_be_deleted(
+    site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    supply.settle()
+    resting, using = make_vm(database, "a"), make_vm(database, "b")
+    granted(database, host_id, [resting, using], ONE_OF_IT)
+    released(database, resting)
+    assert site.delete("/v1/prefixes/3").json()["code"] == "resource.in_use"
+    assert site.get("/v1/prefixes/3").json()["addresses_quarantined"] == 1
+    assert not any(row.going_back for row in rows(database))
+    assert in_step(database, stand_in)
