@@ -158,9 +158,10 @@ class AddressSupply:
             self._adopt(prefix, [one for one in self._source.owned(prefix) if one.source_id in there - known])
 
     def _restore(self, prefix: SourcePrefix, row_id: int, address: Address, *, used: bool) -> None:
-        """Somebody deleted over there what is ours. A free one is let go; one that a VM has is entered again."""
+        """Somebody deleted over there what is ours. A free one is let go; one that a VM has, or that rests, is entered
+        again."""
         with self._database.write() as conn:
-            if not used and store.forget_free(conn, row_id):
+            if not used and store.forget_free(conn, row_id, self._now()):
                 return
         try:
             acquired = self._source.acquire_fixed(prefix, address)

@@ -168,9 +168,9 @@ def rows_of(conn: Connection, prefix_id: int) -> list[SourceRow]:
     return [SourceRow(row.id, row.external_id, row.address_hex, row.vm_id is not None, row.going_back) for row in rows]
 
 
-def forget_free(conn: Connection, row_id: int) -> bool:
-    """Removes a row that no VM has (any more)."""
-    return conn.execute(delete(address).where(address.c.id == row_id, address.c.vm_id.is_(None))).rowcount == 1
+def forget_free(conn: Connection, row_id: int, now: datetime) -> bool:
+    """Removes a row that is free. One that rests is not: who gets the address next would get its last VM's packets."""
+    return conn.execute(delete(address).where(address.c.id == row_id, is_free(now))).rowcount == 1
 
 
 def renumber(conn: Connection, row_id: int, source_id: int) -> None:

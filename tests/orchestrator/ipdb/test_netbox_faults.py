@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from ipdb_site import granted, make_vm, post, released
+from ipdb_site import NOW, fixed, granted, make_vm, post, released
 from netbox_site import MARK, ONE_OF_IT, PREFIX, in_step, rows
 from netbox_stand_in import NetBoxStandIn, RefusedError
 
 from ppec_contract.api_ipdb import NetworkWanted
+from ppec_contract.errors import PpecError
 from ppec_orchestrator.address_supply import AddressSupply
 from ppec_orchestrator.store.database import Database
 
@@ -134,3 +136,40 @@ def test_addresses_go_on_resting_when_their_prefix_can_not_be_deleted(
     assert site.get("/v1/prefixes/3").json()["addresses_quarantined"] == 1
     assert not any(row.going_back for row in rows(database))
     assert in_step(database, stand_in)
+
+
+def test_what_others_delete_there_rests_all_the_same(
+    site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    supply.settle()
+    vm = make_vm(database, "a")
+    assert granted(database, host_id, [vm], ONE_OF_IT) == [["10.9.0.3"]]
+    released(database, vm)
+    (row,) = (row for row in rows(database) if row.free_from is not None)
+    del stand_in.addresses[row.external_id]
+    supply.settle()
+    supply.supply([ONE_OF_IT], "red", 4)
+    others = [make_vm(database, f"v{n}") for n in range(4)]
+    assert ["10.9.0.3"] not in granted(database, host_id, others, ONE_OF_IT)
+    assert site.get("/v1/prefixes/3").json()["addresses_quarantined"] == 1
+    # Meanwhile nobody else is given it either.
+    assert "10.9.0.3/28" in stand_in.texts(MARK)
+    assert in_step(database, stand_in)
+
+
+def test_what_others_take_over_while_it_rests_is_let_go_afterwards(
+    site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    supply.settle()
+    vm = make_vm(database, "a")
+    granted(database, host_id, [vm], ONE_OF_IT)
+    released(database, vm)
+    (row,) = (row for row in rows(database) if row.free_from is not None)
+    del stand_in.addresses[row.external_id]
+    stand_in.add_address("10.9.0.3/28", vrf=5, description="somebody's now")
+    assert supply.settle() == []
+    assert row.address_hex in {one.address_hex for one in rows(database)}
+    AddressSupply(database, supply._source, standing=3, now=lambda: NOW + timedelta(seconds=60)).settle()
+    assert row.address_hex not in {one.address_hex for one in rows(database)}
+    with pytest.raises(PpecError):
+        supply.prepare([fixed("10.9.0.3")], "red")
