@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import Page
 from ppec_contract.api_ipdb import PrefixCreate, PrefixFree, PrefixUpdate, PrefixView, VrfFree
@@ -17,6 +18,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.free import uncovered
 from ppec_orchestrator.ipdb.ranges import MAX_COUNT, Network, to_address, to_hex, usable_range
 from ppec_orchestrator.store.catalogue import id_of, in_use, not_found
+from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.ipdb import insert_ipv4_rows
 from ppec_orchestrator.store.paging import Slice, page_of
 from ppec_orchestrator.store.serving import range_of
@@ -64,10 +66,24 @@ def insert_prefix(conn: Connection, wanted: PrefixCreate) -> int:
         "quarantine_s": wanted.quarantine_s,
         "netbox_id": wanted.netbox_id,
     }
-    prefix_id = int(conn.execute(insert(prefix).values(row).returning(prefix.c.id)).scalar_one())
+    prefix_id = _insert_row(conn, wanted, row)
     if usable.family == 4 and wanted.netbox_id is None:
         insert_ipv4_rows(conn, prefix_id, usable)
     return prefix_id
+
+
+def _insert_row(conn: Connection, wanted: PrefixCreate, row: dict[str, Any]) -> int:
+    try:
+        with conn.begin_nested():
+            return int(conn.execute(insert(prefix).values(row).returning(prefix.c.id)).scalar_one())
+    except IntegrityError as error:
+        # Within its VRF nothing overlaps it: what is there already is the same prefix of NetBox's.
+        if not is_unique_violation(error):
+            raise
+        there = conn.execute(select_prefixes().where(prefix.c.netbox_id == wanted.netbox_id)).one_or_none()
+        where = f"as {there.cidr} of VRF {there.vrf}" if there is not None else "by another request"
+        why = f"NetBox's prefix {wanted.netbox_id} is registered already, {where}: both would give the same addresses"
+        raise _invalid(wanted.cidr, why) from error
 
 
 def update_prefix(conn: Connection, prefix_id: int, wanted: PrefixUpdate, now: datetime) -> PrefixView:

@@ -268,6 +268,8 @@ vrf = Table(
 )
 
 # Serves the hosts of a region, of a cluster, or of one rack of the cluster.
+_NETBOX = text("netbox_id IS NOT NULL")
+
 prefix = Table(
     "prefix",
     metadata,
@@ -296,6 +298,8 @@ prefix = Table(
     UniqueConstraint("vrf_id", "cidr"),
     CheckConstraint("(region IS NULL) <> (cluster_id IS NULL)", name="serves_one_place"),
     Index("ix_prefix_networks", "vrf_id", "family", "high_hex"),
+    # Two would be given the same addresses.
+    Index("ix_prefix_netbox_id", "netbox_id", unique=True, sqlite_where=_NETBOX, postgresql_where=_NETBOX),
 )
 
 # Addresses of a prefix that are not given out by themselves: `HoldCreate`.
