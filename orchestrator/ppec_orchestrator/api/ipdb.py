@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Request, Response
 
 from ppec_contract.api_ipdb import IpdbDocument, IpdbImport, IpdbImported, PrefixCreate
+from ppec_contract.errors import PpecError
 from ppec_orchestrator.api.audited import changes
 from ppec_orchestrator.api.auth import Admin, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.pages import Filter
-from ppec_orchestrator.api.services import Here
+from ppec_orchestrator.api.prefixes import check_source
+from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.ipdb.exchange import Fault, Row, as_csv, rows_of_csv, rows_of_document
-from ppec_orchestrator.store.exchange import Importer, export_document
+from ppec_orchestrator.store.exchange import Importer, check_size, export_document, new_prefixes
 
 router = APIRouter(prefix="/v1/ipdb", tags=["ipdb"], route_class=StrictJsonRoute)
 
@@ -37,8 +41,26 @@ def import_ipdb(services: Here, caller: Admin, request: Request, body: IpdbImpor
     rows, faults = _rows(body)
     cidrs = [str(row.item.cidr) for row in rows if isinstance(row.item, PrefixCreate)]
     changes(request, ["a dry run"] if body.dry_run else cidrs or ["no prefixes"])
+    faults += _unlike_source(services, rows, faults)
     with services.database.write() as conn:
         return Importer(conn, caller.name, services.now()).carry_out(rows, faults, dry_run=body.dry_run)
+
+
+def _unlike_source(services: Services, rows: Sequence[Row], faults: Sequence[Fault]) -> list[Fault]:
+    """New prefixes that are not what NetBox has under their `netbox_id`. Raises `netbox.unavailable`."""
+    with services.database.read() as conn:
+        check_size(conn, rows, faults)
+        new = new_prefixes(conn, rows)
+    found = []
+    for place, wanted in new:
+        if wanted.netbox_id is not None:
+            try:
+                check_source(services, wanted)
+            except PpecError as error:
+                if error.retryable:
+                    raise
+                found.append(Fault(place, error.message))
+    return found
 
 
 def _rows(body: IpdbImport) -> tuple[list[Row], list[Fault]]:

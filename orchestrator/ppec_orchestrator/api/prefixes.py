@@ -33,13 +33,13 @@ def list_prefixes(services: Here, caller: Viewer, wanted: ById, vrf: Filter = No
 def create_prefix(services: Here, caller: Admin, body: PrefixCreate) -> PrefixView:
     """Create a prefix. Prefixes of one VRF don't overlap; IPv4 prefixes have 65536 addresses at most."""
     if body.netbox_id is not None:
-        _check_source(services, body)
+        check_source(services, body)
     with services.database.write() as conn:
         return prefixes.create_prefix(conn, body, services.now())
 
 
-def _check_source(services: Services, wanted: PrefixCreate) -> None:
-    """NetBox is asked before the transaction."""
+def check_source(services: Services, wanted: PrefixCreate) -> None:
+    """Whether its `netbox_id` is the same prefix in NetBox, which is asked before the transaction: `prefix.invalid`."""
     if services.supply is None or wanted.netbox_id is None:
         raise PpecError(
             "prefix.invalid",

@@ -80,10 +80,10 @@ class Importer:
     def carry_out(self, rows: Sequence[ImportRow], faults: Sequence[Fault], *, dry_run: bool) -> IpdbImported:
         """All of it, or `import.invalid` with every row that can't be; `faults` are those found before. After an error
         the transaction must be rolled back. A dry run leaves nothing."""
-        if large := too_much(rows):
-            raise _invalid([*large, *faults], len(rows) + len(faults))
+        check_size(self.conn, rows, faults)
         whole = self.conn.begin_nested()
         found = list(faults)
+        known = {fault.place for fault in faults}
         created: Counter[str] = Counter()
         unchanged: Counter[str] = Counter()
         # VRFs, then their prefixes, then what is held back of these, in whatever order they were written down.
@@ -92,11 +92,12 @@ class Importer:
                 with self.conn.begin_nested():
                     made = self._row(row.item)
             except PpecError as error:
-                found.append(Fault(row.place, error.message))
+                if row.place not in known:
+                    found.append(Fault(row.place, error.message))
                 continue
             (created if made else unchanged)[_ORDER[type(row.item)]] += 1
         if found:
-            raise _invalid(found, len(rows) + len(faults))
+            raise _invalid(found, _count(rows, faults))
         if dry_run:
             whole.rollback()
         else:
@@ -161,16 +162,44 @@ def _require_same(what: str, there: dict[str, Any], wanted: dict[str, Any]) -> N
         raise PpecError("resource.in_use", f"{what} exists and differs: {shown}")
 
 
-def too_much(rows: Sequence[ImportRow]) -> list[Fault]:
-    """Whether it is more than one transaction should make: others wait for it."""
-    if len(rows) > MAX_IMPORT_ROWS:
-        return [Fault("the import", f"it has {len(rows)} rows, more than {MAX_IMPORT_ROWS}: split it")]
-    prefixes = [row.item for row in rows if isinstance(row.item, PrefixCreate)]
-    total = sum(one.cidr.num_addresses for one in prefixes if one.cidr.version == 4)
-    if total <= MAX_IMPORT_ADDRESSES:
-        return []
-    why = f"its IPv4 prefixes have {total} addresses, more than {MAX_IMPORT_ADDRESSES}: split it"
-    return [Fault("the import", why)]
+def new_prefixes(conn: Connection, rows: Sequence[ImportRow]) -> list[tuple[str, PrefixCreate]]:
+    """Those that are not there yet, each once, with their places."""
+    wanted = [(row.place, row.item) for row in rows if isinstance(row.item, PrefixCreate)]
+    names = {item.vrf for _, item in wanted}
+    there = conn.execute(select(vrf.c.name, prefix.c.cidr).join(prefix).where(vrf.c.name.in_(names))).all()
+    known = {(name, cidr) for name, cidr in there}
+    found: dict[tuple[str, Network], tuple[str, PrefixCreate]] = {}
+    for place, item in wanted:
+        if (item.vrf, str(item.cidr)) not in known:
+            found.setdefault((item.vrf, item.cidr), (place, item))
+    return list(found.values())
+
+
+def check_size(conn: Connection, rows: Sequence[ImportRow], faults: Sequence[Fault]) -> None:
+    """Raises `import.invalid` if it is more than one transaction should make: others wait for it."""
+    if _count(rows, faults) > MAX_IMPORT_ROWS:
+        why = f"it has more than {MAX_IMPORT_ROWS} rows: split it"
+    elif (total := sum(_made(item) for _, item in new_prefixes(conn, rows))) > MAX_IMPORT_ADDRESSES:
+        why = f"its new IPv4 prefixes have {total} addresses, more than {MAX_IMPORT_ADDRESSES}: split it"
+    else:
+        return
+    raise _invalid([Fault("the import", why), *faults], _count(rows, faults))
+
+
+def _made(wanted: PrefixCreate) -> int:
+    """How many addresses are made with it: IPv6 and NetBox make theirs when they are wanted."""
+    if wanted.cidr.version == 6 or wanted.netbox_id is not None:
+        return 0
+    try:
+        return usable_range(wanted.cidr, gateway=wanted.gateway, first=wanted.first, last=wanted.last).size
+    except PpecError:
+        # Its row will be told as a fault.
+        return 0
+
+
+def _count(rows: Sequence[ImportRow], faults: Sequence[Fault]) -> int:
+    """Of the import's rows; some that are faulty can be understood, others can't."""
+    return len({row.place for row in rows} | {fault.place for fault in faults})
 
 
 def _invalid(faults: Sequence[Fault], total: int) -> PpecError:

@@ -12,15 +12,19 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from ipdb_site import counts, hold, post
+from sqlalchemy import update
 
 from ppec_contract.api_ipdb import MAX_IMPORT_ROWS, HoldCreate, IpdbDocument, VrfCreate
 from ppec_orchestrator.ipdb.exchange import COLUMNS, Fault, PlacedHold, as_csv, rows_of_csv, rows_of_document
 from ppec_orchestrator.roles import Role
+from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.database import Database
 
 SIX = {
     "vrf": "blue", "cidr": "fd00::/64", "gateway": "fe80::1", "bridge": "br1", "region": "north", "vlan": 7,
     "nameservers": ["fd00::53", "192.0.2.53"], "quarantine_s": 9,
 }  # fmt: skip
+WIDE = {"vrf": "blue", "bridge": "br1", "cluster": "c1"}
 HEAD = ",".join(COLUMNS) + "\r\n"
 
 
@@ -136,6 +140,29 @@ def test_too_much_at_once_is_refused_before_it_is_tried(filled: TestClient) -> N
     assert "more than 262144" in imported(filled, 422, document={"prefixes": wide})["detail"]
     assert imported(filled, 422)["code"] == "request.invalid"
     assert imported(filled, 422, csv="", document={})["code"] == "request.invalid"
+
+
+def test_addresses_that_a_prefix_does_not_give_out_are_not_too_many(filled: TestClient) -> None:
+    post(filled, "prefixes", WIDE | {"cidr": "11.0.0.0/8", "first": "11.0.0.9", "last": "11.0.0.19"})
+    document = filled.get("/v1/ipdb/export").json()
+    assert imported(filled, document=document)["unchanged"]["prefixes"] == 3
+    emptied(filled)
+    assert imported(filled, document=document)["created"]["prefixes"] == 3
+
+
+def test_addresses_that_are_there_are_not_too_many(filled: TestClient, database: Database) -> None:
+    for n in range(1, 6):
+        small = {"cidr": f"10.{n}.0.0/16", "first": f"10.{n}.0.1", "last": f"10.{n}.0.1"}
+        prefix_id = post(filled, "prefixes", WIDE | small)["prefix_id"]
+        with database.write() as conn:
+            # As if it had been made whole, which takes long.
+            whole = update(tables.prefix).where(tables.prefix.c.id == prefix_id)
+            conn.execute(whole.values(last=f"10.{n}.255.254"))
+    document = filled.get("/v1/ipdb/export").json()
+    assert imported(filled, document=document)["unchanged"]["prefixes"] == 7
+    document["prefixes"] += [WIDE | {"cidr": f"11.{n}.0.0/16"} for n in range(1, 6)]
+    fault, *_ = imported(filled, 422, document=document)["details"]["faults"]
+    assert "new IPv4 prefixes have 327670 addresses, more than 262144" in fault["reason"]
 
 
 def test_only_admins_import(client_as: Any) -> None:

@@ -11,6 +11,7 @@ from alembic import command
 from fastapi.testclient import TestClient
 from ipdb_site import post
 from netbox_site import PREFIX
+from netbox_stand_in import NetBoxStandIn
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store.database import Database
@@ -35,6 +36,53 @@ def test_a_prefix_of_netbox_is_registered_once(site: TestClient) -> None:
     assert words in fault["reason"]
     assert site.delete("/v1/prefixes/3").status_code == 204
     assert site.post("/v1/prefixes", json=IN_BLUE).status_code == 201
+
+
+def test_an_imported_prefix_must_be_netbox_s(site: TestClient, stand_in: NetBoxStandIn) -> None:
+    """As one that is created; what is there already isn't asked for again."""
+    stand_in.add_prefix(8, "10.8.0.0/28", vrf=5)
+    good = PREFIX | {"cidr": "10.8.0.0/28", "gateway": None, "netbox_id": 8}
+    other = good | {"cidr": "10.8.1.0/28", "netbox_id": 7}
+    none = good | {"cidr": "10.8.2.0/28", "netbox_id": 99}
+    problem = imported(site, good, other, none, PREFIX)
+    told = {fault["place"]: fault["reason"] for fault in problem["details"]["faults"]}
+    assert set(told) == {"prefixes[1]", "prefixes[2]"}
+    assert "it is 10.9.0.0/28" in told["prefixes[1]"]
+    assert "there is no such prefix" in told["prefixes[2]"]
+    assert problem["detail"].startswith("2 of 4 rows")
+    del stand_in.prefixes[7]
+    assert imported(site, good, PREFIX)["created"]["prefixes"] == 1
+    assert imported(site, good, PREFIX)["unchanged"]["prefixes"] == 2
+
+
+def test_addresses_that_netbox_keeps_are_not_too_many(site: TestClient, stand_in: NetBoxStandIn) -> None:
+    for n in range(11, 16):
+        stand_in.add_prefix(n, f"10.{n}.0.0/16", vrf=5)
+    wide = [PREFIX | {"cidr": f"10.{n}.0.0/16", "gateway": None, "netbox_id": n} for n in range(11, 16)]
+    assert imported(site, *wide)["created"]["prefixes"] == 5
+
+
+def test_a_row_is_told_once_whatever_is_wrong_with_it(site: TestClient) -> None:
+    problem = imported(site, PREFIX | {"cidr": "10.0.0.0/28", "gateway": None, "netbox_id": 99})
+    assert [fault["place"] for fault in problem["details"]["faults"]] == ["prefixes[0]"]
+    assert problem["detail"].startswith("1 of 1 rows")
+
+
+def test_nothing_is_imported_while_netbox_does_not_answer(site: TestClient, stand_in: NetBoxStandIn) -> None:
+    def cut(method: str, path: str) -> None:
+        raise ConnectionError
+
+    stand_in.before = cut
+    wanted = PREFIX | {"cidr": "10.8.0.0/28", "gateway": None, "netbox_id": 8}
+    assert imported(site, wanted)["code"] == "netbox.unavailable"
+
+
+def test_without_netbox_configured_no_imported_prefix_is_netbox_s(site: TestClient, ipv4_site: TestClient) -> None:
+    """`ipv4_site` is the same site without."""
+    new = PREFIX | {"cidr": "10.8.0.0/28", "gateway": None, "netbox_id": 8}
+    (fault,) = imported(ipv4_site, new, dry_run=True)["details"]["faults"]
+    assert "no NetBox is configured" in fault["reason"]
+    assert imported(ipv4_site, PREFIX)["unchanged"]["prefixes"] == 1
 
 
 def test_a_database_with_two_of_one_is_not_taken_over(tmp_path: Path) -> None:
