@@ -14,7 +14,8 @@ No transaction is open while the source is asked.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 
 import structlog
@@ -27,6 +28,8 @@ from ppec_orchestrator.store import external_addresses as store
 from ppec_orchestrator.store.database import Database
 
 _log = structlog.get_logger(__name__)
+# A source that is away may take its time limit for each question, and somebody waits for the answer.
+_MOST_SILENT = 2
 
 
 class AddressSupply:
@@ -48,44 +51,73 @@ class AddressSupply:
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None:
         for one in networks:
             if one.address is not None:
-                for prefix in self._prefixes(one, vrf):
-                    self._prepare_fixed(prefix, one.address)
+                self._prepare_fixed(one, one.address, vrf)
 
-    def _prepare_fixed(self, prefix: SourcePrefix, address: Address) -> None:
+    def _prepare_fixed(self, wanted: NetworkWanted, address: Address, vrf: str | None) -> None:
+        """Acquires it in the first prefix of those that are to be asked which gives it, if none has it ready. Refused
+        only if no prefix could give it."""
         with self._database.read() as conn:
-            known = store.is_known(conn, prefix, address)
-        if not known:
-            self._adopt(prefix, [self._source.acquire_fixed(prefix, address)])
+            chances = store.chances(conn, wanted, vrf, self._now())
+        refused: list[PpecError] = []
+        for chance in chances:
+            if chance.source is None:
+                # It is here already. If it is held back, the grant tells whether for this VM.
+                return
+            try:
+                self._adopt(chance.source, [self._source.acquire_fixed(chance.source, address)])
+                return
+            except PpecError as error:
+                refused.append(error)
+                if _too_silent(refused):
+                    break
+        if refused:
+            # Where one did not answer, nobody knows yet; one that is gone is no reason.
+            raise max(refused, key=lambda error: (error.retryable, error.code == "address.in_use"))
 
-    def supply(self, networks: Sequence[NetworkWanted], vrf: str | None, count: int) -> bool:
-        wanted: dict[SourcePrefix, int] = {}
+    def supply(
+        self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
+    ) -> bool:
+        wanted: Counter[SourcePrefix] = Counter()
+        more = 0
         for one in networks:
             if one.address is None:
-                for prefix in self._prefixes(one, vrf):
-                    wanted[prefix] = wanted.get(prefix, 0) + count
-        return sum(self._supplied(prefix, needed) for prefix, needed in wanted.items()) > 0
+                for prefixes in self._by_family(one, vrf):
+                    wanted.update(dict.fromkeys(prefixes, count))
+                    more += self._top_up_some(
+                        sorted(prefixes, key=lambda each: str(each.network) not in scarce), wanted
+                    )
+        return more > 0
 
-    def _supplied(self, prefix: SourcePrefix, wanted: int) -> int:
-        """How many more there are now: none of a prefix that the source gives none of, for whatever reason."""
-        try:
-            return self._top_up(prefix, wanted)
-        except PpecError as error:
-            _log.warning("addresses.not_supplied", prefix=str(prefix.network), code=error.code, why=error.message)
-            return 0
-
-    def _prefixes(self, wanted: NetworkWanted, vrf: str | None) -> list[SourcePrefix]:
+    def _by_family(self, wanted: NetworkWanted, vrf: str | None) -> list[list[SourcePrefix]]:
+        """The prefixes that could give an address that is wanted. Without a prefix named one of each family is."""
         with self._database.read() as conn:
             found = store.source_prefixes(conn, vrf)
-        return [
-            one
-            for one in found
-            if wanted.prefix in (None, one.network) and (wanted.address is None or wanted.address in one.network)
-        ]
+        mine = [one for one in found if wanted.prefix in (None, one.network)]
+        return [[one for one in mine if one.network.version == family] for family in (4, 6)]
 
-    def _top_up(self, prefix: SourcePrefix, wanted: int) -> int:
+    def _top_up_some(self, prefixes: Sequence[SourcePrefix], wanted: Mapping[SourcePrefix, int]) -> int:
+        """Up to what is wanted of each, one after another, but in all no more than the one lacks that lacks most: which
+        of them serves where the VMs can be is not known here."""
+        lacking = {prefix: self._lacking(prefix, wanted[prefix]) for prefix in prefixes}
+        most = max(lacking.values(), default=0)
+        more = 0
+        faults: list[PpecError] = []
+        for prefix, missing in lacking.items():
+            if missing <= 0 or more >= most or _too_silent(faults):
+                continue
+            try:
+                more += self._acquire(prefix, min(missing, most - more))
+            except PpecError as error:
+                _log.warning("addresses.not_supplied", prefix=str(prefix.network), code=error.code, why=error.message)
+                faults.append(error)
+        return more
+
+    def _lacking(self, prefix: SourcePrefix, wanted: int) -> int:
         with self._database.read() as conn:
-            free = store.count_free(conn, prefix.prefix_id, self._now())
-        return self._adopt(prefix, self._source.acquire(prefix, wanted - free)) if free < wanted else 0
+            return wanted - store.count_free(conn, prefix.prefix_id, self._now())
+
+    def _acquire(self, prefix: SourcePrefix, count: int) -> int:
+        return self._adopt(prefix, self._source.acquire(prefix, count)) if count > 0 else 0
 
     def _adopt(self, prefix: SourcePrefix, acquired: Sequence[Acquired]) -> int:
         if not acquired:
@@ -135,7 +167,7 @@ class AddressSupply:
         with self._settling:
             self._reconcile(prefix)
             self._give_back(prefix, keep=2 * self._standing)
-            self._top_up(prefix, self._standing)
+            self._acquire(prefix, self._lacking(prefix, self._standing))
             self._tell(prefix)
 
     def _all(self) -> list[SourcePrefix]:
@@ -204,3 +236,8 @@ class AddressSupply:
                 # The next one tries again; the thread must not end.
                 _log.error("addresses.settling_failed", exc_info=error)
             stopping.wait(every_s)
+
+
+def _too_silent(faults: Sequence[PpecError]) -> bool:
+    """Whether it is away, rather than that it stumbles over one prefix."""
+    return sum(fault.retryable for fault in faults) >= _MOST_SILENT

@@ -7,7 +7,7 @@ in between it has a row like any other. So a VM and its addresses commit togethe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,10 +20,14 @@ class AddressProvider(Protocol):
     """Called outside of transactions, around the one that grants: on the way to it, and when it was refused."""
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None:
-        """Sees to it that the addresses asked for by number can be granted. Raises `address.in_use`."""
+        """Sees to it that the addresses asked for by number can be granted, in a VRF at least. Raises
+        `address.in_use`."""
 
-    def supply(self, networks: Sequence[NetworkWanted], vrf: str | None, count: int) -> bool:
-        """Wants addresses for so many VMs, of which there were too few; says whether there are more now."""
+    def supply(
+        self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
+    ) -> bool:
+        """Wants addresses for so many VMs, of which there were too few; says whether there are more now. Those of the
+        prefixes in `scarce` are wanted most. Raises nothing for what it is not given."""
 
 
 class BuiltIn:
@@ -31,7 +35,9 @@ class BuiltIn:
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None: ...
 
-    def supply(self, networks: Sequence[NetworkWanted], vrf: str | None, count: int) -> bool:
+    def supply(
+        self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
+    ) -> bool:
         return False
 
 

@@ -7,15 +7,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_network
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
 
+from ppec_contract.api_ipdb import NetworkWanted
 from ppec_orchestrator.ipdb.provider import Acquired, SourcePrefix
-from ppec_orchestrator.ipdb.ranges import Address, to_hex
+from ppec_orchestrator.ipdb.ranges import Address, Network, to_hex
 from ppec_orchestrator.store.catalogue import in_use
 from ppec_orchestrator.store.serving import range_of
-from ppec_orchestrator.store.tables import address, prefix, vm, vrf
+from ppec_orchestrator.store.tables import address, address_hold, host, prefix, vm, vrf
 
 _BATCH = 500
 
@@ -39,6 +41,13 @@ class SourceRow:
     address_hex: str
     used: bool
     going_back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """A prefix that could give an address: at once, or if `source` gives it."""
+
+    source: SourcePrefix | None
 
 
 def source_prefixes(conn: Connection, vrf_name: str | None = None) -> list[SourcePrefix]:
@@ -69,13 +78,48 @@ def count_free(conn: Connection, prefix_id: int, now: datetime) -> int:
     return conn.execute(select(func.count()).where(free_rows(prefix_id, now))).scalar_one()
 
 
-def is_known(conn: Connection, of: SourcePrefix, wanted: Address) -> bool:
-    """Whether the source need not be asked for it: it has a row, or is none that the prefix gives out."""
-    found = conn.execute(select(prefix).where(prefix.c.id == of.prefix_id)).one_or_none()
-    if found is None or wanted not in range_of(found):
-        return True
-    mine = address.c.prefix_id == of.prefix_id, address.c.address_hex == to_hex(int(wanted))
-    return conn.execute(select(address.c.id).where(*mine)).first() is not None
+def chances(conn: Connection, wanted: NetworkWanted, vrf_name: str | None, now: datetime) -> list[Chance]:
+    """The prefixes, of one VRF or of all, that could give just this address, the best first: those of VRFs that have
+    hosts, and of these where it is here already. Where a VM has it, or it rests, it can't be had."""
+    assert wanted.address is not None
+    number = to_hex(int(wanted.address))
+    hosts = exists().where(host.c.vrf_id == prefix.c.vrf_id)
+    held = exists().where(
+        address_hold.c.prefix_id == prefix.c.id, address_hold.c.first_hex <= number, address_hold.c.last_hex >= number
+    )
+    query = (
+        select(
+            prefix,
+            hosts.label("has_hosts"),
+            held.label("held"),
+            address.c.id.label("row_id"),
+            address.c.vm_id,
+            address.c.free_from,
+            address.c.going_back,
+        )
+        .join(vrf, vrf.c.id == prefix.c.vrf_id)
+        .outerjoin(address, and_(address.c.prefix_id == prefix.c.id, address.c.address_hex == number))
+        .where(prefix.c.family == wanted.address.version, prefix.c.low_hex <= number, prefix.c.high_hex >= number)
+        .order_by(prefix.c.id)
+    )
+    if vrf_name is not None:
+        query = query.where(vrf.c.name == vrf_name)
+    found = [
+        (not row.has_hosts, row.held, chance.source is not None, chance)
+        for row in conn.execute(query)
+        if (chance := _chance(row, wanted.address, wanted.prefix, now)) is not None
+    ]
+    return [chance for *_, chance in sorted(found, key=lambda each: each[:3])]
+
+
+def _chance(row: Row[Any], wanted: Address, within: Network | None, now: datetime) -> Chance | None:
+    usable = range_of(row)
+    if wanted not in usable or within not in (None, usable.network):
+        return None
+    if row.row_id is None:
+        return Chance(SourcePrefix(row.id, row.netbox_id, usable.network) if row.netbox_id is not None else None)
+    at_rest = row.free_from is not None and row.free_from > now
+    return None if row.vm_id is not None or row.going_back or at_rest else Chance(None)
 
 
 def adopt(conn: Connection, of: SourcePrefix, acquired: Sequence[Acquired]) -> tuple[int, list[Acquired]]:

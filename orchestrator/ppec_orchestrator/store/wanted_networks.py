@@ -12,10 +12,11 @@ from sqlalchemy import Connection, Row, select
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.ipdb.ranges import Address, to_hex
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.fixed_addresses import Claim, containing, why_not
-from ppec_orchestrator.store.serving import serving_prefix
-from ppec_orchestrator.store.tables import prefix, vrf
+from ppec_orchestrator.store.serving import ServingPrefix, serving_prefix
+from ppec_orchestrator.store.tables import address, prefix, vrf
 
 
 def candidates(
@@ -57,13 +58,25 @@ def _givers(
     if not usable:
         containing(around, wanted)  # raises, with the reason
     refused: list[PpecError] = []
-    found: list[int] = []
+    found: list[ServingPrefix] = []
     for one in usable:
         why = why_not(conn, Claim(one, wanted.address, None, vm_name, now))
         if why is None:
-            found.append(one.prefix_id)
+            found.append(one)
         else:
             refused.append(why)
     if not found:
         raise refused[0]
-    return tuple(found)
+    return _ready(conn, found, wanted.address)
+
+
+def _ready(conn: Connection, found: Sequence[ServingPrefix], wanted: Address) -> tuple[int, ...]:
+    """Of a prefix of NetBox's it can only be granted once it was acquired, as it is in one of them on the way here; a
+    plan that is only shown acquires none."""
+    outside = [one.prefix_id for one in found if one.external]
+    rows = select(address.c.prefix_id).where(
+        address.c.prefix_id.in_(outside), address.c.address_hex == to_hex(int(wanted))
+    )
+    acquired = set(conn.execute(rows).scalars()) if outside else set()
+    ready = tuple(one.prefix_id for one in found if not one.external or one.prefix_id in acquired)
+    return ready or tuple(outside)
