@@ -21,8 +21,9 @@ def _address(value: Any) -> Any:
     """Parsed here: of a union pydantic would tell two faults, one of each family, and take JSON numbers besides."""
     if isinstance(value, IPv4Address | IPv6Address):
         return value
+    text = _zoneless(value)
     try:
-        return ip_address(_text(value))
+        return ip_address(text)
     except ValueError:
         raise ValueError("it is no IPv4 or IPv6 address") from None
 
@@ -30,15 +31,19 @@ def _address(value: Any) -> Any:
 def _network(value: Any) -> Any:
     if isinstance(value, IPv4Network | IPv6Network):
         return value
+    text = _zoneless(value)
     try:
-        return ip_network(_text(value))
+        return ip_network(text)
     except ValueError:
         raise ValueError("it is no IPv4 or IPv6 network, or has bits set beyond its length") from None
 
 
-def _text(value: Any) -> str:
+def _zoneless(value: Any) -> str:
+    """Python takes an IPv6 zone, which may be any text."""
     if not isinstance(value, str):
         raise ValueError("it is no text")
+    if "%" in value:
+        raise ValueError("it names a zone (%), which only means something on one machine")
     return value
 
 

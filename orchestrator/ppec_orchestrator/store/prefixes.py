@@ -36,7 +36,6 @@ def create_prefix(conn: Connection, wanted: PrefixCreate, now: datetime) -> Pref
 def insert_prefix(conn: Connection, wanted: PrefixCreate) -> int:
     """Returns its id. Raises `prefix.invalid`, `prefix.overlaps`, or `….not_found` for what it refers to."""
     usable = usable_range(wanted.cidr, gateway=wanted.gateway, first=wanted.first, last=wanted.last)
-    _check_nameservers(wanted.cidr, wanted.nameservers)
     # Alone: of two prefixes created at once in one VRF, the second sees the first.
     vrf_id = id_of(conn, vrf, wanted.vrf, alone=True)
     cluster_id = id_of(conn, cluster, wanted.cluster) if wanted.cluster is not None else None
@@ -87,20 +86,13 @@ def _insert_row(conn: Connection, wanted: PrefixCreate, row: dict[str, Any]) -> 
 
 
 def update_prefix(conn: Connection, prefix_id: int, wanted: PrefixUpdate, now: datetime) -> PrefixView:
-    """Raises `prefix.not_found`, `prefix.invalid`."""
+    """Raises `prefix.not_found`."""
     given = wanted.model_dump(mode="json", exclude_unset=True)
     # Of these there is no prefix without one.
     changes = {name: value for name, value in given.items() if value is not None or name == "vlan"}
-    if wanted.nameservers is not None:
-        _check_nameservers(get_prefix(conn, prefix_id, now).cidr, wanted.nameservers)
     if changes:
         conn.execute(update(prefix).where(prefix.c.id == prefix_id).values(changes))
     return get_prefix(conn, prefix_id, now)
-
-
-def _check_nameservers(cidr: Network, servers: Sequence[Any]) -> None:
-    if any(getattr(server, "scope_id", None) for server in servers):
-        raise _invalid(cidr, "a name server names a zone, which only means something on one machine")
 
 
 def _check_region(conn: Connection, wanted: PrefixCreate) -> None:

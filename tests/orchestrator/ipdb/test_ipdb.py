@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address, ip_network
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import pytest
@@ -85,7 +86,7 @@ def test_a_prefix_tells_what_it_has(ipv4_site: TestClient) -> None:
         ({"gateway": "10.8.0.1"}, 422, "prefix.invalid"),
         ({"vlan": 4095}, 422, "request.invalid"),
         ({"bridge": "br0; reboot"}, 422, "request.invalid"),
-        ({"nameservers": ["fe80::1%eth0"]}, 422, "prefix.invalid"),
+        ({"nameservers": ["fe80::1%eth0"]}, 422, "request.invalid"),
     ],
 )
 def test_a_bad_prefix_is_refused(ipv4_site: TestClient, change: dict[str, Any], status: int, code: str) -> None:
@@ -94,6 +95,28 @@ def test_a_bad_prefix_is_refused(ipv4_site: TestClient, change: dict[str, Any], 
     refused = ipv4_site.post("/v1/prefixes", json=PREFIX | change)
     assert (refused.status_code, refused.json()["code"]) == (status, code), refused.text
     assert len(ipv4_site.get("/v1/prefixes").json()["items"]) == 1
+
+
+@pytest.mark.parametrize("zone", ["eth0", "a\nb<script>", "\x00", "x" * 300, ""])
+def test_an_ipv6_zone_is_refused_by_its_field(ipv4_site: TestClient, zone: str) -> None:
+    """Python takes any text for one."""
+    for change in (
+        {"cidr": f"fd01::%{zone}/64", "gateway": None},
+        {"gateway": f"fe80::1%{zone}"},
+        {"first": f"fd00::2%{zone}"},
+        {"last": f"fd00::2%{zone}"},
+        {"nameservers": [f"fd00::53%{zone}"]},
+    ):
+        refused = ipv4_site.post("/v1/prefixes", json=IPV6 | change)
+        assert (refused.status_code, refused.json()["code"]) == (422, "request.invalid")
+        field = next(iter(change))
+        assert refused.json()["detail"].startswith(f"request: {field}")
+        assert "it names a zone (%), which only means something on one machine" in refused.json()["detail"]
+    for path in (
+        f"vrfs/red/free?within={quote(f'fd01::%{zone}/64')}",
+        f"addresses/events?address={quote('fd01::%' + zone)}",
+    ):
+        assert "names a zone" in ipv4_site.get(f"/v1/{path}").json()["detail"]
 
 
 @pytest.mark.parametrize(
