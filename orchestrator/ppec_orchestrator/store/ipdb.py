@@ -35,6 +35,7 @@ from ppec_orchestrator.store.tables import address, prefix
 from ppec_orchestrator.store.utilisation import Utilisation, utilisation_of
 
 _ROWS_PER_INSERT = 5000
+_NUMBERS_PER_LOOK = 1000
 # One of each family that serves the host.
 ANY_NETWORK = (NetworkWanted(),)
 
@@ -314,8 +315,11 @@ def _count_upwards(conn: Connection, prefix_id: int, usable: AddressRange, start
     rows = conn.execute(select(func.count()).where(address.c.prefix_id == prefix_id)).scalar_one()
     # Of as many numbers as there are rows and are wanted, so many have no row; fewer are only in a smaller range.
     bound = min(rows + wanted, usable.size)
+    # The next ones are free as a rule; where they are not, more are looked at at once.
+    width = wanted + 1
     while len(found) < wanted and looked < bound:
-        window = usable.window(begin, min(wanted + 1, bound - looked))
+        window = usable.window(begin, min(width, bound - looked))
+        width = max(wanted + 1, _NUMBERS_PER_LOOK)
         if not window:
             break
         looked += len(window)
@@ -325,7 +329,8 @@ def _count_upwards(conn: Connection, prefix_id: int, usable: AddressRange, start
                 select(address.c.address_hex).where(address.c.prefix_id == prefix_id, address.c.address_hex.in_(hexes))
             ).scalars()
         )
-        free = [number for number in window if to_hex(number) not in taken and number not in found]
+        seen = set(found)
+        free = [number for number, text in zip(window, hexes, strict=True) if text not in taken and number not in seen]
         found += free[: wanted - len(found)]
         begin = window[-1] + 1
     return found

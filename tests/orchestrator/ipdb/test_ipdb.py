@@ -14,10 +14,11 @@ from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, event, func, insert, select, update
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.ipdb.ranges import to_hex
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
@@ -221,6 +222,31 @@ def test_a_small_ipv6_range_is_used_again_from_the_start(
     assert grant(*vms[3:6]) == ["fd00::5", "fd00::1", "fd00::3"]
     with pytest.raises(PpecError):
         grant(*_ids(1))
+
+
+def test_the_last_free_ones_of_a_full_ipv6_range_are_found_in_a_few_statements(
+    ipv4_site: TestClient, database: Database, host_id: int
+) -> None:
+    """From where it counts on, and round once; what is held back is passed over."""
+    body = IPV6 | {"gateway": "fd00::7", "first": "fd00::1", "last": "fd00::bb8"}
+    which = _post(ipv4_site, "prefixes", body)["prefix_id"]
+    _post(ipv4_site, f"prefixes/{which}/holds", {"kind": "reserved", "first": "fd00::400", "last": "fd00::4ff"})
+    free, base = {0x5, 0x7, 0x450, 0x7D0, 0xBB8}, int(ip_address("fd00::"))
+    taken = [{"prefix_id": which, "address_hex": to_hex(base + n), "vm_id": uuid.uuid4()} for n in range(1, 0xBB9)]
+    with database.write() as conn:
+        conn.execute(insert(tables.address), [row for number, row in enumerate(taken, 1) if number not in free])
+        conn.execute(update(tables.prefix).where(tables.prefix.c.id == which).values(next_hex=to_hex(base + 0x300)))
+    vms = _ids(3)
+    statements: list[str] = []
+    for number, vm_id in enumerate(vms):
+        with database.write() as conn:
+            listens = event.listens_for(conn, "before_cursor_execute")
+            listens(lambda _conn, _cursor, statement, *_: statements.append(statement))
+            found = _grant(conn, host_id, [vm_id])[vm_id][1].address.ip
+        assert str(found) == ["fd00::7d0", "fd00::bb8", "fd00::5"][number]
+    assert len(statements) < 75
+    with pytest.raises(PpecError), database.write() as conn:
+        _grant(conn, host_id, _ids(1))
 
 
 def test_a_thousand_addresses_cost_a_few_statements(ipv4_site: TestClient, database: Database, host_id: int) -> None:
