@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, or_, select
 from ppec_contract.api import Page
 from ppec_contract.api_ipdb import AddressState, AddressView
 from ppec_orchestrator.ipdb.ranges import from_hex
+from ppec_orchestrator.store.external_addresses import is_free
 from ppec_orchestrator.store.paging import Slice, page_of
 from ppec_orchestrator.store.tables import address, address_hold, prefix, vm, vrf
 
@@ -45,6 +46,8 @@ def page_of_addresses(conn: Connection, wanted: Slice, chosen: AddressFilter, no
         .join(vrf, vrf.c.id == prefix.c.vrf_id)
         .outerjoin(vm, vm.c.id == address.c.vm_id)
         .outerjoin(address_hold, address_hold.c.id == address.c.hold_id)
+        # What is on its way back to NetBox is not ours any more, and not counted either.
+        .where(address.c.going_back.is_(False))
         .order_by(address.c.id)
         .limit(wanted.limit + 1)
     )
@@ -53,11 +56,10 @@ def page_of_addresses(conn: Connection, wanted: Slice, chosen: AddressFilter, no
     for column, value in ((vrf.c.name, chosen.vrf), (prefix.c.id, chosen.prefix_id), (vm.c.name, chosen.vm)):
         if value is not None:
             statement = statement.where(column == value)
-    resting = address.c.free_from > now
     if chosen.free is True:
-        at_rest = or_(address.c.free_from.is_(None), address.c.free_from <= now)
-        statement = statement.where(address.c.vm_id.is_(None), address.c.hold_id.is_(None), at_rest)
+        statement = statement.where(is_free(now))
     elif chosen.free is False:
+        resting = address.c.free_from > now
         statement = statement.where(or_(address.c.vm_id.is_not(None), address.c.hold_id.is_not(None), resting))
     rows = conn.execute(statement).all()
     return page_of(rows, wanted, lambda row: _view(row, now), lambda row: int(row.id))

@@ -25,6 +25,7 @@ from ppec_orchestrator.api.services import make_services
 from ppec_orchestrator.ipdb.provider import SourcePrefix
 from ppec_orchestrator.netbox import NetBox
 from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store import external_addresses
 from ppec_orchestrator.store.database import Database
 
 
@@ -323,3 +324,13 @@ def test_settings_that_name_netbox_make_a_supply(
     with pytest.raises(PpecError) as caught:
         make_services(named.model_copy(update={"netbox_token_path": tmp_path / "none"}), database)
     assert "netbox_token_path" in caught.value.message
+
+
+def test_what_is_on_its_way_back_is_not_listed(site: TestClient, database: Database, supply: AddressSupply) -> None:
+    supply.settle()
+    with database.write() as conn:
+        external_addresses.begin_return(conn, 3, 1, NOW)
+    for free, there in (("true", ["10.9.0.3"]), ("false", [])):
+        listed = site.get(f"/v1/addresses?prefix_id=3&free={free}").json()["items"]
+        assert [one["address"] for one in listed] == there
+    assert site.get("/v1/prefixes/3").json()["addresses_free"] == 1
