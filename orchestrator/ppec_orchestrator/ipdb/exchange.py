@@ -10,12 +10,15 @@ reserved,red,,10.0.0.0/24,,,,,,,10.0.0.9,10.0.0.9,,,db,the old database
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
+from itertools import islice
 from typing import Any, Final
 
 from ppec_contract.api_ipdb import (
+    MAX_IMPORT_ROWS,
     HoldCreate,
     HoldKind,
     IpdbDocument,
@@ -86,17 +89,16 @@ def rows_of_document(document: IpdbDocument) -> list[Row]:
 
 
 def rows_of_csv(text: str) -> tuple[list[Row], list[Fault]]:
-    """What the table says, and what in it can't be understood. Columns may come in any order; unused ones be left
-    out."""
+    """What the table says, and what in it can't be understood, of `MAX_IMPORT_ROWS` and one more row at most. Columns
+    may come in any order; unused ones be left out."""
     reader = csv.DictReader(StringIO(text, newline=""), strict=True)
     rows: list[Row] = []
     faults: list[Fault] = []
     try:
-        unknown = [name for name in reader.fieldnames or () if name not in COLUMNS]
-        if unknown or "kind" not in (reader.fieldnames or ()):
-            told = f"there is no column {unknown[0][:40]!r}" if unknown else "the column kind is missing"
-            return [], [Fault("line 1", f"{told}; columns are {', '.join(COLUMNS)}")]
-        for cells in reader:
+        if wrong := _wrong_columns(reader.fieldnames or ()):
+            return [], [Fault("line 1", f"{wrong}; columns are {', '.join(COLUMNS)}")]
+        # One more than may be imported is enough to refuse it, and each fault takes its time.
+        for cells in islice(reader, MAX_IMPORT_ROWS + 1):
             place = f"line {reader.line_num}"
             try:
                 rows.append(Row(place, _item(cells)))
@@ -105,6 +107,16 @@ def rows_of_csv(text: str) -> tuple[list[Row], list[Fault]]:
     except csv.Error as error:
         faults.append(Fault(f"line {reader.reader.line_num}", f"it is not CSV: {error}"))
     return rows, faults
+
+
+def _wrong_columns(names: Sequence[str]) -> str:
+    """What is wrong with the first line; empty: nothing."""
+    for name, count in Counter(names).items():
+        if name not in COLUMNS:
+            return f"there is no column {name[:40]!r}"
+        if count > 1:
+            return f"the column {name} is there {count} times"
+    return "" if "kind" in names else "the column kind is missing"
 
 
 def _item(cells: Mapping[str | Any, str | Any]) -> VrfCreate | PrefixCreate | PlacedHold:

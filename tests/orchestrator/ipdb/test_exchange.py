@@ -165,6 +165,15 @@ def test_addresses_that_are_there_are_not_too_many(filled: TestClient, database:
     assert "new IPv4 prefixes have 327670 addresses, more than 262144" in fault["reason"]
 
 
+def test_of_a_table_that_is_too_long_no_more_is_read(filled: TestClient) -> None:
+    table = "kind\n" + "x\n" * (2 * MAX_IMPORT_ROWS)
+    rows, faults = rows_of_csv(table)
+    assert (len(rows), len(faults)) == (0, MAX_IMPORT_ROWS + 1)
+    problem = imported(filled, 422, csv=table)
+    assert f"it has more than {MAX_IMPORT_ROWS} rows: split it" in problem["detail"]
+    assert imported(filled, 422, csv="kind\n" + "x\n" * MAX_IMPORT_ROWS)["details"]["count"] == MAX_IMPORT_ROWS
+
+
 def test_only_admins_import(client_as: Any) -> None:
     assert client_as(Role.OPERATOR).post("/v1/ipdb/import", json={"csv": "kind"}).status_code == 403
     assert client_as(Role.VIEWER).get("/v1/ipdb/export").json() == {"vrfs": [], "prefixes": []}
@@ -176,6 +185,7 @@ def test_only_admins_import(client_as: Any) -> None:
         ("", "line 1", "the column kind is missing"),
         ("vrf,description\nred,x\n", "line 1", "the column kind is missing"),
         ("kind,colour\nvrf,red\n", "line 1", "there is no column 'colour'"),
+        ("kind,vrf,description,vrf\nvrf,red,x,blue\n", "line 1", "the column vrf is there 2 times"),
         ("kind,vrf\nvrf,red,more\n", "line 2", "more cells"),
         ('kind,vrf\n\nvrf,"red\n', "line 3", "not CSV"),
         ('kind,vrf\nvrf,"re"d\n', "line 2", "not CSV"),
