@@ -46,7 +46,8 @@ class AddressSupply:
         self._settling = threading.Lock()
 
     def check(self, prefix: SourcePrefix, gateway: Address | None) -> None:
-        self._source.check(prefix, gateway)
+        """Whether it may be registered; the source knows nothing of our VRFs, so those of all count."""
+        self._source.check(prefix, gateway, [one for one in self._all() if one.overlaps(prefix)])
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None:
         for one in networks:

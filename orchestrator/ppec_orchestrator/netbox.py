@@ -42,7 +42,7 @@ class NetBox:
         self._api.http_session = _session(ca_path)
         self._mark = mark
 
-    def check(self, prefix: SourcePrefix, gateway: Address | None) -> None:
+    def check(self, prefix: SourcePrefix, gateway: Address | None, others: Sequence[SourcePrefix]) -> None:
         with self._mapped():
             found = self._api.ipam.prefixes.get(prefix.source_id)
             if found is None or ip_network(str(found.prefix)) != prefix.network:
@@ -50,6 +50,15 @@ class NetBox:
                 raise _invalid(prefix, f"NetBox's prefix {prefix.source_id} is another: {there}")
             if gateway is not None and gateway in prefix.network and not self._known(found, gateway):
                 raise _invalid(prefix, f"NetBox does not know the gateway {gateway}, and would give it away")
+            for other in others:
+                if other.source_id != prefix.source_id and self._same_vrf(found, other):
+                    told = f"NetBox's prefix {other.source_id} ({other.network})"
+                    why = f"{told} overlaps it and is registered: both would give the same addresses"
+                    raise _invalid(prefix, why, "Register only one of them.")
+
+    def _same_vrf(self, found: Any, other: SourcePrefix) -> bool:
+        there = self._api.ipam.prefixes.get(other.source_id)
+        return there is not None and _vrf_filter(there) == _vrf_filter(found)
 
     def _known(self, found: Any, address: Address) -> bool:
         # Without a length it is found with whatever length it was entered.
@@ -158,11 +167,15 @@ def _acquired(record: Any) -> Acquired:
     return Acquired(int(record.id), ip_interface(str(record.address)).ip)
 
 
-def _invalid(prefix: SourcePrefix, why: str) -> PpecError:
+def _invalid(
+    prefix: SourcePrefix,
+    why: str,
+    hint: str = "Give the id of the same prefix in NetBox, and enter its gateway there as an IP address.",
+) -> PpecError:
     return PpecError(
         "prefix.invalid",
         f"prefix {prefix.network}: {why}",
-        hint="Give the id of the same prefix in NetBox, and enter its gateway there as an IP address.",
+        hint=hint,
         subject=f"prefix {prefix.network}",
     )
 

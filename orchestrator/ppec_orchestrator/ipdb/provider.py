@@ -49,6 +49,10 @@ class SourcePrefix:
     source_id: int
     network: Network
 
+    def overlaps(self, other: SourcePrefix) -> bool:
+        mine, theirs = self.network, other.network
+        return mine.version == theirs.version and mine.overlaps(theirs)
+
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
@@ -65,7 +69,7 @@ class PrefixGoneError(PpecError):
         super().__init__(
             "netbox.refused",
             f"NetBox refused: it has no prefix {prefix.source_id} ({prefix.network}) any more",
-            hint="Delete the prefix here, or restore it in NetBox under the same id.",
+            hint="Delete the prefix here, and register the one that replaces it.",
             subject="netbox",
         )
 
@@ -75,8 +79,9 @@ class AddressSource(Protocol):
     none is lost whoever dies when. Raises `netbox.unavailable` and `netbox.refused`, of a prefix that it has no more
     `PrefixGoneError`."""
 
-    def check(self, prefix: SourcePrefix, gateway: Address | None) -> None:
-        """Whether the prefix is there, is the same network, and would not give away the gateway: `prefix.invalid`."""
+    def check(self, prefix: SourcePrefix, gateway: Address | None, others: Sequence[SourcePrefix]) -> None:
+        """Whether the prefix is there, is the same network, and would neither give away the gateway nor addresses of
+        `others`, which overlap it and may be in another VRF there: `prefix.invalid`."""
 
     def acquire(self, prefix: SourcePrefix, count: int) -> list[Acquired]:
         """The next free ones; fewer, or none, when there are no more."""

@@ -38,6 +38,18 @@ def test_a_prefix_of_netbox_is_registered_once(site: TestClient) -> None:
     assert site.post("/v1/prefixes", json=IN_BLUE).status_code == 201
 
 
+def test_a_prefix_within_another_one_of_netbox_is_not_registered(site: TestClient, stand_in: NetBoxStandIn) -> None:
+    """Unless it is of another VRF over there."""
+    post(site, "vrfs", {"name": "blue"})
+    stand_in.add_prefix(9, "10.9.0.0/29", vrf=5)
+    within = IN_BLUE | {"cidr": "10.9.0.0/29", "netbox_id": 9}
+    words = "NetBox's prefix 7 (10.9.0.0/28) overlaps it and is registered"
+    assert words in site.post("/v1/prefixes", json=within).json()["detail"]
+    assert words in imported(site, within)["detail"]
+    stand_in.add_prefix(9, "10.9.0.0/29", vrf=6)
+    post(site, "prefixes", within | {"gateway": None})
+
+
 def test_an_imported_prefix_must_be_netbox_s(site: TestClient, stand_in: NetBoxStandIn) -> None:
     """As one that is created; what is there already isn't asked for again."""
     stand_in.add_prefix(8, "10.8.0.0/28", vrf=5)
