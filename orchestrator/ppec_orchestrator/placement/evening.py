@@ -65,10 +65,19 @@ class Evening:
         self._workspace.start_epoch(0)
         candidates = self._candidates(vm.profile)
         best = self._best(candidates, vm)
-        better = candidates.key[best] < candidates.key[now.row] - _BETTER
-        seat = (best, tuple(candidates.cells(best))) if better else (now.row, now.columns)
-        taken[number] = self._take(vm, seat)
-        return bool(better)
+        better = bool(candidates.key[best] < candidates.key[now.row] - _BETTER)
+        row = best if better else self._in_fewer_cells(candidates, now)
+        if row is None:
+            self._workspace.take_again(now)
+            return False
+        taken[number] = self._take(vm, (row, tuple(candidates.cells(row))))
+        return True
+
+    def _in_fewer_cells(self, candidates: Candidates, now: Taken) -> int | None:
+        """The VM's own row, if it would not spread there as it does: others have left since."""
+        row = now.row
+        fits = len(now.columns) > 1 and candidates.key[row] < np.inf
+        return row if fits and len(candidates.cells(row)) != len(now.columns) else None
 
     def _swapped(self, number: int, vms: Sequence[VmRequest], taken: list[Taken], weights: _Weights) -> bool:
         """Whether the VM has changed places with one of those with which the score promises most."""
@@ -101,9 +110,8 @@ class Evening:
             return True
         for each in now:
             workspace.give_back(each)
-        taken[one], taken[other] = (
-            self._take(vms[number], (was.row, was.columns)) for number, was in zip((one, other), before, strict=True)
-        )
+        for each in before:
+            workspace.take_again(each)
         return False
 
     def _seat_on(self, row: int, vm: VmRequest) -> Seat | None:

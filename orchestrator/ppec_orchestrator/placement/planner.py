@@ -65,7 +65,7 @@ class Planner:
         try:
             found = self._run(request, kept or {})
             seats = None if kept else self._better_seats(request, found)
-            return found if seats is None else self._run(request, {}, seats)
+            return found if seats is None else self._seated(request, found, seats)
         finally:
             self.workspace.end()
 
@@ -81,6 +81,12 @@ class Planner:
             return batch.run()
         finally:
             batch.give_back()
+
+    def _seated(self, request: PlanRequest, found: Plan, seats: Sequence[Seat]) -> Plan:
+        """The plan with these seats, or the one found before: with all VMs in place a seat can do that does not when
+        its VM's turn comes, as cells and addresses go to whoever is there first."""
+        seated = self._run(request, {}, seats)
+        return found if seated.refused else seated
 
     def _better_seats(self, request: PlanRequest, found: Plan) -> Sequence[Seat] | None:
         """Seats for the batch as a whole, in the order it is planned in, where VM after VM did not do so well."""
@@ -255,11 +261,13 @@ class _Batch:
         return place, Evidence(vm.vm_id, step, count, score, broken, epoch, moves, searched)
 
     def _take_seat(self, candidates: Candidates, vm: VmRequest, step: int) -> _Found | None:
-        """The place that the search has found for the VM of this step."""
+        """The place that was found for the VM of this step, if it has as many cells there as the policy would choose."""
         best = self._best(candidates, vm)
-        if best is None:
-            return None
         row, columns = self._seats[step]
+        if best is None or not candidates.key[row] < np.inf or any(row in rows for rows in self._closed(vm)):
+            return None
+        if len(candidates.cells(row)) != len(columns):
+            return None
         score, broken = float(candidates.key[row]), self.ranks.broken(self.workspace, vm, row)
         # A warning is no condition, but has to look on: before the VM is there, and after.
         if self.spare is not None:

@@ -163,6 +163,10 @@ class Workspace:
     def give_back(self, taken: Taken) -> None:
         self._apply(taken, -1)
 
+    def take_again(self, taken: Taken) -> None:
+        """The very same that was given back, where nothing else was taken in between."""
+        self._apply(taken, 1)
+
     def give_back_all(self, taken: Sequence[Taken]) -> None:
         """As one by one, of a whole batch at once."""
         rows, columns, parts = [], [], []
