@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState
+from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState, IntArray
 from ppec_orchestrator.placement.request import Network
 
-# Of a prefix with more addresses left than any VM takes of it, one more or less matters to no host.
-_PLENTY = 64
+# The prefixes of a host, one tuple per address family.
+Prefixes = tuple[tuple[int, ...], ...]
 
 
 def served(host: HostState, networks: Iterable[Network]) -> bool:
@@ -24,14 +24,16 @@ def served(host: HostState, networks: Iterable[Network]) -> bool:
 def grants(host: HostState, networks: Sequence[Network], left: Mapping[int, int]) -> dict[int, int] | None:
     """How many addresses of which prefix a VM there gets; None when there are not enough. Prefixes that are not `left`
     have no end."""
-    if not host.prefixes:
+    return _grants(host.prefixes, networks, left)
+
+
+def _grants(prefixes: Prefixes, networks: Sequence[Network], left: Mapping[int, int]) -> dict[int, int] | None:
+    if not prefixes:
         return None
     chosen: Counter[int] = Counter()
     # As they are granted: those first that have the fewest to choose from.
     for network in sorted(networks, key=lambda each: each is None):
-        families = (
-            host.prefixes if network is None else [[p for family in host.prefixes for p in family if p in network]]
-        )
+        families = prefixes if network is None else [[p for family in prefixes for p in family if p in network]]
         for family in families:
             found = next((p for p in family if left.get(p, chosen[p] + 1) > chosen[p]), None)
             if found is None:
@@ -40,56 +42,95 @@ def grants(host: HostState, networks: Sequence[Network], left: Mapping[int, int]
     return dict(chosen)
 
 
+class _Kinds:
+    """Hosts are of few kinds: those with the same prefixes get their addresses alike."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        numbers: dict[Prefixes, int] = {}
+        of_row = [numbers.setdefault(host.prefixes, len(numbers)) for host in fleet.hosts]
+        self.of_row: IntArray = np.array(of_row, dtype=np.int64)
+        self.prefixes = list(numbers)
+        self.with_prefix: dict[int, list[int]] = {}
+        for prefixes, kind in numbers.items():
+            for prefix in {prefix for family in prefixes for prefix in family}:
+                self.with_prefix.setdefault(prefix, []).append(kind)
+        # In how many families of one host a prefix is, at most; it should be one.
+        self.most_families = max(
+            (sum(prefix in f for f in each) for each in numbers for f in each for prefix in f), default=1
+        )
+
+    def rows(self, kind: int) -> IntArray:
+        return np.flatnonzero(self.of_row == kind)
+
+
 class AddressRoom:
-    """`left` counts by prefix; one without a count has no end. `changed` is told of each row for which something may be
+    """`left` counts by prefix; one without a count has no end. `changed` is told of the rows for which something may be
     otherwise now."""
 
-    def __init__(self, fleet: Fleet, changed: Callable[[int], None]) -> None:
-        self._fleet = fleet
+    def __init__(self, fleet: Fleet, changed: Callable[[Iterable[int]], None]) -> None:
+        self._kinds = _Kinds(fleet)
         self._changed = changed
         self.left = dict(fleet.free_addresses)
+        # By networks: per kind of host, and the same per host.
+        self._kinds_enough: dict[tuple[Network, ...], list[bool]] = {}
         self._enough: dict[tuple[Network, ...], BoolArray] = {}
-        # By row, whether any of its prefixes can run out.
-        self._scarce = [
-            any(prefix in self.left for family in host.prefixes for prefix in family) for host in fleet.hosts
-        ]
+        # Of a prefix with as many addresses left as any VM takes of it, one more or less matters to no host.
+        self._plenty = 0
+        # By kind, whether any of its prefixes can run out.
+        self._scarce = [any(p in self.left for family in each for p in family) for each in self._kinds.prefixes]
 
     def enough(self, networks: tuple[Network, ...]) -> BoolArray:
         """Per host: whether a VM with these networks would get its addresses."""
-        if networks not in self._enough:
-            fits = (grants(host, networks, self.left) is not None for host in self._fleet.hosts)
-            self._enough[networks] = np.fromiter(fits, dtype=np.bool_, count=len(self._fleet.hosts))
-        return self._enough[networks]
+        found = self._enough.get(networks)
+        if found is None:
+            self._plenty = max(self._plenty, len(networks) * self._kinds.most_families)
+            of_kinds = [self._would_do(kind, networks) for kind in range(len(self._kinds.prefixes))]
+            self._kinds_enough[networks] = of_kinds
+            found = self._enough[networks] = np.array(of_kinds, dtype=np.bool_)[self._kinds.of_row]
+        return found
 
     def forget(self) -> None:
         """What was worked out for networks, which may never be asked for again."""
         self._enough.clear()
+        self._kinds_enough.clear()
+        self._plenty = 0
 
     def granted(self, row: int, networks: Sequence[Network]) -> tuple[tuple[int, int], ...]:
         """What a VM there would take of prefixes that can run out: (prefix, how many)."""
-        if not self._scarce[row]:
+        kind = self._kinds.of_row.item(row)
+        if not self._scarce[kind]:
             return ()
-        found = grants(self._fleet.hosts[row], networks, self.left) or {}
+        found = _grants(self._kinds.prefixes[kind], networks, self.left) or {}
         return tuple((prefix, count) for prefix, count in found.items() if prefix in self.left)
 
     def count(self, prefix: int, by: int) -> None:
         """There are more, or fewer, addresses left."""
         before = self.left[prefix]
         self.left[prefix] = before + by
-        if min(before, before + by) >= _PLENTY:
+        if min(before, before + by) >= self._plenty:
             return
-        for row in self._fleet.hosts_of_prefix.get(prefix, ()):
-            changed = False
-            for networks, enough in self._enough.items():
-                fits = grants(self._fleet.hosts[row], networks, self.left) is not None
-                changed |= bool(enough[row]) is not fits
-                enough[row] = fits
-            if changed:
-                self._changed(int(row))
+        for kind in self._kinds.with_prefix.get(prefix, ()):
+            self._look_again(kind)
+
+    def _look_again(self, kind: int) -> None:
+        otherwise = [
+            networks
+            for networks, known in self._kinds_enough.items()
+            if known[kind] is not self._would_do(kind, networks)
+        ]
+        if not otherwise:
+            return
+        rows = self._kinds.rows(kind)
+        for networks in otherwise:
+            now = self._kinds_enough[networks][kind] = not self._kinds_enough[networks][kind]
+            self._enough[networks][rows] = now
+        self._changed(rows.tolist())
+
+    def _would_do(self, kind: int, networks: tuple[Network, ...]) -> bool:
+        return _grants(self._kinds.prefixes[kind], networks, self.left) is not None
 
     def follow(self, fleet: Fleet) -> None:
         """The same hosts and prefixes, with other counts."""
-        self._fleet = fleet
         for prefix, left in fleet.free_addresses.items():
             if left != self.left[prefix]:
                 self.count(prefix, left - self.left[prefix])

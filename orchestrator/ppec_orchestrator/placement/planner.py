@@ -261,7 +261,7 @@ class _Batch:
         return place, Evidence(vm.vm_id, step, count, score, broken, epoch, moves, searched)
 
     def _take_seat(self, candidates: Candidates, vm: VmRequest, step: int) -> _Found | None:
-        """The place that was found for the VM of this step, if it has as many cells there as the policy would choose."""
+        """The place that was found for the VM of this step, if it takes as many cells as the policy has it take."""
         best = self._best(candidates, vm)
         row, columns = self._seats[step]
         if best is None or not candidates.key[row] < np.inf or any(row in rows for rows in self._closed(vm)):

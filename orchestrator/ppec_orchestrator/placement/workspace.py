@@ -73,7 +73,7 @@ class Workspace:
         self._packed: dict[_Pair, Packed] = {}
         self.disk_free_mib = fleet.disk_free_mib.copy()
         self._pools: dict[str, IntArray] = {}
-        self.addresses = AddressRoom(fleet, self._changes.append)
+        self.addresses = AddressRoom(fleet, self._changes.extend)
         self.groups = GroupBook(fleet)
         self._balance = Balance(fleet)
         self._not_balanced_yet: list[tuple[Taken, int]] = []
