@@ -89,6 +89,16 @@ class AddressRoom:
             found = self._enough[networks] = np.array(of_kinds, dtype=np.bool_)[self._kinds.of_row]
         return found
 
+    def kinds_short_of(self, networks: int) -> IntArray:
+        """Per host a number, the same for hosts with the same prefixes; -1 where they have enough for VMs with so many
+        networks together."""
+        most = networks * self._kinds.most_families
+        short = [
+            any(self.left.get(prefix, most) < most for family in prefixes for prefix in family)
+            for prefixes in self._kinds.prefixes
+        ]
+        return np.where(np.array(short, dtype=np.bool_), np.arange(len(short)), -1)[self._kinds.of_row]
+
     def forget(self) -> None:
         """What was worked out for networks, which may never be asked for again."""
         self._enough.clear()

@@ -15,7 +15,7 @@ from ppec_contract.api import Policy
 from ppec_orchestrator.placement.checker import Replay, check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest, Where
 
 from .fleets import a_fleet, a_request
 
@@ -57,24 +57,38 @@ def test_vms_for_which_there_is_exactly_room_are_placed(seed: int) -> None:
     assert check(fleet, request, answer) == []
 
 
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_so_are_vms_that_may_not_stand_everywhere(seed: int) -> None:
+    """As in a replan, where each has failed on hosts of its own, or with VMs that are asked for on one host."""
+    rng = random.Random(seed)
+    fleet, request = _planted(rng, picky=True)
+    answer = plan(fleet, request)
+    assert not answer.refused
+    assert check(fleet, request, answer) == []
+
+
 def test_some_of_these_need_the_search() -> None:
     searched = [any(why.searched for why in plan(*_planted(random.Random(seed))).evidence) for seed in range(100)]
     assert any(searched)
     assert not all(searched)
 
 
-def _planted(rng: random.Random) -> tuple[Fleet, PlanRequest]:
+def _planted(rng: random.Random, *, picky: bool = False) -> tuple[Fleet, PlanRequest]:
+    count = rng.randint(1, 3)
     vms: list[VmRequest] = []
     hosts = []
-    for number in range(rng.randint(1, 3)):
+    for number in range(count):
         cells = []
         for cell in (0, 1):
             mine = [(rng.choice((2, 4, 6)), rng.choice((512, 1024, 2048))) for _ in range(rng.randint(1, 2))]
             cores, memory_mib = sum(vcpus for vcpus, _ in mine), sum(mib for _, mib in mine)
             cells.append(CellState(cell, cell, 1, 16, cores, 16384, memory_mib))
             for vcpus, mib in mine:
-                profile = Profile(Shape(vcpus, mib, 1), "x86_64")
-                vms.append(VmRequest(UUID(int=len(vms) + 1), f"v{len(vms)}", profile))
+                pinned = Where(host=f"h{number}") if picky and rng.random() < 0.2 else Where()
+                failed = [f"h{other}" for other in range(count) if picky and other != number and rng.random() < 0.3]
+                profile = Profile(Shape(vcpus, mib, 1), "x86_64", pinned)
+                vms.append(VmRequest(UUID(int=len(vms) + 1), f"v{len(vms)}", profile, frozenset(failed)))
         hosts.append(
             HostState(number, f"h{number}", "d", "c", "r", "v", "x86_64", tuple(cells), 100, 100, prefixes=((1,),))
         )
