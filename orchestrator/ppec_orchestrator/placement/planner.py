@@ -17,6 +17,7 @@ from ppec_contract.api import Policy as PolicyName
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.evening import Evening, worth_evening
+from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
 from ppec_orchestrator.placement.moves import Openings
 from ppec_orchestrator.placement.neighbours import Neighbours
@@ -213,16 +214,23 @@ class _Batch:
         if row is None or not candidates.standing[row] or not self.workspace.addresses.enough(vm.profile.networks)[row]:
             return False
         columns = [column for column, cell in enumerate(self.fleet.hosts[row].cells) if cell.cell in place.cells]
-        if len(columns) != len(place.cells):
+        # Compared before it is taken: of a cell that is of no use any more, a VM would take more than there is.
+        if len(columns) != len(place.cells) or not self._takes_as_before(candidates.fitting, row, columns, place):
             return False
         taken = self.workspace.take(row, columns, candidates.fitting, vm)
-        if {**_NOTHING, **taken.part} != place.per_cell or self.workspace.overdrawn(taken):
+        if self.workspace.overdrawn(taken):
             self.workspace.give_back(taken)
             return False
         self.taken.append(taken)
         if self.ranks.matter:
             self.ranks.placed(row)
         return True
+
+    def _takes_as_before(self, fitting: Fitting, row: int, columns: Sequence[int], place: Placement) -> bool:
+        parts = len(columns)
+        return parts <= fitting.most and all(
+            {**_NOTHING, **fitting.part(row, column, parts)} == place.per_cell for column in columns
+        )
 
     def _current(self, vm: VmRequest) -> Candidates:
         candidates = self._candidates.get(id(vm.profile))
