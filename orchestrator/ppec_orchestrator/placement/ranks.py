@@ -30,7 +30,8 @@ class Ranks:
         self._above: Floats = np.zeros(len(fleet.hosts))
         if self.matter:
             for name, count in request.batch_hosts.items():
-                if name in fleet.index:
+                # None there is no reason to close the rack.
+                if count and name in fleet.index:
                     self._count(fleet.index[name], count)
 
     def placed(self, row: int) -> None:

@@ -132,6 +132,12 @@ def test_spread_counts_what_an_earlier_plan_of_the_batch_placed() -> None:
     assert hosts_of(result) == ["h2"]
 
 
+def test_spread_makes_nothing_of_a_host_that_the_batch_has_left() -> None:
+    hosts = fleet(host("h1", cell(0), rack="r1"), host("h2", cell(0, free=4), rack="r2"))
+    asked = request(1, policy=Policy.SPREAD)
+    assert plan(hosts, replace(asked, batch_hosts={"h1": 0})) == plan(hosts, asked)
+
+
 def test_pack_fills_a_host_before_it_opens_another() -> None:
     result = plan(fleet(host("h1"), host("h2"), host("h3")), request(4, policy=Policy.PACK))
     assert len(set(hosts_of(result))) == 1
