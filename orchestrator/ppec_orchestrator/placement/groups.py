@@ -24,6 +24,10 @@ class GroupBook:
             for vm in host.vms:
                 self.count(row, vm.groups, 1)
 
+    def __len__(self) -> int:
+        """How many groups have members."""
+        return len(self._members)
+
     def count(self, row: int, groups: tuple[Group, ...], by: int) -> None:
         """A VM of these groups comes to the host in `row`, or (with -1) leaves it."""
         for group in groups:
@@ -31,6 +35,8 @@ class GroupBook:
             members[row] = members.get(row, 0) + by
             if not members[row]:
                 del members[row]
+                if not members:
+                    del self._members[group.name]
 
     def replace(self, row: int, before: Fleet, after: Fleet) -> None:
         """The host in `row` has other VMs now."""

@@ -5,7 +5,7 @@ To add one: write a scorer and enter it in `POLICIES`. A scorer sees some rows o
 They must depend on nothing but these rows and the view's `spread`, so that a placement changes the score of its own row
 alone. With `by_row`, which gives the very same scores row by row, plans are made up to twice as fast: most scores that
 are worked out again are of a handful of hosts, for which arrays are slow. What a batch puts beside each other is the
-planner's to add (`planner.py`: `spread` counts hosts and racks)."""
+planner's to add (`ranks.py`: `spread` counts hosts and racks)."""
 
 from __future__ import annotations
 
