@@ -8,7 +8,7 @@ again only the rows that changed since. A workspace outlives a plan: what the pl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Protocol
@@ -17,11 +17,11 @@ import numpy as np
 
 from ppec_orchestrator.placement.addresses import AddressRoom
 from ppec_orchestrator.placement.balance import CPU, MEMORY, Balance, Change, Spread
-from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
+from ppec_orchestrator.placement.cells import CellPart, CellRoom
+from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import PLACES, Fleet, HostState, IntArray
 from ppec_orchestrator.placement.groups import GroupBook
-from ppec_orchestrator.placement.packed import CPU_SHIFT, GUARDS, Packed, pack
 from ppec_orchestrator.placement.request import Group, Profile
 
 # For how many placements `balanced` scores with the same figures: for one in fleets of up to so many hosts, in larger
@@ -30,7 +30,6 @@ EXACT_HOSTS = 512
 HOSTS_PER_STEP = 16
 # How many changes are remembered, at least; and at most twice as many.
 MOST_CHANGES = 100_000
-_Pair = tuple[CellResource, CellResource]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +38,7 @@ class Taken:
 
     row: int
     columns: tuple[int, ...]
-    part: Mapping[CellResource, int]
+    part: CellPart
     disk_mib: int
     pool: str
     addresses: tuple[tuple[int, int], ...]
@@ -56,8 +55,8 @@ class Tenant(Protocol):
 
 
 class Workspace:
-    """`free` by resource, shape (hosts, cells). `era` counts the changes after which nothing that was worked out is of
-    use."""
+    """`free` by resource, shape (hosts, cells), and `packed` by fitting, are changed by `cells.py` alone. `era` counts
+    the changes after which nothing that was worked out is of use."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -69,8 +68,9 @@ class Workspace:
 
     def _load(self) -> None:
         fleet = self.fleet
-        self.free: dict[CellResource, IntArray] = {each: fleet.free(each).copy() for each in CELL_RESOURCES}
-        self._packed: dict[_Pair, Packed] = {}
+        self._cells = CellRoom(fleet)
+        self.free = self._cells.free
+        self.packed = self._cells.packed
         self.disk_free_mib = fleet.disk_free_mib.copy()
         self._pools: dict[str, IntArray] = {}
         self.addresses = AddressRoom(fleet, self._changes.extend)
@@ -97,15 +97,6 @@ class Workspace:
             del self._changes[:-MOST_CHANGES]
 
     # --- what is free ----------------------------------------------------------------------------------------------
-
-    def packed(self, fitting: Fitting) -> Packed:
-        """What is free of the fitting's CPUs and memory, per cell (`packed.py`)."""
-        pair = (fitting.cpu, fitting.memory)
-        if pair not in self._packed:
-            # A cell that shrank under its VMs has less than nothing free, which the packed form can't say.
-            cpus, memory = (np.maximum(self.free[each], 0) for each in pair)
-            self._packed[pair] = pack(cpus, memory) | GUARDS
-        return self._packed[pair]
 
     def disk(self, pool: str) -> IntArray:
         """Free MiB per host, of a pool or (with "") of the host's own disk; 0 where there is no such pool."""
@@ -180,13 +171,7 @@ class Workspace:
                 rows.append(one.row)
                 columns.append(column)
                 parts.append(one.part)
-        for resource, free in self.free.items():
-            amounts = [part.get(resource, 0) for part in parts]
-            if any(amounts):
-                np.add.at(free, (rows, columns), amounts)
-        for (cpu, memory), packed in self._packed.items():
-            amounts = [(part.get(cpu, 0) << CPU_SHIFT) + part.get(memory, 0) for part in parts]
-            np.add.at(packed, (rows, columns), amounts)
+        self._cells.add_all(rows, columns, parts)
         self._not_balanced_yet += [(one, -1) for one in taken]
         self._changes += [one.row for one in taken]
 
@@ -198,15 +183,15 @@ class Workspace:
             cells or bool(self.disk(taken.pool)[row] < 0) or any(self.addresses.left[p] < 0 for p, _ in taken.addresses)
         )
 
-    def move(self, row: int, source: int, target: int, part: Mapping[CellResource, int]) -> None:
+    def move(self, row: int, source: int, target: int, part: CellPart) -> None:
         """A running VM changes cells on its host: of the host as a whole, nothing changes."""
-        self._use(row, (source,), part, -1)
-        self._use(row, (target,), part, 1)
+        self._cells.add(row, (source,), part, 1)
+        self._cells.add(row, (target,), part, -1)
         self._changes.append(row)
 
     def _apply(self, taken: Taken, sign: int) -> None:
         row = taken.row
-        self._use(row, taken.columns, taken.part, sign)
+        self._cells.add(row, taken.columns, taken.part, -sign)
         self.disk(taken.pool)[row] -= sign * taken.disk_mib
         for prefix, count in taken.addresses:
             self.addresses.count(prefix, -sign * count)
@@ -214,13 +199,6 @@ class Workspace:
             self.groups.count(row, taken.groups, sign)
         self._not_balanced_yet.append((taken, sign))
         self._changes.append(row)
-
-    def _use(self, row: int, columns: Sequence[int], part: Mapping[CellResource, int], sign: int) -> None:
-        for column in columns:
-            for resource, amount in part.items():
-                self.free[resource][row, column] -= sign * amount
-            for (cpu, memory), packed in self._packed.items():
-                packed[row, column] -= sign * ((part.get(cpu, 0) << CPU_SHIFT) + part.get(memory, 0))
 
     def begin(self) -> None:
         """A plan begins: nothing is taken."""
@@ -244,10 +222,8 @@ class Workspace:
             self.era += 1
             self._load()
             return
-        self._packed.clear()
         some = np.array(rows, dtype=np.int64)
-        for resource, free in self.free.items():
-            free[some] = fleet.free(resource)[some]
+        self._cells.replace(some, fleet)
         self.disk_free_mib[some] = fleet.disk_free_mib[some]
         self.balance.replace(some, fleet)
         self._changes.extend(rows)
@@ -258,7 +234,9 @@ class Workspace:
         self.addresses.follow(fleet)
 
 
-_capacity = attrgetter("cell", "socket", "threads_per_core", "shared_cpus", *CELL_RESOURCES)
+_capacity = attrgetter(
+    "cell", "socket", "threads_per_core", "shared_cpus", "cores_reserved", "memory_reserved_mib", *CELL_RESOURCES
+)
 _lasting = attrgetter(
     "live", "draining", "disk_mib", "prefixes", "capabilities", "labels", "host_id", *PLACES,
 )  # fmt: skip
