@@ -99,11 +99,10 @@ class AddressRoom:
         ]
         return np.where(np.array(short, dtype=np.bool_), np.arange(len(short)), -1)[self._kinds.of_row]
 
-    def forget(self) -> None:
-        """What was worked out for networks, which may never be asked for again."""
-        self._enough.clear()
-        self._kinds_enough.clear()
-        self._plenty = 0
+    def forget(self, networks: tuple[Network, ...]) -> None:
+        """What was worked out for networks that may never be asked for again."""
+        self._enough.pop(networks, None)
+        self._kinds_enough.pop(networks, None)
 
     def granted(self, row: int, networks: Sequence[Network]) -> tuple[tuple[int, int], ...]:
         """What a VM there would take of prefixes that can run out: (prefix, how many)."""

@@ -27,6 +27,8 @@ _CODES = {reason: code for code, reason in enumerate(_REASONS)}
 _PASSES = len(_REASONS)
 # Of this part of the rows or more, all of them at once are cheaper; so few are one by one.
 _MANY, FEW = 4, 16
+# What candidates take besides their arrays' items, in bytes.
+_OBJECTS = 10_000
 
 
 class Candidates:
@@ -54,6 +56,21 @@ class Candidates:
         self._seen, self._spread = workspace.moment, workspace.spread
         self._recount(None)
         self._reasons: tuple[int, IntArray] | None = None
+
+    @property
+    def size(self) -> int:
+        """In bytes, near enough: of all arrays, that of the reasons too, and of the objects around them."""
+        kept = (
+            self._why_never,
+            self.standing,
+            self._needed,
+            self.changes.of_n,
+            self.changes.rest,
+            self.key,
+            self._left,
+        )
+        parts = 0 if self._parts is None else self._parts.nbytes
+        return sum(each.nbytes for each in kept) + self.key.nbytes + parts + self.fitting.size + _OBJECTS
 
     def refresh(self) -> None:
         """Works out again what changed since the last time."""

@@ -50,6 +50,11 @@ class Fitting:
         }
         self.in_one_cell: Packed = np.where(self._usable, pack(whole, memory_part(shape)), NEVER)
 
+    @property
+    def size(self) -> int:
+        """Of its arrays, in bytes."""
+        return sum(each.nbytes for each in (self._usable, self.in_one_cell, *self._needed.values()))
+
     def part(self, row: int, column: int, parts: int) -> dict[CellResource, int]:
         """What a VM spread over so many cells takes of this one."""
         taken: dict[CellResource, int] = {

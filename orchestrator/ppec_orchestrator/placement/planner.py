@@ -27,6 +27,7 @@ from ppec_orchestrator.placement.ranks import Ranks, order
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
 from ppec_orchestrator.placement.search import Search, Seat
+from ppec_orchestrator.placement.shelf import Shelf
 from ppec_orchestrator.placement.spare import MOST_TRIES, SpareGuard, Witnesses
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
@@ -34,8 +35,6 @@ from ppec_orchestrator.placement.workspace import Taken, Workspace
 MOST_SEARCHED = 200
 # By VM: the place it has and why.
 Kept = Mapping[UUID, tuple[Placement, Evidence]]
-# Profiles whose vectors are kept from plan to plan; of some 250 kB each on ten thousand hosts.
-MOST_PROFILES = 256
 
 
 def plan(fleet: Fleet, request: PlanRequest) -> Plan:
@@ -48,7 +47,7 @@ class Planner:
 
     def __init__(self, fleet: Fleet) -> None:
         self.workspace = Workspace(fleet)
-        self._candidates: dict[tuple[Profile, PolicyName], Candidates] = {}
+        self.shelf = Shelf(self.workspace)
         self._witnesses: dict[Level, Witnesses] = {}
         self._era = 0
 
@@ -61,7 +60,6 @@ class Planner:
 
         `kept` are the places of those VMs of the request that an earlier plan placed where nothing came in between;
         they stay, if they still can."""
-        self._forget()
         self.workspace.begin()
         try:
             found = self._run(request, kept or {})
@@ -69,12 +67,6 @@ class Planner:
             return found if seats is None else self._seated(request, found, seats)
         finally:
             self.workspace.end()
-
-    def _forget(self) -> None:
-        """What nobody holds between plans."""
-        if len(self._candidates) > MOST_PROFILES:
-            self._candidates.clear()
-            self.workspace.addresses.forget()
 
     def _run(self, request: PlanRequest, kept: Kept, seats: Sequence[Seat] = ()) -> Plan:
         batch = _Batch(self, request, kept, seats)
@@ -113,7 +105,7 @@ class Planner:
         first, refused = request.vms[0], {one.vm_id for one in found.refused}
         if all(vm.profile == first.profile and not vm.groups and not vm.excluded_hosts for vm in request.vms):
             return False
-        if len(request.vms) > MOST_SEARCHED:
+        if len(request.vms) > MOST_SEARCHED or not self.shelf.holds(len({vm.profile for vm in request.vms})):
             return False
         left = [vm for vm in request.vms if vm.vm_id in refused]
         return all(self._run(replace(request, vms=(vm,)), {}).placed for vm in left)
@@ -137,19 +129,13 @@ class Planner:
     def _forget_what_is_void(self) -> None:
         if self._era != self.workspace.era:
             self._era = self.workspace.era
-            self._candidates.clear()
+            self.shelf.clear()
             self._witnesses.clear()
 
     def candidates(self, profile: Profile, policy: PolicyName) -> Candidates:
         """Current ones."""
         self._forget_what_is_void()
-        key = (profile, policy)
-        found = self._candidates.get(key)
-        if found is None:
-            found = self._candidates[key] = Candidates(self.workspace, profile, policy)
-        else:
-            found.refresh()
-        return found
+        return self.shelf.current(profile, policy)
 
 
 class _Batch:
@@ -169,8 +155,9 @@ class _Batch:
         if request.spare.mode is not Spare.OFF:
             self.spare = SpareGuard(planner.witnesses(request.spare.level), request.spare.mode, self.fleet)
         self.ranks = Ranks(self.fleet, request)
-        # By identity: hashing a profile takes longer than finding it, and a batch has few.
+        # By identity: hashing a profile takes longer than finding it. Void when the shelf has dropped some.
         self._candidates: dict[int, Candidates] = {}
+        self._dropped = planner.shelf.dropped
         self._refusals: dict[tuple[int, int], dict[Reason, int]] = {}
 
     def run(self) -> Plan:
@@ -236,6 +223,9 @@ class _Batch:
         candidates = self._candidates.get(id(vm.profile))
         if candidates is None:
             candidates = self.planner.candidates(vm.profile, self.request.policy)
+            if self._dropped != self.planner.shelf.dropped:
+                self._dropped = self.planner.shelf.dropped
+                self._candidates.clear()
             self._candidates[id(vm.profile)] = candidates
         else:
             candidates.refresh()
