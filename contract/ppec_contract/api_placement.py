@@ -69,7 +69,8 @@ class VmItem(Model):
 
 class PlacedView(Model):
     """Where a VM would go, and why there: of so many `candidates` that could take it, none had a lower `score`.
-    `searched`: the policy's own choice would have left others of the batch without a place."""
+    `searched`: the place is part of a whole, found for the batch together; the policy's own choice would have left
+    others of the batch without a place, or the fleet less even."""
 
     vm: VmName
     host: HostName
