@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,14 +111,20 @@ class Fitting:
         ordered = [int(column) for column in columns[np.lexsort((amounts[self.memory][row, columns], left))]]
         if parts == 1:
             return ordered[:1]
-        threads, socket = self._fleet.threads_per_core[row], self._fleet.socket[row]
-        groups = [
-            [column for column in ordered if threads[column] == threads[first] and (far or socket[column] == near)]
-            for far in (False, True)
-            for first in ordered
-            for near in (socket[first],)
-        ]
-        return sorted(next(group for group in groups if len(group) >= parts)[:parts])
+        return sorted(next(each for each in self._together(row, ordered) if len(each) >= parts)[:parts])
+
+    def _together(self, row: int, ordered: Sequence[int]) -> Iterator[list[int]]:
+        """The cells that could be parts of one VM with each of them in turn: first those of its socket, then all."""
+        socket = self._fleet.socket[row]
+        for first in ordered:
+            yield [column for column in self._as_wide(row, ordered, first) if socket[column] == socket[first]]
+        for first in ordered:
+            yield self._as_wide(row, ordered, first)
+
+    def _as_wide(self, row: int, ordered: Sequence[int], first: int) -> list[int]:
+        """The cells whose cores have as many threads."""
+        threads = self._fleet.threads_per_core[row]
+        return [column for column in ordered if threads[column] == threads[first]]
 
     def _cells(self, amounts: Amounts, parts: int, rows: Rows) -> BoolArray:
         """The cells that can give one of so many parts."""

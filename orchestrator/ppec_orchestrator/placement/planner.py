@@ -8,7 +8,7 @@ Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), cores=4, me
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 import numpy as np
@@ -238,8 +238,7 @@ class _Batch:
             found = self._take_opened(candidates, vm)
         if found is None:
             return Refusal(vm.vm_id, vm.name, self._reasons(candidates, vm), step)
-        taken, count, broken, score, moves = found
-        row = taken.row
+        taken, row = found.taken, found.taken.row
         self.taken.append(taken)
         if self.ranks.matter:
             self.ranks.placed(row)
@@ -256,7 +255,8 @@ class _Batch:
             **{**_NOTHING, **taken.part},
         )
         epoch, searched = self.workspace.epoch, bool(self._seats)
-        return place, Evidence(vm.vm_id, step, count, score, broken, epoch, moves, searched)
+        evidence = Evidence(vm.vm_id, step, found.candidates, found.score, found.broken, epoch, found.moves, searched)
+        return place, evidence
 
     def _take_seat(self, candidates: Candidates, vm: VmRequest, step: int) -> _Found | None:
         """The place that was found for the VM of this step, if it takes as many cells as the policy has it take."""
@@ -273,7 +273,7 @@ class _Batch:
         taken = self.workspace.take(row, columns, candidates.fitting, vm)
         if self.spare is not None:
             self.spare.admits(vm, row, columns)
-        return taken, best[2], broken, score, ()
+        return _Found(taken, best.candidates, broken, score)
 
     def _take_best(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
         """The best host that fits it as it stands. Where N+1 turns the VM away, other cells of the host are tried, and
@@ -283,18 +283,17 @@ class _Batch:
             best = self._best(candidates, vm)
             if best is None:
                 return None
-            row, broken, count = best
-            score = float(candidates.key[row])
+            row, score = best.row, float(candidates.key[best.row])
             columns = candidates.cells(row)
             if self.spare is None:
                 taken = self.workspace.take(row, columns, candidates.fitting, vm)
-                return taken, count, broken, score, ()
+                return _Found(taken, best.candidates, best.broken, score)
             if self.spare.may_stand(row):
                 for seat in self.spare.seats(vm, row, columns):
                     tries += 1
                     taken = self.workspace.take(row, seat, candidates.fitting, vm)
                     if self.spare.admits(vm, row, seat):
-                        return taken, count, broken, score, ()
+                        return _Found(taken, best.candidates, best.broken, score)
                     self.workspace.give_back(taken)
             self.spare.close(vm, row)
         return None
@@ -318,7 +317,7 @@ class _Batch:
                 openings.keep(opening)
                 if self.spare is not None:
                     self.spare.reopen()
-                return taken, opening.of, broken, score, opening.moves
+                return _Found(taken, opening.of, broken, score, opening.moves)
             self.workspace.give_back(taken)
             openings.take_back(opening)
         return None
@@ -342,8 +341,8 @@ class _Batch:
             closed.append(spared)
         return closed
 
-    def _best(self, candidates: Candidates, vm: VmRequest) -> tuple[int, int, int] | None:
-        """The row, how many soft groups it breaks, and over how many candidates it won; None where nothing is left."""
+    def _best(self, candidates: Candidates, vm: VmRequest) -> _Best | None:
+        """None where nothing is left."""
         key, count = candidates.key, candidates.count
         # Few rows, as a rule: closed for a moment in place, and opened again.
         closed = []
@@ -353,7 +352,7 @@ class _Batch:
             key[rows] = np.inf
             closed.append((rows, were))
         try:
-            return (*self.ranks.best(key, self.workspace, vm), count) if count else None
+            return _Best(*self.ranks.best(key, self.workspace, vm), count) if count else None
         finally:
             for rows, were in reversed(closed):
                 key[rows] = were
@@ -386,5 +385,23 @@ class _Batch:
 
 
 _NOTHING = dict.fromkeys(CELL_RESOURCES, 0)
-# What was taken, over how many candidates, soft groups broken, score, and the moves before it.
-_Found = tuple[Taken, int, int, float, tuple[Move, ...]]
+
+
+@dataclass(slots=True)
+class _Best:
+    """The row, how many soft groups it breaks, and over how many candidates it won."""
+
+    row: int
+    broken: int
+    candidates: int
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was taken, over how many candidates, soft groups broken, score, and the moves before it."""
+
+    taken: Taken
+    candidates: int
+    broken: int
+    score: float
+    moves: tuple[Move, ...] = ()
