@@ -189,7 +189,10 @@ class _Batch:
 
     def _keep(self) -> Iterator[tuple[int, tuple[Placement, Evidence]]]:
         """Takes what the kept VMs hold, before anything else is placed. One with rules about its neighbours is placed
-        anew: they may have changed with others' places."""
+        anew: they may have changed with others' places. So are all where N+1 looks on: to it, each is a step."""
+        if self.spare is not None:
+            self.spare.begin(self.request.vms)
+            return
         for index, vm in enumerate(self.request.vms):
             kept = self.kept.get(vm.vm_id)
             if kept is not None and not vm.groups and self._take_again(vm, kept[0]):

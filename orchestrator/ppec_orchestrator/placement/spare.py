@@ -12,7 +12,7 @@ Witnesses outlive a plan: what the plan changed is taken back with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,16 +68,27 @@ class Witnesses:
             self._of_cluster.setdefault(cluster, []).append(index)
         self._states: list[_State | None] = [None] * len(self._rows)
         self._claiming: dict[int, set[int]] = {}
-        # What the plan changed, with what was there before.
+        # What the plan changed, with what was there before; and the hard groups that it placed members of.
         self._journal: list[tuple[int, _State | None]] = []
+        self._grown: set[str] = set()
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
     def look_at(self, cluster: str) -> None:
-        """Finds a witness for each of the cluster's domains that was not looked at yet."""
+        """Finds a witness for each of the cluster's domains that was not looked at yet. It outlives the plan: nothing
+        may have been placed there, nor beside members of its groups elsewhere."""
         for index in self._of_cluster.get(cluster, ()):
             if self._states[index] is None:
-                self._put(index, self._found(index, evacuees_of(self._fleet, sorted(self._rows[index]))))
+                found = self._found(index, evacuees_of(self._fleet, sorted(self._rows[index])))
+                if found.names & self._grown:
+                    raise LookupError(f"cluster {cluster} is looked at too late: its groups have grown")
+                self._put(index, found)
+
+    def look_at_members(self, names: Iterable[str]) -> None:
+        """Looks at the clusters with members of these groups: a new one anywhere may be in the way of theirs."""
+        members = {row for name in names for row in self._workspace.groups.members(name)}
+        for cluster in sorted({self._fleet.hosts[row].cluster for row in members}):
+            self.look_at(cluster)
 
     def safe(self, row: int) -> bool:
         """Whether everything that would be lost with the host in this row has a place. Its cluster was looked at."""
@@ -110,6 +121,7 @@ class Witnesses:
         to look at `all_of_them`, the first that is not is answer enough."""
         own = self._domain_of[row]
         names = hard_names(vm.groups)
+        self._grown |= names
         concerned = set(self._claiming.get(row, ()))
         if names:
             concerned |= {index for index, state in enumerate(self._states) if state and state.names & names}
@@ -129,6 +141,8 @@ class Witnesses:
         while len(self._journal) > mark:
             index, before = self._journal.pop()
             self._put(index, before)
+        if not self._journal:
+            self._grown.clear()
 
     def follow(self) -> None:
         """The workspace's fleet is another one now, of the same hosts; no plan is under way."""
@@ -232,6 +246,11 @@ class SpareGuard:
         self._touched: list[str] = []
         # Rows closed to all that are alike. A place that would break the rule goes on doing so, for room gets less.
         self._closed: dict[tuple[int, tuple[Group, ...]], set[int]] = {}
+
+    def begin(self, vms: Iterable[VmRequest]) -> None:
+        """Nothing of the batch is placed yet: its last moment to look at what a member of a group may disturb from
+        afar. All other clusters are looked at when the first VM comes to them."""
+        self._witnesses.look_at_members({name for vm in vms for name in hard_names(vm.groups)})
 
     def closed(self, vm: VmRequest) -> IntArray | None:
         """The rows that the rule has closed to the VM so far; None for none."""
