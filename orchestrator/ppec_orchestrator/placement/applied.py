@@ -12,6 +12,7 @@ from ppec_orchestrator.placement.addresses import grants
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource, free_name
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import Fleet, HostState, SeatedVm
+from ppec_orchestrator.placement.havens import seated_profile
 from ppec_orchestrator.placement.plan import Move, Placement, Plan
 from ppec_orchestrator.placement.request import VmRequest
 from ppec_orchestrator.placement.seats import columns_of
@@ -67,7 +68,8 @@ def _host(
         request = asked[place.vm_id]
         _count(used, place.cells, place.per_cell, 1)
         disk[request.profile.shape.pool] += place.disk_mib
-        seated[place.vm_id] = SeatedVm(place.vm_id, place.name, request.profile, place.cells, request.groups)
+        profile = seated_profile(request.profile, host.vrf)
+        seated[place.vm_id] = SeatedVm(place.vm_id, place.name, profile, place.cells, request.groups)
     cells = tuple(
         replace(
             cell, **{free_name(each): getattr(cell, free_name(each)) - used[cell.cell, each] for each in CELL_RESOURCES}

@@ -12,7 +12,7 @@ import numpy as np
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource, memory_part
 from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, SeatedVm, at
-from ppec_orchestrator.placement.request import Profile
+from ppec_orchestrator.placement.request import Profile, Where
 from ppec_orchestrator.placement.seats import Seating
 from ppec_orchestrator.placement.workspace import Workspace
 
@@ -27,6 +27,12 @@ class Evacuee:
 
     vm: SeatedVm
     row: int
+
+
+def seated_profile(profile: Profile, vrf: str) -> Profile:
+    """What is still known of a VM once it stands, and all that a restart has to keep to: it may come to any place of
+    the host's VRF, whatever part of the fleet it was asked for. As its record has it (`store/seated.py`)."""
+    return Profile(profile.shape, profile.architecture, Where(vrf=vrf))
 
 
 class Haven:

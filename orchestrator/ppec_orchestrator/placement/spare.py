@@ -28,7 +28,7 @@ from ppec_orchestrator.placement.evacuation import (
 )
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SeatedVm
 from ppec_orchestrator.placement.groups import hard_names
-from ppec_orchestrator.placement.havens import Evacuee, Havens
+from ppec_orchestrator.placement.havens import Evacuee, Havens, seated_profile
 from ppec_orchestrator.placement.plan import Exposed
 from ppec_orchestrator.placement.request import Group, Level, Profile, Spare, VmRequest
 from ppec_orchestrator.placement.seats import Room, Seat
@@ -244,6 +244,7 @@ class SpareGuard:
         self._fleet = fleet
         self._mark = witnesses.mark()
         self._touched: list[str] = []
+        self._profiles: dict[tuple[int, str], Profile] = {}
         # Rows closed to all that are alike. A place that would break the rule goes on doing so, for room gets less.
         self._closed: dict[tuple[int, tuple[Group, ...]], set[int]] = {}
 
@@ -286,13 +287,21 @@ class SpareGuard:
 
     def admits(self, vm: VmRequest, row: int, columns: Sequence[int]) -> bool:
         """The VM has been given room on this host: may it stay? If not, the witnesses are as they were before."""
-        cells = self._fleet.hosts[row].cells
-        seated = SeatedVm(vm.vm_id, vm.name, vm.profile, tuple(cells[column].cell for column in columns), vm.groups)
+        host = self._fleet.hosts[row]
+        cells = tuple(host.cells[column].cell for column in columns)
+        seated = SeatedVm(vm.vm_id, vm.name, self._seated_profile(vm.profile, host.vrf), cells, vm.groups)
         mark = self._witnesses.mark()
         if self._witnesses.placed(seated, row, all_of_them=not self.required) or not self.required:
             return True
         self._witnesses.back_to(mark)
         return False
+
+    def _seated_profile(self, profile: Profile, vrf: str) -> Profile:
+        """One object for each: they are looked up by identity. The request keeps its own alive."""
+        key = (id(profile), vrf)
+        if key not in self._profiles:
+            self._profiles[key] = seated_profile(profile, vrf)
+        return self._profiles[key]
 
     def reopen(self) -> None:
         """VMs were moved on a host: what was closed for want of a cell may be open."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -401,3 +402,34 @@ def test_a_witness_does_not_outlast_a_neighbour_that_its_vm_must_stand_apart_fro
 def test_only_hosts_and_racks_are_lost() -> None:
     with pytest.raises(ValueError, match="not of a datacentre"):
         exposed(Fleet.build([a_host("h1")]), Level.DATACENTRE)
+
+
+# --- the new VM as it will be known ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "narrow",
+    [
+        {"where": Where(host="h1")},
+        {"where": Where(rack="a")},
+        {"where": Where(labels=frozenset({("disk", "ssd")}))},
+        {"where": Where(without=frozenset({("disk", "hdd")}))},
+        {"capabilities": frozenset({"new"})},
+        {"networks": (frozenset({2}),)},
+        {"fixed": (frozenset({2}),)},
+    ],
+)
+def test_a_vm_may_restart_beyond_the_part_of_the_fleet_that_it_was_asked_for(narrow: dict[str, Any]) -> None:
+    served = {"prefixes": ((1, 2),), "capabilities": frozenset({"new"})}
+    h1 = replace(a_host("h1", rack="a"), labels={"disk": "ssd"}, **served)
+    h2 = replace(a_host("h2", rack="b"), labels={"disk": "hdd"}, **{**served, "capabilities": frozenset()})
+    fleet = Fleet.build([h1, h2])
+    result = plan(fleet, ask(1, profile=replace(PROFILE, **narrow)))
+    assert [place.host for place in result.placed] == ["h1"]
+    after = applied(fleet, ask(1, profile=replace(PROFILE, **narrow)).vms, result)
+    assert exposed(after, Level.HOST) == ()
+
+
+def test_a_vm_keeps_its_vrf_when_it_restarts_even_if_any_would_have_done() -> None:
+    fleet = Fleet.build([a_host("h1"), replace(a_host("h2"), vrf="v2")])
+    assert refused(plan(fleet, ask(1))) == {Reason.N_PLUS_ONE: 2}
