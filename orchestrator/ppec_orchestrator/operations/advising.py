@@ -49,7 +49,7 @@ def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecErr
 def changes_for(fleet: Fleet, request: PlanRequest, plan: Plan, refusal: Refusal) -> list[ChangeView]:
     """Cheapest first, on the fleet with the rest of the plan carried out."""
     vm = next(each for each in request.vms if each.vm_id == refusal.vm_id)
-    found = advise(applied(fleet, request.vms, plan), vm)
+    found = advise(applied(fleet, request.vms, plan), vm, request.spare)
     return [_view(change) for change in found[:MOST_CHANGES]]
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cheapest changes that would make a refused VM fit, each tried in the model before it is offered.
 
-Asked of the fleet as it is with the rest of the plan carried out (`applied.py`): the VM is alone then.
+Asked of the fleet as it is with the rest of the plan carried out (`applied.py`): the VM is alone then. Where N+1 is
+required it has to be kept after a change too, unless that is what is given up.
 """
 
 from __future__ import annotations
@@ -22,21 +23,27 @@ from ppec_orchestrator.placement.changes import (
     OtherSize,
     Retune,
     rules_of,
+    spare_after,
 )
 from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState
 from ppec_orchestrator.placement.planner import Planner
-from ppec_orchestrator.placement.request import PlanRequest, Shape, VmRequest
+from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare, SpareRule, VmRequest
 from ppec_orchestrator.placement.shortage import Shortage
 
 # Hosts named in one change.
 MOST_NAMED = 20
 # Running VMs that may change cells for one.
 MOST_MOVES = 4
+# Drains that are ended one by one to see whether N+1 is kept: each time, all is worked out anew.
+MOST_ENDED = 4
+# No VM may be smaller (`ppec_contract/vm.py`).
+LEAST_MEMORY_MIB = 64
+_NO_RULE = SpareRule()
 
 
-def advise(fleet: Fleet, vm: VmRequest) -> list[Change]:
+def advise(fleet: Fleet, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:
     """Cheapest first; empty where no single kind of change helps. Every one of them makes the VM fit."""
-    adviser = _Adviser(fleet, vm)
+    adviser = _Adviser(fleet, vm, spare)
     kinds = (
         adviser.give_up, adviser.end_drain, adviser.retune, adviser.add_addresses, adviser.other_size, adviser.free,
     )  # fmt: skip
@@ -44,37 +51,45 @@ def advise(fleet: Fleet, vm: VmRequest) -> list[Change]:
     return sorted(found, key=lambda change: change.cost)
 
 
-def helps(change: Change, fleet: Fleet, vm: VmRequest) -> bool:
+def helps(change: Change, fleet: Fleet, vm: VmRequest, spare: SpareRule = _NO_RULE) -> bool:
     """Applied to the model, does it make the VM fit?"""
     changed, other = change.apply(fleet, vm)
-    return _fits(Planner(changed), other)
+    return _fits(Planner(changed), other, spare_after(change, spare))
 
 
 class _Adviser:
-    def __init__(self, fleet: Fleet, vm: VmRequest) -> None:
+    def __init__(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> None:
         self.fleet = fleet
         self.vm = vm
+        # A warning refuses nobody.
+        self.spare = spare if spare.mode is Spare.REQUIRED else _NO_RULE
         self.planner = Planner(fleet)
+        self._elsewhere: Planner | None = None
 
     def give_up(self) -> Iterator[Change]:
         """One rule; if none alone is enough, two."""
-        rules = rules_of(self.vm)
+        rules = rules_of(self.vm, self.spare)
         for count in (1, 2):
             changes = [GiveUp(chosen) for chosen in combinations(rules, count)]
-            helpful = [change for change in changes if self._would_fit(change.apply(self.fleet, self.vm)[1])]
+            helpful = [change for change in changes if self._would_do(change)]
             if helpful:
                 yield from helpful
                 return
 
     def end_drain(self) -> Iterator[Change]:
         drained = [host for host in self.fleet.hosts if host.draining]
-        rested = self._fitting(replace(host, draining=False) for host in drained) if drained else []
+        if self.spare.mode is Spare.OFF:
+            rested = self._fitting(replace(host, draining=False) for host in drained) if drained else []
+        else:
+            # The VM may also fit elsewhere, once a loss there could be made good here.
+            few = [(host.name, EndDrain((host.name,))) for host in drained[:MOST_ENDED]]
+            rested = [name for name, change in few if self._would_fit_on(change.apply(self.fleet, self.vm)[0])]
         if rested:
             yield EndDrain(tuple(rested[:MOST_NAMED]))
 
     def retune(self) -> Iterator[Change]:
         """Where a host has all that is wanted, in the wrong cells."""
-        answer = self.planner.plan(PlanRequest((self.vm,), Policy.PACK, most_moves=MOST_MOVES))
+        answer = self.planner.plan(PlanRequest((self.vm,), Policy.PACK, spare=self.spare, most_moves=MOST_MOVES))
         if answer.placed and answer.evidence[0].moves:
             yield Retune(answer.placed[0].host, answer.evidence[0].moves)
 
@@ -86,25 +101,26 @@ class _Adviser:
             for host in self.fleet.hosts
         }
         options = [AddAddresses(prefixes) for prefixes in sorted(wanting)[:MOST_NAMED] if prefixes]
-        yield from (change for change in options if helps(change, self.fleet, self.vm))
+        yield from (change for change in options if self._would_fit_on(change.apply(self.fleet, self.vm)[0]))
 
     def other_size(self) -> Iterator[Change]:
         """The largest that fits with fewer vCPUs, less memory or a smaller disk; if none of these helps alone, with
         fewer vCPUs and less memory in proportion."""
         shape = self.vm.profile.shape
         page_mib = max(shape.numa.huge_page_kib // 1024, 1)
-        alone: list[tuple[int, Callable[[int], Shape]]] = [
-            (shape.vcpus // 2, lambda units: replace(shape, vcpus=2 * units)),
-            (shape.memory_mib // page_mib, lambda units: replace(shape, memory_mib=units * page_mib)),
-            (shape.disk_mib, lambda units: replace(shape, disk_mib=units)),
+        least_pages = -(-LEAST_MEMORY_MIB // page_mib)
+        alone: list[tuple[int, int, Callable[[int], Shape]]] = [
+            (1, shape.vcpus // 2, lambda units: replace(shape, vcpus=2 * units)),
+            (least_pages, shape.memory_mib // page_mib, lambda units: replace(shape, memory_mib=units * page_mib)),
+            (1, shape.disk_mib, lambda units: replace(shape, disk_mib=units)),
         ]
 
         def in_proportion(units: int) -> Shape:
-            memory_mib = max(shape.memory_mib * 2 * units // shape.vcpus // page_mib, 1) * page_mib
-            return replace(shape, vcpus=2 * units, memory_mib=memory_mib)
+            pages = max(shape.memory_mib * 2 * units // shape.vcpus // page_mib, least_pages)
+            return replace(shape, vcpus=2 * units, memory_mib=min(pages * page_mib, shape.memory_mib))
 
-        found = [size for most, sized in alone if (size := self._largest(most, sized))]
-        found = found or [size for size in (self._largest(shape.vcpus // 2, in_proportion),) if size]
+        found = [size for least, most, sized in alone if (size := self._largest(least, most, sized))]
+        found = found or [size for size in (self._largest(1, shape.vcpus // 2, in_proportion),) if size]
         for size in found:
             lost = max(
                 1 - size.vcpus / shape.vcpus, 1 - size.memory_mib / shape.memory_mib, 1 - size.disk_mib / shape.disk_mib
@@ -123,14 +139,31 @@ class _Adviser:
         if not np.isfinite(least):
             return
         rooms = [shortage.room(int(row)) for row in np.flatnonzero(weights == least)[:MOST_NAMED]]
-        rooms = [room for room in rooms if self._fitting([FreeRoom((room,), 0.0).host(self.fleet)])]
+        rooms = [room for room in rooms if self._would_do_freed(FreeRoom((room,), 0.0).host(self.fleet))]
         if rooms:
             yield FreeRoom(tuple(rooms), float(least))
 
     # --- trying ----------------------------------------------------------------------------------------------------
 
+    def _would_do(self, change: GiveUp) -> bool:
+        vm = change.apply(self.fleet, self.vm)[1]
+        return _fits(self.planner, vm, spare_after(change, self.spare))
+
     def _would_fit(self, vm: VmRequest) -> bool:
-        return _fits(self.planner, vm)
+        return _fits(self.planner, vm, self.spare)
+
+    def _would_fit_on(self, changed: Fleet) -> bool:
+        """Tried by a planner that goes from one such fleet to the next: it keeps what is the same in all of them."""
+        if self._elsewhere is None:
+            self._elsewhere = Planner(changed)
+        else:
+            pairs = enumerate(zip(self._elsewhere.fleet.hosts, changed.hosts, strict=True))
+            self._elsewhere.follow(changed, [row for row, (before, after) in pairs if before is not after])
+        return _fits(self._elsewhere, self.vm, self.spare)
+
+    def _would_do_freed(self, host: HostState) -> bool:
+        fits = bool(self._fitting([host]))
+        return fits and (self.spare.mode is Spare.OFF or self._would_fit_on(self.fleet.changed([host])))
 
     def _fitting(self, changed: Iterator[HostState] | list[HostState]) -> list[str]:
         """The hosts that the VM would fit if they were like this, each alone."""
@@ -141,9 +174,10 @@ class _Adviser:
             fits[rows] = False
         return [host.name for host in hosts if fits[self.fleet.index[host.name]]]
 
-    def _largest(self, most: int, sized: Callable[[int], Shape]) -> Shape | None:
-        """With the most units below `most` with which the VM fits: what fits with more fits with fewer."""
-        low, high = 0, most
+    def _largest(self, least: int, most: int, sized: Callable[[int], Shape]) -> Shape | None:
+        """With the most units below `most` with which the VM fits, `least` at the least: what fits with more fits with
+        fewer."""
+        low, high = least - 1, most
         while high - low > 1:
             middle = (low + high) // 2
             profile = replace(self.vm.profile, shape=sized(middle))
@@ -151,8 +185,8 @@ class _Adviser:
                 low = middle
             else:
                 high = middle
-        return sized(low) if low else None
+        return sized(low) if low >= least else None
 
 
-def _fits(planner: Planner, vm: VmRequest) -> bool:
-    return bool(planner.plan(PlanRequest((vm,), Policy.PACK)).placed)
+def _fits(planner: Planner, vm: VmRequest, spare: SpareRule) -> bool:
+    return bool(planner.plan(PlanRequest((vm,), Policy.PACK, spare=spare)).placed)

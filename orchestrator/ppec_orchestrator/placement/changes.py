@@ -14,7 +14,7 @@ from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.plan import Evidence, Move, Plan
-from ppec_orchestrator.placement.request import VmRequest, Where
+from ppec_orchestrator.placement.request import Spare, SpareRule, VmRequest, Where
 
 # What is said of the parts of a request that can be given up.
 _RULES: Mapping[str, str] = {
@@ -188,19 +188,27 @@ class FreeRoom:
 Change = GiveUp | EndDrain | Retune | AddAddresses | OtherSize | FreeRoom
 
 
-def rules_of(vm: VmRequest) -> list[str]:
+def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
     """The rules of a request that could be given up."""
     where, empty = vm.profile.where, Where()
     narrowed = [name for name in _RULES if hasattr(where, name) and getattr(where, name) != getattr(empty, name)]
     failed = ["failed"] if vm.excluded_hosts else []
     one_cell = [] if vm.profile.shape.numa.multi_cell or vm.profile.shape.numa.cpus.value == "shared" else ["one-cell"]
-    return narrowed + failed + [f"group:{group.name}" for group in vm.groups if group.hard] + one_cell
+    spared = ["spare"] if spare.mode is Spare.REQUIRED else []
+    return narrowed + failed + [f"group:{group.name}" for group in vm.groups if group.hard] + one_cell + spared
+
+
+def spare_after(change: Change, spare: SpareRule) -> SpareRule:
+    """What becomes of the rule about spare room: it is the whole request's, and of no single VM."""
+    return SpareRule() if isinstance(change, GiveUp) and "spare" in change.rules else spare
 
 
 def _without(vm: VmRequest, rule: str) -> VmRequest:
     profile = vm.profile
     if rule.startswith("group:"):
         return replace(vm, groups=tuple(group for group in vm.groups if f"group:{group.name}" != rule))
+    if rule == "spare":
+        return vm  # `spare_after`
     if rule == "failed":
         return replace(vm, excluded_hosts=frozenset())
     if rule == "one-cell":

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
 from ppec_orchestrator.operations.creation import Creation
 from ppec_orchestrator.operations.enqueueing import Ask
@@ -37,3 +38,15 @@ def test_a_vm_for_one_host_may_restart_on_any(world: Any, creation: Creation, fl
     (host,) = [host for host in fleet.current().hosts if host.vms]
     assert host.name == "h1"
     assert exposed(fleet.current(), Level.HOST) == ()
+
+
+def test_a_vm_that_n_plus_one_alone_refuses_is_told_what_helps(world: Any, creation: Creation) -> None:
+    """Three hosts of two such VMs each: a fifth would take the room that the loss of a host needs."""
+    creation.create(world.batch(4, flavor="half", **REQUIRED), Ask("someone"))
+    with pytest.raises(PpecError) as refused:
+        creation.create(world.batch(1, flavor="half", cluster="c1", **REQUIRED), Ask("someone"))
+    assert refused.value.code == "placement.no_capacity"
+    sentences = [change["sentence"] for change in refused.value.details["changes"]]
+    assert sentences[0] == "do without N+1"
+    assert "look in every cluster" not in sentences
+    assert "Cheapest change: do without N+1." in refused.value.hint
