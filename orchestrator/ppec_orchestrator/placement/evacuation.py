@@ -17,10 +17,10 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from uuid import UUID
 
-from ppec_orchestrator.placement.fleet import Fleet, SeatedVm
+from ppec_orchestrator.placement.fleet import Fleet, IntArray, SeatedVm
 from ppec_orchestrator.placement.havens import Evacuee, Havens, too_many
 from ppec_orchestrator.placement.plan import Exposed
-from ppec_orchestrator.placement.request import Level
+from ppec_orchestrator.placement.request import Group, Level
 from ppec_orchestrator.placement.seats import Room, Seat
 from ppec_orchestrator.placement.workspace import Workspace
 
@@ -146,8 +146,8 @@ class _Attempt:
         self._tight = tight
         self._rooms: dict[int, Room] = {}
         self.claims: dict[int, tuple[Claim, ...]] = dict(kept)
-        # Members of hard groups by the name of their host, rack or data centre; read when first asked for.
-        self._members: dict[str, dict[str, int]] = {}
+        # Members of hard groups by the number of their host, rack or data centre; read when first asked for.
+        self._counts: dict[tuple[str, Level], IntArray] = {}
 
     def place(self, evacuees: Iterable[Evacuee]) -> Shelter:
         without = tuple(evacuee for evacuee in evacuees if not self._place(evacuee))
@@ -157,7 +157,7 @@ class _Attempt:
         havens = self.havens
         seating = havens.of(evacuee.vm.profile).seating
         order = havens.by_tightness if self._tight else havens.in_turn
-        for row in self.allowed(evacuee, order(evacuee, self.lost)):
+        for row in order(evacuee, self.allowed(evacuee, havens.open_rows(evacuee, self.lost))):
             seat = seating.best(self.room(row), row)
             if seat is not None:
                 self.claim(Claim(evacuee, row, seat))
@@ -185,44 +185,39 @@ class _Attempt:
 
     # --- hard groups -----------------------------------------------------------------------------------------------
 
-    def allowed(self, evacuee: Evacuee, rows: Iterable[int]) -> Iterator[int]:
-        groups = [(group, self._members_of(group.name, group.level)) for group in evacuee.vm.groups if group.hard]
-        if not groups:
-            yield from rows
-            return
-        fleet = self.havens.workspace.fleet
-        for row in rows:
-            beside = [
-                (group.apart, members, members.get(fleet.domain(row, group.level), 0)) for group, members in groups
-            ]
-            if all(not there if apart else (there or not any(members.values())) for apart, members, there in beside):
-                yield row
+    def allowed(self, evacuee: Evacuee, rows: IntArray) -> IntArray:
+        """Those of the rows in which its hard groups let it stand."""
+        for group in evacuee.vm.groups:
+            if group.hard:
+                counts = self._counts_of(group)
+                there = counts[self._domain_of(group.level)[rows]]
+                if group.apart:
+                    rows = rows[there == 0]
+                elif counts.any():
+                    rows = rows[there > 0]
+        return rows
 
-    def _members_of(self, name: str, level: Level) -> dict[str, int]:
-        """Of a group, but for those who are lost and have no place yet: how many by the name of their domain."""
-        if name not in self._members:
-            fleet = self.havens.workspace.fleet
-            found: dict[str, int] = {}
-            for row, count in self.havens.workspace.groups.members(name).items():
-                if row not in self.lost:
-                    domain = fleet.domain(row, level)
-                    found[domain] = found.get(domain, 0) + count
-            self._members[name] = found
-            for claims in self.claims.values():
-                for claim in claims:
-                    self._count_in(name, claim, 1)
-        return self._members[name]
+    def _counts_of(self, group: Group) -> IntArray:
+        """Of its members, but for those who are lost and have no place yet: how many by domain."""
+        key = (group.name, group.level)
+        if key not in self._counts:
+            members, domain_of = self.havens.workspace.groups.members(group.name), self._domain_of(group.level)
+            counts = self._counts[key] = self.havens.members.counts(group).copy()
+            for row in self.lost & members.keys():
+                counts[domain_of[row]] -= members[row]
+            for claim in (claim for claims in self.claims.values() for claim in claims):
+                if any(each.name == group.name for each in claim.evacuee.vm.groups):
+                    counts[domain_of[claim.row]] += 1
+        return self._counts[key]
 
     def _count(self, claim: Claim, by: int) -> None:
-        for group in claim.evacuee.vm.groups:
-            if group.name in self._members:
-                self._count_in(group.name, claim, by)
+        names = {group.name for group in claim.evacuee.vm.groups} if self._counts else ()
+        for (name, level), counts in self._counts.items():
+            if name in names:
+                counts[self._domain_of(level)[claim.row]] += by
 
-    def _count_in(self, name: str, claim: Claim, by: int) -> None:
-        for group in claim.evacuee.vm.groups:
-            if group.name == name:
-                domain = self.havens.workspace.fleet.domain(claim.row, group.level)
-                self._members[name][domain] = self._members[name].get(domain, 0) + by
+    def _domain_of(self, level: Level) -> IntArray:
+        return self.havens.members.domain_of(level)
 
 
 class _Search:
@@ -232,15 +227,13 @@ class _Search:
     def __init__(self, havens: Havens, lost: AbstractSet[int], evacuees: Sequence[Evacuee]) -> None:
         self._evacuees = evacuees
         self._attempt = _Attempt(havens, lost)
-        self._open = [havens.open_rows(evacuee, lost).tolist() for evacuee in evacuees]
+        self._open = [havens.open_rows(evacuee, lost) for evacuee in evacuees]
         self._seatings = [havens.of(evacuee.vm.profile).seating for evacuee in evacuees]
         self._looks = MOST_LOOKS
         self._grouped = any(group.hard for evacuee in evacuees for group in evacuee.vm.groups)
+        open_to = [set(rows.tolist()) for rows in self._open]
         # Which VMs may come to a row at all: rows of one pattern that have the same free are one choice.
-        self._pattern = {
-            row: tuple(row in mine for mine in map(set, self._open))
-            for row in {row for rows in self._open for row in rows}
-        }
+        self._pattern = {row: tuple(row in mine for mine in open_to) for row in set[int]().union(*open_to)}
         self._dead: set[object] = set()
 
     def run(self) -> Shelter | None:
@@ -269,7 +262,7 @@ class _Search:
 
     def _unlike(self, index: int) -> Iterator[int]:
         seen = set()
-        for row in list(self._attempt.allowed(self._evacuees[index], self._open[index])):
+        for row in self._attempt.allowed(self._evacuees[index], self._open[index]).tolist():
             self._looks -= 1
             alike: object = row
             if not self._grouped:

@@ -12,12 +12,14 @@ import numpy as np
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource, memory_part
 from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, SeatedVm, at
-from ppec_orchestrator.placement.request import Profile, Where
+from ppec_orchestrator.placement.request import Group, Level, Profile, Where
 from ppec_orchestrator.placement.seats import Seating
 from ppec_orchestrator.placement.workspace import Workspace
 
 # Profiles that are remembered before all are forgotten.
 MOST_KNOWN = 65536
+# Groups whose members are counted before all are forgotten.
+MOST_COUNTED = 256
 _Home = tuple[str, str, frozenset[int]]
 
 
@@ -65,6 +67,39 @@ class Haven:
         return enough
 
 
+class Members:
+    """How many members a group has by domain (of its level), numbered: read once for all who ask between two changes
+    of the workspace."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._domain_of: dict[Level, IntArray] = {}
+        self._counts: dict[tuple[str, Level], IntArray] = {}
+        self._moment = workspace.moment
+
+    def domain_of(self, level: Level) -> IntArray:
+        """The number of each row's domain."""
+        if level not in self._domain_of:
+            fleet, numbers = self._workspace.fleet, dict[str, int]()
+            names = (fleet.domain(row, level) for row in range(len(fleet.hosts)))
+            found = (numbers.setdefault(name, len(numbers)) for name in names)
+            self._domain_of[level] = np.fromiter(found, dtype=np.int64, count=len(fleet.hosts))
+        return self._domain_of[level]
+
+    def counts(self, group: Group) -> IntArray:
+        """By number of the domain; not to be changed."""
+        if self._moment != self._workspace.moment or len(self._counts) >= MOST_COUNTED:
+            self._moment = self._workspace.moment
+            self._counts.clear()
+        key = (group.name, group.level)
+        if key not in self._counts:
+            domain_of, members = self.domain_of(group.level), self._workspace.groups.members(group.name)
+            counts = self._counts[key] = np.zeros(int(domain_of.max(initial=-1)) + 1, dtype=np.int64)
+            if members:
+                np.add.at(counts, domain_of[list(members)], list(members.values()))
+        return self._counts[key]
+
+
 class Havens:
     """Of all profiles. Good as long as the workspace is of the same `era`."""
 
@@ -75,6 +110,7 @@ class Havens:
         self._known: dict[int, tuple[Profile, Haven]] = {}
         self._around: dict[_Home, BoolArray] = {}
         self._home_of: dict[int, BoolArray] = {}
+        self.members = Members(workspace)
 
     def of(self, profile: Profile) -> Haven:
         known = self._known.get(id(profile))
@@ -95,16 +131,14 @@ class Havens:
         there[list(lost)] = False
         return np.flatnonzero(there)
 
-    def in_turn(self, evacuee: Evacuee, lost: AbstractSet[int]) -> Iterator[int]:
+    def in_turn(self, evacuee: Evacuee, rows: IntArray) -> Iterator[int]:
         """Round, from where its own host's place among all hosts is among these: each domain begins elsewhere."""
-        rows = self.open_rows(evacuee, lost)
         start = evacuee.row * len(rows) // len(self.workspace.fleet.hosts)
         yield from rows[start:].tolist()
         yield from rows[:start].tolist()
 
-    def by_tightness(self, evacuee: Evacuee, lost: AbstractSet[int]) -> Iterator[int]:
+    def by_tightness(self, evacuee: Evacuee, rows: IntArray) -> Iterator[int]:
         """Those with the least CPUs left in all their cells first, then the least memory."""
-        rows = self.open_rows(evacuee, lost)
         fitting, free = self.of(evacuee.vm.profile).seating.fitting, self.workspace.free
         cpus, memory = (fitting.usable(free, each, rows) for each in (fitting.cpu, fitting.memory))
         yield from rows[np.lexsort((memory, cpus))].tolist()

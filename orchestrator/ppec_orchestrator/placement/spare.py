@@ -67,7 +67,9 @@ class Witnesses:
         for index, (cluster, _) in enumerate(self._names):
             self._of_cluster.setdefault(cluster, []).append(index)
         self._states: list[_State | None] = [None] * len(self._rows)
+        # The domains that claim room on a row's host; and those with members of a hard group.
         self._claiming: dict[int, set[int]] = {}
+        self._moving: dict[str, set[int]] = {}
         # What the plan changed, with what was there before; and the hard groups that it placed members of.
         self._journal: list[tuple[int, _State | None]] = []
         self._grown: set[str] = set()
@@ -122,16 +124,22 @@ class Witnesses:
         own = self._domain_of[row]
         names = hard_names(vm.groups)
         self._grown |= names
-        concerned = set(self._claiming.get(row, ()))
-        if names:
-            concerned |= {index for index, state in enumerate(self._states) if state and state.names & names}
-        concerned.discard(own)
+        concerned = self._concerned(vm.groups, row) - {own}
         fine = self._join(own, Evacuee(vm, row))
         for index in sorted(concerned):
             if not fine and not all_of_them:
                 return False
             fine &= self._mend(index, row, names)
         return fine
+
+    def _concerned(self, groups: Iterable[Group], row: int) -> set[int]:
+        """The domains whose claims may be in the way of a VM of these groups on the host in `row`: those that claim
+        room there, and those that move a member. Of a group whose members stand on a host each, the first alone."""
+        found = set(self._claiming.get(row, ()))
+        for group in groups:
+            if group.hard and not (group.apart and group.level is Level.HOST):
+                found |= self._moving.get(group.name, set())
+        return found
 
     def mark(self) -> int:
         return len(self._journal)
@@ -161,7 +169,7 @@ class Witnesses:
         again = {index for row in changed for index in (self._domain_of[row], *self._claiming.get(row, ()))}
         # What had no place may have one now.
         again |= {index for cluster in clusters for index in self._of_cluster[cluster] if not self._is_safe(index)}
-        again |= {index for index, state in enumerate(self._states) if state and state.names & names}
+        again |= {index for name in names for index in self._moving.get(name, ())}
         for index in again:
             self._put(index, None)
 
@@ -187,9 +195,7 @@ class Witnesses:
         if not state.safe:
             return True
         claims = state.shelter.claims
-        homeless = [
-            c.evacuee for each in claims.values() for c in each if names and hard_names(c.evacuee.vm.groups) & names
-        ]
+        homeless = [] if not names else self._beside(index, claims, row, names)
         here = claims.get(row, ())
         if here and not self._hold(row, here):
             homeless += [claim.evacuee for claim in here if claim.evacuee not in homeless]
@@ -198,6 +204,27 @@ class Witnesses:
         shelter = find_shelter(self._havens, self._rows[index], homeless, _without(claims, homeless))
         self._set(index, _State(state.evacuees, shelter, state.names))
         return not shelter.without_place
+
+    def _beside(self, index: int, claims: Claims, row: int, names: frozenset[str]) -> list[Evacuee]:
+        """Those who can't go where they would have gone, now that a member of these groups stands in `row`."""
+        moving = [c for each in claims.values() for c in each if hard_names(c.evacuee.vm.groups) & names]
+        return [claim.evacuee for claim in moving if not self._may_stay(index, claim, row, names)]
+
+    def _may_stay(self, index: int, claim: Claim, row: int, names: frozenset[str]) -> bool:
+        for group in claim.evacuee.vm.groups:
+            if not group.hard or group.name not in names:
+                continue
+            domain_of = self._havens.members.domain_of(group.level)
+            with_it = domain_of[claim.row] == domain_of[row]
+            if with_it if group.apart else not (with_it or self._stand_in(index, group, claim.row)):
+                return False
+        return True
+
+    def _stand_in(self, index: int, group: Group, row: int) -> bool:
+        """Whether members of the group stand in the domain of this row, besides those who are lost with `index`."""
+        domain_of, members = self._havens.members.domain_of(group.level), self._workspace.groups.members(group.name)
+        lost = sum(members[r] for r in self._rows[index] & members.keys() if domain_of[r] == domain_of[row])
+        return bool(self._havens.members.counts(group)[domain_of[row]] > lost)
 
     def _hold(self, row: int, claims: Sequence[Claim]) -> bool:
         room = Room(self._workspace, row)
@@ -232,6 +259,10 @@ class Witnesses:
             self._claiming[row].discard(index)
         for row in new.keys() - old.keys():
             self._claiming.setdefault(row, set()).add(index)
+        for name in before.names if before is not None else ():
+            self._moving[name].discard(index)
+        for name in state.names if state is not None else ():
+            self._moving.setdefault(name, set()).add(index)
         self._states[index] = state
 
 

@@ -178,3 +178,22 @@ def test_no_cluster_is_made_less_safe(seed: int, level: Level) -> None:
     request = a_request(rng, SpareRule(Spare.REQUIRED, level))
     after = applied(fleet, request.vms, plan(fleet, request))
     assert safe_domains(fleet, level) <= safe_domains(after, level)
+
+
+# --- how much is worked out again -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", [Level.HOST, Level.RACK])
+def test_a_new_member_of_a_group_disturbs_few_of_the_others(level: Level) -> None:
+    """Forty VMs that stand apart, on eighty hosts in racks of their own: each comes to where few of those before it
+    would restart, and the others are left alone."""
+    fleet = Fleet.build([a_host(f"h{number}", rack=f"r{number}") for number in range(80)])
+    apart = Group("apart", level=level)
+    planner = Planner(fleet)
+    witnesses, fitting = planner.witnesses(Level.HOST), planner.candidates(a_vm(1).profile, Policy.PACK).fitting
+    witnesses.look_at("c1")
+    for row in range(40):
+        planner.workspace.take(row, [0], fitting, a_vm(row + 1, groups=(apart,)))
+        assert witnesses.placed(replace(old(2, apart), vm_id=UUID(int=row + 1)), row, all_of_them=True)
+    # Not every one before it, each time.
+    assert witnesses.mark() < 40 * 41 // 2 / 3
