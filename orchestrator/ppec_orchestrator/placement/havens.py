@@ -16,8 +16,11 @@ from ppec_orchestrator.placement.request import Group, Level, Profile, Where
 from ppec_orchestrator.placement.seats import Seating
 from ppec_orchestrator.placement.workspace import Workspace
 
-# Profiles that are remembered before all are forgotten.
-MOST_KNOWN = 65536
+# Profiles that are remembered before all are forgotten: in one plan, and from plan to plan. Each takes up to 300 kB on
+# five thousand hosts.
+MOST_KNOWN, MOST_KEPT = 512, 256
+# Objects that are known to be such a profile.
+MOST_OBJECTS = 65536
 # Groups whose members are counted before all are forgotten.
 MOST_COUNTED = 256
 _Home = tuple[str, str, frozenset[int]]
@@ -116,14 +119,23 @@ class Havens:
         known = self._known.get(id(profile))
         if known is not None:
             return known[1]
-        if len(self._known) >= MOST_KNOWN:
+        if len(self._known) >= MOST_OBJECTS:
             self._known.clear()
-            self._of.clear()
         haven = self._of.get(profile)
         if haven is None:
+            self._forget_beyond(MOST_KNOWN - 1)
             haven = self._of[profile] = Haven(self.workspace, profile)
         self._known[id(profile)] = (profile, haven)
         return haven
+
+    def forget(self) -> None:
+        """Between plans: what need not be kept for the next one."""
+        self._forget_beyond(MOST_KEPT)
+
+    def _forget_beyond(self, most: int) -> None:
+        if len(self._of) > most:
+            self._of.clear()
+            self._known.clear()
 
     def open_rows(self, evacuee: Evacuee, lost: AbstractSet[int]) -> IntArray:
         """Ascending."""

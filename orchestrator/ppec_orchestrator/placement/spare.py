@@ -154,6 +154,7 @@ class Witnesses:
 
     def follow(self) -> None:
         """The workspace's fleet is another one now, of the same hosts; no plan is under way."""
+        self._havens.forget()
         before, self._fleet = self._fleet, self._workspace.fleet
         if before is self._fleet:
             return
