@@ -4,10 +4,12 @@ would do as things stand, kept current placement by placement.
 
 A placement concerns the witness of its own domain, which has one VM more to find a place for; those that claim room on
 its host, of which only the claims there can be in its way; and with hard groups, those that move a member of one of
-them. Whichever of these still holds is left alone; of the others only the claims in question are placed again before
-all of them are. So a domain without a witness has none that `evacuation.py` could find.
+them, of which only the claims can be that are too near the new member, or too far from it. Whichever of these still
+holds is left alone; of the others only the claims in question are placed again before all of them are. So a domain
+without a witness has none that `evacuation.py` could find.
 
-Witnesses outlive a plan: what the plan changed is taken back with it.
+Witnesses outlive a plan: what the plan changed is taken back with it. So a cluster is looked at before anything is
+placed there; and before the plan begins, where members stand of its VMs' hard groups.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class Witnesses:
 
     # --- looking ---------------------------------------------------------------------------------------------------
 
-    def look_at(self, cluster: str) -> None:
+    def look_at_for_good(self, cluster: str) -> None:
         """Finds a witness for each of the cluster's domains that was not looked at yet. It outlives the plan: nothing
         may have been placed there, nor beside members of its groups elsewhere."""
         for index in self._of_cluster.get(cluster, ()):
@@ -84,13 +86,13 @@ class Witnesses:
                 found = self._found(index, evacuees_of(self._fleet, sorted(self._rows[index])))
                 if found.names & self._grown:
                     raise LookupError(f"cluster {cluster} is looked at too late: its groups have grown")
-                self._put(index, found)
+                self._write(index, found)
 
-    def look_at_members(self, names: Iterable[str]) -> None:
+    def look_at_members_for_good(self, names: Iterable[str]) -> None:
         """Looks at the clusters with members of these groups: a new one anywhere may be in the way of theirs."""
         members = {row for name in names for row in self._workspace.groups.members(name)}
         for cluster in sorted({self._fleet.hosts[row].cluster for row in members}):
-            self.look_at(cluster)
+            self.look_at_for_good(cluster)
 
     def safe(self, row: int) -> bool:
         """Whether everything that would be lost with the host in this row has a place. Its cluster was looked at."""
@@ -148,7 +150,7 @@ class Witnesses:
         """Everything is as it was when `mark` was made, and so is the workspace, or will be."""
         while len(self._journal) > mark:
             index, before = self._journal.pop()
-            self._put(index, before)
+            self._write(index, before)
         if not self._journal:
             self._grown.clear()
 
@@ -172,7 +174,7 @@ class Witnesses:
         again |= {index for cluster in clusters for index in self._of_cluster[cluster] if not self._is_safe(index)}
         again |= {index for name in names for index in self._moving.get(name, ())}
         for index in again:
-            self._put(index, None)
+            self._write(index, None)
 
     # --- one domain ------------------------------------------------------------------------------------------------
 
@@ -183,10 +185,10 @@ class Witnesses:
         names = state.names | hard_names(evacuee.vm.groups)
         if not state.safe:
             shelter = Shelter(state.shelter.claims, (*state.shelter.without_place, evacuee))
-            self._set(index, _State(evacuees, shelter, names))
+            self._set_for_the_plan(index, _State(evacuees, shelter, names))
             return False
         shelter = find_shelter(self._havens, self._rows[index], (evacuee,), state.shelter.claims)
-        self._set(index, _State(evacuees, shelter, names))
+        self._set_for_the_plan(index, _State(evacuees, shelter, names))
         return not shelter.without_place
 
     def _mend(self, index: int, row: int, names: frozenset[str]) -> bool:
@@ -203,7 +205,7 @@ class Witnesses:
         if not homeless:
             return True
         shelter = find_shelter(self._havens, self._rows[index], homeless, _without(claims, homeless))
-        self._set(index, _State(state.evacuees, shelter, state.names))
+        self._set_for_the_plan(index, _State(state.evacuees, shelter, state.names))
         return not shelter.without_place
 
     def _beside(self, index: int, claims: Claims, row: int, names: frozenset[str]) -> list[Evacuee]:
@@ -247,12 +249,13 @@ class Witnesses:
         state = self._states[index]
         return state is not None and state.safe
 
-    def _set(self, index: int, state: _State) -> None:
-        """Until the plan is taken back."""
+    def _set_for_the_plan(self, index: int, state: _State) -> None:
+        """Until the plan is taken back (`back_to`)."""
         self._journal.append((index, self._states[index]))
-        self._put(index, state)
+        self._write(index, state)
 
-    def _put(self, index: int, state: _State | None) -> None:
+    def _write(self, index: int, state: _State | None) -> None:
+        """Outlives the plan: all but what the journal takes back."""
         before = self._states[index]
         old = before.shelter.claims if before is not None else {}
         new = state.shelter.claims if state is not None else {}
@@ -262,6 +265,8 @@ class Witnesses:
             self._claiming.setdefault(row, set()).add(index)
         for name in before.names if before is not None else ():
             self._moving[name].discard(index)
+            if not self._moving[name]:
+                del self._moving[name]
         for name in state.names if state is not None else ():
             self._moving.setdefault(name, set()).add(index)
         self._states[index] = state
@@ -283,7 +288,7 @@ class SpareGuard:
     def begin(self, vms: Iterable[VmRequest]) -> None:
         """Nothing of the batch is placed yet: its last moment to look at what a member of a group may disturb from
         afar. All other clusters are looked at when the first VM comes to them."""
-        self._witnesses.look_at_members({name for vm in vms for name in hard_names(vm.groups)})
+        self._witnesses.look_at_members_for_good({name for vm in vms for name in hard_names(vm.groups)})
 
     def closed(self, vm: VmRequest) -> IntArray | None:
         """The rows that the rule has closed to the VM so far; None for none."""
@@ -302,7 +307,7 @@ class SpareGuard:
         cluster = self._fleet.hosts[row].cluster
         if cluster not in self._touched:
             self._touched.append(cluster)
-            self._witnesses.look_at(cluster)
+            self._witnesses.look_at_for_good(cluster)
         return self._witnesses.safe(row) or not self.required
 
     def seats(self, vm: VmRequest, row: int, columns: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -102,13 +102,13 @@ def test_the_next_plan_finds_each_cluster_as_if_nothing_had_been_planned() -> No
 def test_a_cluster_is_not_looked_at_once_its_groups_have_grown() -> None:
     fleet, request = two_clusters()
     witnesses = Planner(fleet).witnesses(Level.HOST)
-    witnesses.look_at("c1")
+    witnesses.look_at_for_good("c1")
     newcomer = replace(old(2), vm_id=UUID(int=1), groups=request.vms[0].groups)
     witnesses.placed(newcomer, 0, all_of_them=True)
     with pytest.raises(LookupError, match="cluster c2 is looked at too late"):
-        witnesses.look_at("c2")
+        witnesses.look_at_for_good("c2")
     witnesses.back_to(0)
-    witnesses.look_at("c2")
+    witnesses.look_at_for_good("c2")
 
 
 @pytest.mark.parametrize("mode", [Spare.REQUIRED, Spare.WARN])
@@ -191,7 +191,7 @@ def test_a_new_member_of_a_group_disturbs_few_of_the_others(level: Level) -> Non
     apart = Group("apart", level=level)
     planner = Planner(fleet)
     witnesses, fitting = planner.witnesses(Level.HOST), planner.candidates(a_vm(1).profile, Policy.PACK).fitting
-    witnesses.look_at("c1")
+    witnesses.look_at_for_good("c1")
     for row in range(40):
         planner.workspace.take(row, [0], fitting, a_vm(row + 1, groups=(apart,)))
         assert witnesses.placed(replace(old(2, apart), vm_id=UUID(int=row + 1)), row, all_of_them=True)
