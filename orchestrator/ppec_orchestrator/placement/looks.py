@@ -24,6 +24,9 @@ from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, at
 from ppec_orchestrator.placement.request import Shape, VmRequest
 from ppec_orchestrator.placement.workspace import Workspace
 
+# Of one host: its number, and those of its cells.
+Look = tuple[int, IntArray]
+
 
 class Looks:
     """`of_row` and `of_cell` number what is alike, shapes (hosts,) and (hosts, cells). `stands` says for each kind of
@@ -42,10 +45,16 @@ class Looks:
         self._cell_numbers, self._row_numbers = _Numbers(), _Numbers()
         self.of_row, self.of_cell = self._look(None)
 
-    def look_again(self, row: int) -> None:
-        """The host's room is another now."""
+    def look_again(self, row: int) -> Look:
+        """The host's room is another now: how it looked before."""
+        before = (self.of_row.item(row), self.of_cell[row].copy())
         rows, cells = self._look(np.array([row]))
-        self.of_row[row], self.of_cell[row] = rows[0], cells[0]
+        self.back_to(row, (rows.item(), cells[0]))
+        return before
+
+    def back_to(self, row: int, look: Look) -> None:
+        """The host's room is again as it was when it looked so."""
+        self.of_row[row], self.of_cell[row] = look
 
     def _look(self, rows: Rows) -> tuple[IntArray, IntArray]:
         fleet, free = self._workspace.fleet, self._workspace.free

@@ -159,10 +159,11 @@ class _Descent:
         row, before = seat[0], self._touched.get(seat[0])
         taken = self._search.take(self._vms[depth], seat)
         self._found.append(seat)
+        look = self._search.looks.look_again(row)
         self._note(depth, seat, taken)
         placed = self._place()
         self._search.workspace.give_back(taken)
-        self._search.looks.look_again(row)
+        self._search.looks.back_to(row, look)
         if placed:
             return True
         self._found.pop()
@@ -171,7 +172,6 @@ class _Descent:
 
     def _note(self, depth: int, seat: Seat, taken: Taken) -> None:
         row, looks = seat[0], self._search.looks
-        looks.look_again(row)
         if self._search.lonely:
             self._touched[row] = self._number((self._first_looks.item(row), looks.of_row.item(row)))
         else:
