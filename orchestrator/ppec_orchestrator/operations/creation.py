@@ -135,7 +135,8 @@ class Creation:
             return accept()
         except PpecError as error:
             networks = asked.networks or ANY_NETWORK
-            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count):
+            scarce = [one["prefix"] for one in error.details.get("prefixes", ())]
+            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count, scarce=scarce):
                 raise
         return accept()
 
