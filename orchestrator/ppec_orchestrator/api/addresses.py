@@ -22,13 +22,13 @@ FreeFilter = Annotated[
 ]
 
 
-def _chosen(
+async def _chosen(
     vrf: Filter = None, vm: Filter = None, prefix_id: PrefixFilter = None, free: FreeFilter = False
 ) -> AddressFilter:
     return AddressFilter(vrf=vrf, vm=vm, prefix_id=prefix_id, free=free)
 
 
-def _chosen_events(
+async def _chosen_events(
     address: IpAddress | None = None,
     vrf: Filter = None,
     vm: Filter = None,

@@ -150,10 +150,24 @@ def peer_identity(request: Request, services: Services) -> Identity | None:
     return identity
 
 
+def _known_at_once(request: Request, services: Services) -> bool:
+    """Whether `peer_identity` answers without a look at the database."""
+    certificate = request.scope.get("state", {}).get("peer_certificate")
+    if not certificate:
+        return True
+    identity = Identity.from_peer_certificate(certificate)
+    serial = serial_of(certificate)
+    return identity.role != "host" or services.certificates.remembers(identity, serial, now=services.now())
+
+
 @guard
-def the_host_itself(request: Request, services: Here, host: str) -> str:
-    """Lets only the host named in the path in, by its certificate; returns its name."""
-    identity = peer_identity(request, services)
+async def the_host_itself(request: Request, services: Here, host: str) -> str:
+    """Lets only the host named in the path in, by its certificate; returns its name. Of a certificate that is
+    remembered no thread has to be asked: most heartbeats' are."""
+    if _known_at_once(request, services):
+        identity = peer_identity(request, services)
+    else:
+        identity = await run_in_threadpool(peer_identity, request, services)
     if identity is None:
         raise PpecError(
             "auth.required",

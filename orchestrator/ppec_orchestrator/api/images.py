@@ -38,7 +38,7 @@ class _Claim:
     sha256: str | None
 
 
-def _claim(
+async def _claim(
     name: Annotated[ResourceName, Path()],
     format: Annotated[ImageFormat, Query()],  # noqa: A002 - its name in the API
     architecture: Annotated[Architecture, Query()] = "x86_64",

@@ -30,7 +30,8 @@ _MAX_PAGE = 50
 OperationName = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[a-z0-9-]+$")]
 
 
-def operations_of(services: Here) -> Operations:
+# Asynchronous, as nothing in it waits: it needs no thread.
+async def operations_of(services: Here) -> Operations:
     """The operations of this process. A process made without them (for the OpenAPI document) can't answer."""
     if services.operations is None:
         raise PpecError("internal.error", "this process was started without its operations engine")

@@ -76,6 +76,12 @@ class CertificateBook:
         self._cached: dict[str, _Known] = {}
         self._generation = 0
 
+    def remembers(self, identity: Identity, serial: str, *, now: datetime) -> bool:
+        """Whether it counts, as far as that is known without a look at the database: False says nothing."""
+        with self._lock:
+            known = self._cached.get(serial)
+        return known is not None and known.fresh_at(now) and known.uri == identity.uri and now < known.not_after
+
     def holds(self, identity: Identity, serial: str, *, now: datetime) -> bool:
         """Whether this serial was issued to this identity and still counts."""
         with self._lock:
