@@ -112,9 +112,11 @@ def outdated(one: StoredPlan, moved: Mapping[str, str]) -> PpecError:
 
 def _check_image(conn: Connection, one: StoredPlan) -> None:
     wanted, name = one.places.get("image_sha256"), one.asked["image"]
-    # Locked, where that can be: it is not to be deleted before the VMs are there.
+    # Not to be deleted before the VMs are there; as lightly as their rows lock it, so that nobody who makes VMs waits.
     row = conn.execute(
-        select(image.c.sha256).where(image.c.id == one.places["image_id"], image.c.name == name).with_for_update()
+        select(image.c.sha256)
+        .where(image.c.id == one.places["image_id"], image.c.name == name)
+        .with_for_update(read=True, key_share=True)
     ).first()
     if row is None or row.sha256 != wanted:
         raise PpecError(

@@ -182,6 +182,17 @@ def test_a_plan_is_of_an_images_content(world: Any, api: TestClient) -> None:
     outdated(api, view, "image debian is another one")
 
 
+def test_whoever_makes_vms_of_the_image_holds_up_no_plan(world: Any, api: TestClient) -> None:
+    if world.database.dialect == "sqlite":
+        pytest.skip("has one writer, whom everybody waits for")
+    view = planned(api, name="web")
+    with ThreadPoolExecutor(1) as pool, world.database.write() as conn:
+        # As the row of a new VM locks it.
+        conn.execute(select(tables.image.c.id).with_for_update(read=True, key_share=True)).all()
+        answer = pool.submit(api.post, f"/v1/plans/{view['plan_id']}/execute").result(timeout=60)
+    assert answer.status_code == 202, answer.text
+
+
 def test_a_plan_does_not_take_another_host_for_its_own(world: Any, api: TestClient) -> None:
     view = planned(api, name="web", host="h3")
     with world.database.write() as conn:
