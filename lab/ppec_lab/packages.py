@@ -26,7 +26,7 @@ DEMO = (
 TEST = (
     "busybox-static", "ipxe-qemu", "iputils-ping", "libvirt-clients", "libvirt-daemon-driver-qemu",
     "libvirt-daemon-system", "libxml2-utils", "openssh-server", "postgresql", "python3-libvirt", "qemu-system-x86",
-    "seabios", "xorriso",
+    "seabios", "smartmontools", "xorriso",
 )  # fmt: skip
 
 # What figures are taken beside: Ganeti's allocator and balancer.
