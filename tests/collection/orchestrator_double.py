@@ -50,7 +50,8 @@ class FakeOrchestrator:
                     raise PpecError("vm.not_found", f"vm {name[:63]!r} does not exist")
                 return self.vms[name]
             case ["vms", name, "guest"]:
-                assert 1 <= float(query["timeout_s"]) <= 30
+                if not 1 <= float(query["timeout_s"]) <= 30:
+                    raise PpecError("request.invalid", f"timeout_s is {query['timeout_s']}, wanted 1 to 30")
                 vm = self.get(f"/v1/vms/{name}", {})
                 return GuestInfo(vm_id=vm.vm_id, name=name, agent_connected=True, frozen=name in self.frozen)
             case ["hosts"]:
