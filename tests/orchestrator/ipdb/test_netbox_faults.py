@@ -138,15 +138,21 @@ def test_addresses_go_on_resting_when_their_prefix_can_not_be_deleted(
     assert in_step(database, stand_in)
 
 
-def test_what_others_delete_there_rests_all_the_same(
-    site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
-) -> None:
-    supply.settle()
+def resting_and_deleted(database: Database, host_id: int, stand_in: NetBoxStandIn) -> Any:
+    """The row of 10.9.0.3, which a VM has given back and somebody has deleted in NetBox."""
     vm = make_vm(database, "a")
     assert granted(database, host_id, [vm], ONE_OF_IT) == [["10.9.0.3"]]
     released(database, vm)
     (row,) = (row for row in rows(database) if row.free_from is not None)
     del stand_in.addresses[row.external_id]
+    return row
+
+
+def test_what_others_delete_there_rests_all_the_same(
+    site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    supply.settle()
+    resting_and_deleted(database, host_id, stand_in)
     supply.settle()
     supply.supply([ONE_OF_IT], "red", 4)
     others = [make_vm(database, f"v{n}") for n in range(4)]
@@ -161,11 +167,7 @@ def test_what_others_take_over_while_it_rests_is_let_go_afterwards(
     site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
 ) -> None:
     supply.settle()
-    vm = make_vm(database, "a")
-    granted(database, host_id, [vm], ONE_OF_IT)
-    released(database, vm)
-    (row,) = (row for row in rows(database) if row.free_from is not None)
-    del stand_in.addresses[row.external_id]
+    row = resting_and_deleted(database, host_id, stand_in)
     stand_in.add_address("10.9.0.3/28", vrf=5, description="somebody's now")
     assert supply.settle() == []
     assert row.address_hex in {one.address_hex for one in rows(database)}
