@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import random
 import stat
 import struct
 from collections.abc import Callable
@@ -20,7 +21,8 @@ from ppec_agentd.settings import TlsSettings
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource
 
-CONTENT = os.urandom(3 * 1024 * 1024 + 17)
+CONTENT = random.Random(3).randbytes(3 * 1024 * 1024 + 17)
+CHANGED = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
 
 
 def source(url: str, content: bytes = CONTENT, **changes: Any) -> ImageSource:
@@ -71,7 +73,7 @@ def test_many_that_want_it_at_once_fetch_it_once(tmp_path: Path, orchestrator: C
     [
         (CONTENT[:-1], "image.checksum_mismatch"),
         (CONTENT + b"x", "image.checksum_mismatch"),
-        (CONTENT[:-1] + b"x", "image.checksum_mismatch"),
+        (CHANGED, "image.checksum_mismatch"),
         (None, "image.fetch_failed"),
     ],
     ids=["short", "long", "changed", "absent"],
@@ -113,7 +115,7 @@ def test_a_damaged_image_is_noticed_and_fetched_again(tmp_path: Path, damage: st
     origin.write_bytes(CONTENT)
     (image,) = ensure(cache_of(tmp_path), source(origin.as_uri()))
     before = image.path.stat()
-    damaged = CONTENT[:1000] if damage == "truncated" else CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+    damaged = CONTENT[:1000] if damage == "truncated" else CHANGED
     if damage == "flipped, size and time kept":
         # What the size and time don't tell, the inode does.
         (tmp_path / "fake").write_bytes(damaged)
