@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppec_contract.api import Policy as PolicyName
-from ppec_orchestrator.placement.balance import CPU, MEMORY, Changes, Floats
+from ppec_orchestrator.placement.balance import CPU, MEMORY, Floats, Weight
 from ppec_orchestrator.placement.demand import memory_part
 from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fitting import Fitting
-from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, at
-from ppec_orchestrator.placement.packed import CPU_SHIFT, NEVER, NO_CELL, Packed, left
+from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, SomeRows, at
+from ppec_orchestrator.placement.items import floats, ints
+from ppec_orchestrator.placement.packed import CPU_SHIFT, NEVER, NO_CELL, Packed, least_left, left
 from ppec_orchestrator.placement.policies import POLICIES, OfRow, View
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Profile
@@ -26,14 +27,17 @@ _REASONS = tuple(Reason)
 _CODES = {reason: code for code, reason in enumerate(_REASONS)}
 _PASSES = len(_REASONS)
 # Of this part of the rows or more, all of them at once are cheaper; so few are one by one.
-_MANY, FEW = 4, 16
+_MANY, FEW = 4, 24
+INFINITE = float("inf")
+# Rows, none of them twice, and their scores.
+Were = tuple[SomeRows, Sequence[float] | Floats]
 # What candidates take besides their arrays' items, in bytes.
 _OBJECTS = 10_000
 
 
 class Candidates:
     """`key` is each host's score, infinite where the VM does not fit; `count` says how many it fits; `standing` are the
-    hosts that nothing lasting turns away; `changes` is what the VM would change in each host's figures."""
+    hosts that nothing lasting turns away; `weight` is what the VM takes that counts in the balance."""
 
     def __init__(self, workspace: Workspace, profile: Profile, policy: PolicyName) -> None:
         self.profile = profile
@@ -44,15 +48,17 @@ class Candidates:
         self.standing: BoolArray = self._why_never == _PASSES
         # Cells of hosts that can't be used need more than there is: one test less for each row.
         self._needed: Packed = np.where(self.standing[:, None], self.fitting.in_one_cell, NEVER)
-        self.changes = self._what_changes()
+        self.weight = self._weight()
         hosts = len(workspace.fleet.hosts)
         self.key: Floats = np.full(hosts, np.inf)
+        self.key_items = floats(self.key)
         self.count = 0
         self._parts: IntArray | None = None
         if self.fitting.most > 1 or profile.shape.nvme:
             self._parts = np.zeros(hosts, dtype=np.int64)
         self._left: Packed = np.zeros(hosts, dtype=np.int64)
-        self._columns = range(workspace.fleet.width)
+        self._width = workspace.fleet.width
+        self._needed_items, self._left_items = ints(self._needed), ints(self._left)
         self._seen, self._spread = workspace.moment, workspace.spread
         self._recount(None)
         self._reasons: tuple[int, IntArray] | None = None
@@ -64,8 +70,7 @@ class Candidates:
             self._why_never,
             self.standing,
             self._needed,
-            self.changes.of_n,
-            self.changes.rest,
+            self.weight.cpus,
             self.key,
             self._left,
         )
@@ -80,23 +85,48 @@ class Candidates:
             self._seen = workspace.moment
         if self._policy.moves_with_fleet and self._spread is not workspace.spread:
             self._spread = workspace.spread
-            self.key = self._scores(None, self._left, self.key < np.inf)
+            self.key[:] = self._scores(None, self._left, self.key < np.inf)
 
     def _recount_changed(self, rows: set[int] | None) -> None:
         by_row = self._policy.by_row
         if rows is None or len(rows) * _MANY > len(self.key):
             self._recount(None)
         elif by_row is not None and self._parts is None and len(rows) <= FEW:
-            self._recount_one_by_one(rows, by_row(self._workspace, self.changes))
+            self._recount_one_by_one(rows, by_row(self._workspace, self.weight))
         else:
             self._recount(np.array(list(rows)))
+
+    def close(self, rows: SomeRows) -> Were:
+        """As if the VM fitted none of these hosts, until they are opened again, before anything else changes."""
+        if isinstance(rows, np.ndarray):
+            fitting = rows[self.key.take(rows) < np.inf]
+            were: Were = (fitting, self.key.take(fitting))
+            self.key[fitting] = np.inf
+        else:
+            key, scores = self.key_items, {}
+            for row in rows:
+                if key[row] < INFINITE:
+                    scores[row], key[row] = key[row], INFINITE
+            were = (list(scores), list(scores.values()))
+        self.count -= len(were[0])
+        return were
+
+    def reopen(self, were: Were) -> None:
+        """What `close` closed."""
+        rows, scores = were
+        self.count += len(rows)
+        if isinstance(rows, np.ndarray):
+            self.key[rows] = scores
+            return
+        for row, score in zip(rows, scores, strict=True):
+            self.key_items[row] = score
 
     def cells(self, row: int) -> list[int]:
         """The columns of the cells the VM takes on a host that it fits."""
         workspace, fitting = self._workspace, self.fitting
         if self._parts is None:
-            packed, needed = workspace.packed(fitting), self._needed
-            rest = [left(packed.item(row, column), needed.item(row, column)) for column in self._columns]
+            packed, needed = workspace.packed_items(fitting), self._needed_items
+            rest = [left(packed[cell], needed[cell]) for cell in self._cells_of(row)]
             return [rest.index(min(rest))]
         return fitting.choose(workspace.free, row, int(self._parts[row]))
 
@@ -130,19 +160,29 @@ class Candidates:
 
     def _recount_one_by_one(self, rows: Iterable[int], score: OfRow) -> None:
         """As `_recount` does, of a VM in one cell."""
-        workspace, shape, key = self._workspace, self.profile.shape, self.key
-        packed, needed, columns = workspace.packed(self.fitting), self._needed, self._columns
-        disk, enough = workspace.disk(shape.pool), workspace.addresses.enough(self.profile.networks)
+        workspace, key, rests = self._workspace, self.key_items, self._left_items
+        packed, needed, width = workspace.packed_items(self.fitting), self._needed_items, self._width
+        disk, disk_mib = workspace.disk(self.profile.shape.pool).item, self.profile.shape.disk_mib
+        enough = workspace.addresses.enough(self.profile.networks).item
+        count = self.count
         for row in rows:
-            rest = min([left(packed.item(row, column), needed.item(row, column)) for column in columns])
-            fits = rest < NO_CELL and disk.item(row) >= shape.disk_mib and enough.item(row)
-            self.count += fits - (key.item(row) < np.inf)
-            self._left[row] = rest
-            key[row] = score(row, rest) if fits else np.inf
+            first = row * width
+            rest = rests[row] = least_left(packed, needed, range(first, first + width))
+            count -= key[row] < INFINITE
+            if rest < NO_CELL and disk(row) >= disk_mib and enough(row):
+                key[row] = score(row, rest)
+                count += 1
+            else:
+                key[row] = INFINITE
+        self.count = count
+
+    def _cells_of(self, row: int) -> range:
+        """Where a host's cells are, one after the other, among those of all."""
+        return range(row * self._width, (row + 1) * self._width)
 
     def _scores(self, rows: Rows, rest: Packed, fits: BoolArray) -> Floats:
         parts = None if self._parts is None else at(self._parts, rows)
-        scores = self._policy.scorer(View(self._workspace, self.changes, rows, rest, parts))
+        scores = self._policy.scorer(View(self._workspace, self.weight, rows, rest, parts))
         return np.where(fits, scores, np.inf)
 
     def _in_several_cells(self, rows: Rows, rest: Packed) -> tuple[IntArray, Packed]:
@@ -155,11 +195,11 @@ class Candidates:
         on_host = fitting.usable(free, fitting.cpu, rows) << CPU_SHIFT
         return parts, np.where(parts > 1, on_host, rest.min(axis=1))
 
-    def _what_changes(self) -> Changes:
+    def _weight(self) -> Weight:
         shape, fitting = self.profile.shape, self.fitting
         memory_mib = memory_part(shape) * MEMORY[fitting.memory]
         disk_mib = 0 if shape.pool else shape.disk_mib
-        return self._workspace.balance.changes(memory_mib, disk_mib, fitting.fewest(None) * CPU[fitting.cpu])
+        return Weight(memory_mib, disk_mib, fitting.fewest(None) * CPU[fitting.cpu])
 
     # --- saying why not --------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ppec_contract.api import Policy
-from ppec_orchestrator.placement.balance import Floats
+from ppec_orchestrator.placement.balance import Balance, Floats
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.fleet import IntArray
 from ppec_orchestrator.placement.neighbours import Neighbours
@@ -47,11 +47,11 @@ class Evening:
     def seats(self, vms: Sequence[VmRequest], seats: Sequence[Seat]) -> list[Seat] | None:
         """Better seats for the VMs, in their order; None where theirs are good."""
         taken = [self._take(vm, seat) for vm, seat in zip(vms, seats, strict=True)]
-        weights = _Weights([vm.profile for vm in vms], self._candidates)
+        changes = _Changes(self._workspace.balance, [vm.profile for vm in vms], self._candidates)
         changed = False
         for _ in range(_ROUNDS):
             better = [self._moved(number, vms, taken) for number in range(len(vms))]
-            better += [self._swapped(number, vms, taken, weights) for number in range(len(vms))]
+            better += [self._swapped(number, vms, taken, changes) for number in range(len(vms))]
             if not any(better):
                 break
             changed = True
@@ -79,12 +79,12 @@ class Evening:
         fits = len(now.columns) > 1 and candidates.key[row] < np.inf
         return row if fits and len(candidates.cells(row)) != len(now.columns) else None
 
-    def _swapped(self, number: int, vms: Sequence[VmRequest], taken: list[Taken], weights: _Weights) -> bool:
+    def _swapped(self, number: int, vms: Sequence[VmRequest], taken: list[Taken], all_changes: _Changes) -> bool:
         """Whether the VM has changed places with one of those with which the score promises most."""
         balance = self._workspace.balance
         rows = np.array([one.row for one in taken])
         row, score = taken[number].row, balance.score()
-        changes, theirs = weights.of_swaps(number, rows)
+        changes, theirs = all_changes.of_swaps(number, rows)
         after = balance.scores_after_two(row, changes, rows, theirs)
         after[rows == row] = np.inf
         for other in np.argsort(after, kind="stable")[:_PARTNERS].tolist():
@@ -137,14 +137,17 @@ class Evening:
         return self._candidates_of(profile, Policy.BALANCED)
 
 
-class _Weights:
+class _Changes:
     """What each VM of a batch changes in the figures of each host."""
 
-    def __init__(self, profiles: Sequence[Profile], candidates: Callable[[Profile], Candidates]) -> None:
+    def __init__(
+        self, balance: Balance, profiles: Sequence[Profile], candidates: Callable[[Profile], Candidates]
+    ) -> None:
         numbers = {profile: number for number, profile in enumerate(dict.fromkeys(profiles))}
         self._profile: IntArray = np.array([numbers[profile] for profile in profiles])
         # Shape (profiles, 4, hosts).
-        self._changes: Floats = np.stack([candidates(profile).changes.whole() for profile in numbers])
+        each = [balance.changes_of(candidates(profile).weight, None) for profile in numbers]
+        self._changes: Floats = np.stack(each)
 
     def of_swaps(self, number: int, rows: IntArray) -> tuple[Floats, Floats]:
         """What changes on the VM's host and on the others' when it changes places with each VM, which stand in `rows`;

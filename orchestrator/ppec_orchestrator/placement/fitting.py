@@ -48,6 +48,7 @@ class Fitting:
             parts: np.where(self._usable & (whole >= parts), cpu_part(shape, threads, parts), _NEVER)
             for parts in range(1, self.most + 1)
         }
+        self._parts: dict[tuple[int, int], Mapping[CellResource, int]] = {}
         self.in_one_cell: Packed = np.where(self._usable, pack(whole, memory_part(shape)), NEVER)
 
     @property
@@ -55,15 +56,15 @@ class Fitting:
         """Of its arrays, in bytes."""
         return sum(each.nbytes for each in (self._usable, self.in_one_cell, *self._needed.values()))
 
-    def part(self, row: int, column: int, parts: int) -> dict[CellResource, int]:
+    def part(self, row: int, column: int, parts: int) -> Mapping[CellResource, int]:
         """What a VM spread over so many cells takes of this one."""
-        taken: dict[CellResource, int] = {
-            self.cpu: int(self._needed[parts][row, column]),
-            self.memory: memory_part(self.shape, parts),
-        }
-        if self.shape.nvme:
-            taken["nvme"] = nvme_part(self.shape, parts)
-        return taken
+        cpus = self._needed[parts].item(row, column)
+        part = self._parts.get((cpus, parts))
+        if part is None:
+            nvme: dict[CellResource, int] = {"nvme": nvme_part(self.shape, parts)} if self.shape.nvme else {}
+            part = {self.cpu: cpus, self.memory: memory_part(self.shape, parts), **nvme}
+            self._parts[cpus, parts] = part
+        return part
 
     def needs(self, parts: int) -> dict[CellResource, IntArray | int]:
         """What a VM spread over so many cells takes of each; of CPUs per host and cell, as cores differ in width."""

@@ -26,6 +26,8 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 # Some rows; None stands for all of them.
 Rows = IntArray | None
+# A handful of rows, or many.
+SomeRows = Sequence[int] | IntArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,14 @@ class Fleet:
         }
 
     @cached_property
+    def rack_numbers(self) -> IntArray:
+        """Per host the number of its rack, in the order of `places`."""
+        numbers: IntArray = np.zeros(len(self.hosts), dtype=np.int64)
+        for number, rows in enumerate(self.places["rack"].values()):
+            numbers[rows] = number
+        return numbers
+
+    @cached_property
     def hosts_of_prefix(self) -> Mapping[int, IntArray]:
         """The rows of hosts that a prefix serves."""
         found: dict[int, list[int]] = {}
@@ -265,7 +275,7 @@ def _with(array: IntArray, rows: IntArray, values: IntArray) -> IntArray:
 CELL_FIGURES = tuple(each.name for each in fields(CellState) if each.name != "cell")
 _figures = attrgetter(*CELL_FIGURES)
 _place = attrgetter(*PLACES, "prefixes")
-_BY_PLACE = ("places", "hosts_of_prefix")
+_BY_PLACE = ("places", "rack_numbers", "hosts_of_prefix")
 _NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
 # The figures of a cell that a host doesn't have; shape (figures, 1).
 _NO_CELL: IntArray = np.array([[{"threads_per_core": 1, "socket": -1}.get(name, 0)] for name in CELL_FIGURES])

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.fleet import Fleet, SomeRows
 from ppec_orchestrator.placement.request import Group, Level
 
 # A dtype, and not the class that it is made of with each call.
 _INT64 = np.dtype(np.int64)
+# So few rows are faster one by one than with arrays.
+_FEW = 16
 
 
 class GroupBook:
@@ -50,13 +52,14 @@ class GroupBook:
         """How many members the group has, by row."""
         return self._members.get(name, {})
 
-    def rows(self, group: Group) -> IntArray | None:
-        """The rows of all hosts in domains (of the group's level) that have members; None where it has none yet."""
+    def rows(self, group: Group) -> SomeRows | None:
+        """The rows of all hosts in domains (of the group's level) that have members, of which there are some; None
+        where it has none yet."""
         members = self._members.get(group.name)
         if not members:
             return None
         if group.level is Level.HOST:
-            return np.fromiter(members, _INT64, len(members))
+            return list(members) if len(members) <= _FEW else np.fromiter(members, _INT64, len(members))
         domains = {self._fleet.domain(row, group.level) for row in members}
         return np.concatenate([self._fleet.rows_of(group.level, name) for name in sorted(domains)])
 

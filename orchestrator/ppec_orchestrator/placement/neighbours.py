@@ -8,7 +8,7 @@ from functools import reduce
 
 import numpy as np
 
-from ppec_orchestrator.placement.fleet import IntArray
+from ppec_orchestrator.placement.fleet import SomeRows
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import VmRequest
 from ppec_orchestrator.placement.workspace import Workspace
@@ -21,9 +21,9 @@ class Neighbours:
         self._workspace = workspace
         self._contended = contended
 
-    def closed(self, vm: VmRequest) -> list[IntArray]:
+    def closed(self, vm: VmRequest) -> list[SomeRows]:
         """The rows that earlier failures and hard groups close to the VM: each rule's, which others may close too."""
-        closed = [rows for _, rows in self.shut(vm)]
+        closed: list[SomeRows] = [rows for _, rows in self.shut(vm)]
         within = self.within(vm)
         if within:
             outside = np.ones(len(self._workspace.fleet.hosts), dtype=np.bool_)
@@ -31,9 +31,9 @@ class Neighbours:
             closed.append(np.flatnonzero(outside))
         return closed
 
-    def shut(self, vm: VmRequest) -> list[tuple[Reason, IntArray]]:
+    def shut(self, vm: VmRequest) -> list[tuple[Reason, SomeRows]]:
         """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""
-        shut: list[tuple[Reason, IntArray]] = []
+        shut: list[tuple[Reason, SomeRows]] = []
         if vm.excluded_hosts:
             shut.append((Reason.FAILED_BEFORE, self._named(vm.excluded_hosts)))
         if self._contended:
@@ -45,11 +45,11 @@ class Neighbours:
                     shut.append((Reason.ANTI_AFFINITY, rows))
         return shut
 
-    def _named(self, names: Iterable[str]) -> IntArray:
+    def _named(self, names: Iterable[str]) -> SomeRows:
         index = self._workspace.fleet.index
         return np.array([index[name] for name in names if name in index], dtype=np.int64)
 
-    def within(self, vm: VmRequest) -> list[IntArray]:
+    def within(self, vm: VmRequest) -> list[SomeRows]:
         """Rows of the domains with VMs that it must stand with, for each group that has any VM yet."""
         found = [self._workspace.groups.rows(group) for group in vm.groups if group.hard and not group.apart]
         return [rows for rows in found if rows is not None]

@@ -24,12 +24,25 @@ GUARDS = 1 << 62 | _MEMORY_GUARD
 NEVER = ((1 << 22) - 1) << CPU_SHIFT
 # What is left over where a VM fits is less than this.
 NO_CELL = 1 << 62
+_NOWHERE = 1 << 63
 # As a difference of what is left over: exact in a float for the 8,191 CPUs of one cell.
 MOST_LEFT = 2.0**53
 
 
 def pack(cpus: Packed, memory: Packed | int) -> Packed:
     return (cpus << CPU_SHIFT) + memory
+
+
+def least_left(free: memoryview[int], needed: memoryview[int], cells: range) -> int:
+    """What the VM would leave in the cell of these where that is the least. Of one host that is several times faster
+    than with arrays, and than asking `left`, which says the same, of each cell."""
+    least = _NOWHERE
+    for cell in cells:
+        rest = (free[cell] - needed[cell]) ^ GUARDS
+        rest |= (rest & _MEMORY_GUARD) << 23
+        if rest < least:  # noqa: PLR1730 - a call takes longer than all else here
+            least = rest
+    return least
 
 
 def left(free: P, needed: P) -> P:

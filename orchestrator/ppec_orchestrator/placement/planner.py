@@ -18,7 +18,7 @@ from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.evening import Evening, worth_evening
 from ppec_orchestrator.placement.fitting import Fitting
-from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.fleet import Fleet, IntArray, SomeRows
 from ppec_orchestrator.placement.moves import Openings
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
@@ -114,7 +114,7 @@ class Planner:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""
         self.workspace.follow(fleet, rows)
 
-    def closed(self, vm: VmRequest) -> list[IntArray]:
+    def closed(self, vm: VmRequest) -> list[SomeRows]:
         """The rows that earlier failures and hard groups close to the VM, some perhaps twice."""
         return Neighbours(self.workspace).closed(vm)
 
@@ -180,10 +180,10 @@ class _Batch:
         )
 
     def give_back(self) -> None:
-        self.workspace.give_back_all(self.taken)
-        self.taken.clear()
         if self.openings is not None:
             self.openings.give_back()
+        self.workspace.give_back_all(self.taken)
+        self.taken.clear()
         if self.spare is not None:
             self.spare.give_back()
 
@@ -193,7 +193,7 @@ class _Batch:
         if self.spare is not None:
             self.spare.begin(self.request.vms)
             return
-        for index, vm in enumerate(self.request.vms):
+        for index, vm in enumerate(self.request.vms if self.kept else ()):
             kept = self.kept.get(vm.vm_id)
             if kept is not None and not vm.groups and self._take_again(vm, kept[0]):
                 yield index, kept
@@ -247,7 +247,7 @@ class _Batch:
             self.ranks.placed(row)
         if self.openings is not None:
             self.openings.changed(row)
-        host = self.fleet.hosts[row]
+        host, amount = self.fleet.hosts[row], taken.part.get
         place = Placement(
             vm_id=vm.vm_id,
             name=vm.name,
@@ -255,7 +255,12 @@ class _Batch:
             host=host.name,
             cells=tuple([host.cells[column].cell for column in taken.columns]),
             disk_mib=vm.profile.shape.disk_mib,
-            **{**_NOTHING, **taken.part},
+            cores=amount("cores", 0),
+            memory_mib=amount("memory_mib", 0),
+            shared_vcpus=amount("shared_vcpus", 0),
+            pages_2m=amount("pages_2m", 0),
+            pages_1g=amount("pages_1g", 0),
+            nvme=amount("nvme", 0),
         )
         epoch, searched = self.workspace.epoch, bool(self._seats)
         evidence = Evidence(vm.vm_id, step, found.candidates, found.score, found.broken, epoch, found.moves, searched)
@@ -337,7 +342,7 @@ class _Batch:
             short[rows] = False
         return np.flatnonzero(short)
 
-    def _closed(self, vm: VmRequest) -> list[IntArray]:
+    def _closed(self, vm: VmRequest) -> list[SomeRows]:
         """The rows that N+1, earlier failures and hard groups close to the VM, some perhaps twice."""
         closed = self.neighbours.closed(vm) if vm.groups or vm.excluded_hosts or self.request.contended_hosts else []
         if self.spare is not None and (spared := self.spare.closed(vm)) is not None:
@@ -346,19 +351,13 @@ class _Batch:
 
     def _best(self, candidates: Candidates, vm: VmRequest) -> _Best | None:
         """None where nothing is left."""
-        key, count = candidates.key, candidates.count
-        # Few rows, as a rule: closed for a moment in place, and opened again.
-        closed = []
-        for rows in self._closed(vm):
-            were = key.take(rows)
-            count -= int(np.count_nonzero(were < np.inf))
-            key[rows] = np.inf
-            closed.append((rows, were))
+        closed = [candidates.close(rows) for rows in self._closed(vm)]
         try:
-            return _Best(*self.ranks.best(key, self.workspace, vm), count) if count else None
+            count = candidates.count
+            return _Best(*self.ranks.best(candidates.key, self.workspace, vm), count) if count else None
         finally:
-            for rows, were in reversed(closed):
-                key[rows] = were
+            for were in closed:
+                candidates.reopen(were)
 
     def _reasons(self, candidates: Candidates, vm: VmRequest) -> dict[Reason, int]:
         if not vm.groups and not vm.excluded_hosts and not self.request.contended_hosts:
@@ -369,7 +368,7 @@ class _Batch:
         codes = self._codes(candidates)
         open_rows = candidates.standing.copy()
         for reason, rows in self.neighbours.shut(vm):
-            mine = rows[open_rows[rows]]
+            mine = np.asarray(rows)[open_rows[rows]]
             codes[mine] = code(reason)
             open_rows[mine] = False
         for rows in self.neighbours.within(vm):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppec_contract.api import Policy as PolicyName
-from ppec_orchestrator.placement.balance import Changes, Floats
+from ppec_orchestrator.placement.balance import Floats, Weight
 from ppec_orchestrator.placement.fleet import IntArray, Rows
 from ppec_orchestrator.placement.packed import MOST_LEFT, Packed
 from ppec_orchestrator.placement.workspace import Workspace
@@ -23,12 +23,12 @@ from ppec_orchestrator.placement.workspace import Workspace
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """Some rows of one profile's candidates. `changes` is what the VM would change in the figures of the balance, of
-    all rows. `left` is what it leaves in its cell (`packed.py`), and `parts` over how many cells it spreads, of the
-    rows looked at; None stands for one."""
+    """Some rows of one profile's candidates. `weight` is what the VM takes that counts in the balance. `left` is
+    what it leaves in its cell (`packed.py`), and `parts` over how many cells it spreads, of the rows looked at; None
+    stands for one."""
 
     workspace: Workspace
-    changes: Changes
+    weight: Weight
     rows: Rows
     left: Packed
     parts: IntArray | None
@@ -36,7 +36,7 @@ class View:
 
 def balanced(view: View) -> Floats:
     """Ganeti's score of the fleet with the VM there."""
-    return view.workspace.balance.scores_after(view.changes, view.rows, view.workspace.spread)
+    return view.workspace.balance.scores_after(view.weight, view.rows, view.workspace.spread)
 
 
 def pack(view: View) -> Floats:
@@ -46,18 +46,18 @@ def pack(view: View) -> Floats:
     return left if view.parts is None else (view.parts - 1) * MOST_LEFT + left
 
 
-def balanced_row(workspace: Workspace, changes: Changes) -> OfRow:
-    score = workspace.balance.score_after(changes, workspace.spread)
+def balanced_row(workspace: Workspace, weight: Weight) -> OfRow:
+    score = workspace.balance.score_after(weight, workspace.spread)
     return lambda row, left: score(row)
 
 
-def pack_row(workspace: Workspace, changes: Changes) -> OfRow:
+def pack_row(workspace: Workspace, weight: Weight) -> OfRow:
     return lambda row, left: float(left)
 
 
 # The score of a row, of a VM in one cell that leaves so much in it.
 OfRow = Callable[[int, int], float]
-RowScorer = Callable[[Workspace, Changes], OfRow]
+RowScorer = Callable[[Workspace, Weight], OfRow]
 
 
 @dataclass(frozen=True, slots=True)

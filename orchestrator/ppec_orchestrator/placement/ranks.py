@@ -14,7 +14,7 @@ from ppec_orchestrator.placement.request import PlanRequest, VmRequest
 from ppec_orchestrator.placement.workspace import Workspace
 
 # A VM more on the host outweighs all on the rack, a soft group broken outweighs both: no batch has as many VMs.
-_HOST, _GROUP = 1 << 20, 1 << 40
+_HOST, _GROUP, _NO_RANK = 1 << 20, 1 << 40, 1 << 62
 
 
 class Ranks:
@@ -24,7 +24,9 @@ class Ranks:
     def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
         self._fleet = fleet
         self.matter = POLICIES[request.policy].apart
-        self._apart: IntArray = np.zeros(len(fleet.hosts), dtype=np.int64)
+        # How many VMs of the batch are on a host, and in a rack.
+        self._on_host = np.zeros(len(fleet.hosts), dtype=np.int64)
+        self._in_rack = np.zeros(len(fleet.places["rack"]), dtype=np.int64)
         # No host's rank is lower; and infinite for hosts whose rank is above it. Ranks only grow.
         self._lowest = 0
         self._above: Floats = np.zeros(len(fleet.hosts))
@@ -42,7 +44,7 @@ class Ranks:
         of the VM's soft groups it breaks."""
         broken = self._broken(workspace, vm)
         if broken is not None:
-            row = _first(key, self._apart + broken * _GROUP)
+            row = _first(key, self._apart() + broken * _GROUP)
             return row, int(broken[row])
         if not self.matter:
             return int(key.argmin()), 0
@@ -51,7 +53,7 @@ class Ranks:
         if key.item(row) + self._above.item(row) < np.inf:
             return row, 0
         self._look_for_lowest()
-        return _first(key, self._apart), 0
+        return _first(key, self._apart()), 0
 
     def broken(self, workspace: Workspace, vm: VmRequest, row: int) -> int:
         """How many of the VM's soft groups this host breaks."""
@@ -59,10 +61,11 @@ class Ranks:
         return int(broken[row]) if broken is not None else 0
 
     def _look_for_lowest(self) -> None:
-        lowest = int(self._apart.min())
+        apart = self._apart()
+        lowest = int(apart.min())
         if lowest != self._lowest:
             self._lowest = lowest
-            self._above = np.where(self._apart == lowest, 0.0, np.inf)
+            self._above = np.where(apart == lowest, 0.0, np.inf)
 
     def _broken(self, workspace: Workspace, vm: VmRequest) -> IntArray | None:
         """Per host; None where the VM has no soft groups."""
@@ -72,7 +75,7 @@ class Ranks:
             if rows is None:
                 continue
             if broken is None:
-                broken = np.zeros(len(self._apart), dtype=np.int64)
+                broken = np.zeros(len(self._on_host), dtype=np.int64)
             if group.apart:
                 broken[rows] += 1
             else:
@@ -80,16 +83,21 @@ class Ranks:
                 broken[rows] -= 1
         return broken
 
+    def _apart(self) -> IntArray:
+        """Per host, what the VMs of the batch there and in its rack make its rank."""
+        return self._on_host * _HOST + self._in_rack.take(self._fleet.rack_numbers)
+
     def _count(self, row: int, count: int) -> None:
-        rack = self._fleet.places["rack"][self._fleet.hosts[row].rack]
-        self._apart[row] += count * _HOST
-        self._apart[rack] += count
-        self._above[rack] = np.inf
+        self._on_host[row] += count
+        self._in_rack[self._fleet.rack_numbers[row]] += count
+        self._above[self._fleet.places["rack"][self._fleet.hosts[row].rack]] = np.inf
 
 
 def _first(key: Floats, rank: IntArray) -> int:
-    fits = key < np.inf
-    return int(np.where(fits & (rank == rank[fits].min()), key, np.inf).argmin())
+    """Of the hosts with a finite key, of which there are some: the lowest rank, of those the lowest key."""
+    ranks = np.where(key < np.inf, rank, _NO_RANK)
+    rows = np.flatnonzero(ranks == ranks.min())
+    return int(rows[key.take(rows).argmin()])
 
 
 def order(request: PlanRequest) -> Sequence[int]:

@@ -9,9 +9,8 @@ again only the rows that changed since. A workspace outlives a plan: what the pl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -28,12 +27,13 @@ from ppec_orchestrator.placement.request import Group, Profile
 # ones for a sixteenth of their hosts, of which none then weighs much.
 EXACT_HOSTS = 512
 HOSTS_PER_STEP = 16
+# So few are given back faster one by one than all at once.
+_FEW = 16
 # How many changes are remembered, at least; and at most twice as many.
 MOST_CHANGES = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(NamedTuple):
     """What one VM took, so that it can be given back: `part` of each of the cells."""
 
     row: int
@@ -70,7 +70,7 @@ class Workspace:
         fleet = self.fleet
         self._cells = CellRoom(fleet)
         self.free = self._cells.free
-        self.packed = self._cells.packed
+        self.packed, self.packed_items = self._cells.packed, self._cells.packed_items
         self.disk_free_mib = fleet.disk_free_mib.copy()
         self._pools: dict[str, IntArray] = {}
         self.addresses = AddressRoom(fleet, self._changes.extend)
@@ -159,21 +159,22 @@ class Workspace:
         self._apply(taken, 1)
 
     def give_back_all(self, taken: Sequence[Taken]) -> None:
-        """As one by one, of a whole batch at once."""
-        rows, columns, parts = [], [], []
+        """As one by one, of all that is taken: their hosts are then as the fleet has them."""
+        if len(taken) <= _FEW:
+            for one in taken:
+                self.give_back(one)
+            return
         for one in taken:
             self.disk(one.pool)[one.row] += one.disk_mib
             for prefix, count in one.addresses:
                 self.addresses.count(prefix, count)
             if one.groups:
                 self.groups.count(one.row, one.groups, -1)
-            for column in one.columns:
-                rows.append(one.row)
-                columns.append(column)
-                parts.append(one.part)
-        self._cells.add_all(rows, columns, parts)
-        self._not_balanced_yet += [(one, -1) for one in taken]
-        self._changes += [one.row for one in taken]
+        rows = np.array(sorted({one.row for one in taken}))
+        self._cells.replace(rows, self.fleet)
+        self._not_balanced_yet.clear()
+        self._balance.restore()
+        self._changes.extend(rows.tolist())
 
     def overdrawn(self, taken: Taken) -> bool:
         """Was more taken than there was?"""

@@ -61,7 +61,7 @@ def test_row_by_row_many_at_once_and_anew_are_the_same(policy: Policy, seed: int
         changed = workspace.changed_since(at_once._seen)
         assert changed is not None
         assert len(changed) <= module.FEW
-        at_once._recount(np.array(sorted(changed)))
+        at_once._recount(np.array(sorted(changed), dtype=np.int64))
         at_once._seen = workspace.moment
         for one in (by_row, at_once):
             one.refresh()
