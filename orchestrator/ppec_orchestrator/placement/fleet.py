@@ -188,11 +188,16 @@ class Fleet:
 
     @cached_property
     def rack_numbers(self) -> IntArray:
-        """Per host the number of its rack, in the order of `places`."""
+        """Per host the number of its rack."""
         numbers: IntArray = np.zeros(len(self.hosts), dtype=np.int64)
-        for number, rows in enumerate(self.places["rack"].values()):
+        for number, rows in enumerate(self.racks):
             numbers[rows] = number
         return numbers
+
+    @cached_property
+    def racks(self) -> Sequence[IntArray]:
+        """The rows of each rack, by its number."""
+        return tuple(self.places["rack"].values())
 
     @cached_property
     def hosts_of_prefix(self) -> Mapping[int, IntArray]:
@@ -275,7 +280,7 @@ def _with(array: IntArray, rows: IntArray, values: IntArray) -> IntArray:
 CELL_FIGURES = tuple(each.name for each in fields(CellState) if each.name != "cell")
 _figures = attrgetter(*CELL_FIGURES)
 _place = attrgetter(*PLACES, "prefixes")
-_BY_PLACE = ("places", "rack_numbers", "hosts_of_prefix")
+_BY_PLACE = ("places", "racks", "rack_numbers", "hosts_of_prefix")
 _NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
 # The figures of a cell that a host doesn't have; shape (figures, 1).
 _NO_CELL: IntArray = np.array([[{"threads_per_core": 1, "socket": -1}.get(name, 0)] for name in CELL_FIGURES])

@@ -26,7 +26,7 @@ class Ranks:
         self.matter = POLICIES[request.policy].apart
         # How many VMs of the batch are on a host, and in a rack.
         self._on_host = np.zeros(len(fleet.hosts), dtype=np.int64)
-        self._in_rack = np.zeros(len(fleet.places["rack"]), dtype=np.int64)
+        self._in_rack = np.zeros(len(fleet.racks), dtype=np.int64)
         # No host's rank is lower; and infinite for hosts whose rank is above it. Ranks only grow.
         self._lowest = 0
         self._above: Floats = np.zeros(len(fleet.hosts))
@@ -88,9 +88,10 @@ class Ranks:
         return self._on_host * _HOST + self._in_rack.take(self._fleet.rack_numbers)
 
     def _count(self, row: int, count: int) -> None:
+        rack = self._fleet.rack_numbers.item(row)
         self._on_host[row] += count
-        self._in_rack[self._fleet.rack_numbers[row]] += count
-        self._above[self._fleet.places["rack"][self._fleet.hosts[row].rack]] = np.inf
+        self._in_rack[rack] += count
+        self._above[self._fleet.racks[rack]] = np.inf
 
 
 def _first(key: Floats, rank: IntArray) -> int:
