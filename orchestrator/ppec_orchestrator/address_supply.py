@@ -45,9 +45,10 @@ class AddressSupply:
         # One prefix is settled at a time in this process; of several processes each finds done what another did.
         self._settling = threading.Lock()
 
-    def check(self, prefix: SourcePrefix, gateway: Address | None) -> None:
-        """Whether it may be registered; the source knows nothing of our VRFs, so those of all count."""
-        self._source.check(prefix, gateway, [one for one in self._all() if one.overlaps(prefix)])
+    def check(self, prefix: SourcePrefix, gateway: Address | None, beside: Sequence[SourcePrefix] = ()) -> None:
+        """Whether it may be registered, with those of `beside`; the source knows nothing of our VRFs, so those of all
+        count."""
+        self._source.check(prefix, gateway, [one for one in (*self._all(), *beside) if one.overlaps(prefix)])
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None:
         for one in networks:

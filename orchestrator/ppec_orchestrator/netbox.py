@@ -53,7 +53,8 @@ class NetBox:
             for other in others:
                 if other.source_id != prefix.source_id and self._same_vrf(found, other):
                     told = f"NetBox's prefix {other.source_id} ({other.network})"
-                    why = f"{told} overlaps it and is registered: both would give the same addresses"
+                    registered = "is registered" if other.prefix_id else "is to be registered with it"
+                    why = f"{told} overlaps it and {registered}: both would give the same addresses"
                     raise _invalid(prefix, why, "Register only one of them.")
 
     def _same_vrf(self, found: Any, other: SourcePrefix) -> bool:

@@ -16,6 +16,7 @@ from ppec_orchestrator.api.pages import Filter
 from ppec_orchestrator.api.prefixes import check_source
 from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.ipdb.exchange import Fault, Row, as_csv, rows_of_csv, rows_of_document
+from ppec_orchestrator.ipdb.provider import SourcePrefix
 from ppec_orchestrator.store.exchange import Importer, check_size, export_document, new_prefixes
 
 router = APIRouter(prefix="/v1/ipdb", tags=["ipdb"], route_class=StrictJsonRoute)
@@ -51,11 +52,11 @@ def _unlike_source(services: Services, rows: Sequence[Row], faults: Sequence[Fau
     with services.database.read() as conn:
         check_size(conn, rows, faults)
         new = new_prefixes(conn, rows)
-    found = []
+    found, beside = [], list[SourcePrefix]()
     for place, wanted in new:
         if wanted.netbox_id is not None:
             try:
-                check_source(services, wanted)
+                beside.append(check_source(services, wanted, beside))
             except PpecError as error:
                 if error.retryable:
                     raise

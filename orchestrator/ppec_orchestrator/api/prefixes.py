@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
@@ -38,8 +39,9 @@ def create_prefix(services: Here, caller: Admin, body: PrefixCreate) -> PrefixVi
         return prefixes.create_prefix(conn, body, services.now())
 
 
-def check_source(services: Services, wanted: PrefixCreate) -> None:
-    """Whether its `netbox_id` is the same prefix in NetBox, which is asked before the transaction: `prefix.invalid`."""
+def check_source(services: Services, wanted: PrefixCreate, beside: Sequence[SourcePrefix] = ()) -> SourcePrefix:
+    """The prefix of NetBox's that its `netbox_id` names, if it is the same one and may be registered with those of
+    `beside`: `prefix.invalid`. NetBox is asked before the transaction."""
     if services.supply is None or wanted.netbox_id is None:
         raise PpecError(
             "prefix.invalid",
@@ -47,7 +49,10 @@ def check_source(services: Services, wanted: PrefixCreate) -> None:
             hint="Set netbox_url in the orchestrator's settings.",
             subject=f"prefix {wanted.cidr}",
         )
-    services.supply.check(SourcePrefix(0, wanted.netbox_id, wanted.cidr), wanted.gateway)
+    # It has no number here yet.
+    source = SourcePrefix(0, wanted.netbox_id, wanted.cidr)
+    services.supply.check(source, wanted.gateway, beside)
+    return source
 
 
 @router.get("/{prefix_id}")

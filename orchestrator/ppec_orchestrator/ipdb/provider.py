@@ -81,7 +81,7 @@ class AddressSource(Protocol):
 
     def check(self, prefix: SourcePrefix, gateway: Address | None, others: Sequence[SourcePrefix]) -> None:
         """Whether the prefix is there, is the same network, and would neither give away the gateway nor addresses of
-        `others`, which overlap it and may be in another VRF there: `prefix.invalid`."""
+        `others`, registered or about to be, which overlap it and may be in another VRF there: `prefix.invalid`."""
 
     def acquire(self, prefix: SourcePrefix, count: int) -> list[Acquired]:
         """The next free ones; fewer, or none, when there are no more."""

@@ -50,6 +50,22 @@ def test_a_prefix_within_another_one_of_netbox_is_not_registered(site: TestClien
     post(site, "prefixes", within | {"gateway": None})
 
 
+def test_two_new_ones_of_an_import_that_overlap_are_not_both_registered(
+    site: TestClient, stand_in: NetBoxStandIn
+) -> None:
+    """In two VRFs here, which would be none of each other's business; in one over there."""
+    post(site, "vrfs", {"name": "blue"})
+    stand_in.add_prefix(8, "10.8.0.0/28", vrf=5)
+    stand_in.add_prefix(9, "10.8.0.0/29", vrf=5)
+    whole = PREFIX | {"cidr": "10.8.0.0/28", "gateway": None, "netbox_id": 8}
+    within = IN_BLUE | {"cidr": "10.8.0.0/29", "gateway": None, "netbox_id": 9}
+    (fault,) = imported(site, whole, within)["details"]["faults"]
+    assert fault["place"] == "prefixes[1]"
+    assert "NetBox's prefix 8 (10.8.0.0/28) overlaps it and is to be registered with it" in fault["reason"]
+    stand_in.add_prefix(9, "10.8.0.0/29", vrf=6)
+    assert imported(site, whole, within)["created"]["prefixes"] == 2
+
+
 def test_an_imported_prefix_must_be_netbox_s(site: TestClient, stand_in: NetBoxStandIn) -> None:
     """As one that is created; what is there already isn't asked for again."""
     stand_in.add_prefix(8, "10.8.0.0/28", vrf=5)
