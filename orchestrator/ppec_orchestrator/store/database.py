@@ -14,7 +14,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -104,14 +104,19 @@ def _sqlite_engine(url: URL, pool_size: int) -> Engine:
     return engine
 
 
-def _postgres_connect(connection: Any, record: object) -> None:
-    connection.autocommit = True
-    # To compile a statement takes a quarter of a second, and none of ours runs for as long.
-    connection.execute("SET jit = off")
-    connection.autocommit = False
+# To compile a statement takes a quarter of a second, and none of ours runs for as long.
+_POSTGRES = ("SET jit = off",)
+# No processes beside for what takes milliseconds. And each statement is planned for what is looked for: the driver's
+# prepared ones would get a plan that has to do for every text, and is right for few.
+_POSTGRES_READER = (*_POSTGRES, "SET max_parallel_workers_per_gather = 0", "SET plan_cache_mode = force_custom_plan")
 
 
-def _postgres_engine(url: URL, pool_size: int) -> Engine:
+def _postgres_engine(url: URL, pool_size: int, settings: Sequence[str]) -> Engine:
+    def connected(connection: Any, record: object) -> None:
+        connection.autocommit = True
+        connection.execute("; ".join(settings))
+        connection.autocommit = False
+
     engine = create_engine(
         url,
         pool_size=pool_size,
@@ -122,7 +127,7 @@ def _postgres_engine(url: URL, pool_size: int) -> Engine:
         pool_pre_ping=True,
         connect_args={"connect_timeout": 5, "client_encoding": "utf8", "application_name": "ppec-orchestrator"},
     )
-    event.listen(engine, "connect", _postgres_connect)
+    event.listen(engine, "connect", connected)
     # A thousand rows a statement: the driver would send one for each, and PostgreSQL answer each.
     engine.dialect.use_insertmanyvalues_wo_returning = True
     return engine
@@ -145,7 +150,8 @@ class Database:
             _create_private(Path(cast("str", self._url.database)))
             reader, writer = _sqlite_engine(self._url, _READERS), _sqlite_engine(self._url, 1)
         else:
-            reader, writer = _postgres_engine(self._url, _READERS), _postgres_engine(self._url, _WRITERS_POSTGRES)
+            reader = _postgres_engine(self._url, _READERS, _POSTGRES_READER)
+            writer = _postgres_engine(self._url, _WRITERS_POSTGRES, _POSTGRES)
         self._reader = reader.execution_options(**self._read_options())
         self._writer = writer.execution_options(**{_WRITE: True})
 
