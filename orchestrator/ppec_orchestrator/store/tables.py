@@ -18,6 +18,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    ColumnElement,
     DateTime,
     ForeignKey,
     Index,
@@ -30,6 +31,8 @@ from sqlalchemy import (
     UniqueConstraint,
     Uuid,
     false,
+    literal_column,
+    or_,
     text,
 )
 from sqlalchemy.engine import Dialect
@@ -386,6 +389,8 @@ address_event = Table(
 
 # --- VMs -------------------------------------------------------------------------------------------------------------
 
+_ODD = text("record <> 'active' OR observed <> 'running'")
+
 vm = Table(
     "vm",
     metadata,
@@ -423,6 +428,22 @@ vm = Table(
     ),
     # What lists choose VMs by, in their order and without their rows, which hold user data.
     Index("ix_vm_list", "name", "id", "record", "image_id", "flavor", "observed"),
+    # The same of the few that are not as most are: who asks for failed, paused or unknown VMs asks for some of them.
+    Index(
+        "ix_vm_odd",
+        "name",
+        "id",
+        "record",
+        "image_id",
+        "flavor",
+        "observed",
+        sqlite_where=_ODD,
+        postgresql_where=_ODD,
+    ),
+)
+# What the index of odd VMs says, with nothing bound, so that it is seen to be the same.
+VM_IS_ODD: ColumnElement[bool] = or_(
+    vm.c.record != literal_column("'active'"), vm.c.observed != literal_column("'running'")
 )
 
 vm_label = Table(
