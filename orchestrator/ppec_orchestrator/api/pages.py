@@ -96,7 +96,7 @@ def _lines_wanted(request: Request) -> bool:
 def _lines(first: Documents, wanted: Slice, read: Callable[[Slice], Documents]) -> Iterator[bytes]:
     page = first
     while True:
-        yield b"".join(item + b"\n" for item in page.items)
+        yield b"\n".join((*page.items, b""))
         if page.last is None:
             return
         page = read(replace(wanted, after=page.last))

@@ -156,10 +156,5 @@ def from_hex(text: str, family: int) -> Address:
     return IPv4Address(number) if family == 4 else IPv6Address(number)
 
 
-def text_of(text: str, family: int) -> str:
-    """What the address is called, from the database's form; for lists, in which IPv4 is told by the thousand."""
-    return ".".join(map(str, bytes.fromhex(text[-8:]))) if family == 4 else str(from_hex(text, family))
-
-
 def to_address(text: str | None) -> Address | None:
     return ip_address(text) if text is not None else None

@@ -14,13 +14,12 @@ from datetime import datetime
 from operator import itemgetter
 from typing import Any
 
-from pydantic_core import to_json
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, Text, case, cast, func, literal_column, select
 
 from ppec_contract.api import VmView
 from ppec_contract.vm import VmState
-from ppec_orchestrator.ipdb.ranges import text_of
 from ppec_orchestrator.store import vm_lists
+from ppec_orchestrator.store.json_text import JsonTime, address_text, quoted, quoted_or_null
 from ppec_orchestrator.store.paging import Documents, Slice
 from ppec_orchestrator.store.tables import address, allocation, allocation_cell, host, image, prefix, vm, vrf
 from ppec_orchestrator.store.vm_groups import rules_of
@@ -35,11 +34,12 @@ _allocation, _host = allocation.alias("placed"), host.alias("placed_on")
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """What VMs refer to, by its row: of each there is little. A prefix has its family, and what is told of it."""
+    """What VMs refer to, by its row and as JSON: of each there is little. A prefix has its family, and the members that
+    tell of it."""
 
     images: Mapping[int, str]
     vrfs: Mapping[int | None, str]
-    prefixes: Mapping[int, tuple[int, Mapping[str, str | None]]]
+    prefixes: Mapping[int, tuple[int, str]]
 
 
 def show(conn: Connection, ref: str, silent_before: datetime) -> VmView:
@@ -61,15 +61,16 @@ def page(conn: Connection, wanted: Slice, chosen: VmFilter, few: int = FEW) -> D
 
 
 def _names(conn: Connection) -> _Names:
-    vrfs = {row.id: row.name for row in conn.execute(select(vrf.c.id, vrf.c.name))}
-    images = {row.id: row.name for row in conn.execute(select(image.c.id, image.c.name))}
+    vrfs = {row.id: quoted(row.name) for row in conn.execute(select(vrf.c.id, vrf.c.name))}
+    images = {row.id: quoted(row.name) for row in conn.execute(select(image.c.id, image.c.name))}
     prefixes = conn.execute(select(prefix.c.id, prefix.c.family, prefix.c.cidr, prefix.c.vrf_id))
-    told = {row.id: (row.family, {"prefix": row.cidr, "vrf": vrfs[row.vrf_id]} | _NOT_TOLD) for row in prefixes}
+    told = {row.id: (row.family, _prefix(row.cidr, vrfs[row.vrf_id])) for row in prefixes}
     return _Names(images, vrfs, told)
 
 
-# Of an address that stands with its VM.
-_NOT_TOLD = {"state": None, "until": None, "reserved_for": None}
+def _prefix(cidr: str, vrf_name: str) -> str:
+    """Of an address that stands with its VM, its state is not told."""
+    return f'"prefix":{quoted(cidr)},"vrf":{vrf_name},"state":null,"until":null,"reserved_for":null'
 
 
 def _rows(keys: Keys, silent_before: datetime) -> Select[Any]:
@@ -93,7 +94,7 @@ def _rows(keys: Keys, silent_before: datetime) -> Select[Any]:
         vm.c.name,
         vm.c.record,
         observed,
-        vm.c.observed_at,
+        JsonTime(vm.c.observed_at),
         vm.c.flavor,
         vm.c.image_id,
         vm.c.vcpus,
@@ -105,7 +106,7 @@ def _rows(keys: Keys, silent_before: datetime) -> Select[Any]:
         _host.c.vrf_id,
         addresses.where(address.c.vm_id == vm.c.id).scalar_subquery(),
         cast(vm.c.labels, Text),
-        vm.c.created_at,
+        JsonTime(vm.c.created_at),
         vm.c.operation_id,
         vm.c.held_vcpus,
         vm.c.held_memory_mib,
@@ -128,30 +129,19 @@ def _document(row: Sequence[Any], names: _Names) -> bytes:
         pins, vrf_id, addresses, labels, created_at, operation_id, held_vcpus, held_memory_mib,
     ) = row  # fmt: skip
     vm_id = number if len(number) == _UUID_LENGTH else _dashed(number)
-    document = {
-        "vm_id": vm_id,
-        "name": name,
-        "record": record,
-        "observed": observed,
-        "observed_at": observed_at,
-        "flavor": flavor or None,
-        "image": names.images[image_id],
-        "vcpus": vcpus,
-        "memory_mib": memory_mib,
-        "disk_mib": disk_mib,
-        "host": host_name,
-        "cells": _cells(cells) if cells else (),
-        "vrf": names.vrfs.get(vrf_id),
-        "addresses": _addresses(addresses, names, {"vm": name, "vm_id": vm_id}) if addresses else (),
-        "created_at": created_at,
-        "operation_id": operation_id,
-        "held": None if held_vcpus is None else {"vcpus": held_vcpus, "memory_mib": held_memory_mib},
-        # Told of one VM alone.
-        "groups": (),
-        "use": None,
-    }
-    shown_pins = "[]" if pins in _NO_PINS else pins
-    return b'%b,"labels":%b,"pins":%b}' % (to_json(document)[:-1], labels.encode(), shown_pins.encode())
+    known = f'"vm":{quoted(name)},"vm_id":"{vm_id}"'
+    held = "null" if held_vcpus is None else f'{{"vcpus":{held_vcpus},"memory_mib":{held_memory_mib}}}'
+    # Groups and use are told of one VM alone.
+    return (
+        f'{{"vm_id":"{vm_id}","name":{quoted(name)},"record":"{record}","observed":"{observed}",'
+        f'"observed_at":{quoted_or_null(observed_at)},"flavor":{quoted_or_null(flavor or None)},'
+        f'"image":{names.images[image_id]},"vcpus":{vcpus},"memory_mib":{memory_mib},"disk_mib":{disk_mib},'
+        f'"host":{quoted_or_null(host_name)},"cells":[{_cells(cells) if cells else ""}],'
+        f'"pins":{"[]" if pins in _NO_PINS else pins},"vrf":{names.vrfs.get(vrf_id, "null")},'
+        f'"addresses":[{_addresses(addresses, names, known) if addresses else ""}],"labels":{labels},'
+        f'"created_at":"{created_at}","operation_id":{quoted(operation_id)},"held":{held},'
+        '"groups":[],"use":null}'
+    ).encode()
 
 
 def _dashed(number: str) -> str:
@@ -159,11 +149,11 @@ def _dashed(number: str) -> str:
     return f"{number[:8]}-{number[8:12]}-{number[12:16]}-{number[16:20]}-{number[20:]}"
 
 
-def _cells(text: str) -> list[int]:
-    return sorted(map(int, text.split())) if " " in text else [int(text)]
+def _cells(text: str) -> str:
+    return ",".join(sorted(text.split(), key=int)) if " " in text else text
 
 
-def _addresses(text: str, names: _Names, owner: Mapping[str, str]) -> list[Mapping[str, str | None]]:
+def _addresses(text: str, names: _Names, owner: str) -> str:
     """IPv4 first, then as asked for: `GrantedAddress.order`."""
     held = []
     for one in text.split():
@@ -172,7 +162,7 @@ def _addresses(text: str, names: _Names, owner: Mapping[str, str]) -> list[Mappi
         held.append((family, int(position), number, of))
     if len(held) > 1:
         held.sort(key=_ORDER)
-    return [{"address": text_of(number, family), **of, **owner} for family, _, number, of in held]
+    return ",".join(f'{{"address":"{address_text(number, family)}",{of},{owner}}}' for family, _, number, of in held)
 
 
 _ORDER = itemgetter(0, 1, 2)
