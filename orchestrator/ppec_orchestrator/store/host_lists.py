@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, select
+from sqlalchemy import ColumnElement, Select, select
 
 from ppec_contract.api import HostLiveness
 from ppec_orchestrator.store.labels import WantedLabel
@@ -33,14 +33,14 @@ class HostFilter:
     text: str | None = None
 
 
-def keys(conn: Connection, wanted: Slice, chosen: HostFilter) -> Select[Any]:
+def keys(wanted: Slice, chosen: HostFilter) -> Select[Any]:
     """Selects `id` of the wanted hosts and, if there are more, of one besides."""
     query = select(host.c.id)
     name = host.c.name
     if chosen.text is not None:
         name = host_search.c.name
         query = query.select_from(host_search).join(host, host.c.id == host_search.c.host_id)
-        query = query.where(contains(conn, host_search.c.text, chosen.text))
+        query = query.where(contains(host_search.c.text, chosen.text))
     query = query.where(*chosen.place.conditions(), *_conditions(chosen))
     if wanted.after is not None:
         query = query.where(name > str(wanted.after))

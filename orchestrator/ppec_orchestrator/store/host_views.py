@@ -63,7 +63,7 @@ def get_host(conn: Connection, name: str, judge: Judge) -> HostView:
 def page(conn: Connection, wanted: Slice, chosen: HostFilter, judge: Judge) -> Documents:
     """In one statement. A host that was heard only now, and so is not as `chosen` wants it any more, is left out: a
     page may be short."""
-    rows = conn.execute(_rows(host_lists.keys(conn, wanted, chosen))).all()
+    rows = conn.execute(_rows(host_lists.keys(wanted, chosen))).all()
     shown = rows[: wanted.limit]
     hosts = (_document(row, judge) for row in shown)
     fitting = [text.encode() for liveness, text in hosts if chosen.liveness in (None, liveness)]

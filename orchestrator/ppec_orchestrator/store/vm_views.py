@@ -23,7 +23,7 @@ from ppec_orchestrator.store.json_text import JsonTime, address_text, quoted, qu
 from ppec_orchestrator.store.paging import Documents, Slice
 from ppec_orchestrator.store.tables import address, allocation, allocation_cell, host, image, prefix, vm, vrf
 from ppec_orchestrator.store.vm_groups import rules_of
-from ppec_orchestrator.store.vm_lists import FEW, Keys, VmFilter
+from ppec_orchestrator.store.vm_lists import BOUNDS, Bounds, Keys, VmFilter
 from ppec_orchestrator.store.vms import find
 
 _UUID_LENGTH = 36
@@ -52,9 +52,9 @@ def show(conn: Connection, ref: str, silent_before: datetime) -> VmView:
     return view.model_copy(update={"groups": groups}) if groups else view
 
 
-def page(conn: Connection, wanted: Slice, chosen: VmFilter, few: int = FEW) -> Documents:
-    """In four statements, or five if VMs are chosen by place, label, text or what is unknown of them."""
-    rows = conn.execute(_rows(vm_lists.keys(conn, wanted, chosen, few), chosen.silent_before)).all()
+def page(conn: Connection, wanted: Slice, chosen: VmFilter, bounds: Bounds = BOUNDS) -> Documents:
+    """In four statements; in five if VMs are chosen by place, label or text, in six if by what is unknown of them."""
+    rows = conn.execute(_rows(vm_lists.keys(conn, wanted, chosen, bounds), chosen.silent_before)).all()
     shown, names = rows[: wanted.limit], _names(conn)
     last = f"{shown[-1].name}/{shown[-1].id}" if len(rows) > wanted.limit else None
     return Documents([_document(row, names) for row in shown], last)
