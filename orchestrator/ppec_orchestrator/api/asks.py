@@ -34,9 +34,14 @@ def ask_of(caller: Caller, key: str | None, request: Request, body: Model) -> As
     return Ask(caller.name, RequestKey(caller.name, key, hashlib.sha256(canonical_json(what)).hexdigest()))
 
 
-def accepted(request: Request, response: Response, view: OperationView) -> OperationView:
+def accepted(request: Request, view: OperationView) -> Response:
     """The operation as the answer. The audit line names its VMs; one about a host names what is in the path."""
     # A VM may have been given its name just now, or have been called by its id.
     changes(request, [item.name for item in view.items])
-    response.headers["Location"] = f"/v1/operations/{view.operation_id}"
-    return view
+    # Made here, where a thread is at it anyway: FastAPI would ask another one to validate the view, which we have made.
+    return Response(
+        view.model_dump_json(),
+        status_code=202,
+        media_type="application/json",
+        headers={"Location": f"/v1/operations/{view.operation_id}"},
+    )

@@ -7,9 +7,9 @@ A role includes the ones before it: viewer, operator, admin. Endpoints declare t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -18,26 +18,44 @@ from starlette.requests import HTTPConnection
 
 from ppec_contract.errors import PpecError
 from ppec_contract.identity import Identity
-from ppec_orchestrator.api.services import Here, Services
+from ppec_orchestrator.api.services import Here, Services, services_of
 from ppec_orchestrator.roles import Role
 from ppec_orchestrator.store.certificates import serial_of
 from ppec_orchestrator.store.tokens import Token
 
+T = TypeVar("T")
+# Lets who makes a request in and says who that is, or refuses it.
+Guard = Callable[[Request], Awaitable[T]]
 _MAX_TOKEN = 128
 # Where a request says who makes it, once that is known; the audit lines are signed with it.
 _CALLER = "ppec.caller"
-_GUARDS: set[Callable[..., Any]] = set()
-G = TypeVar("G", bound=Callable[..., Any])
+# Where a request keeps what its guards said.
+_SAID = "ppec.said"
+_GUARDS: dict[Callable[..., Any], Guard[Any]] = {}
+D = TypeVar("D", bound=Callable[..., Any])
 
 
-def guard(dependency: G) -> G:
-    """Marks a dependency that lets callers in or refuses them: it is asked before the body is read."""
-    _GUARDS.add(dependency)
-    return dependency
+def stands_for(guard: Guard[Any]) -> Callable[[D], D]:
+    """Marks the dependency by which endpoints get what this guard says. Its parameters are for the OpenAPI document."""
+
+    def marked(dependency: D) -> D:
+        _GUARDS[dependency] = guard
+        return dependency
+
+    return marked
 
 
-def is_guard(dependency: Callable[..., Any] | None) -> bool:
-    return dependency in _GUARDS
+def guard_of(dependency: Callable[..., Any] | None) -> Guard[Any] | None:
+    """The guard that a dependency stands for; None for one that lets everybody in."""
+    return None if dependency is None else _GUARDS.get(dependency)
+
+
+async def let_in(request: Request, guard: Guard[T]) -> T:
+    """What the guard says; it is asked once in a request."""
+    said: dict[Guard[Any], Any] = request.scope.setdefault(_SAID, {})
+    if guard not in said:
+        said[guard] = await guard(request)
+    return cast("T", said[guard])
 
 
 def caller_of(connection: HTTPConnection) -> str:
@@ -66,9 +84,9 @@ _SCHEME = HTTPBearer(auto_error=False, scheme_name="token", description="An API 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Security(_SCHEME)]
 
 
-async def bearer_caller(request: Request, services: Here, credentials: Credentials) -> Caller:
+async def bearer_caller(request: Request) -> Caller:
     """Of a token that is remembered no thread has to be asked: most requests' are."""
-    token = _token_of(credentials)
+    services, token = await services_of(request), _token_of(await _SCHEME(request))
     found = services.tokens.remembered(token, now=services.now())
     if found is not None:
         return _known(request, found)
@@ -105,11 +123,15 @@ def _known(connection: HTTPConnection, token: Token) -> Caller:
 def require(role: Role) -> Callable[..., Any]:
     """A dependency that lets callers of at least this role in."""
 
-    # Nothing in it waits, so it needs no thread of the pool.
-    async def check(caller: Annotated[Caller, Depends(bearer_caller)]) -> Caller:
-        return _at_least(role, caller)
+    async def guard(request: Request) -> Caller:
+        return _at_least(role, await bearer_caller(request))
 
-    return guard(check)
+    # Nothing in it waits, so it needs no thread of the pool.
+    @stands_for(guard)
+    async def check(request: Request, token: Credentials) -> Caller:
+        return await let_in(request, guard)
+
+    return check
 
 
 def _at_least(role: Role, caller: Caller) -> Caller:
@@ -160,10 +182,10 @@ def _known_at_once(request: Request, services: Services) -> bool:
     return identity.role != "host" or services.certificates.remembers(identity, serial, now=services.now())
 
 
-@guard
-async def the_host_itself(request: Request, services: Here, host: str) -> str:
+async def _named_host(request: Request) -> str:
     """Lets only the host named in the path in, by its certificate; returns its name. Of a certificate that is
     remembered no thread has to be asked: most heartbeats' are."""
+    services, host = await services_of(request), str(request.path_params["host"])
     if _known_at_once(request, services):
         identity = peer_identity(request, services)
     else:
@@ -185,10 +207,14 @@ async def the_host_itself(request: Request, services: Here, host: str) -> str:
     return host
 
 
+@stands_for(_named_host)
+async def the_host_itself(request: Request, host: str) -> str:
+    return await let_in(request, _named_host)
+
+
 HostItself = Annotated[str, Depends(the_host_itself)]
 
 
-@guard
 def host_or_viewer(request: Request, services: Here, credentials: Credentials) -> str:
     """For what hosts fetch and people may look at: any host's certificate, or a viewer's token. Returns the name."""
     identity = peer_identity(request, services)

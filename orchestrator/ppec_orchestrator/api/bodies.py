@@ -6,8 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import Request
-from fastapi.dependencies.models import Dependant
-from fastapi.dependencies.utils import solve_dependencies
 from fastapi.responses import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ppec_contract.errors import PpecError
 from ppec_contract.frames import decode_json_object
 from ppec_orchestrator.api.audited import BODY, CHANGING, AuditedRoute, Handler
-from ppec_orchestrator.api.auth import is_guard
+from ppec_orchestrator.api.auth import guard_of, let_in
 from ppec_orchestrator.api.problems import problem_response
 
 # Of a body that is taken from strangers: a signing request and a token, the request escaped as JSON likes it.
@@ -32,28 +30,21 @@ class _StrictRequest(Request):
 class StrictJsonRoute(AuditedRoute):
     """A route whose body is one strict JSON object: no duplicate keys, NaN, endless nesting or numbers over 64 bits.
 
-    Who may not call is refused before any of the body is read: FastAPI would read and parse it first. The dependencies
-    asked are the endpoint's own; they are asked again with the others, which costs a look into a cache. A route
-    without any takes a short body only.
+    Who may not call is refused before any of the body is read: FastAPI would read and parse it first. So the endpoint's
+    guards are asked here, and it gets what they said. A route without any takes a short body only.
     """
 
     def handler(self) -> Handler:
         handle = super().handler()
         if not CHANGING & set(self.methods or ()):
             return handle
-        guards = [one for one in self.dependant.dependencies if is_guard(one.call)]
-        # Made once: it keeps what FastAPI finds out of it.
-        strangers = Dependant(dependencies=guards)
+        dependencies = [guard_of(one.call) for one in self.dependant.dependencies]
+        guards = [guard for guard in dependencies if guard is not None]
 
         async def strictly(request: Request) -> Response:
             receive = request.receive if guards else at_most(request.receive, MAX_STRANGERS_BYTES)
-            await solve_dependencies(
-                request=request,
-                dependant=strangers,
-                dependency_overrides_provider=self.dependency_overrides_provider,
-                async_exit_stack=request.scope["fastapi_inner_astack"],
-                embed_body_fields=False,
-            )
+            for guard in guards:
+                await let_in(request, guard)
             return await handle(_StrictRequest(request.scope, receive))
 
         return strictly

@@ -139,19 +139,18 @@ def label_host(services: Here, caller: Operator, name: Name, body: LabelsUpdate)
         return host_views.get_host(conn, name, judge_of(services))
 
 
-@router.post("/{name}/retune", status_code=202)
-def retune_host(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
+@router.post("/{name}/retune", status_code=202, response_model=OperationView)
+def retune_host(
     operations: Engine,
     caller: Operator,
     request: Request,
-    response: Response,
     name: Name,
     body: HostRetune,
     idempotency_key: IdempotencyKey = None,
-) -> OperationView:
+) -> Response:
     """Move running VMs between the host's NUMA cells, so that a large one fits; or only show what would move."""
     ask = ask_of(caller, idempotency_key, request, body)
-    return accepted(request, response, operations.retune(name, body, ask))
+    return accepted(request, operations.retune(name, body, ask))
 
 
 @router.delete("/{name}", status_code=204)

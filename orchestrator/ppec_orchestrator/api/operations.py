@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
@@ -17,7 +17,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.api.auth import Operator, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.pages import ByName
-from ppec_orchestrator.api.services import Here
+from ppec_orchestrator.api.services import services_of
 from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.store.operation_views import OperationFilter
 
@@ -31,11 +31,12 @@ OperationName = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[a-z
 
 
 # Asynchronous, as nothing in it waits: it needs no thread.
-async def operations_of(services: Here) -> Operations:
+async def operations_of(request: Request) -> Operations:
     """The operations of this process. A process made without them (for the OpenAPI document) can't answer."""
-    if services.operations is None:
+    operations = (await services_of(request)).operations
+    if operations is None:
         raise PpecError("internal.error", "this process was started without its operations engine")
-    return services.operations
+    return operations
 
 
 Engine = Annotated[Operations, Depends(operations_of)]

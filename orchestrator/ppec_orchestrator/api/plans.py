@@ -25,14 +25,19 @@ def create_plan(operations: Engine, caller: Operator, body: VmsCreate) -> PlanVi
     return operations.show_plan(body, caller.name)
 
 
-@router.post("/{plan}/execute", name="execute_plan", summary="Carry out a plan as it is", status_code=202)
+@router.post(
+    "/{plan}/execute",
+    name="execute_plan",
+    summary="Carry out a plan as it is",
+    status_code=202,
+    response_model=OperationView,
+)
 def execute_plan(
     operations: Engine,
     caller: Operator,
     request: Request,
-    response: Response,
     plan: PlanId,
     idempotency_key: IdempotencyKey = None,
-) -> OperationView:
+) -> Response:
     """Refused (`plan.outdated`) if anything has changed on the hosts it stands on; once executed it is gone."""
-    return accepted(request, response, operations.execute(plan, ask_of(caller, idempotency_key, request, Model())))
+    return accepted(request, operations.execute(plan, ask_of(caller, idempotency_key, request, Model())))

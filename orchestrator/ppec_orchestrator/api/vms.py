@@ -83,17 +83,16 @@ def _silent_before(services: Services) -> datetime:
     return services.now() - timedelta(seconds=services.settings.silent_after_s)
 
 
-@router.post("", name="create_vms", summary="Create one VM or a batch", status_code=202)
+@router.post("", name="create_vms", summary="Create one VM or a batch", status_code=202, response_model=OperationView)
 def create_vms(
     operations: Engine,
     caller: Operator,
     request: Request,
-    response: Response,
     body: VmsCreate,
     idempotency_key: IdempotencyKey = None,
-) -> OperationView:
+) -> Response:
     """Placed, given addresses and queued in one transaction, or refused with the reasons counted over hosts."""
-    return accepted(request, response, operations.create(body, ask_of(caller, idempotency_key, request, body)))
+    return accepted(request, operations.create(body, ask_of(caller, idempotency_key, request, body)))
 
 
 @router.post(
@@ -101,17 +100,17 @@ def create_vms(
     name="act_on_vms",
     summary="Start, stop, reboot, reset, pause, resume, freeze, thaw, delete VMs",
     status_code=202,
+    response_model=OperationView,
 )
 def act_on_vms(
     operations: Engine,
     caller: Operator,
     request: Request,
-    response: Response,
     body: VmsAction,
     idempotency_key: IdempotencyKey = None,
-) -> OperationView:
+) -> Response:
     """One operation for all of them; each VM's result is its own."""
-    return accepted(request, response, operations.act(body, ask_of(caller, idempotency_key, request, body)))
+    return accepted(request, operations.act(body, ask_of(caller, idempotency_key, request, body)))
 
 
 @router.get("", name="list_vms", summary="List VMs", response_model=Page[VmView], responses=STREAMED)
@@ -135,19 +134,18 @@ def get_vm(services: Here, caller: Viewer, vm: VmRefInPath) -> VmView:
     return view if use is None else view.model_copy(update={"use": use})
 
 
-@router.patch("/{vm}", name="resize_vm", summary="Resize a VM", status_code=202)
-def resize_vm(  # noqa: PLR0913, PLR0917 - one parameter per part of the request
+@router.patch("/{vm}", name="resize_vm", summary="Resize a VM", status_code=202, response_model=OperationView)
+def resize_vm(
     operations: Engine,
     caller: Operator,
     request: Request,
-    response: Response,
     vm: VmRefInPath,
     body: VmResize,
     idempotency_key: IdempotencyKey = None,
-) -> OperationView:
+) -> Response:
     """On its host, at once as far as it can be done while the VM runs, the rest at its next start."""
     ask = ask_of(caller, idempotency_key, request, body)
-    return accepted(request, response, operations.resize(vm, body, ask))
+    return accepted(request, operations.resize(vm, body, ask))
 
 
 @router.patch("/{vm}/labels", name="label_vm", summary="Set and remove labels of a VM")
@@ -160,14 +158,13 @@ def label_vm(services: Here, caller: Operator, request: Request, vm: VmRefInPath
         return vm_views.show(conn, str(known.vm_id), _silent_before(services))
 
 
-@router.delete("/{vm}", name="delete_vm", summary="Delete a VM", status_code=202)
+@router.delete("/{vm}", name="delete_vm", summary="Delete a VM", status_code=202, response_model=OperationView)
 def delete_vm(
     operations: Engine,
     caller: Operator,
     request: Request,
-    response: Response,
     vm: VmRefInPath,
     idempotency_key: IdempotencyKey = None,
-) -> OperationView:
+) -> Response:
     body = VmsAction(action=VmAction.DELETE, vms=(vm,))
-    return accepted(request, response, operations.act(body, ask_of(caller, idempotency_key, request, body)))
+    return accepted(request, operations.act(body, ask_of(caller, idempotency_key, request, body)))
