@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -13,10 +15,12 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from starlette.types import Message, Receive
 
-from ppec_orchestrator.api.app import ROUTERS
+from ppec_orchestrator.api.app import ROUTERS, create_app
 from ppec_orchestrator.api.audited import CHANGING, AuditedRoute
 from ppec_orchestrator.api.bodies import MAX_STRANGERS_BYTES
+from ppec_orchestrator.api.services import Services
 from ppec_orchestrator.roles import Role
+from ppec_orchestrator.store.tokens import Token, TokenBook
 
 
 @pytest.fixture
@@ -88,6 +92,26 @@ def test_nor_is_that_of_a_caller_of_too_low_a_role(app: FastAPI, client_as: Call
     assert {name: status for name, (status, _) in asked.items()} == dict.fromkeys(asked, 403)
     for name, (_, sent) in asked.items():
         assert (b"connection", b"close") in sent[0]["headers"], name
+
+
+class CountingTokens(TokenBook):
+    """Counts how often it is asked who has a token."""
+
+    asked = 0
+
+    def remembered(self, token: str, *, now: datetime) -> Token | None:
+        self.asked += 1
+        return super().remembered(token, now=now)
+
+
+def test_a_caller_is_asked_for_once(services: Services, client: TestClient) -> None:
+    """Before the body is read; the endpoint gets the same answer."""
+    tokens = CountingTokens(services.database)
+    counted = TestClient(create_app(replace(services, tokens=tokens)), headers=client.headers)
+    assert counted.post("/v1/vrfs", json={"name": "red"}).status_code == 201
+    assert tokens.asked == 1
+    assert counted.get("/v1/vrfs").status_code == 200
+    assert tokens.asked == 2
 
 
 async def endlessly() -> Message:
