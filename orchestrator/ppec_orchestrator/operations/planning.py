@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -73,6 +75,7 @@ class Planning:
     def __init__(self, database: Database, *, silent_after_s: float, now: Callable[[], datetime]) -> None:
         self._silent_after_s = silent_after_s
         self._now = now
+        self._turn = threading.Lock()
         self.fleet = LiveFleet(database, silent_after_s=silent_after_s, now=now)
 
     def alive_since(self) -> datetime:
@@ -91,26 +94,29 @@ class Planning:
         """Plans, then calls `writes` in a transaction opened by `commit`, which is to have the plan `reserve` what it
         placed. After that, the transaction changes none of the plan's hosts.
 
-        The first plan is made on a snapshot, so that planning holds up nobody's writes. When some of the room is gone
-        by the time of the commit, planning moves into the write transaction, and only the VMs of the hosts that clashed
-        are planned again. Without `wait` no lock is waited for: what another transaction is just changing is left
+        The requests of a process take turns, from plan to commit: two plans on one snapshot choose the same best hosts,
+        and one of them would be made in vain. The first plan is made on a snapshot, so that planning holds up nobody's
+        writes. When some of the room is gone by the time of the commit, another replica's doing, planning moves into
+        the write transaction, and only the VMs of the hosts that clashed are planned again. Without `wait` neither a
+        turn nor a lock is waited for: what another transaction is just changing is left
         aside, and the plan that `writes` gets may refuse VMs for that alone. `leaving` are VMs
         that stand on these hosts until the commit: their room is taken, but nobody's neighbours they are any more.
         Whatever else `writes` raises is the caller's.
         """
         course = _Course(self, request, wait, leaving)
-        if not _starts_group(request):
-            course.plan()
-        while True:
-            try:
-                result = commit(partial(course.run, writes))
-            except PpecError as error:
-                if not _lost(error) or course.passes >= (_TRIES if wait else _CLAIMS):
-                    raise
-                course.lost(error)
-            else:
-                course.committed()
-                return result
+        with self._turn if wait else nullcontext():
+            if not _starts_group(request):
+                course.plan()
+            while True:
+                try:
+                    result = commit(partial(course.run, writes))
+                except PpecError as error:
+                    if not _lost(error) or course.passes >= (_TRIES if wait else _CLAIMS):
+                        raise
+                    course.lost(error)
+                else:
+                    course.committed()
+                    return result
 
     def planned(self, request: PlanRequest, course: _Course) -> Planned:
         plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh, leaving=course.leaving)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import Connection, func, insert, select, update
 
 from ppec_contract.api import BatchMode, Policy, VmsCreate
+from ppec_contract.api_placement import GroupRule
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
 from ppec_orchestrator.operations.creation import Creation
@@ -22,11 +23,12 @@ from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.planning import Planned, Planning
 from ppec_orchestrator.placement.plan import Placement, Plan
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import Group, PlanRequest, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest, Where
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.operations import NewOperation
 from ppec_orchestrator.store.reservations import lock_hosts
+from ppec_orchestrator.store.vm_groups import group_of, insert_groups
 
 CLIENTS = 64
 VCPUS, MEMORY_MIB, DISK_MIB = 2, 1024, 8192
@@ -156,19 +158,20 @@ def test_only_what_clashed_is_planned_again(world: Any) -> None:
 
 
 def test_vms_that_stand_apart_do_though_planned_at_once(world: Any) -> None:
-    """Two plans on one snapshot choose the same host: it has room for both, and only its generation tells."""
+    """Two plans on one snapshot choose the same host: it has room for both, and only its generation tells. They are of
+    two orchestrators: those of one take turns."""
     leave_room_for(world.database, 30)
-    planning = Planning(world.database, silent_after_s=3600, now=world.now)
-    apart = Group("web", apart=True, hard=True)
+    plannings = [Planning(world.database, silent_after_s=3600, now=world.now) for _ in range(2)]
+    rule = GroupRule(name="web")
     profile = Profile(Shape(VCPUS, MEMORY_MIB, DISK_MIB), "x86_64", Where(host="h2"))
-    requests = [PlanRequest((VmRequest(uuid4(), f"v{n}", profile, groups=(apart,)),)) for n in range(2)]
+    requests = [PlanRequest((VmRequest(uuid4(), f"v{n}", profile, groups=(group_of(rule),)),)) for n in range(2)]
     passes = []
 
     def commit_in(number: int) -> Callable[[Callable[[Connection], Planned]], Planned]:
         def commit(writes: Callable[[Connection], Planned]) -> Planned:
             if number == 0 and not passes:
                 # The other one is planned and committed meanwhile.
-                passes.append(planning.carry_through(requests[1], commit_in(1), writes_of).passes)
+                passes.append(plannings[1].carry_through(requests[1], commit_in(1), writes_of).passes)
             with world.database.write() as conn:
                 return writes(conn)
 
@@ -177,14 +180,56 @@ def test_vms_that_stand_apart_do_though_planned_at_once(world: Any) -> None:
     def writes_of(conn: Connection, planned: Planned) -> Planned:
         if planned.plan.placed:
             insert_vms(conn, planned.plan.placed)
+            insert_groups(conn, {place.vm_id: [rule] for place in planned.plan.placed})
             planned.reserve(conn)
         return planned
 
-    late = planning.carry_through(requests[0], commit_in(0), writes_of)
+    late = plannings[0].carry_through(requests[0], commit_in(0), writes_of)
     assert (late.passes, passes) == (2, [1])
     # On the host as it is now, the other one stands there.
     (refused,) = late.plan.refused
     assert refused.reasons[Reason.ANTI_AFFINITY] == 1
+
+
+def test_plans_of_one_orchestrator_are_made_after_one_another(world: Any) -> None:
+    """The second is asked for while the first is committed: it sees what that took, and no plan is made in vain. Who
+    doesn't wait is planned meanwhile."""
+    leave_room_for(world.database, 30)
+    planning = Planning(world.database, silent_after_s=3600, now=world.now)
+    shape = Shape(VCPUS, MEMORY_MIB, DISK_MIB)
+    requests = [PlanRequest.alike([(uuid4(), f"v{n}")], shape, "x86_64", policy=Policy.PACK) for n in range(3)]
+    order: list[str] = []
+
+    def committed_in(name: str, meanwhile: Callable[[], None]) -> Callable[[Callable[[Connection], Planned]], Planned]:
+        def commit(writes: Callable[[Connection], Planned]) -> Planned:
+            meanwhile()
+            with world.database.write() as conn:
+                planned = writes(conn)
+            order.append(name)
+            return planned
+
+        return commit
+
+    def writes(conn: Connection, planned: Planned) -> Planned:
+        insert_vms(conn, planned.plan.placed)
+        planned.reserve(conn)
+        return planned
+
+    def nothing() -> None:
+        pass
+
+    with ThreadPoolExecutor(1) as pool:
+        seconds: list[Future[Planned]] = []
+
+        def others_ask() -> None:
+            commit = committed_in("second", nothing)
+            seconds.append(pool.submit(planning.carry_through, requests[1], commit, writes))
+            planning.carry_through(requests[2], committed_in("hasty", nothing), writes, wait=False)
+            assert not wait(seconds, timeout=0.5).done
+
+        first = planning.carry_through(requests[0], committed_in("first", others_ask), writes)
+        second = seconds[0].result(60)
+    assert (order, first.passes, second.passes) == (["hasty", "first", "second"], 1, 1)
 
 
 # SQLite has one writer at a time, whose turn every write waits for.
