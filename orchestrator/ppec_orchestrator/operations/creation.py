@@ -7,7 +7,8 @@ one, so that each is refused, if it is, for reasons of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -25,7 +26,7 @@ from ppec_orchestrator.operations.advising import ADVISABLE, advised
 from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
 from ppec_orchestrator.operations.joining import Joined
 from ppec_orchestrator.operations.kinds import create
-from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
+from ppec_orchestrator.operations.meaning import Catalogue, Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.plan_shown import Restored, restored
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem, take_turn
 from ppec_orchestrator.placement.plan import Placement, Refusal
@@ -47,12 +48,24 @@ MOST_JOINED = 64
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """A request for one VM."""
+    """A request as it came."""
+
+    asked: VmsCreate
+    ask: Ask
+
+
+@dataclass(frozen=True, slots=True)
+class _Understood:
+    """A request, what its names mean, and the plan it needs."""
 
     meant: Meant
     user_data: str
     ask: Ask
     request: PlanRequest
+
+    @classmethod
+    def of(cls, wish: _Wish, meant: Meant) -> _Understood:
+        return cls(meant, wish.asked.user_data, wish.ask, new_plan_request(meant, wish.asked))
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +94,7 @@ class Creation:
         self._now = now
         self._addresses = addresses
         self._queue = Queue(database, now)
-        self._joined: Joined[_Wish, NewOperation] = Joined(self._create_together, MOST_JOINED)
+        self._joined: Joined[_Wish, NewOperation | str] = Joined(self._create_together, MOST_JOINED)
 
     def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
         """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
@@ -141,32 +154,32 @@ class Creation:
         return accept()
 
     def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
+        wish = _Wish(asked, ask)
+        if _joins(asked) and (made := self._joined.answer(wish)) is not None:
+            return made
         with self._database.read() as conn:
             known = self._queue.earlier(conn, ask)
             if known is not None:
                 return known
-            meant = meaning(conn, asked, self._now())
-        wish = _Wish(meant, asked.user_data, ask, new_plan_request(meant, asked))
-        if _joins(asked, wish.request) and (made := self._joined.answer(wish)) is not None:
-            return made
-        return self._queue.once_per_key(ask, lambda: self._create_alone(wish, wait=asked.at_least is None))
+            one = _Understood.of(wish, meaning(conn, asked, self._now()))
+        return self._queue.once_per_key(ask, lambda: self._create_alone(one, wait=asked.at_least is None))
 
     # --- one request -----------------------------------------------------------------------------------------------
 
-    def _create_alone(self, wish: _Wish, *, wait: bool) -> NewOperation | str:
+    def _create_alone(self, one: _Understood, *, wait: bool) -> NewOperation | str:
         """A refusal tells the cheapest changes that would help; they are looked for when nothing is locked any more."""
 
         def writes(conn: Connection, planned: Planned) -> NewOperation | str:
-            answered = _Answered(wish.meant, wish.user_data, wish.ask, planned.plan.placed, planned.plan.refused)
+            answered = _Answered(one.meant, one.user_data, one.ask, planned.plan.placed, planned.plan.refused)
             self._refuse_too_few(conn, answered, planned)
             return self._enqueue(conn, [answered], planned)[0]
 
         try:
-            return self._planning.carry_through(wish.request, self._write, writes, wait=wait)
+            return self._planning.carry_through(one.request, self._write, writes, wait=wait)
         except PpecError as error:
             if error.code not in ADVISABLE:
                 raise
-            raise advised(error, self._planning.fleet, wish.request) from error
+            raise advised(error, self._planning.fleet, one.request) from error
 
     def _refuse_too_few(self, conn: Connection, answered: _Answered, planned: Planned) -> None:
         wanted, refused = answered.meant.input.request, answered.refused
@@ -180,32 +193,50 @@ class Creation:
 
     # --- several at once -------------------------------------------------------------------------------------------
 
-    def _create_together(self, wishes: Sequence[_Wish]) -> list[NewOperation | None]:
-        """What could be accepted so; None for whatever has to be looked at alone."""
-        made: dict[int, NewOperation] = {}
-        for policy in dict.fromkeys(wish.request.policy for wish in wishes):
-            mine = [wish for wish in wishes if wish.request.policy is policy]
-            made |= {id(wish): one for wish, one in self._create_alike(mine)}
-        return [made.get(id(wish)) for wish in wishes]
+    def _create_together(self, wishes: Sequence[_Wish]) -> list[NewOperation | str | None]:
+        """What could be accepted so, or was before; None for whatever has to be looked at alone."""
+        made, understood = self._read_together(wishes)
+        for policy in dict.fromkeys(one.request.policy for one in understood.values()):
+            mine = {number: one for number, one in understood.items() if one.request.policy is policy}
+            made |= self._create_alike(mine)
+        return [made.get(number) for number in range(len(wishes))]
 
-    def _create_alike(self, wishes: Sequence[_Wish]) -> list[tuple[_Wish, NewOperation]]:
-        """Requests of one policy. None of them, when anything is wrong with any: a name that is taken, a twin."""
+    def _read_together(self, wishes: Sequence[_Wish]) -> tuple[dict[int, NewOperation | str], dict[int, _Understood]]:
+        """By their numbers: those that have made an operation before, and what the others mean, where that can be said.
+        Whoever names what isn't there is told when he looks himself."""
+        earlier: dict[int, NewOperation | str] = {}
+        understood: dict[int, _Understood] = {}
+        with self._database.read() as conn:
+            catalogue = Catalogue(conn)
+            for number, wish in enumerate(wishes):
+                with suppress(PpecError):
+                    known = self._queue.earlier(conn, wish.ask)
+                    if known is not None:
+                        earlier[number] = known
+                    else:
+                        meant = meaning(conn, wish.asked, self._now(), catalogue)
+                        understood[number] = _Understood.of(wish, meant)
+        return earlier, understood
+
+    def _create_alike(self, several: Mapping[int, _Understood]) -> dict[int, NewOperation]:
+        """Requests of one policy, by their numbers. None of them, when anything is wrong with any: a name that is
+        taken, a twin."""
         # One request's batch is whole or nothing; these are strangers, and go in the order that they came in.
-        every = tuple(vm for wish in wishes for vm in wish.request.vms)
-        request = replace(wishes[0].request, vms=every, all_or_nothing=False)
+        every = tuple(vm for one in several.values() for vm in one.request.vms)
+        request = replace(next(iter(several.values())).request, vms=every, all_or_nothing=False)
 
-        def writes(conn: Connection, planned: Planned) -> list[tuple[_Wish, NewOperation]]:
+        def writes(conn: Connection, planned: Planned) -> dict[int, NewOperation]:
             places = {place.vm_id: place for place in planned.plan.placed}
-            had = [wish for wish in wishes if wish.request.vms[0].vm_id in places]
+            had = {number: one for number, one in several.items() if one.request.vms[0].vm_id in places}
             answered = [
-                _Answered(wish.meant, wish.user_data, wish.ask, [places[wish.request.vms[0].vm_id]]) for wish in had
+                _Answered(one.meant, one.user_data, one.ask, [places[one.request.vms[0].vm_id]]) for one in had.values()
             ]
-            return list(zip(had, self._enqueue(conn, answered, planned) if had else (), strict=True))
+            return dict(zip(had, self._enqueue(conn, answered, planned) if had else (), strict=True))
 
         try:
             return self._planning.carry_through(request, self._write, writes)
         except (IntegrityError, PpecError):
-            return []
+            return {}
 
     # --- what is written -------------------------------------------------------------------------------------------
 
@@ -232,16 +263,17 @@ class Creation:
             return writes(conn)
 
 
-def _joins(asked: VmsCreate, request: PlanRequest) -> bool:
+def _joins(asked: VmsCreate) -> bool:
     """May it share a plan with others'? Not if the plan depends on more than room: neighbours, spare room, addresses
     that are its own. Of one VM, a policy that keeps a batch apart has nothing to do, but would have among others."""
     return (
         asked.total == 1
         and asked.at_least is None
         and not asked.networks
-        and request.spare.mode is Spare.OFF
-        and not request.vms[0].groups
-        and not POLICIES[request.policy].apart
+        and Spare(asked.n_plus_one.mode) is Spare.OFF
+        and not asked.groups
+        and not any(item.groups for item in asked.items)
+        and not POLICIES[asked.policy].apart
     )
 
 

@@ -55,6 +55,7 @@ class Queue:
     def enqueue(self, conn: Connection, accepted: Sequence[Accepted]) -> list[NewOperation]:
         """Within the transaction that makes what the operations work on."""
         now = self._now()
+        priorities = {kind: priority(conn, kind) for kind in {one.kind for one in accepted}}
         new = [
             NewOperation(
                 operation_id=one.operation_id,
@@ -66,7 +67,7 @@ class Queue:
                 items=one.items,
                 # The first step of each of these is this very transaction.
                 done=1,
-                priority=priority(conn, one.kind),
+                priority=priorities[one.kind],
                 counters={"commits": 1} | ({"planning_passes": one.passes} if one.passes else {}),
             )
             for one in accepted

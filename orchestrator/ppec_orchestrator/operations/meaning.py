@@ -7,8 +7,9 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from ppec_contract.api import VmsCreate
 from ppec_contract.api_placement import VmSize
@@ -20,6 +21,7 @@ from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vrf
 from ppec_orchestrator.store.wanted_networks import candidates
 
+AnyRow = Row[*tuple[Any, ...]]
 _FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
 _IMAGE = select(image.c.id, image.c.sha256, image.c.architecture, image.c.virtual_size_mib).where(
     image.c.name == bindparam("name")
@@ -35,15 +37,13 @@ class Meant:
     input: CreateInput
 
 
-def meaning(conn: Connection, asked: VmsCreate, now: datetime) -> Meant:
+def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalogue | None = None) -> Meant:
     """Raises `….not_found` of whatever the request names, `request.invalid` for disks smaller than the image, and what
-    `wanted_networks.candidates` raises."""
-    sizes = _Sizes(conn)
-    own = {item.name: sizes.of(item.flavor, item.size) for item in asked.items if item.flavor or item.size}
-    common = sizes.of(asked.flavor, asked.size) if asked.flavor or asked.size else next(iter(own.values()))
-    source = conn.execute(_IMAGE, {"name": asked.image}).first()
-    if source is None:
-        raise not_found("image", "image", asked.image)
+    `wanted_networks.candidates` raises. Several requests share a `catalogue` of the transaction."""
+    catalogue = catalogue or Catalogue(conn)
+    own = {item.name: catalogue.size(item.flavor, item.size) for item in asked.items if item.flavor or item.size}
+    common = catalogue.size(asked.flavor, asked.size) if asked.flavor or asked.size else next(iter(own.values()))
+    source = catalogue.image(asked.image)
     _check_places(conn, asked)
     _check_disks(asked, source.virtual_size_mib, [common, *own.values()])
     return Meant(
@@ -71,14 +71,16 @@ def new_plan_request(meant: Meant, asked: VmsCreate) -> PlanRequest:
     return meant.input.plan_request(meant.input.vm_requests(named))
 
 
-class _Sizes:
-    """Each flavor is looked up once."""
+class Catalogue:
+    """Flavors and images as one transaction sees them; each is looked up once."""
 
     def __init__(self, conn: Connection) -> None:
         self._conn = conn
         self._flavors: dict[str, SizeMeant] = {}
+        self._images: dict[str, AnyRow] = {}
 
-    def of(self, name: str | None, size: VmSize | None) -> SizeMeant:
+    def size(self, name: str | None, size: VmSize | None) -> SizeMeant:
+        """Of a VM that has a flavor or a size of its own. Raises `flavor.not_found`."""
         if size is not None:
             return SizeMeant(**dict(size))
         if name is None:
@@ -86,6 +88,15 @@ class _Sizes:
         if name not in self._flavors:
             self._flavors[name] = self._flavor(name)
         return self._flavors[name]
+
+    def image(self, name: str) -> AnyRow:
+        """Raises `image.not_found`."""
+        if name not in self._images:
+            row = self._conn.execute(_IMAGE, {"name": name}).first()
+            if row is None:
+                raise not_found("image", "image", name)
+            self._images[name] = row
+        return self._images[name]
 
     def _flavor(self, name: str) -> SizeMeant:
         row = self._conn.execute(_FLAVOR, {"name": name}).first()

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import event, func, select
 
 from ppec_contract.api import VmsCreate
 from ppec_contract.errors import PpecError
@@ -107,6 +108,47 @@ def test_those_who_came_first_are_served_first(world: Any, creation: Creation) -
                 world.wait_until(lambda at=number: len(joined._waiting) == at + 1, "it waits")
         refused = [isinstance(answer.exception(), PpecError) for answer in answers]
     assert refused == [False] * 6 + [True] * 3
+
+
+def test_one_that_names_what_is_not_there_is_told_so(world: Any, creation: Creation) -> None:
+    """The others are accepted together all the same."""
+    strange = (world.batch(1, flavor="unheard-of"), Ask("someone"))
+    before = world.database.commits
+    first, refused, second = at_once(creation, world.wait_until, [*singles(world, 1), strange, *singles(world, 1)])
+    assert refused == "flavor.not_found"
+    assert world.database.commits == before + 1
+    assert len({first, second}) == 2
+
+
+def test_one_sent_again_among_others_gets_the_operation_it_has(world: Any, creation: Creation) -> None:
+    repeated = (world.batch(1), Ask("client", RequestKey("client", uuid.uuid4().hex, "0" * 64)))
+    made = creation.create(*repeated)
+    assert isinstance(made, NewOperation)
+    before = world.database.commits
+    again, other = at_once(creation, world.wait_until, [repeated, *singles(world, 1)])
+    assert (again, world.database.commits) == (made.operation_id, before + 1)
+    assert other not in (again, "vm.exists")
+
+
+def test_what_is_read_for_all_is_read_once(world: Any, creation: Creation) -> None:
+    """Flavor, image and the kind's priority, for eight requests as for one."""
+    read: Counter[str] = Counter()
+
+    def count(_conn: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        read.update(name for name in ("flavor", "image", "setting") if f"FROM {name}" in " ".join(statement.split()))
+
+    seen = []
+    for many in (1, 8):
+        asked = singles(world, many)
+        read.clear()
+        engines = (world.database._reader, world.database._writer)
+        for engine in engines:
+            event.listen(engine, "after_cursor_execute", count)
+        at_once(creation, world.wait_until, asked)
+        for engine in engines:
+            event.remove(engine, "after_cursor_execute", count)
+        seen.append(dict(read))
+    assert seen[0] == seen[1] == {"flavor": 1, "image": 2, "setting": 1}
 
 
 def test_twins_get_one_operation(world: Any, creation: Creation) -> None:
