@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, literal, or_, select, text, update
+from sqlalchemy import Connection, and_, bindparam, func, literal, or_, select, text, update
 
 from ppec_contract.api import ItemState, OperationState
 from ppec_contract.errors import PpecError, Problem
@@ -60,10 +60,20 @@ def claimable(conn: Connection, claimant: Claimant, *, now: datetime, max_runnin
     return conn.execute(select(operation.c.id).where(_due(now, claimant)).limit(1)).first() is not None
 
 
+# Made once: the engine asks it whenever anything was accepted.
+_RUNNING = (
+    select(func.count())
+    .select_from(operation)
+    .where(
+        operation.c.state == OperationState.RUNNING.value,
+        operation.c.lease_until >= bindparam("now", type_=operation.c.lease_until.type),
+    )
+)
+
+
 def _running(conn: Connection, now: datetime) -> int:
     """Operations with a living owner."""
-    running = and_(operation.c.state == OperationState.RUNNING.value, operation.c.lease_until >= now)
-    return conn.execute(select(func.count()).select_from(operation).where(running)).scalar_one()
+    return int(conn.execute(_RUNNING, {"now": now}).scalar_one())
 
 
 def unknown_kinds(conn: Connection, kinds: Collection[str]) -> frozenset[str]:

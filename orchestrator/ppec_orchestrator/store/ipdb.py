@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, func, insert, select, update
 
 from ppec_contract.api_ipdb import AddressAction, NetworkWanted
 from ppec_contract.errors import PpecError
@@ -213,6 +213,19 @@ def _take_lowest(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID
     return set(rows.scalars())
 
 
+# Made once: to put a statement together takes longer than to carry it out.
+_IDS: BindParameter[Any] = bindparam("ids", expanding=True)
+_ALL_COUNTERS = select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id.in_(_IDS)).order_by(prefix.c.id)
+_COUNTERS = _ALL_COUNTERS.with_for_update()
+_COUNTERS_FREE = _ALL_COUNTERS.with_for_update(skip_locked=True)
+_RETURNED = delete(address).where(
+    address.c.prefix_id.in_(_IDS), is_free(bindparam("now", type_=address.c.free_from.type))
+)
+_OCCUPIED = select(address.c.prefix_id).where(
+    address.c.prefix_id.in_(_IDS), address.c.address_hex.in_(bindparam("hexes", expanding=True))
+)
+
+
 def _count_on(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
     """Each first prefix's next numbers for the VMs wanted there, in a few statements for all; which VMs got one. A
     prefix whose next numbers are taken, as happens in a small one, gives none here."""
@@ -227,10 +240,7 @@ def _count_on(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
         if usable.size >= len(wanted[which])
     }
     hexes = {to_hex(number) for window in windows.values() for number in window}
-    occupied = select(address.c.prefix_id).where(
-        address.c.prefix_id.in_(list(windows)), address.c.address_hex.in_(hexes)
-    )
-    taken = set(conn.execute(occupied).scalars()) if hexes else set()
+    taken = set(conn.execute(_OCCUPIED, {"ids": list(windows), "hexes": hexes}).scalars()) if hexes else set()
     found = {
         which: window for which, window in windows.items() if which not in taken and len(window) == len(wanted[which])
     }
@@ -245,12 +255,11 @@ def _counters(
     """Where each prefix goes on counting, and over what. The locks on their rows make a prefix's grants one after
     another; by id, for two transactions that take them in the same order can't wait for each other. Prefixes that are
     gone, or not to be waited for, are left out."""
-    statement = select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id.in_(list(prefixes))).order_by(prefix.c.id)
-    locked = conn.execute(statement.with_for_update(skip_locked=not taking.wait)).all()
+    locked = conn.execute(_COUNTERS if taking.wait else _COUNTERS_FREE, {"ids": list(prefixes)}).all()
     ids = [row.id for row in locked]
     if not ids:
         return {}
-    conn.execute(delete(address).where(address.c.prefix_id.in_(ids), is_free(taking.now)))
+    conn.execute(_RETURNED, {"ids": ids, "now": taking.now})
     # Who holds addresses back has the locks too: what is held is known only now.
     held = held_runs(conn, ids)
     ranges = {which: replace(prefixes[which].range, held=held.get(which, ())) for which in ids}

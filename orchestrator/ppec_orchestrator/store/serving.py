@@ -88,15 +88,17 @@ def serving_prefix(row: Row[Any]) -> ServingPrefix:
     return ServingPrefix(row.id, range_of(row), row.bridge, row.vlan, nameservers, row.netbox_id is not None)
 
 
+_HELD = (
+    select(address_hold.c.prefix_id, address_hold.c.first_hex, address_hold.c.last_hex)
+    .where(address_hold.c.prefix_id.in_(bindparam("ids", expanding=True)))
+    .order_by(address_hold.c.prefix_id, address_hold.c.first_hex)
+)
+
+
 def held_runs(conn: Connection, prefix_ids: Collection[int]) -> dict[int, tuple[Run, ...]]:
     """What is held back of each prefix, in order; prefixes of which nothing is are left out."""
-    rows = conn.execute(
-        select(address_hold.c.prefix_id, address_hold.c.first_hex, address_hold.c.last_hex)
-        .where(address_hold.c.prefix_id.in_(list(prefix_ids)))
-        .order_by(address_hold.c.prefix_id, address_hold.c.first_hex)
-    )
     found: dict[int, list[Run]] = defaultdict(list)
-    for row in rows:
+    for row in conn.execute(_HELD, {"ids": list(prefix_ids)}):
         found[row.prefix_id].append((int(row.first_hex, 16), int(row.last_hex, 16)))
     return {prefix_id: tuple(runs) for prefix_id, runs in found.items()}
 

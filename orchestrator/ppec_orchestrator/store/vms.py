@@ -81,6 +81,8 @@ _TAKEN = select(vm.c.name).where(
     vm.c.name.in_(bindparam("names", expanding=True)), vm.c.record != VmRecord.FAILED.value
 )
 
+_IMAGES = select(image.c.id, image.c.name).where(image.c.id.in_(bindparam("ids", expanding=True)))
+
 
 def insert_vms(conn: Connection, new: Sequence[NewVm], now: datetime) -> None:
     """Raises `vm.exists` naming the names that are taken; the unique index decides what this look can't see."""
@@ -113,8 +115,7 @@ def insert_vms(conn: Connection, new: Sequence[NewVm], now: datetime) -> None:
         ],
     )
     insert_vm_labels(conn, ((one.vm_id, one.name, one.labels) for one in new))
-    which = select(image.c.id, image.c.name).where(image.c.id.in_({one.image_id for one in new}))
-    images = {row.id: row.name for row in conn.execute(which)}
+    images = {row.id: row.name for row in conn.execute(_IMAGES, {"ids": {one.image_id for one in new}})}
     conn.execute(
         insert(vm_search),
         [
