@@ -15,6 +15,7 @@ from sqlalchemy import ColumnElement, Connection, FromClause, delete, insert, se
 from ppec_contract.errors import PpecError
 from ppec_contract.model import MAX_LABELS
 from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.rows import insert_rows
 from ppec_orchestrator.store.search import host_text, vm_text
 from ppec_orchestrator.store.tables import host, host_label, host_search, image, vm, vm_label, vm_search
 
@@ -51,8 +52,7 @@ def insert_vm_labels(conn: Connection, labelled: Iterable[tuple[UUID, str, Mappi
         for vm_id, name, labels in labelled
         for key, value in labels.items()
     ]
-    if rows:
-        conn.execute(insert(vm_label), rows)
+    insert_rows(conn, vm_label, rows)
 
 
 def label_host(conn: Connection, name: str, changes: Mapping[str, str | None]) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
 from ppec_contract.api import ItemState, OperationState
 from ppec_contract.errors import PpecError, Problem
+from ppec_orchestrator.store.rows import insert_rows
 from ppec_orchestrator.store.tables import allocation, host, operation, operation_item, setting, step, vm
 
 # Wakes the engines: something may be claimed. Wakes watchers: the operation named in the payload changed.
@@ -98,10 +99,9 @@ def enqueue(conn: Connection, new: Sequence[NewOperation]) -> None:
             for one in new
         ],
     )
-    conn.execute(insert(step), [_new_step(one, ordinal, name) for one in new for ordinal, name in enumerate(one.steps)])
+    insert_rows(conn, step, [_new_step(one, ordinal, name) for one in new for ordinal, name in enumerate(one.steps)])
     items = [_new_item(one.operation_id, at, item) for one in new for at, item in enumerate(one.items)]
-    if items:
-        conn.execute(insert(operation_item), items)
+    insert_rows(conn, operation_item, items)
 
 
 def _new_step(new: NewOperation, ordinal: int, name: str) -> dict[str, Any]:
@@ -171,8 +171,7 @@ def add_items(conn: Connection, operation_id: str, items: Sequence[NewItem]) -> 
             details={"operation_id": busy[first.vm_id]},
         )
     _refuse_elsewhere(conn, items)
-    if items:
-        conn.execute(insert(operation_item), [_new_item(operation_id, at, item) for at, item in enumerate(items)])
+    insert_rows(conn, operation_item, [_new_item(operation_id, at, item) for at, item in enumerate(items)])
 
 
 def _refuse_elsewhere(conn: Connection, items: Sequence[NewItem]) -> None:

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, select, update
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
@@ -25,6 +25,7 @@ from ppec_orchestrator.placement.plan import Placement
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.changes import ChangeMark
+from ppec_orchestrator.store.rows import insert_rows
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -91,12 +92,14 @@ def reserve(
         raise LostRaceError(lost)
     mark = next(iter(hosts.values())).mark
     _take(conn, shares, mark)
-    conn.execute(
-        insert(allocation),
+    insert_rows(
+        conn,
+        allocation,
         [{"vm_id": p.vm_id, "host_id": p.host_id, "disk_mib": p.disk_mib} for p in placements],
     )
-    conn.execute(
-        insert(allocation_cell),
+    insert_rows(
+        conn,
+        allocation_cell,
         [{"vm_id": p.vm_id, "cell": cell} | p.per_cell for p in placements for cell in p.cells],
     )
     ipdb.grant(conn, {p.vm_id: p.host_id for p in placements}, networks, wait=terms.wait, now=now)

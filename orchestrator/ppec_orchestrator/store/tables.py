@@ -582,7 +582,7 @@ operation_item = Table(
     Column("excluded_hosts", JSON, nullable=False),
     Column("stage", String(16)),
     Column("stage_ms", JSON, nullable=False),
-    Column("problem", JSON),
+    Column("problem", JSON(none_as_null=True)),
     Index("ix_operation_item_vm", "vm_id"),
 )
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, delete, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, delete, or_, select, update
 
 from ppec_contract.api import VmRecord
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource, NumaPolicy, VmState
 from ppec_orchestrator.store import ipdb
 from ppec_orchestrator.store.labels import insert_vm_labels
+from ppec_orchestrator.store.rows import insert_rows
 from ppec_orchestrator.store.search import vm_text
 from ppec_orchestrator.store.serving import GrantedAddress
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, image, vm, vm_search
@@ -90,8 +91,9 @@ def insert_vms(conn: Connection, new: Sequence[NewVm], now: datetime) -> None:
     taken = conn.execute(_TAKEN, {"names": names}).scalars()
     if found := sorted(taken):
         raise exists(found)
-    conn.execute(
-        insert(vm),
+    insert_rows(
+        conn,
+        vm,
         [
             {
                 "id": one.vm_id,
@@ -116,8 +118,9 @@ def insert_vms(conn: Connection, new: Sequence[NewVm], now: datetime) -> None:
     )
     insert_vm_labels(conn, ((one.vm_id, one.name, one.labels) for one in new))
     images = {row.id: row.name for row in conn.execute(_IMAGES, {"ids": {one.image_id for one in new}})}
-    conn.execute(
-        insert(vm_search),
+    insert_rows(
+        conn,
+        vm_search,
         [
             {
                 "name": one.name,
