@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx2
 import pytest
@@ -22,8 +25,10 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from ppec_contract.errors import PpecError
 from ppec_lab.orchestrator_process import free_port
 from ppec_orchestrator.pki.keys import key_pem, new_key
+from ppec_orchestrator.process import _read_fleet
 
 READY_S = 60
 HOST = {"name": "h1", "rack": "r1", "vrf": "red", "address": "192.0.2.1"}
@@ -258,3 +263,28 @@ def test_strangers_are_cut_off(orchestrator: Process) -> None:
     for answer in (body_never_sent, body_begun):
         assert answer.startswith(b"HTTP/1.1 401 ")
         assert b"auth.required" in answer
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """As the process starts; the tests' own collector is as before afterwards."""
+    thresholds = gc.get_threshold()
+    gc.disable()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*thresholds)
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("there", [True, False])
+def test_garbage_is_collected_once_the_fleet_is_read_or_cannot_be(there: bool) -> None:
+    def current() -> Any:
+        if there:
+            return SimpleNamespace(hosts=())
+        raise PpecError("internal.error", "it is away")
+
+    planning: Any = SimpleNamespace(fleet=SimpleNamespace(current=current))
+    _read_fleet(planning)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 0
