@@ -11,7 +11,7 @@ from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.request import Network, Profile
 from ppec_orchestrator.placement.workspace import Workspace
 
-# Of all candidates together. One profile's are of some 2 MB on ten thousand hosts of four cells.
+# Of all candidates together. One profile's are of some 1.4 MB on ten thousand hosts of four cells.
 MOST_BYTES = 256 * 1024 * 1024
 # Of so many parts one is dropped at once, so that not every new profile looks for the one to make room for it.
 _PARTS = 4
