@@ -41,9 +41,6 @@ from ppec_orchestrator.store.tokens import count_tokens, create_token
 
 _log = structlog.get_logger(__name__)
 _GRACE_S = 5
-# How many new objects the garbage collector looks at once: a request makes more than the 700 that are usual, and nearly
-# all of them are gone with it.
-_YOUNG = 10_000
 
 
 @contextmanager
@@ -154,19 +151,13 @@ def _knowing_the_fleet(planning: Planning) -> Iterator[None]:
 def _read_fleet(planning: Planning) -> None:
     try:
         fleet = planning.fleet.current()
-        _log.info("fleet.read", hosts=len(fleet.hosts), vms=sum(len(host.vms) for host in fleet.hosts))
     except PpecError as error:
         # The first plan reads it, or says so.
         _log.warning("fleet.not_read", code=error.code, error=error.message)
-    finally:
-        _collect_garbage()
-
-
-def _collect_garbage() -> None:
-    """From now on. What is there stays, modules and fleet: it need not be looked through again and again."""
+        return
+    # It stays: the garbage collector need not look through it again and again.
     gc.freeze()
-    gc.set_threshold(_YOUNG, *gc.get_threshold()[1:])
-    gc.enable()
+    _log.info("fleet.read", hosts=len(fleet.hosts), vms=sum(len(host.vms) for host in fleet.hosts))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,12 +15,13 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from starlette.types import Message, Receive
 
+from ppec_orchestrator.api import auth
 from ppec_orchestrator.api.app import ROUTERS, create_app
 from ppec_orchestrator.api.audited import CHANGING, AuditedRoute
 from ppec_orchestrator.api.bodies import MAX_STRANGERS_BYTES
 from ppec_orchestrator.api.services import Services
 from ppec_orchestrator.roles import Role
-from ppec_orchestrator.store.tokens import Token, TokenBook
+from ppec_orchestrator.store.tokens import Token, TokenBook, create_token
 
 
 @pytest.fixture
@@ -112,6 +113,25 @@ def test_a_caller_is_asked_for_once(services: Services, client: TestClient) -> N
     assert tokens.asked == 1
     assert counted.get("/v1/vrfs").status_code == 200
     assert tokens.asked == 2
+
+
+def test_who_takes_long_for_a_body_is_asked_for_again(
+    app: FastAPI, services: Services, clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The token may be no more by then."""
+    monkeypatch.setattr(auth, "_STANDS_S", 0.0)
+    with services.database.write() as conn:
+        until = clock() + timedelta(seconds=10)
+        token = create_token(conn, "brief", Role.ADMIN, now=clock(), expires_at=until)
+    body = b'{"name": "red"}'
+
+    async def at_last() -> Message:
+        clock.forward(3600)
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    headers = {"authorization": f"Bearer {token}", "content-length": str(len(body))}
+    status, _ = ask(app, "POST", "/v1/vrfs", headers, receive=at_last)
+    assert status == 401
 
 
 async def endlessly() -> Message:

@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import httpx2
 import pytest
@@ -25,10 +23,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ppec_contract.errors import PpecError
 from ppec_lab.orchestrator_process import free_port
 from ppec_orchestrator.pki.keys import key_pem, new_key
-from ppec_orchestrator.process import _read_fleet
+from ppec_orchestrator.serve import main
 
 READY_S = 60
 HOST = {"name": "h1", "rack": "r1", "vrf": "red", "address": "192.0.2.1"}
@@ -266,25 +263,21 @@ def test_strangers_are_cut_off(orchestrator: Process) -> None:
 
 
 @pytest.fixture
-def without_collector() -> Iterator[None]:
-    """As the process starts; the tests' own collector is as before afterwards."""
+def own_collector() -> Iterator[None]:
+    """The tests' own is as before afterwards."""
     thresholds = gc.get_threshold()
-    gc.disable()
     yield
     gc.unfreeze()
     gc.set_threshold(*thresholds)
     gc.enable()
 
 
-@pytest.mark.usefixtures("without_collector")
-@pytest.mark.parametrize("there", [True, False])
-def test_garbage_is_collected_once_the_fleet_is_read_or_cannot_be(there: bool) -> None:
-    def current() -> Any:
-        if there:
-            return SimpleNamespace(hosts=())
-        raise PpecError("internal.error", "it is away")
-
-    planning: Any = SimpleNamespace(fleet=SimpleNamespace(current=current))
-    _read_fleet(planning)
-    assert gc.isenabled()
+@pytest.mark.usefixtures("own_collector")
+def test_garbage_is_collected_once_the_server_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = []
+    monkeypatch.setattr("ppec_orchestrator.process.serve", lambda settings: found.append(gc.isenabled()))
+    config = tmp_path / "orchestrator.toml"
+    config.write_text(f'state_dir = "{tmp_path}"\n')
+    assert main(["--config", str(config), "serve"]) == 0
+    assert found == [True]
     assert gc.get_freeze_count() > 0

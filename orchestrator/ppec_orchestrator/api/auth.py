@@ -7,6 +7,7 @@ A role includes the ones before it: viewer, operator, admin. Endpoints declare t
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
@@ -29,8 +30,10 @@ Guard = Callable[[Request], Awaitable[T]]
 _MAX_TOKEN = 128
 # Where a request says who makes it, once that is known; the audit lines are signed with it.
 _CALLER = "ppec.caller"
-# Where a request keeps what its guards said.
+# Where a request keeps what its guards said and when, and for how long that stands: not for as long as it likes to take
+# for its body, after which its token may be no more.
 _SAID = "ppec.said"
+_STANDS_S = 1.0
 _GUARDS: dict[Callable[..., Any], Guard[Any]] = {}
 D = TypeVar("D", bound=Callable[..., Any])
 
@@ -51,11 +54,12 @@ def guard_of(dependency: Callable[..., Any] | None) -> Guard[Any] | None:
 
 
 async def let_in(request: Request, guard: Guard[T]) -> T:
-    """What the guard says; it is asked once in a request."""
-    said: dict[Guard[Any], Any] = request.scope.setdefault(_SAID, {})
-    if guard not in said:
-        said[guard] = await guard(request)
-    return cast("T", said[guard])
+    """What the guard says, or has said a moment ago: of a request that is there whole it is asked once."""
+    said: dict[Guard[Any], tuple[float, Any]] = request.scope.setdefault(_SAID, {})
+    now = time.monotonic()
+    if guard not in said or now - said[guard][0] >= _STANDS_S:
+        said[guard] = now, await guard(request)
+    return cast("T", said[guard][1])
 
 
 def caller_of(connection: HTTPConnection) -> str:

@@ -31,7 +31,8 @@ class StrictJsonRoute(AuditedRoute):
     """A route whose body is one strict JSON object: no duplicate keys, NaN, endless nesting or numbers over 64 bits.
 
     Who may not call is refused before any of the body is read: FastAPI would read and parse it first. So the endpoint's
-    guards are asked here, and it gets what they said. A route without any takes a short body only.
+    guards are asked here, and it gets what they said, unless the body takes its time. A route without any takes a short
+    body only.
     """
 
     def handler(self) -> Handler:

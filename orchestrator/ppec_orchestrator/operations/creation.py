@@ -34,6 +34,7 @@ from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.request import PlanRequest, Spare
 from ppec_orchestrator.store import plans, vms
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.plans import StoredPlan
@@ -94,7 +95,7 @@ class Creation:
         self._now = now
         self._addresses = addresses
         self._queue = Queue(database, now)
-        self._joined: Joined[_Wish, NewOperation | str] = Joined(self._create_together, MOST_JOINED)
+        self._joined: Joined[_Wish, NewOperation | str | PpecError] = Joined(self._create_together, MOST_JOINED)
 
     def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
         """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
@@ -156,6 +157,8 @@ class Creation:
     def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
         wish = _Wish(asked, ask)
         if _joins(asked) and (made := self._joined.answer(wish)) is not None:
+            if isinstance(made, PpecError):
+                raise made
             return made
         with self._database.read() as conn:
             known = self._queue.earlier(conn, ask)
@@ -193,9 +196,11 @@ class Creation:
 
     # --- several at once -------------------------------------------------------------------------------------------
 
-    def _create_together(self, wishes: Sequence[_Wish]) -> list[NewOperation | str | None]:
-        """What could be accepted so, or was before; None for whatever has to be looked at alone."""
-        made, understood = self._read_together(wishes)
+    def _create_together(self, wishes: Sequence[_Wish]) -> list[NewOperation | str | PpecError | None]:
+        """What could be accepted so, or was before, or what stops all of them; None for whatever has to be looked at
+        alone."""
+        earlier, understood = self._read_together(wishes)
+        made: dict[int, NewOperation | str | PpecError] = {**earlier}
         for policy in dict.fromkeys(one.request.policy for one in understood.values()):
             mine = {number: one for number, one in understood.items() if one.request.policy is policy}
             made |= self._create_alike(mine)
@@ -218,14 +223,14 @@ class Creation:
                         understood[number] = _Understood.of(wish, meant)
         return earlier, understood
 
-    def _create_alike(self, several: Mapping[int, _Understood]) -> dict[int, NewOperation]:
+    def _create_alike(self, several: Mapping[int, _Understood]) -> dict[int, NewOperation | PpecError]:
         """Requests of one policy, by their numbers. None of them, when anything is wrong with any: a name that is
         taken, a twin."""
         # One request's batch is whole or nothing; these are strangers, and go in the order that they came in.
         every = tuple(vm for one in several.values() for vm in one.request.vms)
         request = replace(next(iter(several.values())).request, vms=every, all_or_nothing=False)
 
-        def writes(conn: Connection, planned: Planned) -> dict[int, NewOperation]:
+        def writes(conn: Connection, planned: Planned) -> dict[int, NewOperation | PpecError]:
             places = {place.vm_id: place for place in planned.plan.placed}
             had = {number: one for number, one in several.items() if one.request.vms[0].vm_id in places}
             answered = [
@@ -235,7 +240,12 @@ class Creation:
 
         try:
             return self._planning.carry_through(request, self._write, writes)
-        except (IntegrityError, PpecError):
+        except TransactionLostError:
+            return {}
+        except PpecError as error:
+            # For a database that is away each would wait as long again by itself.
+            return dict.fromkeys(several, error) if error.code == "store.unavailable" else {}
+        except IntegrityError:
             return {}
 
     # --- what is written -------------------------------------------------------------------------------------------

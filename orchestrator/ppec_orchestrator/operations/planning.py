@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -33,6 +33,8 @@ T = TypeVar("T")
 _TRIES = 12
 # How often a request that does not wait looks for other hosts.
 _CLAIMS = 3
+# For how long a request waits for others of its process: for a good many commits, or for one that gets no answer.
+_LONGEST_TURN_S = 5.0
 # The same in every replica: whoever has lost a race plans and commits alone, and so loses none again but by chance.
 _PLAN_LOCK = 0x70706570
 _NOBODY: Mapping[UUID, str] = {}
@@ -98,13 +100,12 @@ class Planning:
         and one of them would be made in vain. The first plan is made on a snapshot, so that planning holds up nobody's
         writes. When some of the room is gone by the time of the commit, another replica's doing, planning moves into
         the write transaction, and only the VMs of the hosts that clashed are planned again. Without `wait` neither a
-        turn nor a lock is waited for: what another transaction is just changing is left
-        aside, and the plan that `writes` gets may refuse VMs for that alone. `leaving` are VMs
-        that stand on these hosts until the commit: their room is taken, but nobody's neighbours they are any more.
-        Whatever else `writes` raises is the caller's.
+        turn nor a lock is waited for: what another transaction is just changing is left aside, and the plan that
+        `writes` gets may refuse VMs for that alone. `leaving` are VMs that stand on these hosts until the commit: their
+        room is taken, but nobody's neighbours they are any more. Whatever else `writes` raises is the caller's.
         """
         course = _Course(self, request, wait, leaving)
-        with self._turn if wait else nullcontext():
+        with self._in_turn() if wait else nullcontext():
             if not _starts_group(request):
                 course.plan()
             while True:
@@ -117,6 +118,17 @@ class Planning:
                 else:
                     course.committed()
                     return result
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Out of turn where somebody takes too long, as with a database that doesn't answer: then all who wait would
+        wait for each other's time limits one after another. Plans made at once are right too, only some in vain."""
+        mine = self._turn.acquire(timeout=_LONGEST_TURN_S)
+        try:
+            yield
+        finally:
+            if mine:
+                self._turn.release()
 
     def planned(self, request: PlanRequest, course: _Course) -> Planned:
         plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh, leaving=course.leaving)

@@ -22,6 +22,7 @@ from ppec_orchestrator.operations.joining import Joined
 from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operations import NewOperation
 
@@ -87,6 +88,27 @@ def test_one_that_is_refused_leaves_the_others_theirs(world: Any, creation: Crea
     again, *ids = at_once(creation, world.wait_until, [taken, *others])
     assert again == "vm.exists"
     assert [vms_of(world.database, one) for one in ids] == [[body.name] for body, _ in others]
+
+
+@pytest.mark.parametrize(
+    ("error", "plans"),
+    [(PpecError("store.unavailable", "the database is away"), 1), (TransactionLostError(), 9)],
+    ids=["away", "lost"],
+)
+def test_for_a_database_that_is_away_they_wait_once(
+    world: Any, creation: Creation, monkeypatch: pytest.MonkeyPatch, error: PpecError, plans: int
+) -> None:
+    """A transaction that the database gave up is tried again by each."""
+    begun = []
+
+    def away(*_: Any, **__: Any) -> Any:
+        begun.append(1)
+        raise error
+
+    monkeypatch.setattr(creation._planning, "carry_through", away)
+    answers = at_once(creation, world.wait_until, singles(world, 8))
+    assert answers == ["store.unavailable"] * 8
+    assert len(begun) == plans
 
 
 def test_as_many_as_there_is_room_for_are_accepted(world: Any, creation: Creation) -> None:

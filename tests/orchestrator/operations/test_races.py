@@ -18,6 +18,7 @@ from ppec_contract.api import BatchMode, Policy, VmsCreate
 from ppec_contract.api_placement import GroupRule
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
+from ppec_orchestrator.operations import planning as planning_module
 from ppec_orchestrator.operations.creation import Creation
 from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.planning import Planned, Planning
@@ -189,6 +190,31 @@ def test_vms_that_stand_apart_do_though_planned_at_once(world: Any) -> None:
     # On the host as it is now, the other one stands there.
     (refused,) = late.plan.refused
     assert refused.reasons[Reason.ANTI_AFFINITY] == 1
+
+
+def test_a_turn_is_not_waited_for_without_end(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has it may wait for a database that doesn't answer."""
+    monkeypatch.setattr(planning_module, "_LONGEST_TURN_S", 0.01)
+    leave_room_for(world.database, 30)
+    planning = Planning(world.database, silent_after_s=3600, now=world.now)
+    request = PlanRequest.alike([(uuid4(), "v1")], Shape(VCPUS, MEMORY_MIB, DISK_MIB), "x86_64")
+
+    def commit(writes: Callable[[Connection], Planned]) -> Planned:
+        with world.database.write() as conn:
+            return writes(conn)
+
+    def writes(conn: Connection, planned: Planned) -> Planned:
+        insert_vms(conn, planned.plan.placed)
+        planned.reserve(conn)
+        return planned
+
+    with planning._turn:
+        assert len(planning.carry_through(request, commit, writes).plan.placed) == 1
+        # It wasn't its own to give back.
+        assert planning._turn.locked()
+    with planning._in_turn():
+        assert planning._turn.locked()
+    assert not planning._turn.locked()
 
 
 def test_plans_of_one_orchestrator_are_made_after_one_another(world: Any) -> None:
