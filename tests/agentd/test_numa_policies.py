@@ -120,6 +120,21 @@ def test_a_grant_keeps_its_policy(data: st.DataObject) -> None:
     assert cpus.taken.isdisjoint(plan.cpus)
 
 
+def test_no_core_that_is_shown_reaches_over_two_cells_of_the_guest() -> None:
+    """Its cells are made for what it started with: two threads to a core. Shrunk to six vCPUs it has a core of eight to
+    itself, of which it could be shown six."""
+    cells = tuple(
+        Cell(number, number, 131072, tuple(Core(tuple(range(first, first + 8)), number) for first in firsts))
+        for number, firsts in enumerate((range(0, 48, 8), range(48, 96, 8)))
+    )
+    empty = CpuPool(Topology(cells), 0)
+    plan = plan_pins(empty, PinRequest(16, (0, 1), policy=ACROSS, max_vcpus=18))
+    request = PinRequest(6, plan.cells, policy=ACROSS, max_vcpus=18)
+    shrunk = replan(empty.take(plan.cpus), plan, request)
+    assert (plan.threads_per_core, shrunk.threads_per_core) == (2, 2)
+    check_rules(empty, request, shrunk)
+
+
 @settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_growing_and_shrinking_keep_the_pins_that_stay(data: st.DataObject) -> None:

@@ -227,7 +227,7 @@ def _defined(host: HostContext, metadata: DomainMetadata, plan: NumaPlan) -> Dom
     return DomainDefinition(
         metadata,
         emulator_cpus=plan.emulator_cpus,
-        threads_per_core=1 if alone else threads_shown(host.facts.topology, metadata.pins, most),
+        threads_per_core=1 if alone else threads_shown(host.facts.topology, metadata.pins, most, metadata.guest_cells),
         shared_cpus=plan.shared_cpus,
     )
 

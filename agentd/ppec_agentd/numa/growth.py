@@ -30,8 +30,7 @@ def replan(pool: CpuPool, plan: NumaPlan, request: PinRequest) -> NumaPlan:
         return plan_shared(pool, cells, request)
     pinned = [pin.pcpu for pin in plan.pins]
     if request.vcpus <= len(pinned):
-        stay = granted(pool, cells, pinned[: request.vcpus], request)
-        return replace(stay, guest_cells=_mirrored(pool, plan, stay, request))
+        return granted(pool, cells, pinned[: request.vcpus], request, _mirrored(pool, plan, request))
     if plan.guest_cells:
         return _grow_across(pool, cells, plan, request)
     idle = _idle(pool, pinned, request.smt)
@@ -54,8 +53,7 @@ def _grow_across(pool: CpuPool, cells: Sequence[Cell], plan: NumaPlan, request: 
     for guest in guest_cells:
         new = [vcpu for vcpu in guest.vcpus if len(pinned) <= vcpu < request.vcpus]
         seat |= zip(new, _more_in_cell(pool, guest, pinned, len(new), request), strict=True)
-    grown = granted(pool, cells, [seat[vcpu] for vcpu in range(request.vcpus)], request)
-    return replace(grown, guest_cells=guest_cells)
+    return granted(pool, cells, [seat[vcpu] for vcpu in range(request.vcpus)], request, guest_cells)
 
 
 def _more_in_cell(
@@ -73,10 +71,10 @@ def _more_in_cell(
     return [*idle, *more][:wanted]
 
 
-def _mirrored(pool: CpuPool, plan: NumaPlan, stay: NumaPlan, request: PinRequest) -> tuple[GuestCell, ...]:
+def _mirrored(pool: CpuPool, plan: NumaPlan, request: PinRequest) -> tuple[GuestCell, ...]:
     if not plan.guest_cells:
         return ()
-    return regrown(pool.topology, plan.guest_cells, request.most_vcpus, stay.threads_per_core)
+    return regrown(pool.topology, plan.guest_cells, request.most_vcpus, plan.threads_per_core)
 
 
 def _own(pool: CpuPool, pinned: Sequence[int]) -> list[Core]:

@@ -14,20 +14,30 @@ from ppec_contract.vm import VcpuPin
 _NEAREST, _FARTHEST = 11, 254
 
 
-def threads_shown(topology: Topology, pins: Sequence[VcpuPin], most_vcpus: int) -> int:
+def threads_shown(
+    topology: Topology, pins: Sequence[VcpuPin], most_vcpus: int, guest_cells: Sequence[GuestCell] = ()
+) -> int:
     """The widest SMT the guest may be shown: each so many consecutive vCPUs, from the first, sit on one host core.
 
-    It divides `most_vcpus` too, of which the guest's topology is made even while it has fewer.
+    It divides `most_vcpus` too, of which the guest's topology is made even while it has fewer; and none of the cores so
+    made reaches over two of the guest's cells, which were made for what it had when it started.
     """
+    cell_of = {vcpu: cell.cell for cell in guest_cells for vcpu in cell.vcpus}
     cores = topology.core_of_cpu
     on = [cores[pin.pcpu].cpus[0] if pin.pcpu in cores else -1 - pin.vcpu for pin in pins]
     widest = max((len(cores[pin.pcpu].cpus) for pin in pins if pin.pcpu in cores), default=1)
     for threads in range(widest, 1, -1):
         if len(on) % threads or most_vcpus % threads:
             continue
-        if all(len(set(on[first : first + threads])) == 1 for first in range(0, len(on), threads)):
+        cells = [cell_of.get(vcpu) for vcpu in range(most_vcpus)]
+        if _in_blocks(on, threads) and _in_blocks(cells, threads):
             return threads
     return 1
+
+
+def _in_blocks(places: Sequence[int | None], threads: int) -> bool:
+    """Whether each so many that follow one another are at one place."""
+    return all(len(set(places[first : first + threads])) == 1 for first in range(0, len(places), threads))
 
 
 def mirror(

@@ -91,7 +91,7 @@ def granted(
     request: PinRequest,
     guest_cells: tuple[GuestCell, ...] = (),
 ) -> NumaPlan:
-    """The plan of a dedicated VM whose vCPUs, in order, run on these CPUs."""
+    """The plan of a dedicated VM whose vCPUs, in order, run on these CPUs. `guest_cells` are those it has already."""
     pins = tuple(VcpuPin(vcpu=vcpu, pcpu=cpu) for vcpu, cpu in enumerate(seats_taken))
     return NumaPlan(
         pins=pins,
@@ -101,7 +101,7 @@ def granted(
         # A VM alone on its cores has no siblings to show.
         threads_per_core=1
         if request.smt is SmtPolicy.ISOLATE
-        else threads_shown(pool.topology, pins, request.most_vcpus),
+        else threads_shown(pool.topology, pins, request.most_vcpus, guest_cells),
         guest_cells=guest_cells,
     )
 
