@@ -211,6 +211,29 @@ def test_memory_that_can_lie_anywhere_makes_way_for_memory_that_can_not() -> Non
     assert rebuilt.cells() == ledger.cells()
 
 
+def test_cells_that_a_guest_was_shown_tell_how_wide_its_cores_are() -> None:
+    """By its pins alone, on one core of eight threads since it shrank, they could be six wide."""
+    topology = declare_topology("sockets=2,cells=1,cores=6,threads=8,memory_mib=4000")
+
+    def ledger_of_wide_cores() -> Ledger:
+        return Ledger(topology, DISK_MIB, reserved_cores_per_cell=0, reserved_memory_per_cell_mib=100)
+
+    ledger = ledger_of_wide_cores()
+    wide = claim((0, 1), NumaPolicy(multi_cell=True), vcpus=16, max_vcpus=18)
+    (vm_id,) = reserved(ledger, wide)
+    ledger.resize(vm_id, 6, 100)
+    ledger.commit(vm_id)
+    held = ledger.holding(vm_id)
+    assert held is not None
+    assert [cell.vcpus for cell in held.plan.guest_cells] == [(*range(8), 16, 17), tuple(range(8, 16))]
+    rebuilt = ledger_of_wide_cores()
+    rebuilt.follow([domain_of(held)])
+    again = rebuilt.holding(vm_id)
+    assert again is not None
+    assert again.plan == held.plan
+    assert again.plan.threads_per_core == 2
+
+
 def test_the_cpus_a_domain_was_found_on_are_granted_to_nobody() -> None:
     """Its pins were changed by hand before the agent started: it holds what it was granted and where it is."""
     ledger = new_ledger()

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ppec_agentd.hypervisor import Domain, DomainMetadata
 from ppec_agentd.ledger.claims import Holding
 from ppec_agentd.ledger.memory import CellMemory
-from ppec_agentd.numa import CpuPool, NumaPlan, PinRequest
+from ppec_agentd.numa import CpuPool, GuestCell, NumaPlan, PinRequest
 from ppec_agentd.numa.guest_topology import mirror, threads_shown
 from ppec_agentd.numa.shared import shared_by_cell, shared_plan
 from ppec_contract.vm import NumaPolicy, SmtPolicy, VcpuPin
@@ -27,10 +27,9 @@ def holding_of(domain: Domain, pool: CpuPool, memory: CellMemory) -> Holding:
     policy = ours.numa if ours else NumaPolicy()
     vcpus = ours.vcpus if ours else domain.vcpus
     request = PinRequest(vcpus, cells, f"vm {domain.name}", policy, ours.max_vcpus if ours else 0)
-    plan = plan_of(pool, request, ours.pins if ours else domain.pins)
+    plan = plan_of(pool, request, ours.pins if ours else domain.pins, ours.guest_cells if ours else ())
     shares = memory.forced(ours.memory_mib if ours else domain.memory_mib, cells, policy.huge_page_kib)
     if ours and ours.guest_cells:
-        plan = replace(plan, guest_cells=ours.guest_cells)
         shares = _as_shown(ours, shares)
     return Holding(
         vm_id=domain.vm_id,
@@ -72,23 +71,27 @@ def _used(domain: Domain, held: Holding, pool: CpuPool) -> frozenset[int]:
     return pool.whole([*granted, *(pin.pcpu for pin in domain.pins)])
 
 
-def plan_of(pool: CpuPool, request: PinRequest, pins: Sequence[VcpuPin]) -> NumaPlan:
-    """The plan that these pins are, on cells that the host has."""
+def plan_of(
+    pool: CpuPool, request: PinRequest, pins: Sequence[VcpuPin], guest_cells: tuple[GuestCell, ...] = ()
+) -> NumaPlan:
+    """The plan that these pins are, on cells that the host has. The guest's cells, where it isn't known what it was
+    shown, are those that the pins make."""
     cells = [pool.topology.by_cell[number] for number in sorted(set(request.cells))]
     if request.shared:
-        return shared_plan(pool, cells)
+        return replace(shared_plan(pool, cells), guest_cells=guest_cells)
     ordered = tuple(sorted(pins, key=lambda pin: pin.vcpu))
-    threads = threads_shown(pool.topology, ordered, request.most_vcpus)
-    across = request.policy.multi_cell and all(pin.pcpu in pool.topology.cell_of_cpu for pin in ordered)
+    threads = threads_shown(pool.topology, ordered, request.most_vcpus, guest_cells)
+    known = bool(ordered) and all(pin.pcpu in pool.topology.cell_of_cpu for pin in ordered)
+    if request.policy.multi_cell and known and not guest_cells:
+        memory_only = (cell.cell for cell in cells if not cell.cores)
+        guest_cells = mirror(pool.topology, ordered, request.most_vcpus, memory_only)
     return NumaPlan(
         pins=ordered,
         cpus=tuple(sorted(pool.whole(pin.pcpu for pin in ordered))),
         cells=tuple(cell.cell for cell in cells),
         emulator_cpus=pool.emulator_cpus(cells),
         threads_per_core=1 if request.smt is SmtPolicy.ISOLATE else threads,
-        guest_cells=mirror(pool.topology, ordered, request.most_vcpus, (cell.cell for cell in cells if not cell.cores))
-        if across and ordered
-        else (),
+        guest_cells=guest_cells,
     )
 
 
