@@ -209,8 +209,10 @@ def test_a_guest_uses_the_vcpus_it_is_given_and_lets_go_of_them(agent: Any, daem
         wait_until(condition, what, timeout_s=240)
 
     def cpus() -> str:
-        said = [line for line in console.read_text(errors="replace").splitlines() if line.startswith("ppec-guest cpus")]
-        return said[-1].split()[2]
+        """Which ones the guest said last that it has; nothing while it has said none, or no whole line."""
+        lines = console.read_text(errors="replace").splitlines()
+        said = [words[2] for line in lines if (words := line.split())[:2] == ["ppec-guest", "cpus"] and words[2:]]
+        return said[-1] if said else ""
 
     def resize(fence: int, vcpus: int, timeout_s: float) -> dict[str, Any]:
         size = {"vm_id": str(one.vm_id), "vcpus": vcpus, "memory_mib": 256}
