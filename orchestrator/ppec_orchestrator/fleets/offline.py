@@ -10,6 +10,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from ppec_orchestrator.fleets import snapshot
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
-from ppec_orchestrator.placement.balance import CPU, MEMORY, Balance
+from ppec_orchestrator.placement.balance import Balance
+from ppec_orchestrator.placement.demand import CellPart
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import Planner
@@ -130,9 +132,15 @@ class Options:
 def plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
     """`fleet` is a file, or a snapshot. Raises PpecError, without having planned, for a file or option that is
     wrong."""
+    with _without_collector():
+        return _plan_on(fleet, requests, options)
+
+
+def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
     rule = _spare_rule(options.spare)
     started_s = time.process_time()
-    file, batch = _loaded(fleet, requests)
+    file = _read(fleet)
+    batch = file.requests if requests is None else read_requests(contents(requests), str(requests), file)
     if not batch:
         raise PpecError(
             "request.invalid",
@@ -193,16 +201,14 @@ def generated(recipe: Recipe) -> Iterator[str]:
     return snapshot.written(file.fleet, file.requests, file.names)
 
 
-def _loaded(fleet: Path | bytes, requests: Path | None) -> tuple[FleetFile, tuple[VmRequest, ...]]:
-    """What is read stays until the end: the collector's passes over it would take longer than planning."""
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """What is read, and planned, stays until the end: the collector's passes over it would take longer than both."""
     gc.disable()
     try:
-        file = _read(fleet)
-        batch = file.requests if requests is None else read_requests(contents(requests), str(requests), file)
+        yield
     finally:
         gc.enable()
-    gc.freeze()
-    return file, batch
 
 
 def _read(fleet: Path | bytes) -> FleetFile:
@@ -241,12 +247,11 @@ def _outcome(answer: PlanAnswer, fleet: Fleet, batch: Sequence[VmRequest], plan:
     pools = {request.vm_id: request.profile.shape.pool for request in batch}
     taken: Counter[str] = Counter()
     for place in plan.placed:
-        part, cells = place.per_cell, len(place.cells)
-        memory_mib = cells * sum(part[resource] * unit for resource, unit in MEMORY.items())
-        cpus = cells * sum(part[resource] * unit for resource, unit in CPU.items())
+        part, cells = CellPart.of(place.per_cell), len(place.cells)
+        memory_mib, cpus = cells * part.memory_mib, cells * part.cpus
         disk_mib = 0 if pools[place.vm_id] else place.disk_mib
         balance.move(fleet.index[place.host], balance.change_of(fleet.index[place.host], memory_mib, disk_mib, cpus, 1))
-        taken.update({name: cells * part[name] for name in ("cores", "memory_mib")}, disk_mib=disk_mib)
+        taken.update({name: cells * part.by_resource[name] for name in ("cores", "memory_mib")}, disk_mib=disk_mib)
     uses = (
         _use("cores", fleet.capacity("cores"), fleet.free("cores"), taken["cores"]),
         _use("memory MiB", fleet.capacity("memory_mib"), fleet.free("memory_mib"), taken["memory_mib"]),

@@ -59,7 +59,7 @@ def _host(
     seated = {vm.vm_id: vm for vm in host.vms}
     for move in moves:
         vm = seated[move.vm_id]
-        part = Fitting(fleet, vm.profile.shape).part(row, columns_of(host, move.cells_before)[0], 1)
+        part = Fitting(fleet, vm.profile.shape).part(row, columns_of(host, move.cells_before)[0], 1).by_resource
         _count(used, move.cells_before, part, -1)
         _count(used, move.cells_after, part, 1)
         seated[move.vm_id] = replace(vm, cells=move.cells_after)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppec_contract.api import Policy as PolicyName
-from ppec_orchestrator.placement.balance import CPU, MEMORY, Floats, Weight
-from ppec_orchestrator.placement.demand import memory_part
+from ppec_orchestrator.placement.balance import Floats, Weight
+from ppec_orchestrator.placement.demand import CPU, MEMORY, memory_part
 from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, SomeRows, at
 from ppec_orchestrator.placement.items import floats, ints
 from ppec_orchestrator.placement.packed import CPU_SHIFT, NEVER, NO_CELL, Packed, least_left, left
-from ppec_orchestrator.placement.policies import POLICIES, OfRow, View
+from ppec_orchestrator.placement.policies import POLICIES, OfRow, RowScorer, View
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Profile
 from ppec_orchestrator.placement.workspace import Workspace
@@ -60,6 +60,7 @@ class Candidates:
         self._width = workspace.fleet.width
         self._needed_items, self._left_items = ints(self._needed), ints(self._left)
         self._seen, self._spread = workspace.moment, workspace.spread
+        self._score_row: OfRow | None = None
         self._recount(None)
         self._reasons: tuple[int, IntArray] | None = None
 
@@ -79,22 +80,36 @@ class Candidates:
 
     def refresh(self) -> None:
         """Works out again what changed since the last time."""
-        workspace = self._workspace
+        workspace, moves_with_fleet = self._workspace, self._policy.moves_with_fleet
+        if moves_with_fleet:
+            workspace.settle()
         if self._seen != workspace.moment:
             self._recount_changed(workspace.changed_since(self._seen))
             self._seen = workspace.moment
-        if self._policy.moves_with_fleet and self._spread is not workspace.spread:
-            self._spread = workspace.spread
+        if moves_with_fleet and self._spread is not workspace.spread:
+            self._spread, self._score_row = workspace.spread, None
             self.key[:] = self._scores(None, self._left, self.key < np.inf)
 
-    def _recount_changed(self, rows: set[int] | None) -> None:
-        by_row = self._policy.by_row
-        if rows is None or len(rows) * _MANY > len(self.key):
+    def _recount_changed(self, changed: set[int] | None) -> None:
+        if changed is None:
             self._recount(None)
-        elif by_row is not None and self._parts is None and len(rows) <= FEW:
-            self._recount_one_by_one(rows, by_row(self._workspace, self.weight))
-        else:
+            return
+        rows: Collection[int] = changed
+        if self._workspace.last_growth <= self._seen:
+            # There is only less room since: where the VM did not fit, it does not now.
+            key = self.key_items
+            rows = [row for row in changed if key[row] < INFINITE]
+        if len(rows) * _MANY > len(self.key):
+            self._recount(None)
+        elif self._policy.by_row is not None and self._parts is None and len(rows) <= FEW:
+            self._recount_one_by_one(rows, self._policy.by_row)
+        elif rows:
             self._recount(np.array(list(rows)))
+
+    def count_but(self, rows: Iterable[int]) -> int:
+        """How many hosts it fits besides these, none of them named twice."""
+        key = self.key_items
+        return self.count - sum([key[row] < INFINITE for row in rows])
 
     def close(self, rows: SomeRows) -> Were:
         """As if the VM fitted none of these hosts, until they are opened again, before anything else changes."""
@@ -158,9 +173,12 @@ class Candidates:
             _put(self._left, rows, rest)
         _put(self.key, rows, self._scores(rows, rest, fits))
 
-    def _recount_one_by_one(self, rows: Iterable[int], score: OfRow) -> None:
+    def _recount_one_by_one(self, rows: Iterable[int], by_row: RowScorer) -> None:
         """As `_recount` does, of a VM in one cell."""
         workspace, key, rests = self._workspace, self.key_items, self._left_items
+        score = self._score_row
+        if score is None:
+            score = self._score_row = by_row(workspace, self.weight)
         packed, needed, width = workspace.packed_items(self.fitting), self._needed_items, self._width
         disk, disk_mib = workspace.disk(self.profile.shape.pool).item, self.profile.shape.disk_mib
         enough = workspace.addresses.enough(self.profile.networks).item

@@ -15,8 +15,6 @@ from ppec_orchestrator.placement.items import ints
 from ppec_orchestrator.placement.packed import CPU_SHIFT, GUARDS, Packed, pack
 
 _Pair = tuple[CellResource, CellResource]
-# Of each resource that a VM takes, how much of a cell.
-CellPart = Mapping[CellResource, int]
 
 
 class CellRoom:
@@ -46,12 +44,12 @@ class CellRoom:
             self.packed(fitting)
         return self._packed_items[pair]
 
-    def add(self, row: int, columns: Sequence[int], part: CellPart, sign: int) -> None:
+    def add(self, row: int, columns: Sequence[int], amounts: Mapping[CellResource, int], sign: int) -> None:
         """So much more in each of these cells of one host, or (with -1) less."""
         free = self._items
         for column in columns:
             cell = row * self._width + column
-            for resource, amount in part.items():
+            for resource, amount in amounts.items():
                 free[resource][cell] += sign * amount
             for (cpu, memory), packed in self._packed_items.items():
                 packed[cell] = (max(free[cpu][cell], 0) << CPU_SHIFT) + max(free[memory][cell], 0) | GUARDS

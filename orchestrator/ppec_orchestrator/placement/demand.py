@@ -8,7 +8,8 @@ for meanwhile, and so the record knows what each cell gave. What doesn't divide 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 
@@ -18,11 +19,33 @@ if TYPE_CHECKING:
 
 CellResource = Literal["cores", "memory_mib", "shared_vcpus", "pages_2m", "pages_1g", "nvme"]
 CELL_RESOURCES: tuple[CellResource, ...] = ("cores", "memory_mib", "shared_vcpus", "pages_2m", "pages_1g", "nvme")
+# What counts as memory (in MiB) and as CPU in the balance of a fleet, and how much of it one unit is.
+MEMORY: Mapping[CellResource, int] = {"memory_mib": 1, "pages_2m": 2, "pages_1g": 1024}
+CPU: Mapping[CellResource, int] = {"cores": 1, "shared_vcpus": 1}
 # By the size of page in KiB, 0 the ordinary one.
 _MEMORY: dict[int, CellResource] = {0: "memory_mib", 2048: "pages_2m", 1024 * 1024: "pages_1g"}
 # What a `VmSpec` can name.
 MOST_CELLS = 16
 _Count = TypeVar("_Count", int, "IntArray")
+
+
+class CellPart(NamedTuple):
+    """What a VM takes of each of its cells: of all that cells have, in the order of `CELL_RESOURCES`; by resource what
+    it takes any of; and what that counts in the balance."""
+
+    each: tuple[int, ...]
+    by_resource: Mapping[CellResource, int]
+    memory_mib: int
+    cpus: int
+
+    @classmethod
+    def of(cls, amounts: Mapping[CellResource, int]) -> CellPart:
+        return cls(
+            tuple(amounts.get(each, 0) for each in CELL_RESOURCES),
+            amounts,
+            sum(amount * MEMORY.get(each, 0) for each, amount in amounts.items()),
+            sum(amount * CPU.get(each, 0) for each, amount in amounts.items()),
+        )
 
 
 def free_name(resource: CellResource) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppec_orchestrator.placement.demand import (
+    CellPart,
     CellResource,
     cpu_part,
     cpu_resource,
@@ -48,7 +49,7 @@ class Fitting:
             parts: np.where(self._usable & (whole >= parts), cpu_part(shape, threads, parts), _NEVER)
             for parts in range(1, self.most + 1)
         }
-        self._parts: dict[tuple[int, int], Mapping[CellResource, int]] = {}
+        self._parts: dict[tuple[int, int], CellPart] = {}
         self.in_one_cell: Packed = np.where(self._usable, pack(whole, memory_part(shape)), NEVER)
 
     @property
@@ -56,13 +57,13 @@ class Fitting:
         """Of its arrays, in bytes."""
         return sum(each.nbytes for each in (self._usable, self.in_one_cell, *self._needed.values()))
 
-    def part(self, row: int, column: int, parts: int) -> Mapping[CellResource, int]:
+    def part(self, row: int, column: int, parts: int) -> CellPart:
         """What a VM spread over so many cells takes of this one."""
         cpus = self._needed[parts].item(row, column)
         part = self._parts.get((cpus, parts))
         if part is None:
             nvme: dict[CellResource, int] = {"nvme": nvme_part(self.shape, parts)} if self.shape.nvme else {}
-            part = {self.cpu: cpus, self.memory: memory_part(self.shape, parts), **nvme}
+            part = CellPart.of({self.cpu: cpus, self.memory: memory_part(self.shape, parts), **nvme})
             self._parts[cpus, parts] = part
         return part
 

@@ -23,8 +23,8 @@ class Neighbours:
 
     def closed(self, vm: VmRequest) -> list[SomeRows]:
         """The rows that earlier failures and hard groups close to the VM: each rule's, which others may close too."""
-        closed: list[SomeRows] = [rows for _, rows in self.shut(vm)]
-        within = self.within(vm)
+        shut, within = self._rules(vm)
+        closed = [rows for _, rows in shut]
         if within:
             outside = np.ones(len(self._workspace.fleet.hosts), dtype=np.bool_)
             outside[reduce(np.intersect1d, within)] = False
@@ -33,23 +33,30 @@ class Neighbours:
 
     def shut(self, vm: VmRequest) -> list[tuple[Reason, SomeRows]]:
         """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""
+        return self._rules(vm)[0]
+
+    def within(self, vm: VmRequest) -> list[SomeRows]:
+        """Rows of the domains with VMs that it must stand with, for each group that has any VM yet."""
+        return self._rules(vm)[1]
+
+    def _rules(self, vm: VmRequest) -> tuple[list[tuple[Reason, SomeRows]], list[SomeRows]]:
+        """What `shut` and `within` say."""
         shut: list[tuple[Reason, SomeRows]] = []
+        within: list[SomeRows] = []
         if vm.excluded_hosts:
             shut.append((Reason.FAILED_BEFORE, self._named(vm.excluded_hosts)))
         if self._contended:
             shut.append((Reason.CONTENDED, self._named(self._contended)))
         for group in vm.groups:
-            if group.hard and group.apart:
-                rows = self._workspace.groups.rows(group)
-                if rows is not None:
-                    shut.append((Reason.ANTI_AFFINITY, rows))
-        return shut
+            rows = self._workspace.groups.rows(group) if group.hard else None
+            if rows is None:
+                continue
+            if group.apart:
+                shut.append((Reason.ANTI_AFFINITY, rows))
+            else:
+                within.append(rows)
+        return shut, within
 
     def _named(self, names: Iterable[str]) -> SomeRows:
         index = self._workspace.fleet.index
         return np.array([index[name] for name in names if name in index], dtype=np.int64)
-
-    def within(self, vm: VmRequest) -> list[SomeRows]:
-        """Rows of the domains with VMs that it must stand with, for each group that has any VM yet."""
-        found = [self._workspace.groups.rows(group) for group in vm.groups if group.hard and not group.apart]
-        return [rows for rows in found if rows is not None]

@@ -21,9 +21,10 @@ class Placement:
     host_id: int
     host: str
     cells: tuple[int, ...]
+    disk_mib: int
+    # In the order of `CELL_RESOURCES`.
     cores: int
     memory_mib: int
-    disk_mib: int
     shared_vcpus: int = 0
     pages_2m: int = 0
     pages_1g: int = 0

@@ -2,7 +2,7 @@
 """The planner: places a batch of VMs one after the other and says of every other VM why not.
 
 >>> plan(fleet, request).placed[0]
-Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), cores=4, memory_mib=8192, disk_mib=20480)
+Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), disk_mib=20480, cores=4, memory_mib=8192, …)
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import numpy as np
 
 from ppec_contract.api import Policy as PolicyName
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
-from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.evening import Evening, worth_evening
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SomeRows
@@ -219,7 +218,7 @@ class _Batch:
     def _takes_as_before(self, fitting: Fitting, row: int, columns: Sequence[int], place: Placement) -> bool:
         parts = len(columns)
         return parts <= fitting.most and all(
-            {**_NOTHING, **fitting.part(row, column, parts)} == place.per_cell for column in columns
+            fitting.part(row, column, parts).each == tuple(place.per_cell.values()) for column in columns
         )
 
     def _current(self, vm: VmRequest) -> Candidates:
@@ -247,21 +246,9 @@ class _Batch:
             self.ranks.placed(row)
         if self.openings is not None:
             self.openings.changed(row)
-        host, amount = self.fleet.hosts[row], taken.part.get
-        place = Placement(
-            vm_id=vm.vm_id,
-            name=vm.name,
-            host_id=host.host_id,
-            host=host.name,
-            cells=tuple([host.cells[column].cell for column in taken.columns]),
-            disk_mib=vm.profile.shape.disk_mib,
-            cores=amount("cores", 0),
-            memory_mib=amount("memory_mib", 0),
-            shared_vcpus=amount("shared_vcpus", 0),
-            pages_2m=amount("pages_2m", 0),
-            pages_1g=amount("pages_1g", 0),
-            nvme=amount("nvme", 0),
-        )
+        host = self.fleet.hosts[row]
+        cells = tuple([host.cells[column].cell for column in taken.columns])
+        place = Placement(vm.vm_id, vm.name, host.host_id, host.name, cells, taken.disk_mib, *taken.part.each)
         epoch, searched = self.workspace.epoch, bool(self._seats)
         evidence = Evidence(vm.vm_id, step, found.candidates, found.score, found.broken, epoch, found.moves, searched)
         return place, evidence
@@ -351,12 +338,18 @@ class _Batch:
 
     def _best(self, candidates: Candidates, vm: VmRequest) -> _Best | None:
         """None where nothing is left."""
-        closed = [candidates.close(rows) for rows in self._closed(vm)]
+        closed = self._closed(vm)
+        if len(closed) == 1 and isinstance(closed[0], list) and (count := candidates.count_but(closed[0])):
+            # As a rule none of a few closed hosts is the best: then they need not be closed to see it.
+            row, broken = self.ranks.best(candidates.key, self.workspace, vm)
+            if row not in closed[0]:
+                return _Best(row, broken, count)
+        closings = [candidates.close(rows) for rows in closed]
         try:
             count = candidates.count
             return _Best(*self.ranks.best(candidates.key, self.workspace, vm), count) if count else None
         finally:
-            for were in closed:
+            for were in closings:
                 candidates.reopen(were)
 
     def _reasons(self, candidates: Candidates, vm: VmRequest) -> dict[Reason, int]:
@@ -384,9 +377,6 @@ class _Batch:
         codes = candidates.reasons().copy()
         codes[candidates.key < np.inf] = code(Reason.N_PLUS_ONE)
         return codes
-
-
-_NOTHING = dict.fromkeys(CELL_RESOURCES, 0)
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ from ppec_orchestrator.placement.request import PlanRequest, VmRequest
 from ppec_orchestrator.placement.workspace import Workspace
 
 # A VM more on the host outweighs all on the rack, a soft group broken outweighs both: no batch has as many VMs.
-_HOST, _GROUP, _NO_RANK = 1 << 20, 1 << 40, 1 << 62
+_HOST, _GROUP = 1 << 20, 1 << 40
 
 
 class Ranks:
@@ -27,9 +27,10 @@ class Ranks:
         # How many VMs of the batch are on a host, and in a rack.
         self._on_host = np.zeros(len(fleet.hosts), dtype=np.int64)
         self._in_rack = np.zeros(len(fleet.racks), dtype=np.int64)
-        # No host's rank is lower; and infinite for hosts whose rank is above it. Ranks only grow.
-        self._lowest = 0
+        # Infinite for hosts whose rank is above the lowest, and the racks that have others. Ranks only grow.
         self._above: Floats = np.zeros(len(fleet.hosts))
+        self._lowest_racks = set(range(len(fleet.racks)))
+        self._scratch: Floats = np.empty(len(fleet.hosts))
         if self.matter:
             for name, count in request.batch_hosts.items():
                 # None there is no reason to close the rack.
@@ -44,16 +45,18 @@ class Ranks:
         of the VM's soft groups it breaks."""
         broken = self._broken(workspace, vm)
         if broken is not None:
-            row = _first(key, self._apart() + broken * _GROUP)
+            row = self._first(key, broken)
             return row, int(broken[row])
         if not self.matter:
             return int(key.argmin()), 0
         # As a rule some host of the lowest rank takes the VM.
-        row = int((key + self._above).argmin())
-        if key.item(row) + self._above.item(row) < np.inf:
+        keys = np.add(key, self._above, out=self._scratch)
+        row = int(keys.argmin())
+        if keys.item(row) < np.inf:
             return row, 0
-        self._look_for_lowest()
-        return _first(key, self._apart()), 0
+        if not self._lowest_racks:
+            self._look_for_lowest()
+        return self._first(key, None), 0
 
     def broken(self, workspace: Workspace, vm: VmRequest, row: int) -> int:
         """How many of the VM's soft groups this host breaks."""
@@ -61,11 +64,19 @@ class Ranks:
         return int(broken[row]) if broken is not None else 0
 
     def _look_for_lowest(self) -> None:
-        apart = self._apart()
-        lowest = int(apart.min())
-        if lowest != self._lowest:
-            self._lowest = lowest
-            self._above = np.where(apart == lowest, 0.0, np.inf)
+        apart = self._apart(np.arange(len(self._above)))
+        lowest = apart == apart.min()
+        self._above = np.where(lowest, 0.0, np.inf)
+        self._lowest_racks.update(self._fleet.rack_numbers[lowest].tolist())
+
+    def _first(self, key: Floats, broken: IntArray | None) -> int:
+        """Of the hosts with a finite key: the lowest rank, of those the lowest key."""
+        rows = np.flatnonzero(key < np.inf)
+        ranks = self._apart(rows)
+        if broken is not None:
+            ranks += broken.take(rows) * _GROUP
+        rows = rows[ranks == ranks.min()]
+        return int(rows[key.take(rows).argmin()])
 
     def _broken(self, workspace: Workspace, vm: VmRequest) -> IntArray | None:
         """Per host; None where the VM has no soft groups."""
@@ -83,22 +94,17 @@ class Ranks:
                 broken[rows] -= 1
         return broken
 
-    def _apart(self) -> IntArray:
-        """Per host, what the VMs of the batch there and in its rack make its rank."""
-        return self._on_host * _HOST + self._in_rack.take(self._fleet.rack_numbers)
+    def _apart(self, rows: IntArray) -> IntArray:
+        """What the VMs of the batch on these hosts and in their racks make their ranks."""
+        return self._on_host.take(rows) * _HOST + self._in_rack.take(self._fleet.rack_numbers.take(rows))
 
     def _count(self, row: int, count: int) -> None:
         rack = self._fleet.rack_numbers.item(row)
         self._on_host[row] += count
         self._in_rack[rack] += count
-        self._above[self._fleet.racks[rack]] = np.inf
-
-
-def _first(key: Floats, rank: IntArray) -> int:
-    """Of the hosts with a finite key, of which there are some: the lowest rank, of those the lowest key."""
-    ranks = np.where(key < np.inf, rank, _NO_RANK)
-    rows = np.flatnonzero(ranks == ranks.min())
-    return int(rows[key.take(rows).argmin()])
+        if rack in self._lowest_racks:
+            self._lowest_racks.remove(rack)
+            self._above[self._fleet.racks[rack]] = np.inf
 
 
 def order(request: PlanRequest) -> Sequence[int]:

@@ -151,8 +151,8 @@ class Seating:
             by_width: dict[int, list[tuple[int, Part]]] = {}
             for column, cell in enumerate(host.cells):
                 if self.fitting.ever(row, column, parts):
-                    part = self.fitting.part(row, column, parts)
-                    pairs = tuple((_INDEX[resource], part[resource]) for resource in self.fitting.resources)
+                    amounts = self.fitting.part(row, column, parts).by_resource
+                    pairs = tuple((_INDEX[resource], amounts[resource]) for resource in self.fitting.resources)
                     by_width.setdefault(cell.threads_per_core, []).append((column, pairs))
             found.append(Need(parts, tuple(tuple(cells) for _, cells in sorted(by_width.items()))))
         return tuple(found)

@@ -46,7 +46,7 @@ class Shortage:
         for column in self._order[parts][row, :parts]:
             lacking = {
                 resource: amount - int(self._workspace.free[resource][row, column])
-                for resource, amount in self._fitting.part(row, int(column), parts).items()
+                for resource, amount in self._fitting.part(row, int(column), parts).by_resource.items()
             }
             cells[host.cells[int(column)].cell] = {each: amount for each, amount in lacking.items() if amount > 0}
         return Room(host.name, cells, int(self._disk_mib[row]), self._fitting.shape.pool)

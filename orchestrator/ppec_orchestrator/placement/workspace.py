@@ -8,16 +8,16 @@ again only the rows that changed since. A workspace outlives a plan: what the pl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from ppec_orchestrator.placement.addresses import AddressRoom
-from ppec_orchestrator.placement.balance import CPU, MEMORY, Balance, Change, Spread
-from ppec_orchestrator.placement.cells import CellPart, CellRoom
-from ppec_orchestrator.placement.demand import CELL_RESOURCES
+from ppec_orchestrator.placement.balance import Balance, Change, Spread
+from ppec_orchestrator.placement.cells import CellRoom
+from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellPart, CellResource
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import PLACES, Fleet, HostState, IntArray
 from ppec_orchestrator.placement.groups import GroupBook
@@ -63,6 +63,8 @@ class Workspace:
         # Rows in the order they changed in, and how many such there were before.
         self._changes: list[int] = []
         self._forgotten = 0
+        # The moment after which no host has had more room than before.
+        self.last_growth = 0
         self.era = 0
         self._load()
 
@@ -112,10 +114,14 @@ class Workspace:
     @property
     def balance(self) -> Balance:
         """How evenly the fleet is used. Brought up to date when somebody asks: most policies never do."""
+        self.settle()
+        return self._balance
+
+    def settle(self) -> None:
+        """Brings the balance up to date, for those who have kept what scores with it."""
         for taken, sign in self._not_balanced_yet:
             self._balance.move(taken.row, self._change(taken, sign))
         self._not_balanced_yet.clear()
-        return self._balance
 
     def start_epoch(self, step: int) -> None:
         """From now on, placements are scored with the figures as they are now. `step` is the plan's."""
@@ -132,13 +138,9 @@ class Workspace:
 
     def _change(self, taken: Taken, sign: int) -> Change:
         """What the VM changes in its host's figures."""
-        memory_mib = cpus = 0
-        for resource, amount in taken.part.items():
-            memory_mib += amount * MEMORY.get(resource, 0)
-            cpus += amount * CPU.get(resource, 0)
-        factor = sign * len(taken.columns)
+        part, factor = taken.part, sign * len(taken.columns)
         disk_mib = 0 if taken.pool else sign * taken.disk_mib
-        return self._balance.change_of(taken.row, memory_mib * factor, disk_mib, cpus * factor, sign)
+        return self._balance.change_of(taken.row, part.memory_mib * factor, disk_mib, part.cpus * factor, sign)
 
     # --- taking and giving back ------------------------------------------------------------------------------------
 
@@ -175,24 +177,26 @@ class Workspace:
         self._not_balanced_yet.clear()
         self._balance.restore()
         self._changes.extend(rows.tolist())
+        self.last_growth = self.moment
 
     def overdrawn(self, taken: Taken) -> bool:
         """Was more taken than there was?"""
         row = taken.row
-        cells = any(self.free[each][row, column] < 0 for each in taken.part for column in taken.columns)
+        cells = any(self.free[each][row, column] < 0 for each in taken.part.by_resource for column in taken.columns)
         return (
             cells or bool(self.disk(taken.pool)[row] < 0) or any(self.addresses.left[p] < 0 for p, _ in taken.addresses)
         )
 
-    def move(self, row: int, source: int, target: int, part: CellPart) -> None:
+    def move(self, row: int, source: int, target: int, amounts: Mapping[CellResource, int]) -> None:
         """A running VM changes cells on its host: of the host as a whole, nothing changes."""
-        self._cells.add(row, (source,), part, 1)
-        self._cells.add(row, (target,), part, -1)
+        self._cells.add(row, (source,), amounts, 1)
+        self._cells.add(row, (target,), amounts, -1)
         self._changes.append(row)
+        self.last_growth = self.moment
 
     def _apply(self, taken: Taken, sign: int) -> None:
         row = taken.row
-        self._cells.add(row, taken.columns, taken.part, -sign)
+        self._cells.add(row, taken.columns, taken.part.by_resource, -sign)
         self.disk(taken.pool)[row] -= sign * taken.disk_mib
         for prefix, count in taken.addresses:
             self.addresses.count(prefix, -sign * count)
@@ -200,6 +204,8 @@ class Workspace:
             self.groups.count(row, taken.groups, sign)
         self._not_balanced_yet.append((taken, sign))
         self._changes.append(row)
+        if sign < 0:
+            self.last_growth = self.moment
 
     def begin(self) -> None:
         """A plan begins: nothing is taken."""
@@ -233,6 +239,7 @@ class Workspace:
                 free_mib[row] = fleet.hosts[row].pools[pool].free_mib if pool in fleet.hosts[row].pools else 0
             self.groups.replace(row, before, fleet)
         self.addresses.follow(fleet)
+        self.last_growth = self.moment
 
 
 _capacity = attrgetter(

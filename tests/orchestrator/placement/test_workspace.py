@@ -52,9 +52,9 @@ def test_a_cell_that_shrank_has_nothing_until_all_it_lacks_was_given_back(count:
     taken = [workspace.take(0, [column], fitting, vm) for column in (0, 1) for _ in range(count)]
     assert _packed_anew(workspace, fitting)
     workspace.give_back(taken.pop())
-    workspace.move(0, 0, 1, taken[0].part)
+    workspace.move(0, 0, 1, taken[0].part.by_resource)
     assert _packed_anew(workspace, fitting)
-    workspace.move(0, 1, 0, taken[0].part)
+    workspace.move(0, 1, 0, taken[0].part.by_resource)
     workspace.give_back_all(taken)
     assert _packed_anew(workspace, fitting)
     assert workspace.free["cores"].tolist() == [[-2, 8]]
