@@ -28,6 +28,8 @@ _CODES = {reason: code for code, reason in enumerate(_REASONS)}
 _PASSES = len(_REASONS)
 # Of this part of the rows or more, all of them at once are cheaper; so few are one by one.
 _MANY, FEW = 4, 24
+# Of so many rows that changed at once, the scores may be left for later.
+_MOST_OLD = 100
 INFINITE = float("inf")
 # Rows, none of them twice, and their scores.
 Were = tuple[SomeRows, Sequence[float] | Floats]
@@ -61,6 +63,8 @@ class Candidates:
         self._needed_items, self._left_items = ints(self._needed), ints(self._left)
         self._seen, self._spread = workspace.moment, workspace.spread
         self._score_row: OfRow | None = None
+        # Rows that it fits, whose scores are of an earlier moment.
+        self.old_scores: set[int] = set()
         self._recount(None)
         self._reasons: tuple[int, IntArray] | None = None
 
@@ -78,31 +82,37 @@ class Candidates:
         parts = 0 if self._parts is None else self._parts.nbytes
         return sum(each.nbytes for each in kept) + self.key.nbytes + parts + self.fitting.size + _OBJECTS
 
-    def refresh(self) -> None:
-        """Works out again what changed since the last time."""
+    def refresh(self, *, scores: bool = True) -> None:
+        """Works out again what changed since the last time. Without `scores`, those of `old_scores` may be left as they
+        were: lower than they are now. A policy's are only where it says so (`only_rise`)."""
         workspace, moves_with_fleet = self._workspace, self._policy.moves_with_fleet
         if moves_with_fleet:
             workspace.settle()
-        if self._seen != workspace.moment:
-            self._recount_changed(workspace.changed_since(self._seen))
+        if self._seen != workspace.moment or (scores and self.old_scores):
+            self._recount_changed(workspace.changed_since(self._seen), scores or not self._policy.only_rise)
             self._seen = workspace.moment
         if moves_with_fleet and self._spread is not workspace.spread:
             self._spread, self._score_row = workspace.spread, None
             self.key[:] = self._scores(None, self._left, self.key < np.inf)
+            self.old_scores.clear()
 
-    def _recount_changed(self, changed: set[int] | None) -> None:
-        if changed is None:
-            self._recount(None)
-            return
-        rows: Collection[int] = changed
-        if self._workspace.last_growth <= self._seen:
-            # There is only less room since: where the VM did not fit, it does not now.
+    def _recount_changed(self, changed: set[int] | None, scores: bool) -> None:
+        rows: Collection[int] | None = changed
+        only_less = self._workspace.last_growth <= self._seen
+        if changed is not None and only_less:
+            # Where the VM did not fit, it does not now.
             key = self.key_items
             rows = [row for row in changed if key[row] < INFINITE]
-        if len(rows) * _MANY > len(self.key):
+        if rows is not None and only_less and not scores and self._parts is None and len(rows) <= _MOST_OLD:
+            self._recount_one_by_one(rows, None)
+            return
+        if rows is not None and self.old_scores:
+            rows = self.old_scores.union(rows)
+        self.old_scores.clear()
+        if rows is None or len(rows) * _MANY > len(self.key):
             self._recount(None)
         elif self._policy.by_row is not None and self._parts is None and len(rows) <= FEW:
-            self._recount_one_by_one(rows, self._policy.by_row)
+            self._recount_one_by_one(rows, self._score_of(self._policy.by_row))
         elif rows:
             self._recount(np.array(list(rows)))
 
@@ -173,12 +183,10 @@ class Candidates:
             _put(self._left, rows, rest)
         _put(self.key, rows, self._scores(rows, rest, fits))
 
-    def _recount_one_by_one(self, rows: Iterable[int], by_row: RowScorer) -> None:
-        """As `_recount` does, of a VM in one cell."""
+    def _recount_one_by_one(self, rows: Iterable[int], score: OfRow | None) -> None:
+        """As `_recount` does, of a VM in one cell. Without `score`, which takes hosts that it did fit before, the
+        scores of those that it still fits are left for later."""
         workspace, key, rests = self._workspace, self.key_items, self._left_items
-        score = self._score_row
-        if score is None:
-            score = self._score_row = by_row(workspace, self.weight)
         packed, needed, width = workspace.packed_items(self.fitting), self._needed_items, self._width
         disk, disk_mib = workspace.disk(self.profile.shape.pool).item, self.profile.shape.disk_mib
         enough = workspace.addresses.enough(self.profile.networks).item
@@ -188,11 +196,20 @@ class Candidates:
             rest = rests[row] = least_left(packed, needed, range(first, first + width))
             count -= key[row] < INFINITE
             if rest < NO_CELL and disk(row) >= disk_mib and enough(row):
-                key[row] = score(row, rest)
+                if score is not None:
+                    key[row] = score(row, rest)
+                else:
+                    self.old_scores.add(row)
                 count += 1
             else:
                 key[row] = INFINITE
+                self.old_scores.discard(row)
         self.count = count
+
+    def _score_of(self, by_row: RowScorer) -> OfRow:
+        if self._score_row is None:
+            self._score_row = by_row(self._workspace, self.weight)
+        return self._score_row
 
     def _cells_of(self, row: int) -> range:
         """Where a host's cells are, one after the other, among those of all."""

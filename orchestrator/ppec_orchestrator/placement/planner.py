@@ -230,7 +230,8 @@ class _Batch:
                 self._candidates.clear()
             self._candidates[id(vm.profile)] = candidates
         else:
-            candidates.refresh()
+            # Where a batch is kept apart, scores decide only among hosts that have none of it.
+            candidates.refresh(scores=not self.ranks.matter or bool(self._seats))
         return candidates
 
     def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
@@ -339,6 +340,13 @@ class _Batch:
     def _best(self, candidates: Candidates, vm: VmRequest) -> _Best | None:
         """None where nothing is left."""
         closed = self._closed(vm)
+        best = self._best_but_for(closed, candidates, vm)
+        if best is None or best.row not in candidates.old_scores:
+            return best
+        candidates.refresh()
+        return self._best_but_for(closed, candidates, vm)
+
+    def _best_but_for(self, closed: Sequence[SomeRows], candidates: Candidates, vm: VmRequest) -> _Best | None:
         if len(closed) == 1 and isinstance(closed[0], list) and (count := candidates.count_but(closed[0])):
             # As a rule none of a few closed hosts is the best: then they need not be closed to see it.
             row, broken = self.ranks.best(candidates.key, self.workspace, vm)

@@ -63,16 +63,18 @@ RowScorer = Callable[[Workspace, Weight], OfRow]
 @dataclass(frozen=True, slots=True)
 class Policy:
     """`apart` has a batch's own VMs kept apart before the score counts; `moves_with_fleet` says that scores depend on
-    the spread over all hosts, and so are worked out again as it changes."""
+    the spread over all hosts, and so are worked out again as it changes. `only_rise` says that, with one spread, what
+    is placed on a host never lowers its score: where scores seldom decide, they are then left for later."""
 
     scorer: Callable[[View], Floats]
     by_row: RowScorer | None = None
     moves_with_fleet: bool = False
     apart: bool = False
+    only_rise: bool = False
 
 
 POLICIES: dict[PolicyName, Policy] = {
     PolicyName.BALANCED: Policy(balanced, balanced_row, moves_with_fleet=True),
     PolicyName.PACK: Policy(pack, pack_row),
-    PolicyName.SPREAD: Policy(balanced, balanced_row, moves_with_fleet=True, apart=True),
+    PolicyName.SPREAD: Policy(balanced, balanced_row, moves_with_fleet=True, apart=True, only_rise=True),
 }

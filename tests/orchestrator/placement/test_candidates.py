@@ -69,6 +69,44 @@ def test_row_by_row_many_at_once_and_anew_are_the_same(policy: Policy, seed: int
         same(by_row, Candidates(workspace, profile, policy))
 
 
+@pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.only_rise])
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_scores_that_wait_are_never_higher_than_they_will_be(policy: Policy, seed: int) -> None:
+    rng = random.Random(seed)
+    file = generate(Recipe(HOSTS, 2, seed=seed, varied=True, requests=20))
+    workspace = Workspace(file.fleet)
+    profiles = [request.profile for request in file.requests]
+    profile, taken = rng.choice(profiles), list[Taken]()
+    waiting = Candidates(workspace, profile, policy)
+    for _ in range(6):
+        some_taken(rng, workspace, profiles, taken)
+        if rng.random() < 0.2:
+            workspace.start_epoch(0)
+        waiting.refresh(scores=False)
+        now = Candidates(workspace, profile, policy)
+        old = np.isin(np.arange(HOSTS), list(waiting.old_scores))
+        assert waiting.count == now.count
+        assert ((waiting.key < np.inf) == (now.key < np.inf)).all()
+        assert (waiting.key <= now.key).all()
+        assert (waiting.key == now.key)[~old].all()
+        if rng.random() < 0.3:
+            waiting.refresh()
+            assert not waiting.old_scores
+            same(waiting, now)
+
+
+def test_some_scores_wait() -> None:
+    file = generate(Recipe(HOSTS, 2, requests=1))
+    request = file.requests[0]
+    workspace = Workspace(file.fleet)
+    candidates = Candidates(workspace, request.profile, Policy.SPREAD)
+    row = int(candidates.key.argmin())
+    workspace.take(row, candidates.cells(row), candidates.fitting, request)
+    candidates.refresh(scores=False)
+    assert candidates.old_scores == {row}
+
+
 def test_what_is_forgotten_is_worked_out_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspaces, "MOST_CHANGES", 10)
     file = generate(Recipe(HOSTS, 2, requests=60))
