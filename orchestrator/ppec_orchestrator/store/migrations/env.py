@@ -11,7 +11,7 @@ from ppec_orchestrator.store.tables import UtcTime, metadata
 
 
 def _render(kind: str, value: Any, _context: Any) -> str | Literal[False]:
-    # A revision must not change when tables.py does: it names plain types only.
+    # A revision must not change when the tables do: it names plain types only.
     return "sa.DateTime(timezone=True)" if kind == "type" and isinstance(value, UtcTime) else False
 
 

@@ -35,7 +35,7 @@ def upgrade_to_head(connection: Connection) -> None:
 
 
 def new_revision(connection: Connection, message: str, revision: str) -> None:
-    """Writes the revision that brings the connected database's schema to `tables.py`; used in development."""
+    """Writes the revision that brings the connected database's schema to `store/tables/`; used in development."""
     from alembic import command
 
     command.revision(alembic_config(connection), message=message, autogenerate=True, rev_id=revision)
