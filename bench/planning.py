@@ -23,7 +23,7 @@ import numpy as np
 
 from bench import hail
 from bench.figures import PAIRS, Figures, compared, paired
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.snapshot import written

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StringConstraints, field_validator
@@ -16,6 +17,14 @@ MAX_GROUPS = 8
 LabelMatch = Annotated[
     str, StringConstraints(min_length=1, max_length=321, pattern=r"^[^=\x00-\x1f\x7f]+(=[^\x00-\x1f\x7f]*)?$")
 ]
+
+
+class Policy(StrEnum):
+    """How hosts that fit are ranked. `balanced` evens out use, `pack` fills hosts, `spread` keeps a batch apart."""
+
+    BALANCED = "balanced"
+    PACK = "pack"
+    SPREAD = "spread"
 
 
 class GroupRule(Model):

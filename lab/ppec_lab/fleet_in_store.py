@@ -16,8 +16,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, text, update
 
-from ppec_contract.api import VmRecord
 from ppec_contract.api_ipdb import PrefixCreate
+from ppec_contract.api_vms import VmRecord
 from ppec_contract.host import CellReport, DriveReport, HostReport, NicReport
 from ppec_contract.vm import VcpuPin, VmInfo, VmState
 from ppec_lab.generated_fleet import (

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from uuid import UUID
 
-from ppec_contract.api import ConsoleEnd, ConsoleNotice, ConsoleOpen
+from ppec_contract.api_consoles import ConsoleEnd, ConsoleNotice, ConsoleOpen
 from ppec_contract.errors import PpecError
 from ppec_contract.guest import ReadConsole, ReadConsoleReply, WriteConsole, WriteConsoleReply
 from ppec_contract.vm import VmState

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from ppec_contract.api import HostLiveness
+from ppec_contract.api_hosts import HostLiveness
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VmState
 

@@ -17,24 +17,12 @@ from uuid import UUID
 import pytest
 from pydantic import BaseModel
 
-from ppec_contract.api import (
-    HostRetune,
-    ItemState,
-    LabelsUpdate,
-    OperationItem,
-    OperationState,
-    OperationStep,
-    OperationView,
-    Page,
-    VmAction,
-    VmRecord,
-    VmResize,
-    VmsAction,
-    VmsCreate,
-    VmView,
-)
+from ppec_contract.api import LabelsUpdate, Page
+from ppec_contract.api_hosts import HostRetune
 from ppec_contract.api_ipdb import AddressView
+from ppec_contract.api_operations import ItemState, OperationItem, OperationState, OperationStep, OperationView
 from ppec_contract.api_placement import PlanView
+from ppec_contract.api_vms import VmAction, VmRecord, VmResize, VmsAction, VmsCreate, VmView
 from ppec_contract.errors import PpecError
 from ppec_contract.validation import parse
 from ppec_contract.vm import VcpuPin

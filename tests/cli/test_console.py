@@ -19,7 +19,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
-from ppec_contract.api import ConsoleEnd, ConsoleNotice
+from ppec_contract.api_consoles import ConsoleEnd, ConsoleNotice
 from ppec_contract.errors import PpecError
 from ppec_lab.terminal import Terminal
 

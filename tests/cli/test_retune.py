@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ppec_contract.api import RetuneView
+from ppec_contract.api_operations import RetuneView
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import CellRoom, RetuneMove, RetunePlan, RetuneSeat
 from ppec_contract.vm import VcpuPin

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from ppec_contract.agent import Effect, Resized
-from ppec_contract.api import BatchMode, OperationState, Policy, VmRecord
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_placement import Policy
+from ppec_contract.api_vms import BatchMode, VmRecord
 from ppec_contract.errors import PpecError
 from ppec_contract.guest import GuestInfo, GuestInterface
 

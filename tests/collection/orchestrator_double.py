@@ -16,7 +16,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from ppec_contract.agent import Effect, Resized
-from ppec_contract.api import HostView, OperationItem, OperationView, Page, VmResize, VmsAction, VmsCreate, VmView
+from ppec_contract.api import Page
+from ppec_contract.api_hosts import HostView
+from ppec_contract.api_operations import OperationItem, OperationView
+from ppec_contract.api_vms import VmResize, VmsAction, VmsCreate, VmView
 from ppec_contract.errors import PpecError
 from ppec_contract.guest import GuestInfo
 from ppec_contract.validation import parse

@@ -17,7 +17,8 @@ from ansible_collections.ppec.cloud.plugins.plugin_utils.run_plan import VIEWS
 from conftest import ROOT
 
 from ppec_contract.agent import METHODS, CreateVms, DeleteVms, FreezeVms, StopVms, VmResult
-from ppec_contract.api import OperationState, VmResize, VmsAction, VmsCreate
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_vms import VmResize, VmsAction, VmsCreate
 from ppec_contract.module_table import TABLE_PATH, render
 from ppec_contract.run import PlanAction
 from ppec_contract.vm import VmInfo, VmSpec, VmState

@@ -12,7 +12,7 @@ from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client imp
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 from orchestrator_double import TOKEN, FakeOrchestrator, api_of
 
-from ppec_contract.api import VmRecord
+from ppec_contract.api_vms import VmRecord
 from ppec_contract.vm import VmState
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from ppec_contract.api import FlavorCreate, HostCreate, VmsCreate
+from ppec_contract.api_catalogue import FlavorCreate
+from ppec_contract.api_hosts import HostCreate
+from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.frames import decode_json_object, encode
 from ppec_contract.model import MAX_USER_DATA_BYTES, Model

@@ -14,7 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 import ppec_contract
 from ppec_contract.agent import METHODS, ChangingAction, CreateVms, StopVms
-from ppec_contract.api import BatchMode, FlavorCreate, OperationState, Policy, VmsCreate
+from ppec_contract.api_catalogue import FlavorCreate
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_placement import Policy
+from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.model import Model, canonical_json, digest
 from ppec_contract.validation import parse

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from ppec_contract.api import ConsoleEnd, ConsoleNotice, ConsoleOpen
+from ppec_contract.api_consoles import ConsoleEnd, ConsoleNotice, ConsoleOpen
 from ppec_contract.errors import PpecError
 from ppec_contract.guest import ReadConsoleReply
 from ppec_contract.vm import VmState

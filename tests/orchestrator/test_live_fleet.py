@@ -16,7 +16,7 @@ import pytest
 from small_fleet import NOW, SHAPE, add_vms, make_fleet
 from sqlalchemy import Connection, event, insert, select, text, update
 
-from ppec_contract.api import HostLiveness, HostUpdate
+from ppec_contract.api_hosts import HostLiveness, HostUpdate
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.vm import Size
 from ppec_orchestrator.operations.live_fleet import LiveFleet

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
-from ppec_contract.api import ConsoleNotice
+from ppec_contract.api_consoles import ConsoleNotice
 from ppec_contract.errors import Problem
 from ppec_contract.version import API_VERSION
 from ppec_orchestrator.api import (

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import Header, Request, Response
 
-from ppec_contract.api import OperationView
+from ppec_contract.api_operations import OperationView
 from ppec_contract.model import Model, canonical_json
 from ppec_orchestrator.api.audited import changes
 from ppec_orchestrator.api.auth import Caller

@@ -14,7 +14,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ppec_contract.api import VmAction
+from ppec_contract.api_vms import VmAction
 from ppec_contract.errors import PpecError, http_status
 from ppec_orchestrator.api.auth import caller_of
 from ppec_orchestrator.audit import audit

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """/v1/clusters"""
 
-from ppec_contract.api import ClusterCreate
+from ppec_contract.api_catalogue import ClusterCreate
 from ppec_orchestrator.api.catalogue import catalogue_router
 from ppec_orchestrator.store.clusters import CLUSTERS
 

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Query, WebSocket
 from fastapi.concurrency import run_in_threadpool
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
-from ppec_contract.api import ConsoleEnd, ConsoleNotice, ConsoleOpen
+from ppec_contract.api_consoles import ConsoleEnd, ConsoleNotice, ConsoleOpen
 from ppec_contract.errors import PpecError, http_status
 from ppec_contract.validation import parse
 from ppec_orchestrator.api.auth import Operator, caller_of, connection_caller

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """/v1/flavors"""
 
-from ppec_contract.api import FlavorCreate
+from ppec_contract.api_catalogue import FlavorCreate
 from ppec_orchestrator.api.catalogue import catalogue_router
 from ppec_orchestrator.store.flavors import FLAVORS
 

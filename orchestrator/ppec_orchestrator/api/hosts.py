@@ -8,7 +8,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from ppec_contract.api import (
+from ppec_contract.api import LabelsUpdate, Page
+from ppec_contract.api_hosts import (
     EnrolmentTokenView,
     HostCreate,
     HostEvents,
@@ -16,10 +17,8 @@ from ppec_contract.api import (
     HostRetune,
     HostUpdate,
     HostView,
-    LabelsUpdate,
-    OperationView,
-    Page,
 )
+from ppec_contract.api_operations import OperationView
 from ppec_contract.host import Architecture
 from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of
 from ppec_orchestrator.api.auth import Admin, Operator, Viewer

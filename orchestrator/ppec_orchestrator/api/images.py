@@ -11,7 +11,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.concurrency import run_in_threadpool
 
-from ppec_contract.api import ImageView, Page
+from ppec_contract.api import Page
+from ppec_contract.api_catalogue import ImageView
 from ppec_contract.errors import PpecError
 from ppec_contract.host import Architecture
 from ppec_contract.model import ResourceName, Sha256

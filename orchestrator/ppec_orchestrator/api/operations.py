@@ -12,7 +12,8 @@ from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
-from ppec_contract.api import OperationState, OperationView, Page
+from ppec_contract.api import Page
+from ppec_contract.api_operations import OperationState, OperationView
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.api.auth import Operator, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute

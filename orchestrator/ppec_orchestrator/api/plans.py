@@ -7,8 +7,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
-from ppec_contract.api import OperationView, VmsCreate
+from ppec_contract.api_operations import OperationView
 from ppec_contract.api_placement import PlanView
+from ppec_contract.api_vms import VmsCreate
 from ppec_contract.model import Model
 from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of
 from ppec_orchestrator.api.auth import Operator

@@ -8,17 +8,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
-from ppec_contract.api import (
-    LabelsUpdate,
-    OperationView,
-    Page,
-    VmAction,
-    VmRecord,
-    VmResize,
-    VmsAction,
-    VmsCreate,
-    VmView,
-)
+from ppec_contract.api import LabelsUpdate, Page
+from ppec_contract.api_operations import OperationView
+from ppec_contract.api_vms import VmAction, VmRecord, VmResize, VmsAction, VmsCreate, VmView
 from ppec_contract.host import Architecture
 from ppec_contract.vm import VmState
 from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of

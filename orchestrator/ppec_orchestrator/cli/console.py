@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from ppec_contract.api import ConsoleEnd, ConsoleNotice, ConsoleOpen
+from ppec_contract.api_consoles import ConsoleEnd, ConsoleNotice, ConsoleOpen
 from ppec_contract.errors import PpecError
 from ppec_contract.guest import MAX_CONSOLE_TAIL_BYTES
 from ppec_orchestrator.cli.client import refusal, trust, unreachable

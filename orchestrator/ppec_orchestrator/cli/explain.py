@@ -40,7 +40,7 @@ def execute(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")] = False,
 ) -> None:
     """Carry out a plan as it was shown; refused if the fleet has moved on."""
-    from ppec_contract.api import OperationView
+    from ppec_contract.api_operations import OperationView
     from ppec_orchestrator.cli.operations import accepted
 
     session = session_of(context)

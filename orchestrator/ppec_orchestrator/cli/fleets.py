@@ -49,7 +49,8 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     moves: Annotated[int, typer.Option(min=0, help="How many running VMs may change cells to open one.")] = 0,
 ) -> None:
     """Plan VMs on a fleet and say where each would go, or why not. Nothing is changed, and no orchestrator needed."""
-    from ppec_contract.api import BatchMode, Policy
+    from ppec_contract.api_placement import Policy
+    from ppec_contract.api_vms import BatchMode
     from ppec_orchestrator.fleets.offline import Options, plan_on
 
     session = session_of(context)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pydantic import ValidationError
 
-from ppec_contract.api import OperationView
+from ppec_contract.api_operations import OperationView
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.cli.client import Client
 

@@ -12,7 +12,7 @@ from ppec_orchestrator.cli.resources import Resource, add_delete, add_show, crea
 from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
-    from ppec_contract.api import HostView
+    from ppec_contract.api_hosts import HostView
 
 Liveness = Literal["registered", "enrolled", "up", "unknown"]
 SIZE = "In MiB, or with a unit: 512M, 8G, 1T."
@@ -124,7 +124,7 @@ def events(
     limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
 ) -> None:
     """What befell a host, the latest first: checks of its health that changed their level."""
-    from ppec_contract.api import HostEvents
+    from ppec_contract.api_hosts import HostEvents
 
     session = session_of(context)
     found = session.client.get(f"{HOST.url(name)}/events?limit={limit}", HostEvents)
@@ -145,7 +145,7 @@ def undrain(context: typer.Context, name: Name) -> None:
 
 
 def _set_draining(context: typer.Context, name: str, *, draining: bool) -> None:
-    from ppec_contract.api import HostUpdate, HostView
+    from ppec_contract.api_hosts import HostUpdate, HostView
 
     session = session_of(context)
     session.output.item(session.client.patch(HOST.url(name), HostUpdate(draining=draining), HostView))
@@ -177,7 +177,7 @@ def retune(  # noqa: PLR0913, PLR0917 - one parameter per option
 @app.command("enrolment-token")
 def enrolment_token(context: typer.Context, name: Name) -> None:
     """Make a token that enrols this host once. It is shown only here."""
-    from ppec_contract.api import EnrolmentTokenView
+    from ppec_contract.api_hosts import EnrolmentTokenView
 
     session = session_of(context)
     session.output.item(session.client.post(f"{HOST.url(name)}/enrolment-token", None, EnrolmentTokenView))

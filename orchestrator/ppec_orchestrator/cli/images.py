@@ -45,7 +45,7 @@ def import_image(
     architecture: Annotated[Architecture, typer.Option(help="CPU architecture of the guest.")] = "x86_64",
 ) -> None:
     """Import a disk image. Its checksum is computed here and checked there."""
-    from ppec_contract.api import ImageView
+    from ppec_contract.api_catalogue import ImageView
     from ppec_orchestrator.cli.client import chunks
 
     session = session_of(context)

@@ -13,7 +13,7 @@ from ppec_orchestrator.cli.session import Session, session_of
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from ppec_contract.api import OperationItem, OperationStep, OperationView
+    from ppec_contract.api_operations import OperationItem, OperationStep, OperationView
 
 State = Literal["queued", "running", "succeeded", "partial", "failed", "cancelled"]
 # Operations are kept for long; a list of all of them is seldom what is wanted.
@@ -89,7 +89,7 @@ def list_operations(
 @app.command("show")
 def show(context: typer.Context, operation_id: Id) -> None:
     """Show an operation: its VMs and its steps."""
-    from ppec_contract.api import OperationView
+    from ppec_contract.api_operations import OperationView
     from ppec_orchestrator.cli.follow import operation_path
 
     session = session_of(context)
@@ -131,7 +131,7 @@ def watch(context: typer.Context, operation_id: Id) -> None:
 @app.command("cancel")
 def cancel(context: typer.Context, operation_id: Id) -> None:
     """Cancel an operation: what it has done is undone."""
-    from ppec_contract.api import OperationView
+    from ppec_contract.api_operations import OperationView
     from ppec_orchestrator.cli.follow import operation_path
 
     session = session_of(context)

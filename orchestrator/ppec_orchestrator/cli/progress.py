@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from ppec_contract.api import ItemState, OperationItem, OperationView
+from ppec_contract.api_operations import ItemState, OperationItem, OperationView
 from ppec_orchestrator.cli.output import Column, Output, plain, table
 
 if TYPE_CHECKING:

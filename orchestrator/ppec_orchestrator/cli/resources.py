@@ -47,9 +47,10 @@ class Resource:
 
 def model_named(name: str) -> Any:
     """A model of the REST API."""
-    from ppec_contract import api, api_ipdb
+    from ppec_contract import api_catalogue, api_hosts, api_ipdb, api_operations, api_vms
 
-    return getattr(api_ipdb, name, None) or getattr(api, name)
+    subjects = (api_catalogue, api_hosts, api_ipdb, api_operations, api_vms)
+    return next(getattr(subject, name) for subject in subjects if hasattr(subject, name))
 
 
 def show_items(

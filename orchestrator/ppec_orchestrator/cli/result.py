@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 from uuid import UUID
 
-from ppec_contract.api import ItemState, OperationItem, OperationState, OperationView, VmView
+from ppec_contract.api_operations import ItemState, OperationItem, OperationState, OperationView
+from ppec_contract.api_vms import VmView
 from ppec_contract.errors import PpecError, Problem, exit_code
 from ppec_orchestrator.cli.output import Column, table
 

@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ppec_contract.api import HostRetune, OperationView
+from ppec_contract.api_hosts import HostRetune
+from ppec_contract.api_operations import OperationView
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import CellRoom, RetuneMove, RetunePlan
 from ppec_contract.validation import parse

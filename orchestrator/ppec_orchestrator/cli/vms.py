@@ -13,7 +13,7 @@ from ppec_orchestrator.cli.resources import Resource, add_show
 from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
-    from ppec_contract.api import VmView
+    from ppec_contract.api_vms import VmView
 
 Record = Literal["creating", "active", "deleting", "failed"]
 Observed = Literal["running", "stopped", "paused", "crashed", "unknown"]
@@ -113,7 +113,7 @@ def create(
     wait: Wait = False,
 ) -> None:
     """Create one VM or a batch."""
-    from ppec_contract.api import OperationView
+    from ppec_contract.api_operations import OperationView
     from ppec_orchestrator.cli.operations import accepted
 
     session = session_of(context)
@@ -217,7 +217,7 @@ def console(
     tail_bytes: Annotated[int, typer.Option(min=0, max=262144, help="How much to begin with.")] = 16384,
 ) -> None:
     """Open a VM's serial console. Ctrl-] leaves it; it ends by itself when the VM goes off."""
-    from ppec_contract.api import ConsoleOpen
+    from ppec_contract.api_consoles import ConsoleOpen
     from ppec_orchestrator.cli.console import open_console
 
     asked = ConsoleOpen(read_only=read_only or not follow, follow=follow, tail_bytes=tail_bytes)
@@ -234,7 +234,8 @@ def resize(
     wait: Wait = False,
 ) -> None:
     """Give a VM another size: at once as far as it can be done while it runs, the rest at its next start."""
-    from ppec_contract.api import OperationView, VmResize
+    from ppec_contract.api_operations import OperationView
+    from ppec_contract.api_vms import VmResize
     from ppec_contract.validation import parse
     from ppec_orchestrator.cli.operations import accepted
     from ppec_orchestrator.cli.sizes import mib
@@ -248,7 +249,8 @@ def resize(
 
 
 def _act(context: typer.Context, given: dict[str, Any], *, wait: bool) -> None:
-    from ppec_contract.api import OperationView, VmsAction
+    from ppec_contract.api_operations import OperationView
+    from ppec_contract.api_vms import VmsAction
     from ppec_contract.validation import parse
     from ppec_orchestrator.cli.operations import accepted
 

@@ -17,7 +17,7 @@ import typer
 from ppec_orchestrator.cli import lists
 
 if TYPE_CHECKING:
-    from ppec_contract.api import VmsCreate
+    from ppec_contract.api_vms import VmsCreate
 
 Policy = Literal["balanced", "pack", "spread"]
 Mode = Literal["all-or-nothing", "best-effort"]
@@ -90,7 +90,7 @@ _AS_THEY_ARE = (
 
 def request(options: dict[str, Any], subject: str) -> VmsCreate:
     """The request that these options make. Raises `request.invalid` naming what is wrong."""
-    from ppec_contract.api import VmsCreate
+    from ppec_contract.api_vms import VmsCreate
     from ppec_contract.validation import parse
 
     sizes = {name: options[name] for name in ("vcpus", "memory_mib", "disk_mib")}

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppec_contract.api import BatchMode, Policy
+from ppec_contract.api_placement import Policy
+from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
 from ppec_contract.model import Model
 from ppec_orchestrator.fleets import snapshot

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection, select
 
-from ppec_contract.api import HostRetune, VmAction, VmRecord, VmResize, VmsAction
+from ppec_contract.api_hosts import HostRetune
+from ppec_contract.api_vms import VmAction, VmRecord, VmResize, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, Size, whole_huge_pages
 from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id

@@ -17,8 +17,9 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from ppec_contract.api import BatchMode, ItemState, VmsCreate
+from ppec_contract.api_operations import ItemState
 from ppec_contract.api_placement import GroupRule
+from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import AddressProvider
 from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses

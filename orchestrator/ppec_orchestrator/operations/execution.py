@@ -14,7 +14,7 @@ from datetime import timedelta
 import structlog
 from sqlalchemy import Connection
 
-from ppec_contract.api import OperationState
+from ppec_contract.api_operations import OperationState
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.steps import Do, HandedOverError, Kind, NoUndo, PostponedError, StepEnd

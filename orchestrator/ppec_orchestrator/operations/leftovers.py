@@ -16,7 +16,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from ppec_contract.api import ItemState
+from ppec_contract.api_operations import ItemState
 from ppec_orchestrator.operations.context import Context
 from ppec_orchestrator.operations.hosts import Call, by_ids, carry
 from ppec_orchestrator.operations.outcomes import may_have_left_something

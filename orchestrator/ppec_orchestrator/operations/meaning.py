@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select
 
-from ppec_contract.api import VmsCreate
 from ppec_contract.api_placement import VmSize
+from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.operations.wanted import CreateInput, SizeMeant

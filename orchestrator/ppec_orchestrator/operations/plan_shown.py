@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from ppec_contract.api import VmsCreate
 from ppec_contract.api_placement import ExposedView, PlacedView, PlanView, RefusedView
+from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.model import canonical_json
 from ppec_orchestrator.operations.advising import changes_for

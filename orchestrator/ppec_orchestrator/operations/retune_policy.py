@@ -14,7 +14,7 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import Connection, func, select
 
-from ppec_contract.api import ItemState
+from ppec_contract.api_operations import ItemState
 from ppec_contract.retune import RetuneBounds
 from ppec_orchestrator.audit import audit
 from ppec_orchestrator.operations.context import Context

@@ -6,8 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 
-from ppec_contract.api import HostRetune, OperationView, Page, VmResize, VmsAction, VmsCreate
+from ppec_contract.api import Page
+from ppec_contract.api_hosts import HostRetune
+from ppec_contract.api_operations import OperationView
 from ppec_contract.api_placement import PlanView
+from ppec_contract.api_vms import VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.operations.accept import Acceptor
 from ppec_orchestrator.operations.context import Ports

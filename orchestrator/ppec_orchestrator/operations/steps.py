@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
-from ppec_contract.api import OperationState
+from ppec_contract.api_operations import OperationState
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.store.operations import Item
 

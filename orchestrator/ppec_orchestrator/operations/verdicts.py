@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ppec_contract.api import ItemState, OperationState
+from ppec_contract.api_operations import ItemState, OperationState
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.operations.steps import Verdict
 from ppec_orchestrator.store.operations import Item

@@ -8,9 +8,10 @@ from uuid import UUID
 
 from pydantic import Field
 
-from ppec_contract.api import BatchMode, HostRetune, VmsCreate
+from ppec_contract.api_hosts import HostRetune
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.api_placement import GroupRule
+from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability

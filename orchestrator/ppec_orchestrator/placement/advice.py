@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.changes import (
     AddAddresses,
     Change,

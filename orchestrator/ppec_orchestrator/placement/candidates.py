@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ppec_contract.api import Policy as PolicyName
+from ppec_contract.api_placement import Policy as PolicyName
 from ppec_orchestrator.placement.balance import Floats, Weight
 from ppec_orchestrator.placement.demand import CPU, MEMORY, memory_part
 from ppec_orchestrator.placement.filters import STANDING

@@ -13,7 +13,7 @@ from itertools import combinations
 from math import sqrt
 from uuid import UUID
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal

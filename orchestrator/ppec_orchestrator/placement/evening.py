@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.balance import Balance, Floats
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.fleet import IntArray

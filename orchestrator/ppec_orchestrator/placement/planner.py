@@ -13,7 +13,7 @@ from uuid import UUID
 
 import numpy as np
 
-from ppec_contract.api import Policy as PolicyName
+from ppec_contract.api_placement import Policy as PolicyName
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.evening import Evening, worth_evening
 from ppec_orchestrator.placement.fitting import Fitting

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppec_contract.api import Policy as PolicyName
+from ppec_contract.api_placement import Policy as PolicyName
 from ppec_orchestrator.placement.balance import Floats, Weight
 from ppec_orchestrator.placement.fleet import IntArray, Rows
 from ppec_orchestrator.placement.packed import MOST_LEFT, Packed

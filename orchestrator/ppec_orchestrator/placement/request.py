@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_contract.vm import NumaPolicy
 
 

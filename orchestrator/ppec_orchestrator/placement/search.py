@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.fleet import BoolArray

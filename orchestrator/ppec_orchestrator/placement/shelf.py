@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.request import Network, Profile
 from ppec_orchestrator.placement.workspace import Workspace

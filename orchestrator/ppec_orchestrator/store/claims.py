@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, func, literal, or_, select, text, update
 
-from ppec_contract.api import ItemState, OperationState
+from ppec_contract.api_operations import ItemState, OperationState
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.store.operations import OPEN
 from ppec_orchestrator.store.tables import UtcTime, operation, operation_item, step

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data centres: a name and a region."""
 
-from ppec_contract.api import DatacentreView
+from ppec_contract.api_catalogue import DatacentreView
 from ppec_orchestrator.store.catalogue import Catalogue
 from ppec_orchestrator.store.tables import datacentre
 

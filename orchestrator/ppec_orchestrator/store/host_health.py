@@ -8,7 +8,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from ppec_contract.api import HostEventView
+from ppec_contract.api_hosts import HostEventView
 from ppec_contract.host import HealthFinding, HealthLevel
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.tables import host, host_event

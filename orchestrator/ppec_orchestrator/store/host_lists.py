@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, select
 
-from ppec_contract.api import HostLiveness
+from ppec_contract.api_hosts import HostLiveness
 from ppec_orchestrator.store.labels import WantedLabel
 from ppec_orchestrator.store.paging import Slice
 from ppec_orchestrator.store.places import Place

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 from sqlalchemy import ColumnElement, Connection, Select, Text, cast, func, literal_column, select
 
-from ppec_contract.api import HostLiveness, HostView
+from ppec_contract.api_hosts import HostLiveness, HostView
 from ppec_contract.host import CellReport, HealthLevel
 from ppec_orchestrator.store import host_lists
 from ppec_orchestrator.store.catalogue import not_found

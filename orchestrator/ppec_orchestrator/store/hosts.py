@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import Connection, bindparam, delete, insert, or_, update
 from sqlalchemy.exc import IntegrityError
 
-from ppec_contract.api import HostCreate, HostUpdate, HostView
+from ppec_contract.api_hosts import HostCreate, HostUpdate, HostView
 from ppec_contract.errors import PpecError
 from ppec_contract.identity import Identity
 from ppec_orchestrator.store.catalogue import id_of, insert_named, not_found

@@ -6,7 +6,7 @@ from __future__ import annotations
 from sqlalchemy import Connection, func, insert, select
 from sqlalchemy.exc import IntegrityError
 
-from ppec_contract.api import ImageView
+from ppec_contract.api_catalogue import ImageView
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store.catalogue import Catalogue
 from ppec_orchestrator.store.faults import is_unique_violation

@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, Select, bindparam, select, update
 
 from ppec_contract.agent import VmResult
-from ppec_contract.api import VmRecord
+from ppec_contract.api_vms import VmRecord
 from ppec_orchestrator.store import sizes
 from ppec_orchestrator.store.seats import follow
 from ppec_orchestrator.store.tables import allocation, host, vm

@@ -13,13 +13,13 @@ from uuid import UUID
 from sqlalchemy import Connection, Row, and_, or_, select
 
 from ppec_contract.agent import Resized, Stage
-from ppec_contract.api import (
+from ppec_contract.api import Page
+from ppec_contract.api_operations import (
     ItemState,
     OperationItem,
     OperationState,
     OperationStep,
     OperationView,
-    Page,
     RetuneView,
 )
 from ppec_contract.errors import PpecError, Problem

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, Row, bindparam, func, insert, select, update
 
-from ppec_contract.api import ItemState, OperationState
+from ppec_contract.api_operations import ItemState, OperationState
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.store.rows import insert_rows
 from ppec_orchestrator.store.tables import allocation, host, operation, operation_item, setting, step, vm

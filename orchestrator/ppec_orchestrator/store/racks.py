@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Racks of a cluster."""
 
-from ppec_contract.api import RackView
+from ppec_contract.api_catalogue import RackView
 from ppec_orchestrator.store.catalogue import Catalogue
 from ppec_orchestrator.store.tables import cluster, rack
 

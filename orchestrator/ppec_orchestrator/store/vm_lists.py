@@ -36,7 +36,7 @@ from sqlalchemy import (
     union_all,
 )
 
-from ppec_contract.api import VmRecord
+from ppec_contract.api_vms import VmRecord
 from ppec_contract.vm import VmState
 from ppec_orchestrator.ipdb.typed import typed_ranges
 from ppec_orchestrator.store.labels import WantedLabel

@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, FromClause, Select, Text, case, cast, func, literal_column, select
 
-from ppec_contract.api import VmView
+from ppec_contract.api_vms import VmView
 from ppec_contract.vm import VmState
 from ppec_orchestrator.store import vm_lists
 from ppec_orchestrator.store.json_text import JsonTime, address_text, quoted, quoted_or_null

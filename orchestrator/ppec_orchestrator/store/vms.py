@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection, bindparam, delete, or_, select, update
 
-from ppec_contract.api import VmRecord
+from ppec_contract.api_vms import VmRecord
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import ImageSource, NumaPolicy, VmState
 from ppec_orchestrator.store import ipdb

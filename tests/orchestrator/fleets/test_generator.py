@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.reading import read_fleet
 from ppec_orchestrator.fleets.snapshot import written

@@ -12,8 +12,8 @@ from ipdb_site import NOW, fixed, granted, make_vm, post, refused
 from pydantic import ValidationError
 from sqlalchemy import select
 
-from ppec_contract.api import VmsCreate
 from ppec_contract.api_ipdb import NetworkWanted
+from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database

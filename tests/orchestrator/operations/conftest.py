@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, insert, select
 
-from ppec_contract.api import OperationView, VmsCreate, VmView
+from ppec_contract.api_operations import OperationView
+from ppec_contract.api_vms import VmsCreate, VmView
 from ppec_contract.model import digest
 from ppec_orchestrator.dispatch.simulated import SimulatedDispatcher, SimulatedFleet
 from ppec_orchestrator.ipdb.ranges import to_address, usable_range

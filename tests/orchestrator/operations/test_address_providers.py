@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from ppec_contract.api import OperationState, VmsAction, VmsCreate
 from ppec_contract.api_ipdb import HoldCreate, PrefixCreate
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_vms import VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.address_supply import AddressSupply
 from ppec_orchestrator.ipdb.provider import AddressProvider, BuiltIn

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from ppec_contract.api import BatchMode, OperationState
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.operations.bounds import MAX_DETAILS_BYTES, MAX_TEXT, MAX_WORD, bounded

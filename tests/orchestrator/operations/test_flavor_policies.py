@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
-from ppec_contract.api import OperationState, Policy, VmAction, VmsAction
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_placement import Policy
+from ppec_contract.api_vms import VmAction, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_contract.run import RunEvent
 from ppec_contract.vm import NumaPolicy, SmtPolicy, VmSpec

@@ -16,7 +16,7 @@ import pytest
 from starlette.testclient import TestClient, WebSocketDenialResponse
 from structlog.testing import capture_logs
 
-from ppec_contract.api import ConsoleEnd, ConsoleNotice
+from ppec_contract.api_consoles import ConsoleEnd, ConsoleNotice
 from ppec_contract.guest import GuestInfo
 from ppec_contract.vm import VmState
 from ppec_orchestrator.api.app import create_app

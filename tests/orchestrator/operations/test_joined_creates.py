@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select
 
-from ppec_contract.api import VmsCreate
+from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
 from ppec_orchestrator.operations.creation import Creation

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
-from ppec_contract.api import OperationState, VmRecord, VmsAction, VmsCreate
 from ppec_contract.api_ipdb import HoldCreate
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_vms import VmRecord, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.ipdb.ranges import to_hex

@@ -13,7 +13,9 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import select, update
 
-from ppec_contract.api import BatchMode, ItemState, OperationState, OperationView, Policy, VmAction, VmsAction
+from ppec_contract.api_operations import ItemState, OperationState, OperationView
+from ppec_contract.api_placement import Policy
+from ppec_contract.api_vms import BatchMode, VmAction, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_contract.model import MAX_VMS_PER_CALL
 from ppec_contract.run import RunEvent

@@ -16,7 +16,9 @@ from engine_crashes import QUICK, CrashingDatabase
 from sqlalchemy import Connection, update
 from structlog.testing import capture_logs
 
-from ppec_contract.api import ItemState, OperationState, Policy, VmAction, VmsAction
+from ppec_contract.api_operations import ItemState, OperationState
+from ppec_contract.api_placement import Policy
+from ppec_contract.api_vms import VmAction, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher
 from ppec_orchestrator.store.database import Database

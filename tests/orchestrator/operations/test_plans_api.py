@@ -372,7 +372,7 @@ def test_a_group_of_the_record_counts_after_a_restart(world: Any, api: TestClien
 
 
 def _asked(**more: Any) -> Any:
-    from ppec_contract.api import VmsCreate
+    from ppec_contract.api_vms import VmsCreate
 
     return VmsCreate.model_validate(BODY | {"name": "two", "count": 2} | more)
 

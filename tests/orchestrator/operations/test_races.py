@@ -14,8 +14,8 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import Connection, func, insert, select, update
 
-from ppec_contract.api import BatchMode, Policy, VmsCreate
-from ppec_contract.api_placement import GroupRule
+from ppec_contract.api_placement import GroupRule, Policy
+from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
 from ppec_orchestrator.operations import planning as planning_module

@@ -12,7 +12,8 @@ from engine_crashes import QUICK, CrashingDatabase
 from sqlalchemy import select
 
 from ppec_contract.agent import Effect
-from ppec_contract.api import ItemState, OperationState, VmAction, VmResize, VmsAction
+from ppec_contract.api_operations import ItemState, OperationState
+from ppec_contract.api_vms import VmAction, VmResize, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import Size, VmInfo
 from ppec_orchestrator.dispatch.simulated import Fault

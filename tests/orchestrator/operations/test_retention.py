@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import func, insert, select, update
 
-from ppec_contract.api import ItemState, OperationState, VmAction, VmsAction
+from ppec_contract.api_operations import ItemState, OperationState
+from ppec_contract.api_vms import VmAction, VmsAction
 from ppec_orchestrator.operations.limits import Limits
 from ppec_orchestrator.operations.retention import Removed, Retention
 from ppec_orchestrator.store import operations as store

@@ -13,7 +13,10 @@ import pytest
 from engine_crashes import QUICK, CrashingDatabase
 from sqlalchemy import insert, select
 
-from ppec_contract.api import HostRetune, ItemState, OperationState, Policy, VmAction, VmResize, VmsAction
+from ppec_contract.api_hosts import HostRetune
+from ppec_contract.api_operations import ItemState, OperationState
+from ppec_contract.api_placement import Policy
+from ppec_contract.api_vms import VmAction, VmResize, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetuneBounds, RetuneWant
 from ppec_contract.vm import Size

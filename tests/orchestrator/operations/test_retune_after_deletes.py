@@ -15,7 +15,10 @@ from engine_crashes import QUICK, CrashingDatabase
 from sqlalchemy import insert, select, update
 from structlog.testing import capture_logs
 
-from ppec_contract.api import HostRetune, OperationState, Policy, VmAction, VmsAction
+from ppec_contract.api_hosts import HostRetune
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_placement import Policy
+from ppec_contract.api_vms import VmAction, VmsAction
 from ppec_contract.retune import RetuneBounds
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.operations.enqueueing import Ask

@@ -9,7 +9,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select, update
 
-from ppec_contract.api import ItemState, OperationState, VmAction, VmRecord, VmsAction
+from ppec_contract.api_operations import ItemState, OperationState
+from ppec_contract.api_vms import VmAction, VmRecord, VmsAction
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.store import tables
 

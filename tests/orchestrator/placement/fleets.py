@@ -10,7 +10,7 @@ import random
 from typing import Any
 from uuid import UUID
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
 from ppec_orchestrator.placement.request import (

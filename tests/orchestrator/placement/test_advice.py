@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.advice import advise, helps
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize, Retune

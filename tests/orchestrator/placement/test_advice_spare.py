@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppec_contract.api import Policy
-from ppec_contract.api_placement import VmSize
+from ppec_contract.api_placement import Policy, VmSize
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.placement.advice import advise, helps
 from ppec_orchestrator.placement.applied import applied

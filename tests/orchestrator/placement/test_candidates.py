@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.placement import candidates as module
 from ppec_orchestrator.placement import workspace as workspaces

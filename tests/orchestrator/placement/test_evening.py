@@ -11,7 +11,7 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.balance import Balance

@@ -11,7 +11,7 @@ from uuid import UUID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.checker import Replay, check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.planner import plan

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import plan

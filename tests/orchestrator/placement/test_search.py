@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_contract.vm import CpuPolicy, NumaPolicy
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.havens import MOST_KEPT, MOST_KNOWN, Haven, Havens
 from ppec_orchestrator.placement.planner import Planner

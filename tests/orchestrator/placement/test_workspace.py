@@ -9,7 +9,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from ppec_contract.api import Policy
+from ppec_contract.api_placement import Policy
 from ppec_contract.vm import CpuPolicy, NumaPolicy
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.checker import check

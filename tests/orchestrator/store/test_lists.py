@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, delete, event, insert, select, update
 
-from ppec_contract.api import HostLiveness, HostView, VmRecord, VmView
+from ppec_contract.api_hosts import HostLiveness, HostView
+from ppec_contract.api_vms import VmRecord, VmView
 from ppec_contract.host import HealthLevel
 from ppec_contract.vm import VmState
 from ppec_lab.fleet_in_store import write_fleet

@@ -16,7 +16,7 @@ import pytest
 from sqlalchemy import insert, select, text
 
 from ppec_contract.agent import VmResult
-from ppec_contract.api import VmRecord
+from ppec_contract.api_vms import VmRecord
 from ppec_contract.host import Heartbeat, HostReport, ReportEnvelope
 from ppec_contract.vm import Moment, VcpuPin, VmInfo, VmState
 from ppec_lab.conditions import wait_until

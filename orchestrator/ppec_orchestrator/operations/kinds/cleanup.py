@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from ppec_contract.api import ItemState
+from ppec_contract.api_operations import ItemState
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.hosts import Call, by_ids, carry
 from ppec_orchestrator.operations.leftovers import CLEANUP_STEPS, Leftover

@@ -20,7 +20,8 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from ppec_contract.api import BatchMode, ItemState, VmRecord
+from ppec_contract.api_operations import ItemState
+from ppec_contract.api_vms import BatchMode, VmRecord
 from ppec_contract.errors import Problem
 from ppec_orchestrator.operations import leftovers
 from ppec_orchestrator.operations.context import Context

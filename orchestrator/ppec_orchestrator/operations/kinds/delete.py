@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from sqlalchemy import Connection
 
-from ppec_contract.api import ItemState, VmRecord
+from ppec_contract.api_operations import ItemState
+from ppec_contract.api_vms import VmRecord
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.hosts import Call, Outcome, by_ids, carry
 from ppec_orchestrator.operations.retune_policy import after_deletes

@@ -16,7 +16,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from ppec_contract.api import ItemState, VmAction
+from ppec_contract.api_operations import ItemState
+from ppec_contract.api_vms import VmAction
 from ppec_contract.run import PlanAction
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.hosts import Call, Outcome, by_ids, carry

@@ -21,7 +21,7 @@ from uuid import UUID
 from sqlalchemy import Connection
 
 from ppec_contract.agent import VmSize
-from ppec_contract.api import ItemState
+from ppec_contract.api_operations import ItemState
 from ppec_orchestrator.operations.context import Context, cancelled
 from ppec_orchestrator.operations.hosts import Call, Outcome, carry
 from ppec_orchestrator.operations.outcomes import may_have_left_something

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection
 
 from ppec_contract.agent import PlanRetuneReply
-from ppec_contract.api import ItemState
+from ppec_contract.api_operations import ItemState
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetunePlan
 from ppec_orchestrator.operations.context import Context
