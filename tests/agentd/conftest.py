@@ -22,6 +22,9 @@ from .hypervisor_suite import host, libvirtd
 from .orchestrator_double import orchestrator
 from .vm_specs import IMAGE, IMAGE_SHA256, image_file, vm
 
+# Where assertions stand outside a test's file: they show what they compared nonetheless.
+pytest.register_assert_rewrite(f"{__package__}.resizing")
+
 # pytest finds the fixtures here.
 __all__ = [
     "agent_process",

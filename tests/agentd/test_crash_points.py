@@ -2,7 +2,7 @@
 """The agent killed at every journal write and every call of the hypervisor, by action: nothing leaks, nothing is lost.
 
 What is checked after each crash stands in crash_points.py; here are the actions, and what each of them may leave.
-Resize's are in test_resize.py, a retune's in retune/test_retune_host.py.
+Resize's are in test_resize_crashes.py, a retune's in retune/test_retune_host.py.
 """
 
 from __future__ import annotations
