@@ -13,6 +13,8 @@ from ppec_contract.model import HostName, Model, ResourceName, VmName
 from ppec_contract.vm import DiskMib, MemoryMib, NumaPolicy, Vcpus, even_vcpus, whole_huge_pages
 
 MAX_GROUPS = 8
+# Of one VM that comes: so many others may change cells for it.
+MAX_PLAN_MOVES = 16
 # `key`, whatever its value, or `key=value`.
 LabelMatch = Annotated[
     str, StringConstraints(min_length=1, max_length=321, pattern=r"^[^=\x00-\x1f\x7f]+(=[^\x00-\x1f\x7f]*)?$")
@@ -76,10 +78,19 @@ class VmItem(Model):
 # --- plans -----------------------------------------------------------------------------------------------------------
 
 
+class MoveView(Model):
+    """A running VM that changes NUMA cells on its host, so that another comes there: see `VmsCreate.max_moves`."""
+
+    vm: VmName
+    cells_before: tuple[int, ...]
+    cells_after: tuple[int, ...]
+
+
 class PlacedView(Model):
     """Where a VM would go, and why there: of so many `candidates` that could take it, none had a lower `score`.
     `searched`: the place is part of a whole, found for the batch together; the policy's own choice would have left
-    others of the batch without a place, or the fleet less even."""
+    others of the batch without a place, or the fleet less even. `moves` open the cell before; the candidates are then
+    the hosts that as few moves open."""
 
     vm: VmName
     host: HostName
@@ -88,6 +99,7 @@ class PlacedView(Model):
     score: float
     broken_groups: int = 0
     searched: bool = False
+    moves: tuple[MoveView, ...] = ()
 
 
 class ChangeView(Model):

@@ -15,7 +15,16 @@ from pydantic import Field, StrictBool, field_validator, model_validator
 
 from ppec_contract.agent import MAX_FROZEN_S
 from ppec_contract.api_ipdb import AddressView, Networks
-from ppec_contract.api_placement import MAX_GROUPS, GroupRule, LabelMatch, NPlusOne, Policy, VmItem, VmSize
+from ppec_contract.api_placement import (
+    MAX_GROUPS,
+    MAX_PLAN_MOVES,
+    GroupRule,
+    LabelMatch,
+    NPlusOne,
+    Policy,
+    VmItem,
+    VmSize,
+)
 from ppec_contract.host import VmUse
 from ppec_contract.model import MAX_LABELS, HostName, Labels, Model, ResourceName, UserData, VmName
 from ppec_contract.vm import MemoryMib, Size, VcpuPin, Vcpus, VmState, even_vcpus
@@ -43,6 +52,9 @@ class VmsCreate(Model):
 
     `at_least`, of a best effort, claims what can be had at once: the request waits for no other that is just taking
     room, and is refused whole when fewer VMs than that find a place.
+
+    `max_moves` is how many running VMs may change NUMA cells on their host so that VMs come there that fit nowhere as
+    things are; the hosts retune before those are made.
     """
 
     image: ResourceName
@@ -65,6 +77,7 @@ class VmsCreate(Model):
     avoid_labels: Annotated[tuple[LabelMatch, ...], Field(max_length=MAX_LABELS)] = ()
     groups: Annotated[tuple[GroupRule, ...], Field(max_length=MAX_GROUPS)] = ()
     n_plus_one: NPlusOne = Field(default_factory=NPlusOne)
+    max_moves: Annotated[int, Field(strict=True, ge=0, le=MAX_PLAN_MOVES)] = 0
     networks: Networks = ()
     user_data: UserData = ""
     labels: Labels = Field(default_factory=dict)

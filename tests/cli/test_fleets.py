@@ -88,7 +88,7 @@ def test_requests_of_a_file_take_the_place_of_the_fleets(program: Program, fleet
 
 
 def test_what_is_asked_for_besides_is_in_the_answer(program: Program, fleet: str) -> None:
-    answer = program("plan", "--fleet", fleet, "--n-plus-one", "warn:rack", "--moves", "2", "-o", "json").json
+    answer = program("plan", "--fleet", fleet, "--n-plus-one", "warn:rack", "--max-moves", "2", "-o", "json").json
     assert {"exposed", "moves"} < set(answer)
 
 
@@ -155,7 +155,7 @@ def test_a_million_requests_are_refused(program: Program, tmp_path: Path) -> Non
         "plan --fleet F --policy wild",
         "plan --fleet F --n-plus-one maybe",
         "plan --fleet F --n-plus-one warn:datacentre",
-        "plan --fleet F --moves -1",
+        "plan --fleet F --max-moves -1",
         "fleet generate --hosts 0 -",
         "fleet generate --hosts 2 --clusters 3 -",
         "fleet generate --hosts 2 /nowhere/at/all.json",

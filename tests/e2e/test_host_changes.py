@@ -76,3 +76,26 @@ def test_cell_is_opened_a_vm_grows_and_the_record_follows(local_cloud: Callable[
         assert ppec("vm", "show", names[0])["observed"] == state
     delete(cloud, names[:1])
     assert cores_free(cloud) == Counter({cell: before[cell] + 2 for cell in before})
+
+
+def test_a_cell_is_opened_for_a_vm_that_fits_nowhere(local_cloud: Callable[..., Any]) -> None:
+    cloud = local_cloud(hosts=1, lab={"topology": "sockets=2,cores=4,threads=1,memory_mib=8192"})
+    ppec, names = cloud.orchestrator.ppec, one_vm_per_cell(cloud)
+    free = cores_free(cloud)
+    wide = {"vcpus": max(free.values()) + 2, "memory_mib": 256, "disk_mib": 1024}
+    asked = ["--image", "empty", "--vcpus", str(wide["vcpus"]), "--memory-mib", "256", "--disk-mib", "1024"]
+    refused = cloud.orchestrator.request("POST", "/v1/vms", {"name": "wide", "image": "empty", "size": wide})
+    assert refused["code"] == "placement.no_capacity"
+    assert "retune" in [change["kind"] for change in refused["details"]["changes"]]
+    plan = ppec("explain", "wide", *asked, "--max-moves", "1")
+    (placed,) = plan["placed"]
+    (move,) = placed["moves"]
+    assert (move["vm"] in names, move["cells_before"]) == (True, placed["cells"])
+    assert cores_free(cloud) == free
+    ended = ppec("execute", plan["plan_id"], "--wait")
+    assert (ended["kind"], ended["state"]) == ("vm.create", "succeeded")
+    vms = {vm["name"]: vm for vm in cloud.vms()}
+    assert vms["wide"]["cells"] == placed["cells"]
+    assert vms[move["vm"]]["cells"] == move["cells_after"]
+    assert {vm["observed"] for vm in vms.values()} == {"running"}
+    assert sum(free.values()) - sum(cores_free(cloud).values()) == wide["vcpus"]

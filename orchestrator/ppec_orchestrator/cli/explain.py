@@ -52,6 +52,10 @@ def execute(
 def _show(output: Output, view: PlanView) -> None:
     if view.placed:
         output.items(view.placed, _COLUMNS)
+    for placed in view.placed:
+        for move in placed.moves:
+            before, after = (",".join(map(str, cells)) for cells in (move.cells_before, move.cells_after))
+            output.say(f"before {placed.vm}: {move.vm} moves from cell {before} to {after} of {placed.host}")
     for one in view.refused:
         output.say(f"{one.vm} finds no place: {one.sentence}")
         for change in one.changes:

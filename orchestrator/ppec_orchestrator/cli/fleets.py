@@ -46,7 +46,7 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     n_plus_one: Annotated[
         str, typer.Option(help="off, warn or required: may a host be lost; with :rack after it, a rack.")
     ] = "off",
-    moves: Annotated[int, typer.Option(min=0, help="How many running VMs may change cells to open one.")] = 0,
+    max_moves: Annotated[int, typer.Option(min=0, help="How many running VMs may change cells to open one.")] = 0,
 ) -> None:
     """Plan VMs on a fleet and say where each would go, or why not. Nothing is changed, and no orchestrator needed."""
     from ppec_contract.api_placement import Policy
@@ -54,7 +54,7 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     from ppec_orchestrator.fleets.offline import Options, plan_on
 
     session = session_of(context)
-    options = Options(Policy(policy), BatchMode(mode), n_plus_one, moves)
+    options = Options(Policy(policy), BatchMode(mode), n_plus_one, max_moves)
     outcome = plan_on(fleet or _live(session), requests, options)
     if session.output.as_json:
         session.output.json(outcome.answer, without_none=True)

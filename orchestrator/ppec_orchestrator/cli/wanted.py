@@ -56,6 +56,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "together": _option(Texts, "Together with others of this group; said as for --apart."),
     "n_plus_one": _option(str | None, "off, warn or required; with :rack after the loss of a rack in place of a host."),
+    "max_moves": _option(int | None, "So many running VMs may change cells on their host to open one for these."),
     "user_data": _option(str | None, "A file of cloud-init user data; - for stdin."),
     "label": _option(Texts, "KEY=VALUE; may repeat."),
 }
@@ -85,6 +86,7 @@ def takes_a_request(command: Callable[..., None]) -> Callable[..., None]:
 # Options that go into the request as they are.
 _AS_THEY_ARE = (
     "image", "flavor", "name", "count", "policy", "at_least", "region", "datacentre", "cluster", "rack", "host", "vrf",
+    "max_moves",
 )  # fmt: skip
 
 

@@ -236,9 +236,7 @@ def _exposed(plan: Plan) -> tuple[ExposedDomain, ...]:
 
 def _moves(plan: Plan) -> tuple[MovedVm, ...]:
     return tuple(
-        MovedVm(vm=m.name, host=m.host, cells_before=m.cells_before, cells_after=m.cells_after)
-        for evidence in plan.evidence
-        for m in evidence.moves
+        MovedVm(vm=m.name, host=m.host, cells_before=m.cells_before, cells_after=m.cells_after) for m in plan.moves
     )
 
 

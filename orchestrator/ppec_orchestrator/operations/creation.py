@@ -22,6 +22,7 @@ from ppec_contract.api_placement import GroupRule
 from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import AddressProvider
+from ppec_orchestrator.operations import openings
 from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
 from ppec_orchestrator.operations.advising import ADVISABLE, advised
 from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
@@ -39,7 +40,7 @@ from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.plans import StoredPlan
-from ppec_orchestrator.store.reservations import LostRaceError
+from ppec_orchestrator.store.reservations import ROOM, LostRaceError
 from ppec_orchestrator.store.vm_groups import check_rules, insert_groups, stands_elsewhere
 from ppec_orchestrator.store.vms import NewVm
 
@@ -128,7 +129,8 @@ class Creation:
         for rule, hosts in together.items():
             if stands_elsewhere(conn, rule, hosts):
                 raise plans.outdated(stored, {f"group {rule.name}": "stands elsewhere by now"})
-        planned = Planned(made.plan, self._planning.fleet.current(), passes=0)
+        terms = replace(ROOM, moves=made.plan.moves)
+        planned = Planned(made.plan, self._planning.fleet.current(), passes=0, terms=terms)
         answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused)
         try:
             return self._enqueue(conn, [answered], planned)[0]
@@ -267,7 +269,11 @@ class Creation:
         vms.insert_vms(conn, [new for one, operation in pairs for new in _new_vms(one, operation)], now)
         insert_groups(conn, rules)
         planned.reserve(conn, answered[0].meant.input.networks, now)
-        return self._queue.enqueue(conn, accepted)
+        enqueued = self._queue.enqueue(conn, accepted)
+        if planned.plan.moves:
+            # Of one request alone: none with moves shares its plan.
+            openings.remember(conn, enqueued[0].operation_id, planned.plan)
+        return enqueued
 
     def _write(self, writes: Callable[[Connection], T]) -> T:
         with self._database.write() as conn:
@@ -280,6 +286,7 @@ def _joins(asked: VmsCreate) -> bool:
     return (
         asked.total == 1
         and asked.at_least is None
+        and not asked.max_moves
         and not asked.networks
         and Spare(asked.n_plus_one.mode) is Spare.OFF
         and not asked.groups

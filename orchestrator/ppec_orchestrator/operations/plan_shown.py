@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A plan that is shown, not carried out: made, kept under its hash, and found again when somebody wants it executed.
 
-The hash is of all that the plan is: what was asked and what it meant, every place, and the generations of the hosts
-that it stands on. Of the same request on a fleet that has not moved on only ids and time differ."""
+The hash is of all that the plan is: what was asked and what it meant, every place and move, and the generations of the
+hosts that it stands on. Of the same request on a fleet that has not moved on only ids and time differ."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from ppec_contract.api_placement import ExposedView, PlacedView, PlanView, RefusedView
+from ppec_contract.api_placement import ExposedView, MoveView, PlacedView, PlanView, RefusedView
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.model import canonical_json
@@ -22,7 +22,7 @@ from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_reques
 from ppec_orchestrator.operations.planning import Planning, relied_on
 from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.fleet import Fleet
-from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
+from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.store import plans
@@ -80,8 +80,20 @@ def restored(stored: StoredPlan, caller: str) -> Restored:
         Refusal(UUID(one["vm_id"]), one["name"], {Reason(reason): count for reason, count in one["reasons"].items()})
         for one in places.get("refused", ())
     )
+    # Of why, what carrying it out needs: which moves come before which VM.
+    opened = {UUID(vm_id): (step, moves) for vm_id, step, moves in places.get("opened", ())}
+    evidence = tuple(
+        Evidence(place.vm_id, step, candidates=0, score=0.0, moves=tuple(map(_move, moves)))
+        for place in placed
+        for step, moves in (opened.get(place.vm_id, (0, ())),)
+    )
     meant = Meant(places["image_id"], places.get("image_sha256", ""), CreateInput.model_validate(stored.input))
-    return Restored(Plan(placed, refused), meant, stored.asked.get("user_data", ""))
+    return Restored(Plan(placed, refused, evidence), meant, stored.asked.get("user_data", ""))
+
+
+def _move(kept: dict[str, Any]) -> Move:
+    cells = {name: tuple(kept[name]) for name in ("cells_before", "cells_after")}
+    return Move(**{**kept, "vm_id": UUID(kept["vm_id"]), **cells})
 
 
 def _stored(
@@ -96,8 +108,16 @@ def _stored(
         for one in plan.refused
     ]
     why_not = sorted([one["name"], one["reasons"]] for one in refused)
+    moves = [{**asdict(move), "vm_id": str(move.vm_id)} for move in plan.moves]
+    # Of VMs on hosts with moves the order counts: what a move leaves, another VM may get.
+    opening = {move["host"] for move in moves}
+    opened = [
+        (str(place.vm_id), why.step, [{**asdict(move), "vm_id": str(move.vm_id)} for move in why.moves])
+        for place, why in zip(plan.placed, plan.evidence, strict=True)
+        if place.host in opening
+    ]
     image = [meant.image_id, meant.image_sha256]
-    what = [asked.model_dump(mode="json"), kept, image, places, why_not, sorted(generations.items()), caller]
+    what = [asked.model_dump(mode="json"), kept, image, places, moves, why_not, sorted(generations.items()), caller]
     return StoredPlan(
         plan_id=hashlib.sha256(canonical_json(what)).hexdigest(),
         created_by=caller,
@@ -110,6 +130,7 @@ def _stored(
             "image_sha256": meant.image_sha256,
             "placed": placed,
             "refused": refused,
+            "opened": opened,
         },
         generations=generations,
     )
@@ -147,6 +168,9 @@ def _placed(place: Placement, why: Evidence) -> PlacedView:
         score=why.score,
         broken_groups=why.broken,
         searched=why.searched,
+        moves=tuple(
+            MoveView(vm=move.name, cells_before=move.cells_before, cells_after=move.cells_after) for move in why.moves
+        ),
     )
 
 

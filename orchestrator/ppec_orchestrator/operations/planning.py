@@ -133,7 +133,8 @@ class Planning:
     def planned(self, request: PlanRequest, course: _Course) -> Planned:
         plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh, leaving=course.leaving)
         hosts = {place.host_id: fleet.hosts[fleet.index[place.host]].mark for place in plan.placed}
-        return Planned(plan, fleet, course.passes, Terms(relied_on(plan, request, fleet), hosts, course.wait))
+        terms = Terms(relied_on(plan, request, fleet), hosts, course.wait, plan.moves)
+        return Planned(plan, fleet, course.passes, terms)
 
 
 class _Course:
@@ -214,15 +215,13 @@ def _without(planned: Planned, hosts: Collection[str]) -> Planned:
     lost = [
         Refusal(place.vm_id, place.name, {Reason.CONTENDED: len(hosts)}) for place in plan.placed if place.host in hosts
     ]
-    return replace(
-        planned,
-        plan=Plan(
-            placed=tuple(place for place, _ in stay.values()),
-            refused=(*plan.refused, *lost),
-            evidence=tuple(why for _, why in stay.values()),
-            exposed=plan.exposed,
-        ),
+    left = Plan(
+        placed=tuple(place for place, _ in stay.values()),
+        refused=(*plan.refused, *lost),
+        evidence=tuple(why for _, why in stay.values()),
+        exposed=plan.exposed,
     )
+    return replace(planned, plan=left, terms=replace(planned.terms, moves=left.moves))
 
 
 def _starts_group(request: PlanRequest) -> bool:

@@ -106,6 +106,7 @@ class CreateInput(SizeMeant):
             all_or_nothing=self.request.mode is BatchMode.ALL_OR_NOTHING,
             batch_hosts=dict(batch_hosts or {}),
             spare=SpareRule(Spare(spare.mode), Level(spare.level)),
+            most_moves=self.request.max_moves,
         )
 
     def _candidates(self) -> list[tuple[frozenset[int] | None, bool]]:

@@ -102,3 +102,10 @@ class Plan:
     refused: tuple[Refusal, ...]
     evidence: tuple[Evidence, ...] = ()
     exposed: tuple[Exposed, ...] = field(default=())
+
+    @property
+    def moves(self) -> tuple[Move, ...]:
+        """All that are part of it, in the order they are made in."""
+        if not any(why.moves for why in self.evidence):
+            return ()
+        return tuple(move for why in sorted(self.evidence, key=lambda why: why.step) for move in why.moves)

@@ -22,6 +22,8 @@ CHANGED = "operations.changed"
 OPEN = (OperationState.QUEUED.value, OperationState.RUNNING.value)
 # The kind that removes what a failed attempt left on a host.
 CLEANUP = "vm.cleanup"
+# The step of a create that has, by host, which VMs wait for others to change cells.
+CREATE_STEP = "create"
 # The kind that moves VMs within a host, and the name of the step that has its plan.
 RETUNE = "host.retune"
 PLAN_STEP = "plan"
@@ -154,9 +156,15 @@ def keep_data(conn: Connection, operation_id: str, name: str, data: Mapping[str,
 
 
 def add_items(conn: Connection, operation_id: str, items: Sequence[NewItem]) -> None:
-    """VMs of which only a step finds out that the operation is about them; once in an operation. Raises
-    `vm.wrong_state` when another one is at work on any of them, or when by the record one is on another host: a host
-    speaks for its own VMs alone."""
+    """VMs of which only a step finds out that the operation is about them; once in an operation. Raises what
+    `refuse_not_free` raises."""
+    refuse_not_free(conn, operation_id, items)
+    insert_rows(conn, operation_item, [_new_item(operation_id, at, item) for at, item in enumerate(items)])
+
+
+def refuse_not_free(conn: Connection, operation_id: str, items: Sequence[NewItem]) -> None:
+    """Raises `vm.wrong_state` when another operation is at work on any of the VMs, or when by the record one is on
+    another host: a host speaks for its own VMs alone."""
     # Two requests for one VM follow one another, and the second sees the first one's operation.
     ids = [item.vm_id for item in items]
     conn.execute(select(vm.c.id).where(vm.c.id.in_(ids)).order_by(vm.c.id).with_for_update())
@@ -171,7 +179,6 @@ def add_items(conn: Connection, operation_id: str, items: Sequence[NewItem]) -> 
             details={"operation_id": busy[first.vm_id]},
         )
     _refuse_elsewhere(conn, items)
-    insert_rows(conn, operation_item, [_new_item(operation_id, at, item) for at, item in enumerate(items)])
 
 
 def _refuse_elsewhere(conn: Connection, items: Sequence[NewItem]) -> None:

@@ -5,6 +5,9 @@ A plan is made on a snapshot; between snapshot and commit others may have taken 
 again in the transaction that commits, under a lock that whoever changes what the host holds takes too: the room must
 still be there. That replaces a plain comparison of generations, which would turn away plans that still fit. A plan with
 rules about neighbours relies on more than room: its `Terms` name the hosts that must be of the generation they were.
+
+A plan may have VMs move within a host first. The record follows them when the host has moved them (`seats.py`); until
+then a cell may hold more than it has, which keeps everybody else off.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
-from ppec_orchestrator.placement.plan import Placement
-from ppec_orchestrator.store import ipdb
+from ppec_orchestrator.placement.plan import Move, Placement
+from ppec_orchestrator.store import ipdb, seats
 from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.changes import ChangeMark
 from ppec_orchestrator.store.rows import insert_rows
@@ -49,11 +52,13 @@ class LostRaceError(PpecError):
 class Terms:
     """On what a plan may be committed besides room: the generations of hosts it relies on, by id. Without `wait`, what
     another transaction is just changing counts as lost. `marks` are those of the plan's hosts: on the same ones there
-    still is the room, and it need not be looked at."""
+    still is the room, and it need not be looked at. `moves` are made on its hosts before: the room is looked at as it
+    will be then, and the VMs must be where they were."""
 
     generations: Mapping[int, int] = field(default_factory=dict)
     marks: Mapping[int, int] = field(default_factory=dict)
     wait: bool = True
+    moves: Sequence[Move] = ()
 
 
 ROOM = Terms()
@@ -148,22 +153,31 @@ def _lost(conn: Connection, shares: Sequence[_Share], hosts: Mapping[int, AnyRow
     ]
     if not doubtful:
         return []
-    # A statement of its own: it sees what those had committed whom the lock waited for.
+    # Statements of their own: they see what those had committed whom the lock waited for.
     rows = conn.execute(_CELLS, {"ids": [share.host_id for share in doubtful]})
     cells = {(row.host_id, row.cell): row for row in rows}
-    return [share.host for share in doubtful if not _fits(share, hosts.get(share.host_id), cells)]
+    names = {share.host for share in doubtful}
+    shifts = seats.shifts(conn, [move for move in terms.moves if move.host in names])
+    return [share.host for share in doubtful if not _fits(share, hosts.get(share.host_id), cells, shifts)]
 
 
-def _fits(share: _Share, row: AnyRow | None, cells: Mapping[tuple[int, int], AnyRow]) -> bool:
-    if row is None or row.draining or row.disk_used_mib + share.disk_mib > row.disk_mib:
+def _fits(
+    share: _Share,
+    row: AnyRow | None,
+    cells: Mapping[tuple[int, int], AnyRow],
+    shifts: Mapping[str, seats.Shares | None],
+) -> bool:
+    shift = shifts.get(share.host, {})
+    if shift is None or row is None or row.draining or row.disk_used_mib + share.disk_mib > row.disk_mib:
         return False
-    for number, amounts in share.cells.items():
+    for number in {*share.cells, *shift}:
         cell = cells.get((share.host_id, number))
         if cell is None:
             return False
         figures = cell._mapping
-        for each, amount in amounts.items():
-            if amount and figures[used_column(each).name] + amount > figures[whole_column(each).name]:
+        for each in CELL_RESOURCES:
+            more = share.cells.get(number, {}).get(each, 0) + shift.get(number, {}).get(each, 0)
+            if more > 0 and figures[used_column(each).name] + more > figures[whole_column(each).name]:
                 return False
     return True
 

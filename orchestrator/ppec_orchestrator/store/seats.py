@@ -14,10 +14,11 @@ from uuid import UUID
 from sqlalchemy import Connection, delete, insert, select, update
 
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
+from ppec_orchestrator.placement.plan import Move
 from ppec_orchestrator.store.cells import used_column
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
 
-# By cell, what a VM holds there.
+# By cell, what a VM (or several) holds there.
 Shares = dict[int, Mapping[CellResource, int]]
 
 
@@ -47,6 +48,39 @@ def follow(conn: Connection, seats: Mapping[UUID, Sequence[int]]) -> None:
     }
     if moved:
         _write(conn, {vm_id: (hosts[vm_id], held[vm_id], shares) for vm_id, shares in moved.items()})
+
+
+def shifts(conn: Connection, moves: Sequence[Move]) -> dict[str, Shares | None]:
+    """By host: of what its cells will hold more, or (below zero) less, once these VMs have moved. None where one of
+    them is not where it is to move from."""
+    if not moves:
+        return {}
+    rows = conn.execute(
+        select(host.c.name, allocation_cell)
+        .join(allocation, allocation.c.vm_id == allocation_cell.c.vm_id)
+        .join(host, host.c.id == allocation.c.host_id)
+        .where(allocation_cell.c.vm_id.in_([move.vm_id for move in moves]))
+    )
+    held: dict[tuple[UUID, str], dict[int, Mapping[CellResource, int]]] = defaultdict(dict)
+    for row in rows:
+        held[row.vm_id, row.name][row.cell] = {each: row._mapping[each] for each in CELL_RESOURCES}
+    found: dict[str, Shares | None] = {}
+    for move in moves:
+        before, so_far = held[move.vm_id, move.host], found.setdefault(move.host, {})
+        if so_far is None or tuple(sorted(before)) != tuple(sorted(move.cells_before)):
+            found[move.host] = None
+            continue
+        found[move.host] = _sum(so_far, before, shares_over(before, move.cells_after))
+    return found
+
+
+def _sum(so_far: Shares, before: Shares, after: Shares) -> Shares:
+    total = {cell: Counter(share) for cell, share in so_far.items()}
+    for cell, share in before.items():
+        total.setdefault(cell, Counter()).subtract(share)
+    for cell, share in after.items():
+        total.setdefault(cell, Counter()).update(share)
+    return dict(total)
 
 
 def shares_over(held: Shares, cells: Sequence[int]) -> Shares:

@@ -254,7 +254,8 @@ class World:
                 .group_by(tables.allocation.c.host_id)
             )
             cores = {row.host_id: int(row.cores) for row in summed}
-            used = {row.host_id: row.cores_used for row in conn.execute(select(tables.host_cell))}
+            by_host = select(tables.host_cell.c.host_id, func.sum(tables.host_cell.c.cores_used))
+            used = {row[0]: int(row[1]) for row in conn.execute(by_host.group_by(tables.host_cell.c.host_id))}
         living = {vm_id for vm_id, record in vms.items() if record != "failed"}
         assert set(allocations) == living, "room is held by exactly the living VMs"
         assert {vm_id for vm_id in held if vm_id in vms} == living, "and so are addresses"

@@ -52,6 +52,7 @@ VM = {
                 "level": {"type": "str", "choices": ["host", "rack"], "default": "host"},
             },
         },
+        "max_moves": {"type": "int"},
         "networks": {
             "type": "list",
             "elements": "dict",

@@ -14,7 +14,7 @@ from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemE
 # Options of a create that go into the request as they are.
 _CREATE = (
     "flavor", "image", "policy", "region", "datacentre", "cluster", "rack", "host", "vrf", "host_labels",
-    "avoid_labels", "groups", "n_plus_one", "user_data", "labels",
+    "avoid_labels", "groups", "n_plus_one", "max_moves", "user_data", "labels",
 )  # fmt: skip
 _PLACE_OF_HOST = ("datacentre", "cluster", "rack")
 _SHOWN = ("flavor", "image", "vrf", "host", "labels")

@@ -112,6 +112,9 @@ options:
         type: str
         choices: [host, rack]
         default: host
+  max_moves:
+    description: How many running VMs may change NUMA cells on their host so that one opens for this VM.
+    type: int
   networks:
     description:
       - The addresses it gets, an item each; without, one of each family that serves its host.

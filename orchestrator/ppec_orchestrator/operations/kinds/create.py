@@ -2,9 +2,11 @@
 """`vm.create`: a batch of equal VMs, each tried on a few hosts.
 
     reserve   do: by the accepting transaction        undo: give back room and addresses; the record stays as failed
-    create    do: rounds of one run for all VMs       undo: delete on the hosts whatever may be there
-              still to be made; a VM that failed
-              moves to another host in between
+    create    do: rounds of one run for all VMs       undo: delete on the hosts whatever may be there;
+              still to be made; a VM that failed            VMs that changed cells stay where they are
+              moves to another host in between;
+              hosts open cells before that are
+              to be (`openings.py`)
 
 What a failed VM may have left on its host is removed before the VM moves on. A host that can't be reached for that
 gets a `vm.cleanup` of its own.
@@ -23,7 +25,7 @@ from sqlalchemy import Connection
 from ppec_contract.api_operations import ItemState
 from ppec_contract.api_vms import BatchMode, VmRecord
 from ppec_contract.errors import Problem
-from ppec_orchestrator.operations import leftovers
+from ppec_orchestrator.operations import leftovers, openings
 from ppec_orchestrator.operations.context import Context
 from ppec_orchestrator.operations.hosts import Call, Outcome, carry
 from ppec_orchestrator.operations.leftovers import Leftover
@@ -38,7 +40,7 @@ from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store import vms
 from ppec_orchestrator.store.observations import record_observed
-from ppec_orchestrator.store.operations import Item, ItemChange
+from ppec_orchestrator.store.operations import CREATE_STEP, Item, ItemChange
 from ppec_orchestrator.store.reservations import release
 
 NAME = "vm.create"
@@ -52,7 +54,8 @@ def create_on_hosts(context: Context) -> StepEnd:
         under_way = [item for item in items if item.state is ItemState.RUNNING]
         untried = [item for item in under_way if item.problem is None]
         if untried:
-            carry(context, _call(context, untried))
+            if ready := openings.ready(context, asked, untried):
+                carry(context, _call(context, ready))
         elif under_way:
             context.check()
             _Round.of(context, asked, items, under_way).decide()
@@ -146,6 +149,7 @@ class _Round:
         now = self.context.ports.now()
         release(conn, [place.vm_id for place in planned.plan.placed], now=now)
         planned.reserve(conn, self.asked.networks, now)
+        openings.remember(conn, self.context.operation_id, planned.plan)
         for place in planned.plan.placed:
             item = self.moving[place.vm_id]
             excluded = item.excluded_hosts | ({item.host} if item.host else set())
@@ -206,7 +210,7 @@ KIND = Kind(
     NAME,
     (
         Step("reserve", done_on_accept, undo_reserve),
-        Step("create", create_on_hosts, undo_create),
+        Step(CREATE_STEP, create_on_hosts, undo_create),
     ),
     by_items,
 )

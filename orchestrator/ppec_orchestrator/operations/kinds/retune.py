@@ -16,26 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from ppec_contract.agent import PlanRetuneReply
 from ppec_contract.api_operations import ItemState
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetunePlan
 from ppec_orchestrator.operations.context import Context
-from ppec_orchestrator.operations.hosts import Call, Outcome, ask, carry
+from ppec_orchestrator.operations.hosts import Outcome
 from ppec_orchestrator.operations.kinds.power import undo_accept
 from ppec_orchestrator.operations.retune_policy import nobody_asked
+from ppec_orchestrator.operations.retunes_by_hosts import carried_out, planned
 from ppec_orchestrator.operations.steps import Kind, NoUndo, Step, StepEnd, done_on_accept
 from ppec_orchestrator.operations.verdicts import by_items
 from ppec_orchestrator.operations.wanted import RetuneInput
 from ppec_orchestrator.store import operations as store
-from ppec_orchestrator.store.observations import record_observed
 from ppec_orchestrator.store.operations import PLAN_STEP, RETUNE, RETUNE_STEPS, ItemChange, NewItem
 
-# What a host copies from cell to cell at least, for how long it is waited for.
-_COPIED_MIB_PER_S = 200
 _DETAIL_CHARS = 500
 
 
@@ -44,17 +40,12 @@ def plan(context: Context) -> StepEnd:
     if kept is not None:
         return StepEnd(detail=_summary(kept))
     asked = RetuneInput.model_validate(context.claimed.input)
-    question = {"want": asked.want.model_dump(mode="json"), "bounds": asked.bounds.model_dump(mode="json")}
     try:
-        reply = ask(context, "PlanRetune", asked.host, question)
+        made = planned(context, asked.host, asked.want, asked.bounds)
     except PpecError as error:
         if error.code != "retune.not_possible" or not _nobody_asked(context):
             raise
         return StepEnd(detail=error.message[:_DETAIL_CHARS])
-    try:
-        made = PlanRetuneReply.model_validate(reply).plan
-    except ValidationError as error:
-        raise _no_plan(asked.host, error) from error
     names = {move.vm_id: move.name for move in made.moves}
     items = [NewItem(vm_id, name, asked.host, ItemState.RUNNING) for vm_id, name in names.items()]
 
@@ -80,15 +71,6 @@ def _nobody_asked(context: Context) -> bool:
         return nobody_asked(conn, context.operation_id)
 
 
-def _no_plan(host: str, error: ValidationError) -> PpecError:
-    return PpecError(
-        "internal.error",
-        f"host {host} answered with something else than a plan ({error.error_count()} faults)",
-        hint="Compare its agent's version with the orchestrator's.",
-        subject=f"host {host}",
-    )
-
-
 def _summary(made: RetunePlan) -> str:
     opened = ", ".join(map(str, made.opened)) or "none"
     return f"{len(made.moves)} moves, {made.moved_mib} MiB, opens cells {opened}"
@@ -101,25 +83,12 @@ def retune(context: Context) -> StepEnd:
     made = _kept(context)
     if made is None or not made.moves:
         return StepEnd(detail="nothing has to move")
-    items = [item for item in context.items() if item.state is ItemState.RUNNING]
 
     def record(conn: Connection, outcomes: Sequence[Outcome]) -> None:
-        answers = [o.result for o in outcomes if o.result and o.result.vm and o.result.vm.vm_id == o.vm_id]
-        record_observed(conn, answers, context.ports.now())
         store.change_items(conn, context.operation_id, [_change(outcome) for outcome in outcomes])
 
-    if items:
-        carry(
-            context,
-            Call(
-                "RetuneHost",
-                {item.vm_id: asked.host for item in items},
-                {item.vm_id: item.name for item in items},
-                lambda conn, hosts: {asked.host: {"plan": made.model_dump(mode="json")}},
-                record,
-                patience_s=made.moved_mib / _COPIED_MIB_PER_S,
-            ),
-        )
+    if any(item.state is ItemState.RUNNING for item in context.items()):
+        carried_out(context, asked.host, made, record)
     return StepEnd()
 
 

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs of a create for which running VMs have to change NUMA cells first: their hosts retune, then they are made.
+
+The plan says which VMs move where, cell by cell. The host plans that again to the core, as only it can, and carries out
+its own plan; it may open the cell in another way. Nothing is recorded of the moves before the host has made them. On a
+host with moves the VMs are made in the order of the plan, for what a move leaves behind may be another VM's place.
+
+What was remembered with the operation survives a crash: which VMs wait for which, and the host's plan once it was made,
+so that a retune under way is followed and not planned anew. Moved VMs stay where they are, whatever becomes of the
+create: any cell is as good to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from uuid import UUID
+
+from pydantic import Field
+from sqlalchemy import Connection
+
+from ppec_contract.errors import PpecError
+from ppec_contract.model import Model
+from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
+from ppec_orchestrator.operations.context import Context
+from ppec_orchestrator.operations.retunes_by_hosts import carried_out, planned
+from ppec_orchestrator.operations.steps import StepFailedError
+from ppec_orchestrator.operations.wanted import CreateInput
+from ppec_orchestrator.placement.plan import Plan
+from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.operations import CREATE_STEP, Item, ItemChange, NewItem
+
+
+class _Turn(Model):
+    """A VM on a host with moves, in the order of the plan; `opened` if its cells have to be opened for it."""
+
+    vm_id: UUID
+    cells: tuple[int, ...]
+    opened: bool
+
+
+class _Openings(Model):
+    """What is kept: the turns of each host, and the plans that hosts made, by the VM that they are for."""
+
+    turns: dict[str, tuple[_Turn, ...]] = Field(default_factory=dict)
+    plans: dict[UUID, RetunePlan] = Field(default_factory=dict)
+
+
+def remember(conn: Connection, operation_id: str, plan: Plan) -> None:
+    """In the transaction that reserves the plan's room."""
+    opening = {move.host for move in plan.moves}
+    if not opening:
+        return
+    pairs = sorted(zip(plan.placed, plan.evidence, strict=True), key=lambda pair: pair[1].step)
+    turns = {
+        host: tuple(
+            _Turn(vm_id=place.vm_id, cells=place.cells, opened=bool(why.moves))
+            for place, why in pairs
+            if place.host == host
+        )
+        for host in opening
+    }
+    kept = _kept(conn, operation_id)
+    # A VM that left a host is not among those to be made there any more.
+    _keep(conn, operation_id, kept.model_copy(update={"turns": {**kept.turns, **turns}}))
+
+
+def ready(context: Context, asked: CreateInput, untried: Sequence[Item]) -> list[Item]:
+    """Those whose turn it is: all on hosts without moves; on the others those before the next opening. Where that is
+    first, the host is made to open the cells now. A VM for which it could not be done has its problem then, like one
+    that the host failed to make."""
+    with context.ports.database.read() as conn:
+        kept = _kept(conn, context.operation_id)
+    if not kept.turns:
+        return list(untried)
+    found = [item for item in untried if item.host not in kept.turns]
+    for host, turns in kept.turns.items():
+        waiting = {item.vm_id: item for item in untried if item.host == host}
+        mine = [turn for turn in turns if turn.vm_id in waiting]
+        # Moved here later, by a plan without moves.
+        found += [item for vm_id, item in waiting.items() if vm_id not in {turn.vm_id for turn in mine}]
+        if not mine:
+            continue
+        if not mine[0].opened or _opened(context, asked, kept, waiting[mine[0].vm_id], mine[0]):
+            found += [waiting[turn.vm_id] for turn in _until_next(mine)]
+    return found
+
+
+def _until_next(turns: Sequence[_Turn]) -> Iterator[_Turn]:
+    for number, turn in enumerate(turns):
+        if number and turn.opened:
+            return
+        yield turn
+
+
+def _opened(context: Context, asked: CreateInput, kept: _Openings, item: Item, turn: _Turn) -> bool:
+    try:
+        plan = kept.plans.get(item.vm_id) or _planned(context, asked, item, turn)
+        outcomes = carried_out(context, item.host or "", plan) if plan.moves else []
+        problem = next((outcome.problem for outcome in outcomes if outcome.problem), None)
+    except StepFailedError as error:
+        problem = error.problem()
+    if problem is None:
+        return True
+    change = ItemChange(item.vm_id, item.state, problem)
+    context.journal.commit(lambda conn: store.change_items(conn, context.operation_id, [change]))
+    return False
+
+
+def _planned(context: Context, asked: CreateInput, item: Item, turn: _Turn) -> RetunePlan:
+    size, host = asked.size_of(item.name), item.host or ""
+    want = RetuneWant(vcpus=size.vcpus, memory_mib=size.memory_mib, numa=size.numa, cells=turn.cells)
+    plan = planned(context, host, want, RetuneBounds(moves=asked.request.max_moves))
+
+    def keep(conn: Connection) -> None:
+        store.refuse_not_free(conn, context.operation_id, [NewItem(m.vm_id, m.name, host) for m in plan.moves])
+        kept = _kept(conn, context.operation_id)
+        _keep(conn, context.operation_id, kept.model_copy(update={"plans": {**kept.plans, item.vm_id: plan}}))
+
+    try:
+        context.journal.commit(keep)
+    except PpecError as error:
+        if error.code != "vm.wrong_state":
+            raise
+        raise StepFailedError(_outdated(host, error).problem()) from error
+    return plan
+
+
+def _outdated(host: str, error: PpecError) -> PpecError:
+    return PpecError(
+        "retune.outdated",
+        f"host {host} can't open the cells as planned: {error.message}",
+        hint="Wait for the operation that is at work there.",
+        subject=f"host {host}",
+        details=error.details,
+    )
+
+
+def _kept(conn: Connection, operation_id: str) -> _Openings:
+    return _Openings.model_validate(store.data_of(conn, operation_id, CREATE_STEP))
+
+
+def _keep(conn: Connection, operation_id: str, openings: _Openings) -> None:
+    store.keep_data(conn, operation_id, CREATE_STEP, openings.model_dump(mode="json"))

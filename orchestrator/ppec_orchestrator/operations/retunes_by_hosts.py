@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A host is asked how it would open its cells, and carries out what it answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+from sqlalchemy import Connection
+
+from ppec_contract.agent import PlanRetune, PlanRetuneReply
+from ppec_contract.errors import PpecError
+from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
+from ppec_orchestrator.operations.context import Context
+from ppec_orchestrator.operations.hosts import Call, Outcome, Record, ask, carry
+from ppec_orchestrator.store.observations import record_observed
+
+# What a host copies from cell to cell at least, for how long it is waited for.
+_COPIED_MIB_PER_S = 200
+
+
+def planned(context: Context, host: str, want: RetuneWant, bounds: RetuneBounds) -> RetunePlan:
+    """Raises StepFailedError with the host's problem, `internal.error` for an answer that is no plan, and what `carry`
+    raises."""
+    question = PlanRetune(want=want, bounds=bounds).model_dump(mode="json")
+    reply = ask(context, "PlanRetune", host, question)
+    try:
+        return PlanRetuneReply.model_validate(reply).plan
+    except ValidationError as error:
+        raise PpecError(
+            "internal.error",
+            f"host {host} answered with something else than a plan ({error.error_count()} faults)",
+            hint="Compare its agent's version with the orchestrator's.",
+            subject=f"host {host}",
+        ) from error
+
+
+def carried_out(context: Context, host: str, plan: RetunePlan, record: Record | None = None) -> list[Outcome]:
+    """The outcome for each VM that the plan moves; `record` writes more of it than where the VMs are then."""
+
+    def writes(conn: Connection, outcomes: Sequence[Outcome]) -> None:
+        answers = [o.result for o in outcomes if o.result and o.result.vm and o.result.vm.vm_id == o.vm_id]
+        record_observed(conn, answers, context.ports.now())
+        if record is not None:
+            record(conn, outcomes)
+
+    call = Call(
+        "RetuneHost",
+        {move.vm_id: host for move in plan.moves},
+        {move.vm_id: move.name for move in plan.moves},
+        lambda conn, hosts: {host: {"plan": plan.model_dump(mode="json")}},
+        writes,
+        patience_s=plan.moved_mib / _COPIED_MIB_PER_S,
+    )
+    return carry(context, call)

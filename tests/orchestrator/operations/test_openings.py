@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VMs for which others change cells first: planned, shown, and made, or made elsewhere; the record agrees with the
+hosts to the cell, whatever breaks."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import count
+from typing import Any
+from uuid import UUID
+
+import pytest
+from engine_crashes import QUICK, CrashingDatabase
+from sqlalchemy import insert, select, update
+
+from ppec_contract.api_hosts import HostRetune
+from ppec_contract.api_operations import ItemState, OperationState
+from ppec_contract.api_placement import Policy, VmSize
+from ppec_contract.api_vms import BatchMode, VmAction, VmsAction, VmsCreate
+from ppec_contract.errors import PpecError
+from ppec_contract.retune import RetuneWant
+from ppec_orchestrator.dispatch.simulated import Fault
+from ppec_orchestrator.operations.plan_shown import show_plan
+from ppec_orchestrator.store import seats, tables
+
+# A whole cell's cores.
+WIDE = VmSize(vcpus=16, memory_mib=8192, disk_mib=8192)
+
+
+@pytest.fixture
+def split(world: Any) -> Any:
+    """h1 has two cells: four cores free beside `left` in the first, six beside `right` in the second. The other hosts
+    have one cell each, which is in use."""
+    world.settings(**QUICK)
+    with world.database.write() as conn:
+        first = conn.execute(select(tables.host_cell).where(tables.host_cell.c.host_id == 1)).mappings().one()
+        conn.execute(insert(tables.host_cell), [{**first, "cell": 1}])
+    with world.running(name="maker") as maker:
+
+        def made(name: str, vcpus: int, memory_mib: int = 1024, **more: Any) -> None:
+            size = VmSize(vcpus=vcpus, memory_mib=memory_mib, disk_mib=8192)
+            asked = VmsCreate(image="debian", name=name, size=size, policy=Policy.PACK, **more)
+            assert world.ended(maker.create(asked, world.ask).operation_id).state is OperationState.SUCCEEDED
+
+        made("left", 8, 4096, host="h1")
+        made("filler", 8, host="h1")
+        made("right", 4, host="h1")
+        made("busy-2", 2, host="h2")
+        made("busy-3", 2, host="h3")
+        world.ended(maker.act(VmsAction(action=VmAction.DELETE, vms=("filler",)), world.ask).operation_id)
+    assert [world.vm(name).cells for name in ("left", "right")] == [(0,), (1,)]
+    world.dispatcher.started.clear()
+    return world
+
+
+def resize_cell(world: Any, host_id: int, cell: int, cores: int) -> None:
+    """As a report of the host would."""
+    with world.database.write() as conn:
+        mine = (tables.host_cell.c.host_id == host_id, tables.host_cell.c.cell == cell)
+        conn.execute(update(tables.host_cell).where(*mine).values(cores=cores))
+        conn.execute(update(tables.host).where(tables.host.c.id == host_id).values(report_digest=f"{cores}"))
+
+
+def wide(**more: Any) -> VmsCreate:
+    return VmsCreate(**{"image": "debian", "name": "wide", "size": WIDE, "policy": Policy.PACK, "max_moves": 1, **more})
+
+
+def created(world: Any, asked: VmsCreate) -> Any:
+    with world.running(name="creator") as replica:
+        view = world.ended(replica.create(asked, world.ask).operation_id)
+        world.wait_cleaned()
+    return view
+
+
+def assert_exact(world: Any) -> None:
+    """Each VM is in the cells that its host has it in, and cells hold what is in them, and no more than they have."""
+    there = {vm.vm_id: vm.cells for mine in world.fleet.vms.values() for vm in mine.values()}
+    with world.database.read() as conn:
+        rows = conn.execute(select(tables.allocation_cell, tables.allocation.c.host_id).join(tables.allocation)).all()
+        cells = {(row.host_id, row.cell): row for row in conn.execute(select(tables.host_cell))}
+    assert {row.vm_id: (row.cell,) for row in rows} == there
+    for (host_id, cell), row in cells.items():
+        mine = [each for each in rows if (each.host_id, each.cell) == (host_id, cell)]
+        assert row.cores_used == sum(each.cores for each in mine) <= row.cores
+        assert row.memory_used_mib == sum(each.memory_mib for each in mine) <= row.memory_mib
+
+
+def actions(world: Any) -> list[str]:
+    return [request.action for request in world.dispatcher.started]
+
+
+def test_without_moves_it_is_refused_and_told_which_would_help(split: Any) -> None:
+    with split.running(name="creator") as replica, pytest.raises(PpecError, match="found no place") as refused:
+        replica.create(wide(max_moves=0), split.ask)
+    kinds = [change["kind"] for change in refused.value.details["changes"]]
+    assert "retune" in kinds
+    assert_exact(split)
+
+
+def test_the_host_opens_the_cell_and_then_makes_the_vm(split: Any) -> None:
+    view = created(split, wide())
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert actions(split) == ["PlanRetune", "RetuneHost", "CreateVms"]
+    want = split.dispatcher.started[0].hosts["h1"].parameters
+    assert (want["want"]["cells"], want["want"]["vcpus"], want["bounds"]["moves"]) == ([1], 16, 1)
+    assert (split.vm("wide").host, split.vm("wide").cells, split.vm("right").cells) == ("h1", (1,), (0,))
+    assert_exact(split)
+
+
+def test_what_fits_as_it_is_moves_nobody(split: Any) -> None:
+    view = created(split, wide(size=VmSize(vcpus=12, memory_mib=1024, disk_mib=8192)))
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert actions(split) == ["CreateVms"]
+    assert_exact(split)
+
+
+def test_a_batch_is_made_in_the_order_of_its_plan(split: Any) -> None:
+    """Beside `wide`, once `right` has left its cell, there is a core for `late`."""
+    late = {"name": "late", "size": VmSize(vcpus=2, memory_mib=1024, disk_mib=8192)}
+    resize_cell(split, 1, 1, cores=9)
+    items = ({"name": "wide", "size": WIDE, "priority": 1}, late)
+    view = created(split, wide(name=None, size=None, items=items, mode=BatchMode.BEST_EFFORT, host="h1"))
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert actions(split) == ["PlanRetune", "RetuneHost", "CreateVms"]
+    assert {split.vm("wide").cells, split.vm("late").cells} == {(1,)}
+    assert_exact(split)
+
+
+def test_the_plan_shows_its_moves_and_is_carried_out_as_shown(split: Any) -> None:
+    with split.running(name="creator") as replica:
+        ports = replica._ports
+        plan = show_plan(ports.database, ports.planning, split.now, wide(), split.ask.caller)
+        (placed,) = plan.placed
+        assert (placed.host, placed.cells, placed.candidates) == ("h1", (1,), 1)
+        assert [(m.vm, m.cells_before, m.cells_after) for m in placed.moves] == [("right", (1,), (0,))]
+        assert plan.executable
+        assert actions(split) == []
+        view = split.ended(replica.execute(plan.plan_id, split.ask).operation_id)
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert actions(split) == ["PlanRetune", "RetuneHost", "CreateVms"]
+    assert_exact(split)
+
+
+def test_a_plan_whose_vm_has_moved_since_is_outdated(split: Any) -> None:
+    with split.running(name="creator") as replica:
+        ports = replica._ports
+        plan = show_plan(ports.database, ports.planning, split.now, wide(), split.ask.caller)
+        asked = HostRetune(want=RetuneWant(cells=(1,)))
+        assert split.ended(replica.retune("h1", asked, split.ask).operation_id).state is OperationState.SUCCEEDED
+        with pytest.raises(PpecError) as outdated:
+            replica.execute(plan.plan_id, split.ask)
+    assert outdated.value.code == "plan.outdated"
+    assert_exact(split)
+
+
+@pytest.mark.parametrize("action", ["PlanRetune", "RetuneHost"])
+@pytest.mark.parametrize("code", ["retune.not_possible", "agent.busy"])
+def test_a_host_that_opens_nothing_is_left_for_another(split: Any, action: str, code: str) -> None:
+    """h2 has room by now; the moved VM is where its host has it."""
+
+    def faults(which: str, host: str, vm_id: UUID) -> Fault | None:
+        resize_cell(split, 2, 0, cores=10)
+        return Fault.of(code) if (which, host) == (action, "h1") else None
+
+    split.fleet.faults = faults
+    view = created(split, wide())
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert (split.vm("wide").host, split.vm("right").cells) == ("h2", (1,))
+    assert_exact(split)
+
+
+def test_without_another_host_it_fails_for_the_hosts_reason_and_leaves_nothing(split: Any) -> None:
+    split.fleet.faults = lambda action, host, vm_id: Fault.of("retune.failed") if action == "RetuneHost" else None
+    view = created(split, wide())
+    assert view.state is OperationState.FAILED
+    (item,) = view.items
+    assert (item.state, item.problem.code) == (ItemState.FAILED, "retune.failed")
+    assert split.vm("right").cells == (1,)
+    assert_exact(split)
+
+
+def test_a_vm_that_is_at_work_elsewhere_is_not_moved(split: Any) -> None:
+    asked = VmsAction(action=VmAction.STOP, vms=("right",))
+    stop = split.replica("accepting", start=False).act(asked, split.ask)
+    with split.database.write() as conn:
+        theirs = {"state": "running", "owner": "somebody", "lease_until": split.now() + timedelta(hours=1)}
+        conn.execute(update(tables.operation).where(tables.operation.c.id == stop.operation_id).values(theirs))
+    view = created(split, wide())
+    assert view.state is OperationState.FAILED
+    assert view.items[0].problem.code == "retune.outdated"
+    assert stop.operation_id in view.items[0].problem.detail
+    assert actions(split) == ["PlanRetune"]
+    assert_exact(split)
+
+
+def test_the_room_is_looked_at_as_it_will_be(split: Any) -> None:
+    """Between plan and commit somebody takes the room that the moved VM needs: the plan is not committed."""
+    with split.running(name="creator") as replica:
+        planning = replica._ports.planning
+        planned = planning.planned
+
+        def too_late(request: Any, course: Any) -> Any:
+            found = planned(request, course)
+            if course.passes == 1:
+                resize_cell(split, 1, 0, cores=5)
+            return found
+
+        planning.planned = too_late
+        with pytest.raises(PpecError) as refused:
+            replica.create(wide(), split.ask)
+    assert refused.value.code == "placement.no_capacity"
+    assert_exact(split)
+
+
+def test_a_host_that_changed_in_other_ways_still_has_the_room(split: Any) -> None:
+    """Its mark is another one by the commit: the room is counted again, with the moves."""
+    with split.running(name="creator") as replica:
+        planning = replica._ports.planning
+        planned = planning.planned
+
+        def heard_meanwhile(request: Any, course: Any) -> Any:
+            found = planned(request, course)
+            resize_cell(split, 1, 0, cores=8)
+            return found
+
+        planning.planned = heard_meanwhile
+        view = split.ended(replica.create(wide(), split.ask).operation_id)
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert view.counters["planning_passes"] == 1
+    assert_exact(split)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("committed", [False, True])
+def test_crash_at_every_write_of_a_create_with_a_retune(split: Any, database_url: str, committed: bool) -> None:
+    for at in count(1):
+        database = CrashingDatabase(database_url, committed=committed)
+        dying = split.replica(f"dying-{at}", database=database)
+        database.arm(at)
+        name = f"wide-{at}"
+        accepted = split.replica("accepting", start=False).create(wide(name=name), split.ask)
+        split.wait_until(
+            lambda a=accepted, d=database: d.dead.is_set() or split.show(a.operation_id).state.ended, "crash or end"
+        )
+        split.bury(dying)
+        crashed = database.dead.is_set()
+        with split.running(name="heir") as heir:
+            view = split.ended(accepted.operation_id)
+            assert view.state is OperationState.SUCCEEDED, (at, view.problem, view.items)
+            assert_exact(split)
+            split.assert_consistent()
+            assert (split.vm(name).cells, split.vm("right").cells) == ((1,), (0,))
+            made = [vm for action, _, vm in split.fleet.deeds if action == "CreateVms"]
+            assert len(made) == len(set(made)), "nothing was made twice"
+            gone = heir.act(VmsAction(action=VmAction.DELETE, vms=(name,)), split.ask)
+            assert split.ended(gone.operation_id).state is OperationState.SUCCEEDED
+            _back(split)
+        if not crashed:
+            assert at > 5, "there were writes to die at"
+            return
+
+
+def _back(world: Any) -> None:
+    """`right` is in the second cell again: for the host, and so for the record."""
+    right = world.vm("right")
+    mine = world.fleet.vms["h1"]
+    mine[right.vm_id] = mine[right.vm_id].model_copy(update={"cells": (1,)})
+    with world.database.write() as conn:
+        seats.follow(conn, {right.vm_id: (1,)})
