@@ -12,8 +12,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppec_contract.errors import PpecError
 from ppec_contract.frames import decode_json_object
-from ppec_orchestrator.api.audited import BODY, CHANGING, AuditedRoute, Handler
+from ppec_orchestrator.api.audited import BODY, CHANGING, Handler
 from ppec_orchestrator.api.auth import guard_of, let_in
+from ppec_orchestrator.api.bulkheads import BulkheadRoute
 from ppec_orchestrator.api.problems import problem_response
 
 # Of a body that is taken from strangers: a signing request and a token, the request escaped as JSON likes it.
@@ -27,7 +28,7 @@ class _StrictRequest(Request):
         return body
 
 
-class StrictJsonRoute(AuditedRoute):
+class StrictJsonRoute(BulkheadRoute):
     """A route whose body is one strict JSON object: no duplicate keys, NaN, endless nesting or numbers over 64 bits.
 
     Who may not call is refused before any of the body is read: FastAPI would read and parse it first. So the endpoint's

@@ -16,15 +16,15 @@ from ppec_contract.api_catalogue import ImageView
 from ppec_contract.errors import PpecError
 from ppec_contract.host import Architecture
 from ppec_contract.model import ResourceName, Sha256
-from ppec_orchestrator.api.audited import AuditedRoute
 from ppec_orchestrator.api.auth import Admin, HostOrViewer, Viewer
+from ppec_orchestrator.api.bulkheads import BulkheadRoute
 from ppec_orchestrator.api.pages import ByName, Name
 from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.image_formats import ImageFormat
 from ppec_orchestrator.image_store import Upload
 from ppec_orchestrator.store.images import IMAGES, find_image, image_exists, record_image, uses_of_content
 
-router = APIRouter(prefix="/v1/images", tags=["images"], route_class=AuditedRoute)
+router = APIRouter(prefix="/v1/images", tags=["images"], route_class=BulkheadRoute)
 _CHUNK_BYTES = 1024 * 1024
 ONE_YEAR_S = 31_536_000
 

@@ -13,9 +13,10 @@ from ppec_orchestrator.api.services import Here
 
 
 class ReportRoute(StrictJsonRoute):
-    """Not audited: what hosts observe, every few seconds, is no change of anybody's."""
+    """Not audited, nor let wait: what hosts observe, every few seconds, is no change of anybody's."""
 
     audited = False
+    may_wait = False
 
 
 router = APIRouter(prefix="/v1/hosts/{host}", tags=["reports"], route_class=ReportRoute)
