@@ -22,9 +22,10 @@ from sqlalchemy import func, insert, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.errors import PpecError
+from ppec_lab.conditions import wait_until
 from ppec_orchestrator.store import tables
-from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.faults import is_reference_violation, is_unique_violation
+from ppec_orchestrator.store.database import LOCK_TIMEOUT_S, MIGRATION_LOCK, Database
+from ppec_orchestrator.store.faults import TransactionLostError, is_reference_violation, is_unique_violation
 from ppec_orchestrator.store.migrations.upgrade import alembic_config, newest_revision
 
 VRF = {"name": "red", "description": ""}
@@ -83,6 +84,66 @@ def test_postgresql_compiles_no_statement(postgres_url: str) -> None:
         for opened in (database.read, database.write):
             with opened() as connection:
                 assert connection.exec_driver_sql("SHOW jit").scalar_one() == "off"
+    finally:
+        database.close()
+
+
+@pytest.mark.postgres
+def test_postgresql_lets_no_write_wait_without_end(postgres_url: str) -> None:
+    """What is only read waits for nobody's rows."""
+    database = Database(postgres_url)
+    try:
+        with database.write() as writer, database.read() as reader:
+            found = [conn.exec_driver_sql("SHOW lock_timeout").scalar_one() for conn in (writer, reader)]
+        assert found == [f"{LOCK_TIMEOUT_S:.0f}s", "0"]
+    finally:
+        database.close()
+
+
+@pytest.mark.postgres
+def test_row_that_somebody_holds_is_an_error_that_keeps_nothing(postgres_url: str) -> None:
+    database = Database(postgres_url, lock_timeout_s=0.1)
+
+    def describe(said: str) -> None:
+        with database.write() as conn:
+            conn.execute(insert(tables.setting).values(name=said, value=0))
+            conn.execute(update(tables.vrf).values(description=said))
+
+    try:
+        with database.write() as conn:
+            conn.execute(insert(tables.vrf).values(VRF))
+        with psycopg.connect(postgres_url) as person:
+            # So that who would wait for ever fails this test and doesn't hang in it.
+            person.execute("SET idle_in_transaction_session_timeout = '30s'")
+            person.execute("SELECT * FROM vrf FOR UPDATE")
+            with pytest.raises(PpecError) as held:
+                describe("in vain")
+            assert (held.value.code, held.value.retryable) == ("store.unavailable", True)
+            assert not isinstance(held.value, TransactionLostError), "whoever repeats those would wait again and again"
+            assert "pg_blocking_pids" in held.value.hint
+            assert _count(database) == 1, "whoever reads goes on"
+            person.rollback()
+            describe("at last")
+        with database.read() as conn:
+            assert conn.execute(select(tables.setting.c.name)).scalars().all() == ["at last"]
+    finally:
+        database.close()
+
+
+@pytest.mark.postgres
+def test_migration_waits_for_another_one_as_long_as_that_takes(postgres_url: str) -> None:
+    database = Database(postgres_url, lock_timeout_s=0.05)
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'advisory' AND now() - query_start > interval '0.5 s'"
+    )
+    try:
+        with psycopg.connect(postgres_url, autocommit=True) as other, ThreadPoolExecutor(1) as pool:
+            other.execute("SELECT pg_advisory_lock(%s)", (MIGRATION_LOCK,))
+            migrated = pool.submit(database.migrate)
+            wait_until(lambda: migrated.done() or other.execute(waits).fetchone() == (1,), "it waits", timeout_s=30)
+            assert not migrated.done()
+            other.execute("SELECT pg_advisory_unlock(%s)", (MIGRATION_LOCK,))
+            assert migrated.result(30) is None
     finally:
         database.close()
 

@@ -5,7 +5,7 @@ SQLite takes one writer at a time and upgrades no reader: a write transaction th
 a pool of one connection, which makes a fair queue within the process; other processes wait on the busy timeout.
 Statements that fail are logged without their values: those may be user data or the hash of a token.
 PostgreSQL writes at READ COMMITTED; whoever relies on a row's old value says so in the statement (compare-and-swap) or
-locks it, and repeats on `TransactionLostError`.
+locks it, and repeats on `TransactionLostError`. A lock that others hold is waited for so long and no longer.
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 BUSY_TIMEOUT_S = 10
+# For each lock of PostgreSQL's that others hold. Our own transactions take milliseconds; the longest, an import of as
+# many addresses as may come at once, took nine seconds on a busy machine. Who holds one for longer is somebody in psql.
+# Shorter than the half minute for which clients have patience, so that they get to know; longer than the second after
+# which PostgreSQL looks for deadlocks.
+LOCK_TIMEOUT_S = 20.0
 _READERS = 16
 _WRITERS_POSTGRES = 8
 _NOTICES = "ppec_notices"
 _WRITE = "ppec_write"
 _CURSORS = "ppec_cursors"
 # Any number: it only has to be the same in every replica, and no other user of the database may use it.
-_MIGRATION_LOCK = 0x70706563
+MIGRATION_LOCK = 0x70706563
 
 
 def _sqlite_connect(connection: Any, record: object) -> None:
@@ -133,10 +138,17 @@ def _postgres_engine(url: URL, pool_size: int, settings: Sequence[str]) -> Engin
     return engine
 
 
-class Database:
-    """One database, shared by all threads. `url` is SQLAlchemy's: `sqlite:////path` or `postgresql+psycopg://…`."""
+def _postgres_writer(lock_timeout_s: float) -> Sequence[str]:
+    return (*_POSTGRES, f"SET lock_timeout = '{lock_timeout_s * 1000:.0f}ms'")
 
-    def __init__(self, url: str) -> None:
+
+class Database:
+    """One database, shared by all threads. `url` is SQLAlchemy's: `sqlite:////path` or `postgresql+psycopg://…`.
+
+    On PostgreSQL a write waits for `lock_timeout_s` at most for each lock that others hold.
+    """
+
+    def __init__(self, url: str, *, lock_timeout_s: float = LOCK_TIMEOUT_S) -> None:
         self._url = _checked_url(url)
         self.dialect: Literal["sqlite", "postgresql"] = (
             "sqlite" if self._url.get_backend_name() == "sqlite" else "postgresql"
@@ -151,7 +163,7 @@ class Database:
             reader, writer = _sqlite_engine(self._url, _READERS), _sqlite_engine(self._url, 1)
         else:
             reader = _postgres_engine(self._url, _READERS, _POSTGRES_READER)
-            writer = _postgres_engine(self._url, _WRITERS_POSTGRES, _POSTGRES)
+            writer = _postgres_engine(self._url, _WRITERS_POSTGRES, _postgres_writer(lock_timeout_s))
         self._reader = reader.execution_options(**self._read_options())
         self._writer = writer.execution_options(**{_WRITE: True})
 
@@ -237,7 +249,9 @@ class Database:
         """Brings the schema to this version's, in one transaction; a second process waits and finds it done."""
         with mapped_faults(), self._writer.begin() as connection:
             if self.dialect == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=_MIGRATION_LOCK))
+                # Another one's migration takes what it takes, and so may who has the tables that this one changes.
+                connection.execute(text("SET LOCAL lock_timeout = 0"))
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)").bindparams(key=MIGRATION_LOCK))
             upgrade_to_head(connection)
 
     @property

@@ -17,6 +17,8 @@ from ppec_contract.errors import PpecError
 
 # PostgreSQL: serialization_failure, deadlock_detected.
 _LOST = frozenset({"40001", "40P01"})
+# PostgreSQL: lock_not_available.
+_HELD = "55P03"
 # PostgreSQL: unique_violation, foreign_key_violation (and its RESTRICT form), disk_full.
 _UNIQUE, _REFERENCE, _DISK_FULL = "23505", frozenset({"23503", "23001"}), "53100"
 _SQLITE_UNIQUE = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
@@ -55,6 +57,14 @@ def store_error(error: SQLAlchemyError) -> PpecError:
     code = _code(error) if isinstance(error, DBAPIError) else None
     if code in _LOST:
         return TransactionLostError()
+    if code == _HELD:
+        # Not a lost transaction: to run it again at once would be to wait as long again.
+        return PpecError(
+            "store.unavailable",
+            "another transaction kept the database's rows that this needs for too long; nothing was changed",
+            hint="Repeat the request. If it goes on: pg_blocking_pids() tells whose transaction it is.",
+            subject="database",
+        )
     if code in (_DISK_FULL, sqlite3.SQLITE_FULL):
         return PpecError(
             "disk.full",

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Somebody in psql holds hosts' rows: who needs them is refused in time, and nothing that was begun is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from ppec_contract.api import OperationState
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.store.database import Database
+
+pytestmark = pytest.mark.postgres
+SHORT_S = 0.1
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> str:
+    """Only there do rows have locks."""
+    return postgres_url
+
+
+@pytest.fixture
+def database(postgres_url: str) -> Iterator[Database]:
+    """One that waits for a short while only."""
+    made = Database(postgres_url, lock_timeout_s=SHORT_S)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def person(postgres_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(postgres_url) as connection:
+        yield connection
+
+
+def hold_hosts(person: psycopg.Connection) -> None:
+    # He goes home, so that who would wait for ever fails a test and doesn't hang in it.
+    person.execute("SET idle_in_transaction_session_timeout = '30s'")
+    person.execute("SELECT id FROM host FOR UPDATE")
+
+
+def test_create_that_needs_them_is_refused_and_leaves_nothing(
+    world: Any, database: Database, person: psycopg.Connection
+) -> None:
+    accepting = world.replica(database=database, start=False)
+    hold_hosts(person)
+    for count in (1, 4):
+        with pytest.raises(PpecError) as refused:
+            accepting.create(world.batch(count), world.ask)
+        assert (refused.value.code, refused.value.retryable) == ("store.unavailable", True)
+    world.assert_empty()
+    person.rollback()
+    accepting.create(world.batch(4), world.ask)
+
+
+def test_what_hosts_have_done_is_written_down_once_they_are_free(
+    world: Any, database: Database, person: psycopg.Connection
+) -> None:
+    world.settings(renewal_s=0.1, poll_s=0.05)
+    world.dispatcher.gate.clear()
+    with world.running(database=database) as replica:
+        accepted = replica.create(world.batch(4), world.ask)
+        world.wait_until(lambda: world.dispatcher.started, "the run has started")
+        hold_hosts(person)
+        world.dispatcher.gate.set()
+        world.wait_until(lambda: not replica.engine.running, "its owner has let go")
+        assert not world.show(accepted.operation_id).state.ended
+        person.rollback()
+        world.end_leases(replica.engine._replica.owner)
+        view = world.ended(accepted.operation_id)
+    assert view.state is OperationState.SUCCEEDED
+    assert len(world.fleet.deeds) == 4, "nothing was made twice"
+    world.assert_consistent()
