@@ -7,7 +7,7 @@ Also remembers each host's latest message, so that one that was delayed on the w
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -58,9 +58,10 @@ def observed_of(reported: VmState, host: HostLiveness) -> VmState:
 
 
 class LivenessBook:
-    """`flush_to` writes `{host_id: last seen}` in one transaction; it is called by `run`'s thread every few seconds."""
+    """`flush_to` writes `{host_id: last seen}` in one transaction, and returns the hosts that it could not write now.
+    It is called by `run`'s thread every few seconds."""
 
-    def __init__(self, flush_to: Callable[[Mapping[int, datetime]], None], *, silent_after_s: float) -> None:
+    def __init__(self, flush_to: Callable[[Mapping[int, datetime]], Collection[int]], *, silent_after_s: float) -> None:
         self._flush_to = flush_to
         self._silent_after = timedelta(seconds=silent_after_s)
         self._lock = threading.Lock()
@@ -105,13 +106,13 @@ class LivenessBook:
             batch, self._dirty = self._dirty, {}
         if not batch:
             return 0
+        left: Collection[int] = batch
         try:
-            self._flush_to(batch)
-        except PpecError:
+            left = self._flush_to(batch)
+        finally:
             with self._lock:
-                self._dirty = {**batch, **self._dirty}
-            raise
-        return len(batch)
+                self._dirty = {host_id: batch[host_id] for host_id in left} | self._dirty
+        return len(batch) - len(left)
 
     def run(self, stop: threading.Event, interval_s: float) -> None:
         """Flushes until `stop` is set, and once more then."""

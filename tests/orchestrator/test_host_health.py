@@ -207,7 +207,7 @@ def test_what_another_process_heard_meanwhile_is_not_forgotten(
     site: TestClient, agent: HostAgent, services: Services
 ) -> None:
     agent.put(vitals(disk="ok"))
-    other = ReportIntake(services.database, LivenessBook(lambda seen: None, silent_after_s=60), services.settings)
+    other = ReportIntake(services.database, LivenessBook(lambda seen: (), silent_after_s=60), services.settings)
     agent.sequence += 1
     beat = {
         "agent_started_at_unix_ms": STARTED,

@@ -58,7 +58,7 @@ class Orchestrator:
         self.empty()
 
     def renew(self) -> None:
-        liveness = LivenessBook(lambda seen: None, silent_after_s=30.0)
+        liveness = LivenessBook(lambda seen: (), silent_after_s=30.0)
         self.intake = ReportIntake(self.database, liveness, Settings(state_dir=self.folder))
 
     def empty(self, vms: int = VMS) -> None:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, delete, insert, or_, update
+from sqlalchemy import ARRAY, Connection, any_, bindparam, delete, insert, literal, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api_hosts import HostCreate, HostUpdate, HostView
@@ -73,8 +73,11 @@ def delete_host(conn: Connection, name: str) -> None:
     withdraw_certificates(conn, Identity("host", name))
 
 
-def flush_last_seen(database: Database, seen: Mapping[int, datetime]) -> None:
-    """One transaction for all hosts heard; never turns a later time, written by another replica, back."""
+def flush_last_seen(database: Database, seen: Mapping[int, datetime]) -> frozenset[int]:
+    """One transaction for all hosts heard; never turns a later time, written by another replica, back.
+
+    Returns the hosts whose rows somebody holds: they are left aside, or all the others would count as silent for them.
+    """
     statement = (
         update(host)
         .where(host.c.id == bindparam("row"))
@@ -83,5 +86,23 @@ def flush_last_seen(database: Database, seen: Mapping[int, datetime]) -> None:
         .values(last_seen_at=bindparam("at"), changed=host.c.changed)
     )
     with database.write() as conn:
-        # In the order of their ids, so that two replicas can't wait for each other.
-        conn.execute(statement, [{"row": host_id, "at": at} for host_id, at in sorted(seen.items())])
+        held = _held(conn, seen)
+        rows = [{"row": host_id, "at": at} for host_id, at in sorted(seen.items()) if host_id not in held]
+        if rows:
+            conn.execute(statement, rows)
+    return held
+
+
+def _held(conn: Connection, host_ids: Collection[int]) -> frozenset[int]:
+    """Those of these hosts that another transaction has locked; the others are by this one now."""
+    if conn.dialect.name != "postgresql":
+        return frozenset()  # SQLite locks no rows.
+    # One array: as parameters of their own they would be thousands.
+    chosen = select(host.c.id).where(host.c.id == any_(literal(sorted(host_ids), ARRAY(host.c.id.type))))
+    # In the order of their ids, so that two replicas can't wait for each other.
+    locked = chosen.order_by(host.c.id).with_for_update(key_share=True, skip_locked=True)
+    free = frozenset(conn.execute(locked).scalars())
+    if len(free) == len(host_ids):
+        return frozenset()
+    # A host may also have been deleted.
+    return frozenset(conn.execute(chosen).scalars()) - free

@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import select
 
 from ppec_contract.api import OperationState
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.liveness import Heard, LivenessBook, MessageId
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.hosts import flush_last_seen
+from ppec_orchestrator.store.tables import host
 
 pytestmark = pytest.mark.postgres
 SHORT_S = 0.1
@@ -37,10 +43,10 @@ def person(postgres_url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
-def hold_hosts(person: psycopg.Connection) -> None:
+def hold_hosts(person: psycopg.Connection, which: str = "true") -> None:
     # He goes home, so that who would wait for ever fails a test and doesn't hang in it.
     person.execute("SET idle_in_transaction_session_timeout = '30s'")
-    person.execute("SELECT id FROM host FOR UPDATE")
+    person.execute(f"SELECT id FROM host WHERE {which} FOR UPDATE")
 
 
 def test_create_that_needs_them_is_refused_and_leaves_nothing(
@@ -75,3 +81,26 @@ def test_what_hosts_have_done_is_written_down_once_they_are_free(
     assert view.state is OperationState.SUCCEEDED
     assert len(world.fleet.deeds) == 4, "nothing was made twice"
     world.assert_consistent()
+
+
+def test_all_other_hosts_are_written_down_as_heard_and_a_held_one_later(
+    world: Any, database: Database, person: psycopg.Connection
+) -> None:
+    """Who plans takes a host for dead that was not written down as heard."""
+    book = LivenessBook(partial(flush_last_seen, database), silent_after_s=30)
+    at = world.now() + timedelta(seconds=5)
+    for host_id in (1, 2, 3, 4):
+        heard = Heard(host_id, MessageId(1, 1), frozenset(), at)
+        book.note(f"h{host_id}", heard)
+
+    def written() -> list[int]:
+        with database.read() as conn:
+            return list(conn.execute(select(host.c.id).where(host.c.last_seen_at == at).order_by(host.c.id)).scalars())
+
+    hold_hosts(person, "name = 'h2'")
+    assert book.flush() == 3, "of which one is no host any more"
+    assert written() == [1, 3]
+    assert book.flush() == 0
+    person.rollback()
+    assert book.flush() == 1
+    assert written() == [1, 2, 3]

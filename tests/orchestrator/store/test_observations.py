@@ -151,7 +151,7 @@ def fleet_on(database: Database, folder: Path) -> Fleet:
                 id=1, name="i", format="raw", architecture="x86_64", sha256="0" * 64, size_bytes=1, virtual_size_mib=1
             )
         )
-    liveness = LivenessBook(lambda seen: None, silent_after_s=SILENT_S)
+    liveness = LivenessBook(lambda seen: (), silent_after_s=SILENT_S)
     return Fleet(database, ReportIntake(database, liveness, Settings(state_dir=folder)))
 
 
