@@ -55,8 +55,8 @@ class Bulkhead:
         return limiter
 
 
-# As many as share a transaction; nearly all of them sleep. More may wait than are accepted in the half minute for which
-# clients have patience, if each is a batch of a hundred.
+# As many as share a transaction; nearly all of them sleep. About as many more may wait as are accepted in the half
+# minute for which clients have patience, if each is a batch of a hundred.
 PLANNING = Bulkhead("requests for places", threads=MOST_JOINED, most_waiting=256)
 # As many as they had in the pool.
 CHANGES = Bulkhead("changes", threads=40, most_waiting=256)
