@@ -27,7 +27,7 @@ from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
 from ppec_orchestrator.placement.search import Search, Seat
 from ppec_orchestrator.placement.shelf import Shelf
-from ppec_orchestrator.placement.spare import MOST_TRIES, SpareGuard, Witnesses
+from ppec_orchestrator.placement.spare import MOST_TRIES, Objection, SpareGuard, Witnesses
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
 # VMs in a batch that is searched for a way to place it whole.
@@ -268,7 +268,7 @@ class _Batch:
             self.spare.may_stand(row)
         taken = self.workspace.take(row, columns, candidates.fitting, vm)
         if self.spare is not None:
-            self.spare.admits(vm, row, columns)
+            self.spare.admit(vm, row, columns)
         return _Found(taken, best.candidates, broken, score)
 
     def _take_best(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
@@ -287,11 +287,31 @@ class _Batch:
             if self.spare.may_stand(row):
                 for seat in self.spare.seats(vm, row, columns):
                     tries += 1
-                    taken = self.workspace.take(row, seat, candidates.fitting, vm)
-                    if self.spare.admits(vm, row, seat):
-                        return _Found(taken, best.candidates, best.broken, score)
-                    self.workspace.give_back(taken)
+                    admitted = self._take_if_admitted(self.spare, candidates, vm, row, seat)
+                    if admitted is not None:
+                        return _Found(admitted, best.candidates, best.broken, score)
             self.spare.close(vm, row)
+        return None
+
+    def _take_if_admitted(
+        self, spare: SpareGuard, candidates: Candidates, vm: VmRequest, row: int, columns: Sequence[int]
+    ) -> Taken | None:
+        """The seat, if N+1 lets the VM have it. What it turns away for no group's sake is asked for once, and not
+        again by others as large: a search that ends in no is the longest there is."""
+        if spare.turned_away(vm, row, columns):
+            return None
+        taken = self.workspace.take(row, columns, candidates.fitting, vm)
+        objection = spare.admit(vm, row, columns)
+        if objection is None:
+            return taken
+        self.workspace.give_back(taken)
+        if vm.groups:
+            alone = replace(vm, groups=())
+            once_more = self.workspace.take(row, columns, candidates.fitting, alone)
+            objection = spare.objection(alone, row, columns)
+            self.workspace.give_back(once_more)
+        if objection is not None:
+            spare.turn_away(vm.profile, row, columns, objection)
         return None
 
     def _take_opened(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
@@ -302,18 +322,21 @@ class _Batch:
         rows = self._open_to_moves(openings, candidates, vm)
         for opening in openings.cheapest_first(vm.profile, rows):
             row = opening.row
-            if self.spare is not None and not self.spare.may_stand(row):
+            if self.spare is not None and (not self.spare.may_stand(row) or self.spare.turned_away(vm, row)):
                 continue
             openings.apply(opening)
             candidates.refresh()
             score, columns = float(candidates.key[row]), candidates.cells(row)
             broken = self.ranks.broken(self.workspace, vm, row)
             taken = self.workspace.take(row, columns, candidates.fitting, vm)
-            if self.spare is None or self.spare.admits(vm, row, columns):
+            objection = self.spare.admit(vm, row, columns) if self.spare is not None else None
+            if objection is None:
                 openings.keep(opening)
                 if self.spare is not None:
                     self.spare.reopen()
                 return _Found(taken, opening.of, broken, score, opening.moves)
+            if self.spare is not None and objection is Objection.OWN and not vm.groups:
+                self.spare.turn_away(vm.profile, row, columns, objection)
             self.workspace.give_back(taken)
             openings.take_back(opening)
         return None

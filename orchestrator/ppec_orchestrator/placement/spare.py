@@ -14,8 +14,9 @@ placed there; and before the plan begins, where members stand of its VMs' hard g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 import numpy as np
 
@@ -51,6 +52,13 @@ class _State:
     @property
     def safe(self) -> bool:
         return not self.shelter.without_place
+
+
+class Objection(Enum):
+    """Whose VMs would have no place: those of the domain that a VM comes to, or those of another."""
+
+    OWN = "own"
+    OTHERS = "others"
 
 
 class Witnesses:
@@ -120,19 +128,25 @@ class Witnesses:
 
     # --- the plan goes on, and back --------------------------------------------------------------------------------
 
-    def placed(self, vm: SeatedVm, row: int, *, all_of_them: bool) -> bool:
-        """The workspace has this VM on the host in `row` now: are all domains safe that were, and its own? Unless it is
-        to look at `all_of_them`, the first that is not is answer enough."""
+    def placed(self, vm: SeatedVm, row: int, *, all_of_them: bool) -> Objection | None:
+        """The workspace has this VM on the host in `row` now: are all domains safe that were, and its own? None if so.
+        Unless it is to look at `all_of_them`, the first that is not is answer enough."""
         own = self._domain_of[row]
         names = hard_names(vm.groups)
         self._grown |= names
         concerned = self._concerned(vm.groups, row) - {own}
-        fine = self._join(own, Evacuee(vm, row))
+        objection = None if self._join(own, Evacuee(vm, row)) else Objection.OWN
         for index in sorted(concerned):
-            if not fine and not all_of_them:
-                return False
-            fine &= self._mend(index, row, names)
-        return fine
+            if objection is not None and not all_of_them:
+                return objection
+            if not self._mend(index, row, names):
+                objection = objection or Objection.OTHERS
+        return objection
+
+    def home(self, row: int) -> tuple[Hashable, ...]:
+        """The same for hosts that are lost together and whose VMs can restart on the same hosts."""
+        host = self._fleet.hosts[row]
+        return (self._domain_of[row], host.vrf, host.prefixes)
 
     def _concerned(self, groups: Iterable[Group], row: int) -> set[int]:
         """The domains whose claims may be in the way of a VM of these groups on the host in `row`: those that claim
@@ -284,6 +298,8 @@ class SpareGuard:
         self._profiles: dict[tuple[int, str], Profile] = {}
         # Rows closed to all that are alike. A place that would break the rule goes on doing so, for room gets less.
         self._closed: dict[tuple[int, tuple[Group, ...]], set[int]] = {}
+        # By host and cells, or by home: what was turned away there without being of any group.
+        self._turned: dict[tuple[Hashable, ...], list[Profile]] = {}
 
     def begin(self, vms: Iterable[VmRequest]) -> None:
         """Nothing of the batch is placed yet: its last moment to look at what a member of a group may disturb from
@@ -322,16 +338,46 @@ class SpareGuard:
             if seat.columns != tuple(columns):
                 yield seat.columns
 
-    def admits(self, vm: VmRequest, row: int, columns: Sequence[int]) -> bool:
-        """The VM has been given room on this host: may it stay? If not, the witnesses are as they were before."""
+    def admit(self, vm: VmRequest, row: int, columns: Sequence[int]) -> Objection | None:
+        """The VM has been given room on this host: None if it may stay. If not, the witnesses are as they were
+        before."""
+        mark = self._witnesses.mark()
+        objection = self._placed(vm, row, columns)
+        if objection is None or not self.required:
+            return None
+        self._witnesses.back_to(mark)
+        return objection
+
+    def objection(self, vm: VmRequest, row: int, columns: Sequence[int]) -> Objection | None:
+        """As `admit`, and the witnesses are as they were before in any case."""
+        mark = self._witnesses.mark()
+        objection = self._placed(vm, row, columns)
+        self._witnesses.back_to(mark)
+        return objection
+
+    def turn_away(self, profile: Profile, row: int, columns: Sequence[int], objection: Objection) -> None:
+        """A VM of this profile and of no group was not admitted. Where its own domain can't be sheltered with it, no
+        seat of that domain is better."""
+        place = self._witnesses.home(row) if objection is Objection.OWN else (row, tuple(columns))
+        turned = self._turned.setdefault(place, [])
+        turned[:] = [each for each in turned if not _at_least(each, profile)]
+        turned.append(profile)
+
+    def turned_away(self, vm: VmRequest, row: int, columns: Sequence[int] | None = None) -> bool:
+        """Whether one like it, and no larger, was turned away there without being of any group. Then so is this one:
+        groups never make places, and room only gets less. Without `columns`: whatever cells it would have."""
+        if not self._turned:
+            return False
+        turned = self._turned.get(self._witnesses.home(row), [])
+        if columns is not None:
+            turned = turned + self._turned.get((row, tuple(columns)), [])
+        return any(_at_least(vm.profile, each) for each in turned)
+
+    def _placed(self, vm: VmRequest, row: int, columns: Sequence[int]) -> Objection | None:
         host = self._fleet.hosts[row]
         cells = tuple(host.cells[column].cell for column in columns)
         seated = SeatedVm(vm.vm_id, vm.name, self._seated_profile(vm.profile, host.vrf), cells, vm.groups)
-        mark = self._witnesses.mark()
-        if self._witnesses.placed(seated, row, all_of_them=not self.required) or not self.required:
-            return True
-        self._witnesses.back_to(mark)
-        return False
+        return self._witnesses.placed(seated, row, all_of_them=not self.required)
 
     def _seated_profile(self, profile: Profile, vrf: str) -> Profile:
         """One object for each: they are looked up by identity. The request keeps its own alive."""
@@ -343,6 +389,7 @@ class SpareGuard:
     def reopen(self) -> None:
         """VMs were moved on a host: what was closed for want of a cell may be open."""
         self._closed.clear()
+        self._turned.clear()
 
     def exposed(self) -> tuple[Exposed, ...]:
         """In the clusters that the plan touched."""
@@ -350,6 +397,19 @@ class SpareGuard:
 
     def give_back(self) -> None:
         self._witnesses.back_to(self._mark)
+
+
+def _at_least(one: Profile, other: Profile) -> bool:
+    """Whether a restart of one VM needs all that a restart of the other does, or more."""
+    mine, theirs = one.shape, other.shape
+    return one is other or (
+        one.architecture == other.architecture
+        and (mine.numa, mine.pool) == (theirs.numa, theirs.pool)
+        and mine.vcpus >= theirs.vcpus
+        and mine.memory_mib >= theirs.memory_mib
+        and mine.disk_mib >= theirs.disk_mib
+        and mine.nvme >= theirs.nvme
+    )
 
 
 def _without(claims: Claims, homeless: Sequence[Evacuee]) -> dict[int, tuple[Claim, ...]]:

@@ -28,6 +28,7 @@ from ppec_orchestrator.placement.request import (
     VmRequest,
     Where,
 )
+from ppec_orchestrator.placement.spare import Objection, SpareGuard, Witnesses
 
 from .occupied import GROUPS
 from .test_spare import LEVELS, SEEDS, safe_domains
@@ -194,6 +195,39 @@ def test_a_new_member_of_a_group_disturbs_few_of_the_others(level: Level) -> Non
     witnesses.look_at_for_good("c1")
     for row in range(40):
         planner.workspace.take(row, [0], fitting, a_vm(row + 1, groups=(apart,)))
-        assert witnesses.placed(replace(old(2, apart), vm_id=UUID(int=row + 1)), row, all_of_them=True)
+        assert witnesses.placed(replace(old(2, apart), vm_id=UUID(int=row + 1)), row, all_of_them=True) is None
     # Not every one before it, each time.
     assert witnesses.mark() < 40 * 41 // 2 / 3
+
+
+@settings(max_examples=300)
+@given(SEEDS, st.sampled_from(LEVELS))
+def test_what_is_known_to_be_turned_away_changes_no_plan(seed: int, level: Level) -> None:
+    rng = random.Random(seed)
+    fleet = a_fleet(rng)
+    request = a_request(rng, SpareRule(Spare.REQUIRED, level))
+    known = plan(fleet, request)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(SpareGuard, "turned_away", lambda *_: False)
+        assert plan(fleet, request) == known
+
+
+@pytest.mark.parametrize("level", [Level.HOST, Level.RACK])
+def test_what_was_turned_away_is_not_asked_for_again_by_its_like(level: Level) -> None:
+    """Four hosts, each with just the room for a third of what another holds: with one VM more none could be spared."""
+    held = [tuple(replace(old(2), vm_id=UUID(int=10 * host + n)) for n in range(3)) for host in range(4)]
+    fleet = Fleet.build([a_host(f"h{n}", rack=f"r{n}", held=vms) for n, vms in enumerate(held)])
+    asked: list[int] = []
+    with pytest.MonkeyPatch.context() as patched:
+        placed = Witnesses.placed
+
+        def counted(self: Witnesses, vm: SeatedVm, row: int, *, all_of_them: bool) -> Objection | None:
+            asked.append(row)
+            return placed(self, vm, row, all_of_them=all_of_them)
+
+        patched.setattr(Witnesses, "placed", counted)
+        vms = tuple(a_vm(100 + n, groups=(Group(f"g{n}"),)) for n in range(30))
+        result = plan(fleet, PlanRequest(vms, spare=SpareRule(Spare.REQUIRED, level)))
+    assert not result.placed
+    # Twice for each host: with the first VM's group, and without.
+    assert sorted(asked) == [0, 0, 1, 1, 2, 2, 3, 3]
