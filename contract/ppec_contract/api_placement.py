@@ -90,7 +90,8 @@ class PlacedView(Model):
     """Where a VM would go, and why there: of so many `candidates` that could take it, none had a lower `score`.
     `searched`: the place is part of a whole, found for the batch together; the policy's own choice would have left
     others of the batch without a place, or the fleet less even. `moves` open the cell before; the candidates are then
-    the hosts that as few moves open."""
+    the hosts that as few moves open. VMs were placed in the order of `step`; `balanced` and `spread` score with the
+    fleet's figures as they were before the step `epoch`."""
 
     vm: VmName
     host: HostName
@@ -100,6 +101,8 @@ class PlacedView(Model):
     broken_groups: int = 0
     searched: bool = False
     moves: tuple[MoveView, ...] = ()
+    step: int = 0
+    epoch: int = 0
 
 
 class ChangeView(Model):
@@ -114,12 +117,13 @@ class ChangeView(Model):
 
 class RefusedView(Model):
     """Why a VM would find no place: every host counted under the reason that turned it away; cheapest `changes`
-    first."""
+    first. They are looked for, once, for the first ten kinds of refused VMs; others are not `advised`."""
 
     vm: VmName
     reasons: dict[str, int]
     sentence: str
     changes: tuple[ChangeView, ...] = ()
+    advised: bool = True
 
 
 class ExposedView(Model):

@@ -87,6 +87,11 @@ class VmsCreate(Model):
         """How many VMs are asked for."""
         return len(self.items) or len(self.names) or self.count
 
+    @property
+    def rules(self) -> tuple[GroupRule, ...]:
+        """Those of all VMs, and of each; some perhaps several times."""
+        return (*self.groups, *(rule for item in self.items for rule in item.groups))
+
     @model_validator(mode="after")
     def _sized_one_way(self) -> VmsCreate:
         sized = {"the request": (self.flavor, self.size)}
@@ -102,7 +107,7 @@ class VmsCreate(Model):
     @model_validator(mode="after")
     def _grouped_one_way(self) -> VmsCreate:
         rules: dict[str, GroupRule] = {}
-        for rule in (*self.groups, *(rule for item in self.items for rule in item.groups)):
+        for rule in self.rules:
             if rules.setdefault(rule.name, rule) != rule:
                 raise ValueError(f"group {rule.name} is defined in two ways")
         return self

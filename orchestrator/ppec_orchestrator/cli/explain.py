@@ -60,6 +60,8 @@ def _show(output: Output, view: PlanView) -> None:
         output.say(f"{one.vm} finds no place: {one.sentence}")
         for change in one.changes:
             output.say(f"  would fit: {change.sentence}")
+        if not one.advised:
+            output.say("  what would help was looked for only for the first kinds of VMs refused: ask for it alone")
     for each in view.exposed:
         output.say(
             f"{each.domain} is exposed: its loss leaves {each.without_place} VMs without a place, {each.vm} first"

@@ -168,6 +168,8 @@ class Creation:
             if known is not None:
                 return known
             one = _Understood.of(wish, meaning(conn, asked, self._now()))
+            # Or the plan, which keeps to the group as it is asked for, might be refused for another reason.
+            check_rules(conn, asked.rules)
         return self._queue.once_per_key(ask, lambda: self._create_alone(one, wait=asked.at_least is None))
 
     # --- one request -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from ppec_contract.api_placement import ExposedView, MoveView, PlacedView, PlanView, RefusedView
+from ppec_contract.api_placement import ChangeView, ExposedView, MoveView, PlacedView, PlanView, RefusedView
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.model import canonical_json
@@ -25,14 +25,15 @@ from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest
-from ppec_orchestrator.store import plans
+from ppec_orchestrator.store import plans, vms
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.plans import StoredPlan
+from ppec_orchestrator.store.vm_groups import check_rules
 
 # How long a plan can be executed.
 LIFETIME = timedelta(minutes=15)
-# Refused VMs that advice is worked out for; others are mostly refused alike.
-MOST_ADVISED = 3
+# Refused VMs, each unlike the others, that advice is worked out for.
+MOST_ADVISED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,13 @@ class Restored:
 def show_plan(
     database: Database, planning: Planning, now: Callable[[], datetime], asked: VmsCreate, caller: str
 ) -> PlanView:
-    """Raises `….not_found` of whatever the request names; VMs without a place are part of the plan."""
+    """Raises `….not_found` of whatever the request names, `vm.exists` and `group.mismatch`; VMs without a place are
+    part of the plan."""
     with database.read() as conn:
         meant = meaning(conn, asked, now())
-    request = new_plan_request(meant, asked)
+        request = new_plan_request(meant, asked)
+        vms.refuse_taken(conn, [vm.name for vm in request.vms])
+        check_rules(conn, asked.rules)
     plan, fleet = planning.fleet.plan(request)
     made_at = now()
     stored = _stored(meant, asked, plan, _generations(plan, request, fleet), caller, made_at)
@@ -153,7 +157,7 @@ def _view(stored: StoredPlan, request: PlanRequest, plan: Plan, fleet: Fleet, *,
         expires_at=stored.expires_at,
         executable=executable,
         placed=tuple(_placed(place, why) for place, why in pairs),
-        refused=tuple(_refused(fleet, request, plan, number) for number in range(len(plan.refused))),
+        refused=_refused(fleet, request, plan),
         exposed=tuple(ExposedView(**asdict(one)) for one in plan.exposed),
         hosts=len(fleet.hosts),
     )
@@ -168,14 +172,31 @@ def _placed(place: Placement, why: Evidence) -> PlacedView:
         score=why.score,
         broken_groups=why.broken,
         searched=why.searched,
+        step=why.step,
+        epoch=why.epoch,
         moves=tuple(
             MoveView(vm=move.name, cells_before=move.cells_before, cells_after=move.cells_after) for move in why.moves
         ),
     )
 
 
-def _refused(fleet: Fleet, request: PlanRequest, plan: Plan, number: int) -> RefusedView:
-    one = plan.refused[number]
-    reasons: dict[str, Any] = {reason.value: count for reason, count in one.reasons.items()}
-    changes = changes_for(fleet, request, plan, one) if number < MOST_ADVISED else []
-    return RefusedView(vm=one.name, reasons=reasons, sentence=one.sentence(), changes=tuple(changes))
+def _refused(fleet: Fleet, request: PlanRequest, plan: Plan) -> tuple[RefusedView, ...]:
+    """What would help one VM would help those that are like it."""
+    asked = {vm.vm_id: vm for vm in request.vms}
+    changes: dict[object, tuple[ChangeView, ...]] = {}
+    views = []
+    for one in plan.refused:
+        vm = asked[one.vm_id]
+        alike = (vm.profile, vm.groups)
+        if alike not in changes and len(changes) < MOST_ADVISED:
+            changes[alike] = tuple(changes_for(fleet, request, plan, one))
+        views.append(
+            RefusedView(
+                vm=one.name,
+                reasons={reason.value: count for reason, count in one.reasons.items()},
+                sentence=one.sentence(),
+                changes=changes.get(alike, ()),
+                advised=alike in changes,
+            )
+        )
+    return tuple(views)

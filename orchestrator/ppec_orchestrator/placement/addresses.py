@@ -21,6 +21,11 @@ def served(host: HostState, networks: Iterable[Network]) -> bool:
     return all(network is None or mine & network for network in networks)
 
 
+def choices(prefixes: Prefixes, network: Network) -> Prefixes:
+    """The prefixes of a host that each address for this network could be of, one tuple per address."""
+    return prefixes if network is None else (tuple([p for family in prefixes for p in family if p in network]),)
+
+
 def grants(host: HostState, networks: Sequence[Network], left: Mapping[int, int]) -> dict[int, int] | None:
     """How many addresses of which prefix a VM there gets; None when there are not enough. Prefixes that are not `left`
     have no end."""
@@ -33,8 +38,7 @@ def _grants(prefixes: Prefixes, networks: Sequence[Network], left: Mapping[int, 
     chosen: Counter[int] = Counter()
     # As they are granted: those first that have the fewest to choose from.
     for network in sorted(networks, key=lambda each: each is None):
-        families = prefixes if network is None else [[p for family in prefixes for p in family if p in network]]
-        for family in families:
+        for family in choices(prefixes, network):
             found = next((p for p in family if left.get(p, chosen[p] + 1) > chosen[p]), None)
             if found is None:
                 return None

@@ -14,6 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from ppec_contract.api_placement import Policy
+from ppec_orchestrator.placement.addresses import choices
 from ppec_orchestrator.placement.changes import (
     AddAddresses,
     Change,
@@ -96,9 +97,20 @@ class _Adviser:
     def add_addresses(self) -> Iterator[Change]:
         """For hosts that have everything but an address."""
         spent = {prefix for prefix, free in self.fleet.free_addresses.items() if free <= 0}
+        networks = self.vm.profile.networks
+        # Of hosts with the same prefixes one tells for all.
         wanting = {
-            tuple(family[0] for family in host.prefixes if all(prefix in spent for prefix in family))
-            for host in self.fleet.hosts
+            tuple(
+                sorted(
+                    {
+                        family[0]
+                        for network in networks
+                        for family in choices(prefixes, network)
+                        if family and all(prefix in spent for prefix in family)
+                    }
+                )
+            )
+            for prefixes in {host.prefixes for host in self.fleet.hosts}
         }
         options = [AddAddresses(prefixes) for prefixes in sorted(wanting)[:MOST_NAMED] if prefixes]
         yield from (change for change in options if self._would_fit_on(change.apply(self.fleet, self.vm)[0]))

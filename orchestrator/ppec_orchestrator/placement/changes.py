@@ -14,7 +14,7 @@ from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.plan import Evidence, Move, Plan
-from ppec_orchestrator.placement.request import Spare, SpareRule, VmRequest, Where
+from ppec_orchestrator.placement.request import ANY_NETWORK, Spare, SpareRule, VmRequest, Where
 
 # What is said of the parts of a request that can be given up.
 _RULES: Mapping[str, str] = {
@@ -26,6 +26,7 @@ _RULES: Mapping[str, str] = {
     "vrf": "take any VRF",
     "labels": "give up the labels wanted",
     "without": "give up the labels avoided",
+    "networks": "take addresses of any prefix",
     "failed": "try the hosts where it failed before",
     "one-cell": "let it span NUMA cells",
     "spare": "do without N+1",
@@ -193,9 +194,11 @@ def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
     where, empty = vm.profile.where, Where()
     narrowed = [name for name in _RULES if hasattr(where, name) and getattr(where, name) != getattr(empty, name)]
     failed = ["failed"] if vm.excluded_hosts else []
+    networks = ["networks"] if any(network is not None for network in vm.profile.networks) else []
     one_cell = [] if vm.profile.shape.numa.multi_cell or vm.profile.shape.numa.cpus.value == "shared" else ["one-cell"]
     spared = ["spare"] if spare.mode is Spare.REQUIRED else []
-    return narrowed + failed + [f"group:{group.name}" for group in vm.groups if group.hard] + one_cell + spared
+    groups = [f"group:{group.name}" for group in vm.groups if group.hard]
+    return narrowed + networks + failed + groups + one_cell + spared
 
 
 def spare_after(change: Change, spare: SpareRule) -> SpareRule:
@@ -211,6 +214,8 @@ def _without(vm: VmRequest, rule: str) -> VmRequest:
         return vm  # `spare_after`
     if rule == "failed":
         return replace(vm, excluded_hosts=frozenset())
+    if rule == "networks":
+        return replace(vm, profile=replace(profile, networks=ANY_NETWORK))
     if rule == "one-cell":
         numa = profile.shape.numa.model_copy(update={"multi_cell": True})
         return replace(vm, profile=replace(profile, shape=replace(profile.shape, numa=numa)))

@@ -85,12 +85,15 @@ _TAKEN = select(vm.c.name).where(
 _IMAGES = select(image.c.id, image.c.name).where(image.c.id.in_(bindparam("ids", expanding=True)))
 
 
-def insert_vms(conn: Connection, new: Sequence[NewVm], now: datetime) -> None:
-    """Raises `vm.exists` naming the names that are taken; the unique index decides what this look can't see."""
-    names = [one.name for one in new]
-    taken = conn.execute(_TAKEN, {"names": names}).scalars()
-    if found := sorted(taken):
+def refuse_taken(conn: Connection, names: Sequence[str]) -> None:
+    """Raises `vm.exists` naming the names that living VMs have."""
+    if found := sorted(conn.execute(_TAKEN, {"names": names}).scalars()):
         raise exists(found)
+
+
+def insert_vms(conn: Connection, new: Sequence[NewVm], now: datetime) -> None:
+    """Raises what `refuse_taken` raises; the unique index decides what that look can't see."""
+    refuse_taken(conn, [one.name for one in new])
     insert_rows(
         conn,
         vm,

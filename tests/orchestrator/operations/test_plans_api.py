@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from sqlalchemy import delete, insert, select, update
@@ -90,6 +91,39 @@ def test_the_same_request_on_the_same_fleet_has_the_same_hash(world: Any, api: T
     assert planned(api, name="other")["plan_id"] != first
     created(world, api, name="between")
     assert planned(api, name="web")["plan_id"] != first
+
+
+def test_no_plan_is_shown_for_a_name_that_is_taken(world: Any, api: TestClient) -> None:
+    created(world, api, name="web")
+    assert code(api.post("/v1/plans", json=BODY | {"name": "web"})) == (409, "vm.exists")
+
+
+def test_a_group_told_otherwise_is_refused_as_such_whether_there_is_room_or_not(world: Any, api: TestClient) -> None:
+    created(world, api, name="web", groups=[{"name": "db", "apart": False}])
+    for path, rule in (("plans", {"name": "db"}), ("vms", {"name": "db"}), ("vms", {"name": "db", "level": "rack"})):
+        answer = api.post(f"/v1/{path}", json=BODY | {"name": "other", "count": 99, "groups": [rule]})
+        assert code(answer) == (409, "group.mismatch")
+
+
+def test_every_kind_of_refused_vm_is_told_what_would_help_it(api: TestClient) -> None:
+    def item(name: str, vcpus: int, memory_mib: int) -> dict[str, Any]:
+        return {"name": name, "size": {"vcpus": vcpus, "memory_mib": memory_mib, "disk_mib": 8192}}
+
+    wide = [item(f"wide-{number}", 200, 1024) for number in range(4)]
+    others = [item(f"other-{number}", 2, 1024 * (1000 + number)) for number in range(12)]
+    asked = {"image": "debian", "items": [*wide, *others], "mode": "best-effort"}
+    refused = api.post("/v1/plans", json=asked).json()["refused"]
+    assert [bool(one["changes"]) for one in refused] == [True] * 13 + [False] * 3
+    assert [one["advised"] for one in refused] == [True] * 13 + [False] * 3
+    assert len({str(one["changes"]) for one in refused[:4]}) == 1
+
+
+def test_what_helps_where_a_prefix_asked_for_ran_out(world: Any, api: TestClient) -> None:
+    with world.database.write() as conn:
+        conn.execute(update(tables.address).values(vm_id=UUID(int=1)))
+    (refused,) = planned(api, name="web", networks=[{"prefix": "10.7.0.0/24"}])["refused"]
+    assert refused["reasons"] == {"addresses": 3}
+    assert "free or add one address in 1 prefix" in [change["sentence"] for change in refused["changes"]]
 
 
 def test_a_plan_is_refused_once_its_host_has_changed(world: Any, api: TestClient) -> None:
