@@ -188,13 +188,16 @@ class _Batch:
 
     def _keep(self) -> Iterator[tuple[int, tuple[Placement, Evidence]]]:
         """Takes what the kept VMs hold, before anything else is placed. One with rules about its neighbours is placed
-        anew: they may have changed with others' places. So are all where N+1 looks on: to it, each is a step."""
+        anew: they may have changed with others' places. So is one that others move for, and all are where N+1 looks on:
+        to it, each is a step."""
         if self.spare is not None:
             self.spare.begin(self.request.vms)
             return
         for index, vm in enumerate(self.request.vms if self.kept else ()):
             kept = self.kept.get(vm.vm_id)
-            if kept is not None and not vm.groups and self._take_again(vm, kept[0]):
+            if kept is None or vm.groups or kept[1].moves:
+                continue
+            if self._take_again(vm, kept[0]):
                 yield index, kept
 
     def _take_again(self, vm: VmRequest, place: Placement) -> bool:

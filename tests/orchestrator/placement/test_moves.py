@@ -294,6 +294,16 @@ def test_later_vms_are_planned_on_the_room_after_the_moves_and_nobody_moves_twic
     assert len(third.placed) == 2
 
 
+def test_who_was_moved_for_is_planned_anew_after_a_race() -> None:
+    """`a` is gone when the plan is made again: nobody has to move any more, and then nobody does."""
+    before, after = (Fleet.build([a_host("h1", *vms)]) for vms in (SPLIT, SPLIT[1:]))
+    first = plan(before, ask(5))
+    assert told(first) == [[("h1", "a", (0,), (1,))]]
+    again = Planner(after).plan(ask(5), {first.placed[0].vm_id: (first.placed[0], first.evidence[0])})
+    assert told(again) == [[]]
+    assert again == plan(after, ask(5))
+
+
 def fixed(name: str, cores: int, cell: int) -> SeatedVm:
     return a_vm(name, cores, cell, movable=False)
 
