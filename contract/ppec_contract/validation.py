@@ -13,6 +13,7 @@ from ppec_contract.errors import ERROR_TABLE, PpecError
 M = TypeVar("M", bound=BaseModel)
 _SHOWN_FAULTS = 8
 _SHOWN_NAME = 64
+_HINT = "Correct the named fields; the OpenAPI document lists what each one takes."
 
 
 def parse(model: type[M], value: Any, *, subject: str = "request") -> M:
@@ -53,7 +54,7 @@ def validation_problem(error: ValidationError, *, subject: str = "request") -> P
     return faults_problem(error.errors(include_url=False, include_context=False, include_input=False), subject=subject)
 
 
-def faults_problem(found: Sequence[Mapping[str, Any]], *, subject: str = "request") -> PpecError:
+def faults_problem(found: Sequence[Mapping[str, Any]], *, subject: str = "request", hint: str = _HINT) -> PpecError:
     """The same for faults already taken out of the exception, as FastAPI hands them over."""
     faults = [{"field": ".".join(_shown(part) for part in f["loc"]), "fault": f["msg"]} for f in found]
     own_code = next((f["type"] for f in found if f["type"] in ERROR_TABLE), None)
@@ -62,7 +63,7 @@ def faults_problem(found: Sequence[Mapping[str, Any]], *, subject: str = "reques
     return PpecError(
         own_code or "request.invalid",
         f"{subject}: {shown}{more}",
-        hint="Correct the named fields; the OpenAPI document lists what each one takes.",
+        hint=hint,
         subject=subject,
         details={"faults": faults[:_SHOWN_FAULTS]},
     )

@@ -47,7 +47,7 @@ def ask(
     path: str,
     headers: dict[str, str],
     *,
-    query: str = "format=raw",
+    query: str = "",
     receive: Receive = never,
 ) -> tuple[int, list[Message]]:
     """The answer to a request whose body, unless another is given, never comes: reading it fails."""

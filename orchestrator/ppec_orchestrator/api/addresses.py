@@ -11,11 +11,12 @@ from ppec_contract.api import Page
 from ppec_contract.api_ipdb import AddressAction, AddressEventView, AddressView, IpAddress
 from ppec_orchestrator.api.auth import Viewer
 from ppec_orchestrator.api.pages import ById, Filter
+from ppec_orchestrator.api.queries import StrictQueryRoute
 from ppec_orchestrator.api.services import Here
 from ppec_orchestrator.store.address_events import EventFilter, page_of_events
 from ppec_orchestrator.store.addresses import AddressFilter, page_of_addresses
 
-router = APIRouter(prefix="/v1/addresses", tags=["addresses"])
+router = APIRouter(prefix="/v1/addresses", tags=["addresses"], route_class=StrictQueryRoute)
 PrefixFilter = Annotated[int | None, Query(ge=1, le=2**63 - 1)]
 FreeFilter = Annotated[
     bool | None, Query(description="Only those that anybody may get, or only the others; free IPv6 is never listed.")

@@ -4,22 +4,21 @@ something has it as its `route_class`, by itself or through `StrictJsonRoute`; a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ppec_contract.api_vms import VmAction
 from ppec_contract.errors import PpecError, http_status
 from ppec_orchestrator.api.auth import caller_of
+from ppec_orchestrator.api.queries import Handler, StrictQueryRoute
 from ppec_orchestrator.audit import audit
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 # Where the JSON route leaves the body it has parsed.
 BODY = "ppec.body"
@@ -40,7 +39,7 @@ def changes(request: Request, names: Sequence[str]) -> None:
     request.scope[_CHANGED] = names
 
 
-class AuditedRoute(APIRoute):
+class AuditedRoute(StrictQueryRoute):
     """`handler` is what a subclass overrides: whatever it refuses is seen here."""
 
     audited: ClassVar[bool] = True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, cast
 
 from fastapi import Depends, Request, Security
+from fastapi.dependencies.models import Dependant
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
@@ -51,6 +52,12 @@ def stands_for(guard: Guard[Any]) -> Callable[[D], D]:
 def guard_of(dependency: Callable[..., Any] | None) -> Guard[Any] | None:
     """The guard that a dependency stands for; None for one that lets everybody in."""
     return None if dependency is None else _GUARDS.get(dependency)
+
+
+def guards_of(dependant: Dependant) -> list[Guard[Any]]:
+    """Those that an endpoint declares."""
+    found = (guard_of(one.call) for one in dependant.dependencies)
+    return [guard for guard in found if guard is not None]
 
 
 async def let_in(request: Request, guard: Guard[T]) -> T:

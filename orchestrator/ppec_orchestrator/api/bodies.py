@@ -12,10 +12,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ppec_contract.errors import PpecError
 from ppec_contract.frames import decode_json_object
-from ppec_orchestrator.api.audited import BODY, CHANGING, Handler
-from ppec_orchestrator.api.auth import guard_of, let_in
+from ppec_orchestrator.api.audited import BODY, CHANGING
+from ppec_orchestrator.api.auth import guards_of, let_in
 from ppec_orchestrator.api.bulkheads import BulkheadRoute
 from ppec_orchestrator.api.problems import problem_response
+from ppec_orchestrator.api.queries import Handler
 
 # Of a body that is taken from strangers: a signing request and a token, the request escaped as JSON likes it.
 MAX_STRANGERS_BYTES = 32 * 1024
@@ -40,8 +41,7 @@ class StrictJsonRoute(BulkheadRoute):
         handle = super().handler()
         if not CHANGING & set(self.methods or ()):
             return handle
-        dependencies = [guard_of(one.call) for one in self.dependant.dependencies]
-        guards = [guard for guard in dependencies if guard is not None]
+        guards = guards_of(self.dependant)
 
         async def strictly(request: Request) -> Response:
             receive = request.receive if guards else at_most(request.receive, MAX_STRANGERS_BYTES)

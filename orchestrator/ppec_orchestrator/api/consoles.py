@@ -22,6 +22,7 @@ from ppec_orchestrator.api.auth import Operator, caller_of, connection_caller
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.doors import VmDoor, door_of
 from ppec_orchestrator.api.problems import internal_error, problem_response
+from ppec_orchestrator.api.queries import QueryParameters
 from ppec_orchestrator.api.services import Services
 from ppec_orchestrator.api.vms import VmRefInPath
 from ppec_orchestrator.audit import Outcome, audit
@@ -37,6 +38,7 @@ _FORBIDDEN = 403
 # RFC 6455, 7.4.1.
 _CLOSE_NORMAL, _CLOSE_POLICY, _CLOSE_INTERNAL = 1000, 1008, 1011
 _CLOSE_CODES = {ConsoleEnd.UNAUTHORISED: _CLOSE_POLICY, ConsoleEnd.PROBLEM: _CLOSE_INTERNAL}
+_QUERY = QueryParameters.of_model(ConsoleOpen)
 
 _NOTICES = {"application/json": {"schema": {"$ref": "#/components/schemas/ConsoleNotice"}}}
 
@@ -83,6 +85,7 @@ class _Console:
 
     async def serve(self) -> None:
         await run_in_threadpool(connection_caller, self._websocket, self._services, Role.OPERATOR)
+        _QUERY.check(self._websocket, "A console")
         asked = parse(ConsoleOpen, dict(self._websocket.query_params), subject="console")
         if not 0 < len(self._vm) <= _LONGEST_REF or "\x00" in self._vm:
             raise not_found([self._vm[:_LONGEST_REF].replace("\x00", "\ufffd")])

@@ -10,11 +10,12 @@ from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from ppec_orchestrator.api.auth import Viewer
+from ppec_orchestrator.api.queries import StrictQueryRoute
 from ppec_orchestrator.api.services import Here
 from ppec_orchestrator.fleets.snapshot import written
 from ppec_orchestrator.store.fleet import load_fleet
 
-router = APIRouter(prefix="/v1/fleet", tags=["fleet"])
+router = APIRouter(prefix="/v1/fleet", tags=["fleet"], route_class=StrictQueryRoute)
 _PIECE_CHARACTERS = 256 * 1024
 _SNAPSHOT: dict[int | str, dict[str, Any]] = {
     200: {

@@ -10,9 +10,10 @@ from sqlalchemy import literal, select
 
 from ppec_contract.api import HealthView
 from ppec_contract.version import API_VERSION
+from ppec_orchestrator.api.queries import StrictQueryRoute
 from ppec_orchestrator.api.services import Here
 
-router = APIRouter(prefix="/v1/health", tags=["health"])
+router = APIRouter(prefix="/v1/health", tags=["health"], route_class=StrictQueryRoute)
 
 
 @router.get("")

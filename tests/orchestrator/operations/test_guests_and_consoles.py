@@ -261,8 +261,11 @@ def test_who_may_open_one_and_which(site: Site) -> None:
         ("a%00b", "", "vm.not_found"),
         ("web", "?tail_bytes=262145", "request.invalid"),
         ("web", "?command=rm", "request.invalid"),
+        ("web", "?tail_bytes=1&tail_bytes=2", "request.invalid"),
+        ("web", "?tail_bytes=1&x=%ff", "request.invalid"),
     ):
         assert denied(site.operator, vm, query)["code"] == code, (vm, query)
+    assert denied(site.operator, query="?command=rm")["hint"].endswith(": read_only, follow, tail_bytes.")
     assert site.views.lines == 0
     plain = site.operator.get("/v1/vms/web/console")
     assert (plain.status_code, plain.json()["code"]) == (422, "request.invalid")
