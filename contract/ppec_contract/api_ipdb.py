@@ -73,7 +73,8 @@ class PrefixCreate(Model):
     """Addresses of one VRF that serve the hosts of a region, of a cluster, or of one rack of it, through a bridge.
 
     Give a `region`, or a `cluster` with or without a `rack`. The gateway, the network and (IPv4) broadcast address are
-    never given out, nor anything outside `first`..`last`. An address that was released is not given to another VM for
+    never given out, nor anything outside `first`..`last`. Networks of loopback, link-local, multicast, unspecified,
+    IPv4-mapped or reserved addresses are refused. An address that was released is not given to another VM for
     `quarantine_s`.
 
     `vlan` is the VLAN that the bridge carries, for people and inventories to read: PPEC tags nothing itself.

@@ -10,7 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import Final
 
 from ppec_contract.errors import PpecError
@@ -25,6 +34,24 @@ Run = tuple[int, int]
 MAX_IPV4_ADDRESSES: Final = 2**16
 # Counts leave the process as JSON numbers, which are exact up to here.
 MAX_COUNT: Final = 2**53
+# Special purposes (RFC 6890) that keep addresses from an interface of a VM's; of two that overlap the smaller first.
+# Private, shared (RFC 6598), documentation, benchmarking and unique local ones are addresses like any other.
+_NOT_FOR_VMS: Final = tuple(
+    (ip_network(text), purpose)
+    for text, purpose in (
+        ("0.0.0.0/8", "unspecified"),
+        ("127.0.0.0/8", "loopback"),
+        ("169.254.0.0/16", "link-local"),
+        ("224.0.0.0/4", "multicast"),
+        ("240.0.0.0/4", "reserved"),
+        ("::/128", "unspecified"),
+        ("::1/128", "loopback"),
+        ("::ffff:0:0/96", "IPv4-mapped"),
+        ("::/8", "reserved"),
+        ("fe80::/10", "link-local"),
+        ("ff00::/8", "multicast"),
+    )
+)
 
 
 def complement(run: Run, blocked: Iterable[Run]) -> Iterator[Run]:
@@ -66,6 +93,16 @@ class AddressRange:
         """Whether it is one of those counted by `size`."""
         inside = address.version == self.family and self.first <= address <= self.last  # type: ignore[operator]
         return inside and address != self.gateway
+
+    def role_of(self, address: Address) -> str | None:
+        """What an address of the network is that is never given out, whatever `first` and `last` are."""
+        if address == self.gateway:
+            return "gateway"
+        if self.network.prefixlen >= self.network.max_prefixlen - 1:
+            return None
+        if address == self.network.network_address:
+            return "network address" if self.family == 4 else "subnet-router anycast address"
+        return "broadcast address" if self.family == 4 and address == self.network.broadcast_address else None
 
     def count(self, run: Run) -> int:
         """How many of these addresses lie in the run."""
@@ -124,6 +161,19 @@ def usable_range(
     if found.size == 0:
         raise _invalid(network, "its only address is the gateway")
     return found
+
+
+def check_purpose(network: Network) -> None:
+    """Raises `prefix.invalid` for a network with addresses that no VM could use. Not part of `usable_range`: a prefix
+    that is there already goes on as it is."""
+    for special, purpose in _NOT_FOR_VMS:
+        if special.version == network.version and network.overlaps(special):
+            raise PpecError(
+                "prefix.invalid",
+                f"prefix {network}: {special} is {purpose}, and no VM could use an address of it",
+                hint="Choose addresses of your own, private (RFC 1918) or unique local (RFC 4193) ones.",
+                subject=f"prefix {network}",
+            )
 
 
 def _edges(network: Network) -> tuple[int, int]:

@@ -69,18 +69,27 @@ def containing(serving: Sequence[ServingPrefix], wanted: NetworkWanted) -> Servi
         if wanted.address in one.range:
             return one
     around = next((one for one in alike if wanted.address in one.range.network), None)
-    if around is None:
-        known = ", ".join(str(one.range.network) for one in alike[:5]) or "none"
-        why = f"it is in none of the prefixes that could serve the VM ({known})"
-    elif wanted.address == around.range.gateway:
-        why = f"it is the gateway of prefix {around.range.network}"
-    else:
-        why = f"prefix {around.range.network} gives out {around.range.first} to {around.range.last}"
-    raise PpecError(
+    if around is not None:
+        raise never_given(around, wanted.address)
+    known = ", ".join(str(one.range.network) for one in alike[:5]) or "none"
+    raise _not_usable(wanted.address, f"it is in none of the prefixes that could serve the VM ({known})")
+
+
+def never_given(around: ServingPrefix, wanted: Address) -> PpecError:
+    """Of an address that is in the prefix and none of those that it gives out."""
+    usable = around.range
+    role = usable.role_of(wanted)
+    if role is not None:
+        return _not_usable(wanted, f"it is the {role} of prefix {usable.network}")
+    return _not_usable(wanted, f"prefix {usable.network} gives out {usable.first} to {usable.last}")
+
+
+def _not_usable(wanted: Address, why: str) -> PpecError:
+    return PpecError(
         "address.not_usable",
-        f"address {wanted.address} can't be given to a VM: {why}",
+        f"address {wanted} can't be given to a VM: {why}",
         hint="Ask for one that `ppec ipdb prefix free` shows.",
-        subject=f"address {wanted.address}",
+        subject=f"address {wanted}",
     )
 
 

@@ -58,9 +58,9 @@ def _checked(usable: AddressRange, wanted: HoldCreate) -> tuple[str, str]:
     last = wanted.last or wanted.first
     for one in (wanted.first, last):
         if one not in usable:
-            raise _invalid(
-                usable, f"{one} is not one of the addresses {usable.first} to {usable.last} that it gives out"
-            )
+            role = usable.role_of(one)
+            others = f"not one of the addresses {usable.first} to {usable.last} that it gives out"
+            raise _invalid(usable, f"{one} is {f'its {role}' if role else others}")
     if int(wanted.first) > int(last):
         raise _invalid(usable, f"{wanted.first} comes after {last}")
     return to_hex(int(wanted.first)), to_hex(int(last))

@@ -16,7 +16,7 @@ from ppec_contract.api import Page
 from ppec_contract.api_ipdb import PrefixCreate, PrefixFree, PrefixUpdate, PrefixView, VrfFree
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.free import uncovered
-from ppec_orchestrator.ipdb.ranges import MAX_COUNT, Network, to_address, to_hex, usable_range
+from ppec_orchestrator.ipdb.ranges import MAX_COUNT, Network, check_purpose, to_address, to_hex, usable_range
 from ppec_orchestrator.store.catalogue import id_of, in_use, not_found
 from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.ipdb import insert_ipv4_rows
@@ -35,6 +35,7 @@ def create_prefix(conn: Connection, wanted: PrefixCreate, now: datetime) -> Pref
 
 def insert_prefix(conn: Connection, wanted: PrefixCreate) -> int:
     """Returns its id. Raises `prefix.invalid`, `prefix.overlaps`, or `….not_found` for what it refers to."""
+    check_purpose(wanted.cidr)
     usable = usable_range(wanted.cidr, gateway=wanted.gateway, first=wanted.first, last=wanted.last)
     # Alone: of two prefixes created at once in one VRF, the second sees the first.
     vrf_id = id_of(conn, vrf, wanted.vrf, alone=True)

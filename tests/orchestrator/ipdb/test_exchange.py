@@ -95,6 +95,7 @@ def test_every_fault_is_told_with_its_line_and_nothing_is_changed(filled: TestCl
         ["address", "red"],
         ["vrf", "red", "", "10.0.0.0/27"],
         ["vrf", "Not A Name"],
+        ["prefix", "green", "", "224.0.0.0/24", "", "", "br0", "", "c1"],
     ]
     written = StringIO()
     csv.writer(written).writerows([COLUMNS, *lines])
@@ -114,10 +115,11 @@ def test_every_fault_is_told_with_its_line_and_nothing_is_changed(filled: TestCl
         12: "its kind is 'address', wanted vrf, prefix, excluded, reserved",
         13: "cidr means nothing of kind vrf",
         14: "name",
+        15: "224.0.0.0/4 is multicast",
     }.items():
         assert words in told.pop(f"line {line}")
     assert told == {}
-    assert "12 of 13 rows can't be imported: line " in problem["detail"]
+    assert "13 of 14 rows can't be imported: line " in problem["detail"]
     assert filled.get("/v1/ipdb/export").json() == before
 
 

@@ -76,6 +76,24 @@ def test_a_hold_that_can_t_be_is_refused_and_changes_nothing(
     assert len(ipv4_site.get("/v1/prefixes/1/holds").json()["items"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("prefix_id", "address", "role"),
+    [
+        (1, "10.0.0.1", "its gateway"),
+        (1, "10.0.0.0", "its network address"),
+        (1, "10.0.0.31", "its broadcast address"),
+        (2, "fd00::", "its subnet-router anycast address"),
+        (2, "fd00::9", "not one of the addresses fd00::1 to fd00::8 that it gives out"),
+        (1, "192.0.2.1", "not one of the addresses 10.0.0.1 to 10.0.0.30 that it gives out"),
+    ],
+)
+def test_what_is_never_given_out_says_what_it_is(
+    ipv4_site: TestClient, host_id: int, prefix_id: int, address: str, role: str
+) -> None:
+    problem = hold(ipv4_site, prefix_id, status=422, kind="reserved", first=address)
+    assert problem["detail"].endswith(f": {address} is {role}")
+
+
 def test_reserving_what_a_vm_has_leaves_it_and_keeps_it_afterwards(
     ipv4_site: TestClient, database: Database, host_id: int
 ) -> None:

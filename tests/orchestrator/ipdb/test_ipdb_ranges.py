@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.ranges import AddressRange, from_hex, usable_range
+from ppec_orchestrator.ipdb.ranges import AddressRange, check_purpose, from_hex, usable_range
 
 
 def _range(cidr: str, **edges: str) -> AddressRange:
@@ -56,6 +56,41 @@ def test_unusable(cidr: str, edges: dict[str, str], why: str) -> None:
     with pytest.raises(PpecError, match=why) as refused:
         _range(cidr, **edges)
     assert refused.value.code == "prefix.invalid"
+
+
+@pytest.mark.parametrize(
+    ("cidr", "purpose"),
+    [
+        ("0.0.0.0/24", "0.0.0.0/8 is unspecified"),
+        ("0.0.0.0/0", "0.0.0.0/8 is unspecified"),
+        ("127.0.0.0/24", "127.0.0.0/8 is loopback"),
+        ("126.0.0.0/7", "127.0.0.0/8 is loopback"),
+        ("169.254.7.0/24", "169.254.0.0/16 is link-local"),
+        ("224.0.0.0/24", "224.0.0.0/4 is multicast"),
+        ("240.0.0.0/24", "240.0.0.0/4 is reserved"),
+        ("255.255.255.255/32", "240.0.0.0/4 is reserved"),
+        ("::/128", "::/128 is unspecified"),
+        ("::1/128", "::1/128 is loopback"),
+        ("::ffff:10.0.0.0/120", "::ffff:0:0/96 is IPv4-mapped"),
+        ("::10.0.0.0/120", "::/8 is reserved"),
+        ("fe80::/64", "fe80::/10 is link-local"),
+        ("ff00::/8", "ff00::/8 is multicast"),
+    ],
+)
+def test_a_network_of_special_purpose_is_no_prefix(cidr: str, purpose: str) -> None:
+    with pytest.raises(PpecError, match=purpose) as refused:
+        check_purpose(ip_network(cidr))
+    assert refused.value.code == "prefix.invalid"
+
+
+@pytest.mark.parametrize(
+    "cidr",
+    ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "192.0.2.0/24", "198.51.100.0/24",
+     "198.18.0.0/15", "203.0.113.0/24", "192.0.0.0/24", "192.88.99.0/24", "8.8.8.0/24", "fd00::/8", "fc00::/7",
+     "2001:db8::/32", "2000::/3"],
+)  # fmt: skip
+def test_private_shared_documentation_and_benchmarking_addresses_are_like_any_other(cidr: str) -> None:
+    check_purpose(ip_network(cidr))
 
 
 def test_a_slash_16_is_the_largest_ipv4_prefix_but_a_slice_of_a_larger_one_will_do() -> None:
