@@ -18,8 +18,9 @@ from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.operations.wanted import CreateInput, SizeMeant
 from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.places import Place
 from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vrf
-from ppec_orchestrator.store.wanted_networks import candidates
+from ppec_orchestrator.store.wanted_networks import Requester, candidates
 
 AnyRow = Row[*tuple[Any, ...]]
 _FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
@@ -55,11 +56,7 @@ def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalo
             architecture=source.architecture,
             sizes={name: size for name, size in own.items() if size != common},
             prefixes=candidates(
-                conn,
-                asked.networks,
-                vrf_name=asked.vrf,
-                vm_name=_first_name(asked),
-                now=now,
+                conn, asked.networks, Requester(_place(asked, source.architecture), _first_name(asked), now)
             ),
         ),
     )
@@ -138,6 +135,12 @@ def _check_disks(asked: VmsCreate, needed_mib: int, sizes: Iterable[SizeMeant]) 
                 hint="Choose a flavor with a larger disk." if size.flavor else "Ask for a larger disk.",
                 subject=what,
             )
+
+
+def _place(asked: VmsCreate, architecture: str) -> Place:
+    return Place(
+        architecture, asked.region, asked.datacentre, asked.cluster, asked.rack, vrf=asked.vrf, host=asked.host
+    )
 
 
 def _first_name(asked: VmsCreate) -> str | None:

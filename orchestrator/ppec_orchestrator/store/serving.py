@@ -10,9 +10,10 @@ from functools import lru_cache
 from ipaddress import ip_network
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, bindparam, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, join, or_, select
 
 from ppec_orchestrator.ipdb.ranges import Address, AddressRange, Interface, Run, to_address, usable_range
+from ppec_orchestrator.store.places import Place
 from ppec_orchestrator.store.tables import address_hold, cluster, datacentre, host, prefix, rack
 
 
@@ -106,12 +107,15 @@ def held_runs(conn: Connection, prefix_ids: Collection[int]) -> dict[int, tuple[
 _OF_CLUSTER = and_(
     prefix.c.cluster_id == rack.c.cluster_id, or_(prefix.c.rack_id.is_(None), prefix.c.rack_id == host.c.rack_id)
 )
-_SERVING = (
-    select(host.c.id.label("host_id"), prefix)
-    .join(rack, rack.c.id == host.c.rack_id)
+_WITH_HOSTS = (
+    join(host, rack, rack.c.id == host.c.rack_id)
     .join(cluster, cluster.c.id == rack.c.cluster_id)
     .join(datacentre, datacentre.c.id == cluster.c.datacentre_id)
     .join(prefix, and_(prefix.c.vrf_id == host.c.vrf_id, or_(_OF_CLUSTER, prefix.c.region == datacentre.c.region)))
+)
+_SERVING = (
+    select(host.c.id.label("host_id"), prefix)
+    .select_from(_WITH_HOSTS)
     .where(host.c.id.in_(bindparam("ids", expanding=True)))
     .order_by(host.c.id, prefix.c.rack_id.is_(None), prefix.c.cluster_id.is_(None), prefix.c.id)
 )
@@ -128,3 +132,9 @@ def prefixes_serving(conn: Connection, host_ids: Iterable[int]) -> dict[int, tup
             known[row.id] = serving_prefix(row)
         found[row.host_id].append(known[row.id])
     return {host_id: tuple(prefixes) for host_id, prefixes in found.items()}
+
+
+def serving_a_host(conn: Connection, prefix_ids: Collection[int], place: Place) -> set[int]:
+    """Those of the prefixes that serve any of the hosts there."""
+    found = select(prefix.c.id).select_from(_WITH_HOSTS).where(prefix.c.id.in_(prefix_ids), *place.conditions())
+    return set(conn.execute(found.distinct()).scalars())

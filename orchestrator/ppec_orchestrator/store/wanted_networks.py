@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_network
 from typing import Any
@@ -14,13 +15,23 @@ from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import Address, to_hex
 from ppec_orchestrator.store.catalogue import not_found
-from ppec_orchestrator.store.fixed_addresses import Claim, containing, why_not
-from ppec_orchestrator.store.serving import ServingPrefix, serving_prefix
+from ppec_orchestrator.store.fixed_addresses import Claim, containing, never_given, why_not
+from ppec_orchestrator.store.places import Place
+from ppec_orchestrator.store.serving import ServingPrefix, serving_a_host, serving_prefix
 from ppec_orchestrator.store.tables import address, prefix, vrf
 
 
+@dataclass(frozen=True, slots=True)
+class Requester:
+    """Who asks: where its VM may go, as far as that is said by place, and the VM's name. `now` is when."""
+
+    place: Place
+    vm_name: str | None
+    now: datetime
+
+
 def candidates(
-    conn: Connection, networks: Sequence[NetworkWanted], *, vrf_name: str | None, vm_name: str | None, now: datetime
+    conn: Connection, networks: Sequence[NetworkWanted], requester: Requester
 ) -> tuple[tuple[int, ...] | None, ...]:
     """For each network the ids of the prefixes that could give its address; None: whichever serve the host.
 
@@ -30,17 +41,17 @@ def candidates(
     if all(one.prefix is None and one.address is None for one in networks):
         return (None,) * max(len(networks), 1)
     query = select(prefix).join(vrf, vrf.c.id == prefix.c.vrf_id).order_by(prefix.c.id)
-    if vrf_name is not None:
-        query = query.where(vrf.c.name == vrf_name)
+    if requester.place.vrf is not None:
+        query = query.where(vrf.c.name == requester.place.vrf)
     rows = conn.execute(query).all()
-    return tuple(_candidates(conn, rows, one, vm_name, now) for one in networks)
+    return tuple(_candidates(conn, rows, one, requester) for one in networks)
 
 
 def _candidates(
-    conn: Connection, rows: Sequence[Row[Any]], wanted: NetworkWanted, vm_name: str | None, now: datetime
+    conn: Connection, rows: Sequence[Row[Any]], wanted: NetworkWanted, requester: Requester
 ) -> tuple[int, ...] | None:
     if wanted.address is not None:
-        return _givers(conn, rows, wanted, vm_name, now)
+        return _givers(conn, rows, wanted, requester)
     if wanted.prefix is None:
         return None
     found = tuple(row.id for row in rows if row.cidr == str(wanted.prefix))
@@ -49,25 +60,46 @@ def _candidates(
     return found
 
 
-def _givers(
-    conn: Connection, rows: Sequence[Row[Any]], wanted: NetworkWanted, vm_name: str | None, now: datetime
-) -> tuple[int, ...]:
-    around = [serving_prefix(row) for row in rows if wanted.address in ip_network(row.cidr)]
+def _givers(conn: Connection, rows: Sequence[Row[Any]], wanted: NetworkWanted, requester: Requester) -> tuple[int, ...]:
     assert wanted.address is not None
-    usable = [one for one in around if wanted.address in one.range and wanted.prefix in (None, one.range.network)]
-    if not usable:
+    around = [
+        serving_prefix(row)
+        for row in rows
+        if wanted.address in ip_network(row.cidr) and wanted.prefix in (None, ip_network(row.cidr))
+    ]
+    if not around:
         containing(around, wanted)  # raises, with the reason
-    refused: list[PpecError] = []
+    refused: dict[int, PpecError] = {}
     found: list[ServingPrefix] = []
-    for one in usable:
-        why = why_not(conn, Claim(one, wanted.address, None, vm_name, now))
+    for one in around:
+        why = _why_not(conn, one, wanted.address, requester)
         if why is None:
             found.append(one)
         else:
-            refused.append(why)
-    if not found:
-        raise refused[0]
+            refused[one.prefix_id] = why
+    if refused:
+        _refuse(conn, found, refused, requester.place)
     return _ready(conn, found, wanted.address)
+
+
+def _why_not(conn: Connection, one: ServingPrefix, wanted: Address, requester: Requester) -> PpecError | None:
+    if wanted not in one.range:
+        return never_given(one, wanted)
+    return why_not(conn, Claim(one, wanted, None, requester.vm_name, requester.now))
+
+
+def _refuse(conn: Connection, found: Sequence[ServingPrefix], refused: Mapping[int, PpecError], place: Place) -> None:
+    """Raises why the address can't be had, unless one of those `found` to give it serves a host: in a VRF without hosts
+    the same address may be free, and be of no use to anybody."""
+    serving = serving_a_host(conn, [*refused, *(one.prefix_id for one in found)], place)
+    if any(one.prefix_id in serving for one in found):
+        return
+    reasons = [why for prefix_id, why in refused.items() if prefix_id in serving]
+    if reasons:
+        raise reasons[0]
+    # Nobody there is served by any of them. If one could give it, planning counts whom it doesn't serve.
+    if not found:
+        raise next(iter(refused.values()))
 
 
 def _ready(conn: Connection, found: Sequence[ServingPrefix], wanted: Address) -> tuple[int, ...]:

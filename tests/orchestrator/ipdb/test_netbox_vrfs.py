@@ -15,7 +15,8 @@ from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.address_supply import AddressSupply
 from ppec_orchestrator.store.database import Database
-from ppec_orchestrator.store.wanted_networks import candidates
+from ppec_orchestrator.store.places import Place
+from ppec_orchestrator.store.wanted_networks import Requester, candidates
 
 WANTED = fixed("10.9.0.5")
 
@@ -40,7 +41,7 @@ def _where(database: Database) -> list[int]:
 
 def _candidates(database: Database) -> Any:
     with database.read() as conn:
-        return candidates(conn, [WANTED], vrf_name=None, vm_name=None, now=NOW)
+        return candidates(conn, [WANTED], Requester(Place(), None, NOW))
 
 
 def test_an_address_that_one_vrf_can_not_give_is_acquired_in_another(

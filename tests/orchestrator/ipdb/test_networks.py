@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from ipdb_site import NOW, fixed, granted, make_vm, post, refused
+from ipdb_site import NOW, fixed, granted, hold, make_vm, post, refused, released
 from pydantic import ValidationError
 from sqlalchemy import select
 
@@ -17,8 +17,9 @@ from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
+from ppec_orchestrator.store.places import Place
 from ppec_orchestrator.store.serving import prefixes_serving
-from ppec_orchestrator.store.wanted_networks import candidates
+from ppec_orchestrator.store.wanted_networks import Requester, candidates
 
 SECOND = {"vrf": "red", "cidr": "10.2.0.0/29", "gateway": "10.2.0.1", "bridge": "br1", "cluster": "c1"}
 
@@ -62,7 +63,7 @@ def test_a_batch_with_several_addresses_each_gets_them_whole_or_not_at_all(
         (fixed("10.0.0.2"), "address.in_use", "in use by VM a"),
         (fixed("fd00::1"), "address.in_use", "in use by VM a"),
         (fixed("10.0.0.1"), "address.not_usable", "the gateway of prefix 10.0.0.0/27"),
-        (fixed("10.0.0.31"), "address.not_usable", "gives out 10.0.0.1 to 10.0.0.30"),
+        (fixed("10.0.0.31"), "address.not_usable", "the broadcast address of prefix 10.0.0.0/27"),
         (fixed("fd00::9"), "address.not_usable", "gives out fd00::1 to fd00::8"),
         (fixed("192.0.2.7"), "address.not_usable", "in none of the prefixes"),
         (fixed("10.0.0.9", "10.0.0.0/28"), "address.not_usable", "in none of the prefixes"),
@@ -83,7 +84,7 @@ def test_an_address_that_can_t_be_had_is_refused_with_the_reason(
     assert words in error.message
     # Before a host is chosen it is refused in the same words.
     with pytest.raises(PpecError) as before, database.read() as conn:
-        candidates(conn, [wanted], vrf_name=None, vm_name="late", now=NOW)
+        candidates(conn, [wanted], Requester(Place(), "late", NOW))
     assert (before.value.code, words in before.value.message) == (code, True)
     with database.read() as conn:
         assert ipdb.addresses_of(conn, [late]) == {}
@@ -102,7 +103,7 @@ def test_a_prefix_that_does_not_serve_the_host_gives_it_nothing(
     assert error.code == "prefix.not_serving"
     wanted = NetworkWanted(prefix=ip_network("10.3.0.0/29"))
     with pytest.raises(PpecError) as unknown, database.read() as conn:
-        candidates(conn, [wanted], vrf_name="red", vm_name=None, now=NOW)
+        candidates(conn, [wanted], Requester(Place(vrf="red"), None, NOW))
     assert unknown.value.code == "prefix.not_found"
 
 
@@ -120,7 +121,7 @@ def test_the_same_address_of_two_vrfs_is_two_addresses(
 
     def givers(vrf: str | None) -> Any:
         with database.read() as conn:
-            return candidates(conn, [fixed("10.0.0.7")], vrf_name=vrf, vm_name="c", now=NOW)
+            return candidates(conn, [fixed("10.0.0.7")], Requester(Place(vrf=vrf), "c", NOW))
 
     assert givers(None) == ((1, blue["prefix_id"]),)
     assert granted(database, host_id, [first], fixed("10.0.0.7")) == [["10.0.0.7"]]
@@ -128,6 +129,64 @@ def test_the_same_address_of_two_vrfs_is_two_addresses(
     assert granted(database, other, [second], fixed("10.0.0.7")) == [["10.0.0.7"]]
     with pytest.raises(PpecError):
         givers(None)
+
+
+@pytest.fixture
+def shadowed(ipv4_site: TestClient, database: Database, host_id: int) -> TestClient:
+    """The host's addresses once more as prefix 3, in a VRF that no host is in, all of them free. In the host's own, VM
+    `a` has 10.0.0.2, `gone` had 10.0.0.3, 10.0.0.4 is reserved and 10.0.0.5 excluded."""
+    granted(database, host_id, [make_vm(database, "a")], fixed("10.0.0.2"))
+    gone = make_vm(database, "gone")
+    granted(database, host_id, [gone], fixed("10.0.0.3"))
+    released(database, gone)
+    hold(ipv4_site, kind="reserved", first="10.0.0.4", reserved_for="db")
+    hold(ipv4_site, kind="excluded", first="10.0.0.5")
+    post(ipv4_site, "vrfs", {"name": "shadow"})
+    shadow = {"vrf": "shadow", "cidr": "10.0.0.0/27", "gateway": "10.0.0.30", "bridge": "br0", "cluster": "c1"}
+    assert post(ipv4_site, "prefixes", shadow)["prefix_id"] == 3
+    return ipv4_site
+
+
+def could_give(database: Database, address: str, place: Place) -> Any:
+    """Which prefixes could, or the refusal's code and words."""
+    with database.read() as conn:
+        try:
+            return candidates(conn, [fixed(address)], Requester(place, "late", NOW))[0]
+        except PpecError as error:
+            return error.code, error.message
+
+
+REFUSALS = [
+    ("10.0.0.1", "address.not_usable", "the gateway of prefix 10.0.0.0/27"),
+    ("10.0.0.2", "address.in_use", "in use by VM a"),
+    ("10.0.0.3", "address.quarantined", "was VM gone's and is in quarantine until 2026-11-20 12:05:00Z"),
+    ("10.0.0.4", "address.reserved", "is reserved for VM db"),
+    ("10.0.0.5", "address.reserved", "is excluded"),
+]
+
+
+@pytest.mark.parametrize(("address", "code", "words"), REFUSALS)
+def test_a_prefix_that_serves_no_host_hides_no_refusal(
+    shadowed: TestClient, database: Database, address: str, code: str, words: str
+) -> None:
+    for place in (Place(), Place(vrf="red"), Place(cluster="c1"), Place(host="h1")):
+        told = could_give(database, address, place)
+        assert told[0] == code
+        assert words in told[1]
+    # Where a host is served by it, it can be had there; who asks for the other one is told why.
+    post(shadowed, "hosts", {"name": "h2", "rack": "r1", "vrf": "shadow", "address": "192.0.2.2"})
+    assert could_give(database, address, Place()) == (3,)
+    assert could_give(database, address, Place(host="h2")) == (3,)
+    assert could_give(database, address, Place(host="h1"))[0] == code
+
+
+def test_what_would_be_free_where_no_host_is_is_for_the_plan_to_count(shadowed: TestClient, database: Database) -> None:
+    """Nothing refuses it: no host is served by it."""
+    assert could_give(database, "10.0.0.2", Place(vrf="shadow")) == (3,)
+    assert could_give(database, "10.0.0.9", Place()) == (1, 3)
+    post(shadowed, "clusters", {"name": "c2", "datacentre": "dc1"})
+    # In that cluster there is no host at all.
+    assert could_give(database, "10.0.0.2", Place(cluster="c2")) == (3,)
 
 
 def test_a_prefix_serves_a_region_a_cluster_or_a_rack(ipv4_site: TestClient, database: Database) -> None:

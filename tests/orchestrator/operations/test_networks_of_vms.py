@@ -59,6 +59,21 @@ def test_a_vm_gets_what_it_asks_for_and_its_host_is_told(two_prefixes: Any) -> N
     ]
 
 
+def test_a_vrf_without_hosts_hides_nothing_of_who_has_an_address(world: Any) -> None:
+    replica = world.replica("accepting", start=False)
+    replica.create(asked(world, {"address": "10.7.0.9"}), world.ask)
+    with world.database.write() as conn:
+        conn.execute(insert(tables.vrf).values(id=2, name="shadow", description=""))
+        shadow = conn.execute(select(tables.prefix).where(tables.prefix.c.id == 1)).one()
+        conn.execute(insert(tables.prefix).values(shadow._asdict() | {"id": 2, "vrf_id": 2}))
+        ipdb.insert_ipv4_rows(conn, 2, range_of(shadow))
+    for where in ({}, {"vrf": "v1"}, {"host": "h1"}):
+        request = asked(world, {"address": "10.7.0.9"}).model_copy(update=where)
+        with pytest.raises(PpecError) as refused:
+            replica.create(request, world.ask)
+        assert refused.value.code == "address.in_use"
+
+
 @pytest.mark.parametrize(
     ("network", "code"),
     [
