@@ -25,11 +25,24 @@ _TOKEN: Final = re.compile(rb'"(?:[^"\\]++|\\(?:.|\Z))*+"?+|[\[\]{},]', re.DOTAL
 
 
 class FrameError(PpecError):
-    """The bytes are not a frame. The connection can't be trusted to be in step any more and must be closed."""
+    """The bytes are not a frame. The connection can't be trusted to be in step any more and must be closed.
+
+    `why` is what is wrong with JSON, for who read it from elsewhere: a file is no frame.
+    """
+
+    why = ""
 
 
 def _malformed(why: str) -> FrameError:
-    return FrameError("request.malformed", f"the frame is not well-formed: {why}", subject="frame")
+    error = FrameError("request.malformed", f"the frame is not well-formed: {why}", subject="frame")
+    error.why = why
+    return error
+
+
+def place_in(data: bytes, offset: int) -> str:
+    """Where that byte is, for people who look with an editor: line and column, in characters, from 1."""
+    *before, line = data[:offset].split(b"\n")
+    return f"line {len(before) + 1}, column {len(line.decode('utf-8', 'replace')) + 1}"
 
 
 def _int(text: str) -> int:
@@ -94,8 +107,10 @@ def decode_json_object(data: bytes) -> dict[str, Any]:
             object_pairs_hook=_unique,
         )
     except UnicodeDecodeError as error:
-        raise _malformed("it is not UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
+        raise _malformed(f"it is not UTF-8 ({place_in(data, error.start)})") from error
+    except json.JSONDecodeError as error:
+        raise _malformed(f"it is not JSON (line {error.lineno}, column {error.colno})") from error
+    except RecursionError as error:
         raise _malformed("it is not JSON") from error
     if not isinstance(value, dict):
         raise _malformed("it is not a JSON object")

@@ -143,11 +143,30 @@ def test_what_can_t_be_imported_is_told_row_by_row(ppec: Any, answers: Callable[
     assert ran.code == 2
     assert "line 2: VRF red exists" in ran.err
     assert ppec("ipdb", "import", str(tmp_path / "none.csv")).code == 2
-    file.write_bytes(b"\xff")
-    assert "not UTF-8" in ppec("ipdb", "import", str(file)).err
-    json_file = tmp_path / "x.json"
-    json_file.write_text('{"vrfs": 1, "vrfs": 2}')
-    assert ppec("ipdb", "import", str(json_file)).code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("u.csv", b"kind,vrf\r\nvrf,caf\xc3\xa9 \xe9\r\n", "it is not UTF-8 (line 2, column 10)"),
+        ("u.csv", b"\xef\xbb\xbf\xff", "it is not UTF-8 (line 1, column 1)"),
+        ("u.json", b'{"vrfs": [\n {"name": "r\xff"}]}', "it is not UTF-8 (line 2, column 13)"),
+        ("t.json", b'{"vrfs": [\n {"name": "red"},\n', "it is not JSON (line 3, column 1)"),
+        ("t.json", b"", "it is not JSON (line 1, column 1)"),
+        ("t.json", b'{"vrfs": [], "vrfs": []}', "an object names a key twice"),
+        ("t.json", b"[]", "it is not a JSON object"),
+    ],
+)
+def test_a_file_that_can_t_be_read_says_where(
+    orchestrator: Any, ppec: Any, tmp_path: Path, name: str, content: bytes, why: str
+) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    ran = ppec("ipdb", "import", str(file))
+    assert ran.code == 2
+    assert f"the import file '{file}' can't be used: {why}" in ran.err.replace("\n", " ")
+    assert "frame" not in ran.err
+    assert orchestrator.requests == []
 
 
 def test_addresses_are_asked_for_with_a_vm(orchestrator: Any, ppec: Any) -> None:

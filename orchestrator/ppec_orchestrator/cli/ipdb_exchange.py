@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -71,14 +71,13 @@ def import_(
     """Import VRFs, prefixes and holds: all of them, or nothing and what is wrong with which."""
     from ppec_contract.api_ipdb import IpdbDocument, IpdbImport, IpdbImported
     from ppec_contract.errors import PpecError
-    from ppec_contract.frames import decode_json_object
     from ppec_contract.validation import parse
 
     content = _read(file)
     if _form(file, form) == "csv":
         body = parse(IpdbImport, {"csv": _text(content, file), "dry_run": dry_run}, subject="import")
     else:
-        document = parse(IpdbDocument, decode_json_object(content), subject="import")
+        document = parse(IpdbDocument, _object(content, file), subject="import")
         body = IpdbImport(document=document, dry_run=dry_run)
     session = session_of(context)
     try:
@@ -115,12 +114,32 @@ def _read(file: str) -> bytes:
         raise _unusable(f"{file!r} can't be read: {error.strerror}") from error
 
 
+def _object(content: bytes, file: str) -> dict[str, Any]:
+    from ppec_contract.frames import FrameError, decode_json_object
+
+    try:
+        return decode_json_object(content)
+    except FrameError as error:
+        raise _not_importable(file, error.why, error.code) from error
+
+
 def _text(content: bytes, file: str) -> str:
+    from ppec_contract.frames import place_in
+
     try:
         # Spreadsheets begin a table with a byte order mark.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise _unusable(f"{file!r} is not UTF-8") from error
+        # It counts from behind the mark, as an editor does.
+        why = f"it is not UTF-8 ({place_in(error.object, error.start)})"
+        raise _not_importable(file, why, "request.invalid") from error
+
+
+def _not_importable(file: str, why: str, code: str) -> Exception:
+    from ppec_contract.errors import PpecError
+
+    hint = "Nothing was sent. Correct it there, or have it written anew."
+    return PpecError(code, f"the import file {file!r} can't be used: {why}", hint=hint, subject="import")
 
 
 def _unusable(why: str) -> Exception:
