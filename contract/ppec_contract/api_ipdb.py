@@ -54,6 +54,12 @@ QuarantineS = Annotated[int, Field(strict=True, ge=0, le=86400)]
 Nameservers = Annotated[tuple[IpAddress, ...], Field(max_length=4)]
 Vlan = Annotated[int, Field(strict=True, ge=1, le=4094)]
 DEFAULT_QUARANTINE_S = 300
+# Counts are JSON numbers, which are exact up to here for every reader; only IPv6 has more.
+MAX_COUNT = 2**53
+AddressCount = Annotated[
+    int,
+    Field(description=f"How many addresses; {MAX_COUNT} (2**53, where exact JSON numbers end) is that many or more."),
+]
 MAX_NETWORKS = 4
 # Of one import, which is one transaction: its rows, and the addresses of its IPv4 prefixes, which are rows as well.
 MAX_IMPORT_ROWS = 1000
@@ -117,19 +123,18 @@ class PrefixUpdate(Model):
 
 class PrefixView(PrefixCreate):
     """A prefix and where its addresses are. `addresses_total` is the sum of used, reserved, quarantined and free;
-    excluded ones are not in it, nor, of a prefix that NetBox keeps, what was not acquired from there. Counts end at
-    2**53.
+    excluded ones are not in it, nor, of a prefix that NetBox keeps, what was not acquired from there.
 
     `addresses_reserved` and `addresses_quarantined` count what no VM has.
     """
 
     prefix_id: int
-    addresses_total: int
-    addresses_free: int
+    addresses_total: AddressCount
+    addresses_free: AddressCount
     addresses_used: int = 0
-    addresses_reserved: int = 0
+    addresses_reserved: AddressCount = 0
     addresses_quarantined: int = 0
-    addresses_excluded: int = 0
+    addresses_excluded: AddressCount = 0
 
 
 class HoldKind(StrEnum):
@@ -167,11 +172,11 @@ class HoldView(HoldCreate):
 
 
 class FreeRun(Model):
-    """Free addresses that follow one another; `count` ends at 2**53."""
+    """Free addresses that follow one another."""
 
     first: IPv4Address | IPv6Address
     last: IPv4Address | IPv6Address
-    count: int
+    count: AddressCount
 
 
 class PrefixFree(Model):
@@ -179,7 +184,7 @@ class PrefixFree(Model):
     largest first. `more` says that there are more of either than are shown."""
 
     prefix_id: int
-    addresses_free: int
+    addresses_free: AddressCount
     runs: tuple[FreeRun, ...]
     networks: tuple[IPv4Network | IPv6Network, ...]
     more: bool

@@ -93,6 +93,31 @@ def test_a_prefix_is_changed(orchestrator: Any, ppec: Any, answers: Callable[...
     assert ppec("ipdb", "prefix", "update", "7", "--vlan", "5000").code == 2
 
 
+def test_counts_that_ended_are_not_shown_as_counted(orchestrator: Any, ppec: Any, answers: Callable[..., None]) -> None:
+    """The API's end at 2**53; a /64 has 2,048 times as many."""
+    prefix = {
+        "prefix_id": 7, "vrf": "red", "cidr": "fd00::/64", "bridge": "br0", "cluster": "c1", "addresses_used": 3,
+        "addresses_total": 2**53, "addresses_free": 2**53, "addresses_reserved": 2**53,
+    }  # fmt: skip
+    orchestrator.resources["prefixes"] = [prefix]
+    listed = ppec("ipdb", "prefix", "list").out
+    assert "over 9.0e15/over 9.0e15" in listed
+    shown = ppec("ipdb", "prefix", "show", "7").out
+    assert "over 9.0e15" in shown
+    free = {
+        "prefix_id": 7, "addresses_free": 2**53, "networks": [], "more": False,
+        "runs": [{"first": "fd00::1", "last": "fd00::ffff:ffff:ffff:ffff", "count": 2**53}],
+    }  # fmt: skip
+    answers("GET", "/v1/prefixes/7/free", free)
+    runs = ppec("ipdb", "prefix", "free", "7").out
+    assert "over 9.0e15" in runs
+    assert str(2**53) not in listed + shown + runs
+    # One that was counted is shown as it is; so are the numbers for programs.
+    orchestrator.resources["prefixes"] = [prefix | {"addresses_free": 2**53 - 1}]
+    assert f"{2**53 - 1}/over 9.0e15" in ppec("ipdb", "prefix", "list").out
+    assert ppec("ipdb", "prefix", "show", "7", "-o", "json").json["addresses_total"] == 2**53
+
+
 def test_addresses_of_a_vm_and_free_ones(orchestrator: Any, ppec: Any) -> None:
     orchestrator.resources["addresses"] = [
         {"address": "10.0.0.9", "prefix": "10.0.0.0/24", "vrf": "red", "state": "quarantined",

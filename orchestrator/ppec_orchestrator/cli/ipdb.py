@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ppec_orchestrator.cli.ipdb_exchange import add_exchange
+from ppec_orchestrator.cli.output import count
 from ppec_orchestrator.cli.resources import (
     Limit,
     Resource,
@@ -36,12 +37,12 @@ PREFIX = Resource(
         ("cluster", "cluster"),
         ("rack", "rack"),
         ("used>", "addresses_used"),
-        ("free>", lambda prefix: f"{prefix.addresses_free}/{prefix.addresses_total}"),
+        ("free>", lambda prefix: f"{count(prefix.addresses_free)}/{count(prefix.addresses_total)}"),
     ),
     rarely=(
         ("region", "region"),
         ("resting>", lambda prefix: prefix.addresses_quarantined or "-"),
-        ("reserved>", lambda prefix: prefix.addresses_reserved or "-"),
+        ("reserved>", lambda prefix: count(prefix.addresses_reserved) if prefix.addresses_reserved else "-"),
     ),
 )
 ADDRESS = Resource(
@@ -65,7 +66,7 @@ HOLD = Resource(
         ("by", "created_by"),
     ),
 )
-RUNS = (("first", "first"), ("last", "last"), ("count>", "count"))
+RUNS = (("first", "first"), ("last", "last"), ("count>", lambda run: count(run.count)))
 
 app = typer.Typer(help="VRFs, prefixes and addresses.", no_args_is_help=True)
 vrfs = typer.Typer(help="Routing domains; a host's VRF decides its VMs' addresses.", no_args_is_help=True)

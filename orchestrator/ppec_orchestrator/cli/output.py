@@ -32,6 +32,13 @@ def visible(text: object) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
+def count(number: int) -> str:
+    """A count for people: the API's end at 2**53, and nobody counted just so many."""
+    from ppec_contract.api_ipdb import MAX_COUNT
+
+    return "over 9.0e15" if number >= MAX_COUNT else str(number)
+
+
 def plain(text: object, style: str = "") -> Text:
     from rich.text import Text
 
@@ -148,7 +155,9 @@ def _field(value: Any) -> list[str]:
         return [f"{key} = {part}" for key, part in value.items()]
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
         return [", ".join(f"{key} {shown}" for key, shown in part.items() if shown is not None) for part in value]
-    return [", ".join(map(str, value))] if isinstance(value, list) else [str(value)]
+    if isinstance(value, list):
+        return [", ".join(map(str, value))]
+    return [count(value) if type(value) is int else str(value)]
 
 
 def _console(*, stderr: bool) -> Console:

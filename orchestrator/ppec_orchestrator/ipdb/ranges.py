@@ -32,8 +32,6 @@ Run = tuple[int, int]
 
 # One row is kept per IPv4 address, so a prefix's rows must stay a number a database inserts in seconds.
 MAX_IPV4_ADDRESSES: Final = 2**16
-# Counts leave the process as JSON numbers, which are exact up to here.
-MAX_COUNT: Final = 2**53
 # Special purposes (RFC 6890) that keep addresses from an interface of a VM's; of two that overlap the smaller first.
 # Private, shared (RFC 6598), documentation, benchmarking and unique local ones are addresses like any other.
 _NOT_FOR_VMS: Final = tuple(

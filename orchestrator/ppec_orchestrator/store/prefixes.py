@@ -13,10 +13,10 @@ from sqlalchemy import Connection, Row, Select, delete, func, insert, select, up
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import Page
-from ppec_contract.api_ipdb import PrefixCreate, PrefixFree, PrefixUpdate, PrefixView, VrfFree
+from ppec_contract.api_ipdb import MAX_COUNT, PrefixCreate, PrefixFree, PrefixUpdate, PrefixView, VrfFree
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.free import uncovered
-from ppec_orchestrator.ipdb.ranges import MAX_COUNT, Network, check_purpose, to_address, to_hex, usable_range
+from ppec_orchestrator.ipdb.ranges import Network, check_purpose, to_address, to_hex, usable_range
 from ppec_orchestrator.store.catalogue import id_of, in_use, not_found
 from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.ipdb import insert_ipv4_rows

@@ -12,9 +12,9 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Row, func, select
 
-from ppec_contract.api_ipdb import FreeRun, HoldKind, PrefixFree
+from ppec_contract.api_ipdb import MAX_COUNT, FreeRun, HoldKind, PrefixFree
 from ppec_orchestrator.ipdb.free import largest_networks
-from ppec_orchestrator.ipdb.ranges import MAX_COUNT, AddressRange, Run, from_hex, to_hex
+from ppec_orchestrator.ipdb.ranges import AddressRange, Run, from_hex, to_hex
 from ppec_orchestrator.store.external_addresses import free_rows
 from ppec_orchestrator.store.serving import held_runs, range_of
 from ppec_orchestrator.store.tables import address, address_hold, prefix
