@@ -191,6 +191,9 @@ def test_a_list_can_be_cut_short_and_narrowed(orchestrator: Any, ppec: Any, make
     ppec("vm", "list", "-q", "Web", "--label", "tier=web", "--label", "gpu", "--observed", "paused", "--rack", "r1")
     wanted = {"q": "Web", "label": "tier=web,gpu", "observed": "paused", "rack": "r1", "limit": "500"}
     assert orchestrator.requests[-1].query == wanted
+    for named in ("-q", "--q", "--query"):
+        assert ppec("vm", "list", named, "web").code == ppec("host", "list", named, "web").code == 0
+        assert [one.query for one in orchestrator.requests[-2:]] == [{"q": "web", "limit": "500"}] * 2
     ppec("host", "list", "--architecture", "aarch64", "--not-draining", "--liveness", "up", "--limit", "7")
     wanted = {"architecture": "aarch64", "draining": "false", "liveness": "up", "limit": "8"}
     assert orchestrator.requests[-1].query == wanted

@@ -14,7 +14,8 @@ from ppec_orchestrator.cli.resources import Resource, made_columns
 from ppec_orchestrator.cli.session import Session, session_of
 
 Query = Mapping[str, str | list[str] | None]
-Text = Annotated[str | None, typer.Option("-q", "--query", help="Only what has this text in it, in any case.")]
+# `--q` as the API calls it.
+Text = Annotated[str | None, typer.Option("-q", "--query", "--q", help="Only what has this text in it, in any case.")]
 Labels = Annotated[
     list[str] | None, typer.Option("--label", help="Only with this label: KEY or KEY=VALUE; may repeat.")
 ]
