@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ TOKEN = "secret-token-of-the-test"
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 PAGE = 2
 LINES = "application/x-ndjson"
+_DOCUMENT = json.loads((Path(__file__).parents[2] / "docs" / "openapi.json").read_text(encoding="utf-8"))
 
 
 def vm_id(number: int) -> UUID:
@@ -277,6 +279,19 @@ def orchestrator() -> Iterator[Orchestrator]:
     yield state
     server.shutdown()
     server.server_close()
+    unknown = {(one.path, name) for one in state.requests for name in set(one.query) - _known(one)}
+    assert unknown == set(), "the API refuses query parameters that it doesn't document"
+
+
+def _known(request: Request) -> set[str]:
+    """The names of the query parameters that the API's document has for it."""
+    return {
+        parameter["name"]
+        for path, methods in _DOCUMENT["paths"].items()
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", path), request.path)
+        for parameter in methods.get(request.method.lower(), {}).get("parameters", ())
+        if parameter["in"] == "query"
+    }
 
 
 @dataclass
