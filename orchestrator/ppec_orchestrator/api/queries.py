@@ -48,7 +48,7 @@ class QueryParameters:
 
     def check(self, connection: HTTPConnection, what: str) -> None:
         """Raises `request.invalid`, which tells what `what` takes."""
-        query: bytes = connection.scope["query_string"]
+        query: bytes = connection.scope.get("query_string", b"")
         faults = [*_not_text(query), *self._faults(connection)] if query else []
         if faults:
             raise faults_problem(faults, hint=f"{what} takes {self._told()}.")
@@ -108,7 +108,7 @@ class StrictQueryRoute(APIRoute):
 
         async def handled(request: Request) -> Response:
             # Hosts' heartbeats have none, and come by the thousand.
-            if request.scope["query_string"]:
+            if request.scope.get("query_string"):
                 try:
                     known.check(request, f"{request.method} {self.path_format}")
                 except PpecError:
