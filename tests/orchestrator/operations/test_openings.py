@@ -4,6 +4,8 @@ hosts to the cell, whatever breaks."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from itertools import count
 from typing import Any
@@ -193,37 +195,34 @@ def test_a_vm_that_is_at_work_elsewhere_is_not_moved(split: Any) -> None:
     assert_exact(split)
 
 
-def test_the_room_is_looked_at_as_it_will_be(split: Any) -> None:
-    """Between plan and commit somebody takes the room that the moved VM needs: the plan is not committed."""
-    with split.running(name="creator") as replica:
+@contextmanager
+def changed_before_the_commit(world: Any, cores: int) -> Iterator[Any]:
+    """A replica whose first plan is made before the first cell of h1 is told to have so many cores."""
+    with world.running(name="creator") as replica:
         planning = replica._ports.planning
         planned = planning.planned
 
-        def too_late(request: Any, course: Any) -> Any:
+        def too_early(request: Any, course: Any) -> Any:
             found = planned(request, course)
             if course.passes == 1:
-                resize_cell(split, 1, 0, cores=5)
+                resize_cell(world, 1, 0, cores=cores)
             return found
 
-        planning.planned = too_late
-        with pytest.raises(PpecError) as refused:
-            replica.create(wide(), split.ask)
+        planning.planned = too_early
+        yield replica
+
+
+def test_the_room_is_looked_at_as_it_will_be(split: Any) -> None:
+    """There is none for the moved VM any more: the plan is not committed."""
+    with changed_before_the_commit(split, cores=5) as replica, pytest.raises(PpecError) as refused:
+        replica.create(wide(), split.ask)
     assert refused.value.code == "placement.no_capacity"
     assert_exact(split)
 
 
 def test_a_host_that_changed_in_other_ways_still_has_the_room(split: Any) -> None:
-    """Its mark is another one by the commit: the room is counted again, with the moves."""
-    with split.running(name="creator") as replica:
-        planning = replica._ports.planning
-        planned = planning.planned
-
-        def heard_meanwhile(request: Any, course: Any) -> Any:
-            found = planned(request, course)
-            resize_cell(split, 1, 0, cores=8)
-            return found
-
-        planning.planned = heard_meanwhile
+    """The room is counted again, with the moves."""
+    with changed_before_the_commit(split, cores=8) as replica:
         view = split.ended(replica.create(wide(), split.ask).operation_id)
     assert view.state is OperationState.SUCCEEDED, view.problem
     assert view.counters["planning_passes"] == 1
