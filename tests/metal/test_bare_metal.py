@@ -223,3 +223,17 @@ def test_a_retune_opens_a_cell_under_running_guests(metal: Metal, halves: dict[s
     assert_sits_in(metal, big, cell=1)
     assert cores_free(metal) == [0, 0]
     delete(metal, "big")
+
+
+def test_a_create_opens_its_cell(metal: Metal, halves: dict[str, dict[str, Any]]) -> None:
+    """What it took a refusal, a retune and a second request for, in one."""
+    retune(metal, "slim", "--cells", "0", "--wait")
+    wait_until(lambda: seen_in(metal, "pinned", cell=1), "pinned is back in cell 1", timeout_s=60, every_s=0.5)
+    before = {name: process(metal, name).identity for name in halves}
+    (big,) = create(metal, "big", "whole-cell", "--max-moves", "1")
+    pinned = wait_until(lambda: seen_in(metal, "pinned", cell=0), "pinned is seen in cell 0", timeout_s=60, every_s=0.5)
+    after = {"pinned": assert_sits_in(metal, pinned, cell=0), "left": assert_sits_in(metal, halves["left"], cell=0)}
+    assert {name: found.identity for name, found in after.items()} == before, "a guest's process is another"
+    assert_sits_in(metal, big, cell=1)
+    wait_for_answers(metal, big, *halves.values())
+    delete(metal, "big")
