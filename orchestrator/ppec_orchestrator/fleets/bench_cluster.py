@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated, Literal, NotRequired
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from typing_extensions import TypedDict
 
 from ppec_contract.vm import NumaPolicy
-from ppec_orchestrator.fleets.faults import FleetError, fault_of, refuse_doubles, refuse_standing, shown
+from ppec_orchestrator.fleets.faults import FleetError, refuse_doubles, refuse_standing, shown
 from ppec_orchestrator.fleets.file import (
     MOST_HOSTS,
     MOST_REQUESTS,
@@ -30,6 +30,7 @@ from ppec_orchestrator.fleets.file import (
     Place,
     made_up_ids,
 )
+from ppec_orchestrator.fleets.json_document import validated
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.request import Group, Profile, Shape, VmRequest
 
@@ -109,12 +110,9 @@ _DOCUMENT = TypeAdapter(_Document)
 _REQUESTS = TypeAdapter(_Requests)
 
 
-def read(data: bytes) -> FleetFile:
+def read(parsed: object) -> FleetFile:
     """Raises FleetError."""
-    try:
-        document = _DOCUMENT.validate_json(data)
-    except ValidationError as error:
-        raise fault_of(error) from error
+    document = validated(_DOCUMENT, parsed)
     refuse_doubles((each["name"] for each in document["groups"]), "group", "groups[{}].name".format)
     refuse_doubles((each["name"] for each in document["hosts"]), "host", "hosts[{}].name".format)
     refuse_doubles((each["name"] for each in document["vms"]), "VM", "vms[{}].name".format)
@@ -128,12 +126,8 @@ def read(data: bytes) -> FleetFile:
     )
 
 
-def _more_requests(reading: _Reading, data: bytes) -> tuple[VmRequest, ...]:
-    try:
-        document = _REQUESTS.validate_json(data)
-    except ValidationError as error:
-        raise fault_of(error) from error
-    return reading.requests(document["batch"], "batch")
+def _more_requests(reading: _Reading, parsed: object) -> tuple[VmRequest, ...]:
+    return reading.requests(validated(_REQUESTS, parsed)["batch"], "batch")
 
 
 class _Reading:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -41,13 +42,35 @@ def shown(name: object) -> str:
     return repr(text if len(text) <= _SHOWN_NAME else text[:_SHOWN_NAME] + "…")
 
 
-def unreadable(source: str, why: str) -> PpecError:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a file was taken for."""
+
+    words: str
+    formats: str
+
+
+FLEET = Kind(
+    "a fleet", "It takes ppec-fleet/1 (ppec fleet export), ppec-bench-cluster/1, or Ganeti's htools text format."
+)
+REQUESTS = Kind(
+    "requests",
+    "It takes ppec-requests/1, JSON as the fleet's own format writes requests, or another fleet's file in JSON.",
+)
+
+
+def unreadable(source: str, why: str, kind: Kind = FLEET, hint: str = "") -> PpecError:
     return PpecError(
         "fleet.unreadable",
-        f"{source} can't be read as a fleet: {why}",
-        hint="It takes ppec-fleet/1 (ppec fleet export), ppec-bench-cluster/1, or Ganeti's htools text format.",
+        f"{source} can't be read as {kind.words}: {why}",
+        hint=hint or kind.formats,
         subject=source,
     )
+
+
+def not_utf8(data: bytes, error: UnicodeDecodeError) -> FleetError:
+    before = data.count(b"\n", 0, error.start)
+    return FleetError(f"line {before + 1}", "it is not text in UTF-8")
 
 
 def invalid(source: str, fault: FleetError) -> PpecError:

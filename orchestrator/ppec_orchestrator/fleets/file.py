@@ -44,14 +44,14 @@ class Names:
 class FleetFile:
     """A fleet, and the VMs that its source asks for, in whose order they are planned.
 
-    `requests_reader` reads more requests, written as the fleet's own format writes them; without it they are
-    `ppec-requests/1`.
+    `requests_reader` reads more requests from parsed JSON, written as the fleet's own format writes them; without it
+    they are `ppec-requests/1`.
     """
 
     fleet: Fleet
     requests: tuple[VmRequest, ...] = ()
     names: Names = field(default_factory=Names)
-    requests_reader: Callable[[bytes], tuple[VmRequest, ...]] | None = None
+    requests_reader: Callable[[object], tuple[VmRequest, ...]] | None = None
 
 
 def made_up_ids(start: int) -> Iterator[UUID]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import floor
 
 from ppec_contract.vm import CpuPolicy, NumaPolicy
-from ppec_orchestrator.fleets.faults import FleetError, shown
+from ppec_orchestrator.fleets.faults import FleetError, not_utf8, shown
 from ppec_orchestrator.fleets.file import MOST_AMOUNT, MOST_CPUS, MOST_HOSTS, MOST_VMS, FleetFile, made_up_ids
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.request import Group, Profile, Shape
@@ -64,8 +64,7 @@ def read(data: bytes) -> FleetFile:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        before = data.count(b"\n", 0, error.start)
-        raise FleetError(f"line {before + 1}", "it is not text in UTF-8") from error
+        raise not_utf8(data, error) from error
     groups, nodes, instances, tags, policies = _sections(text)
     clusters = _clusters(groups)
     default = _read_policies(policies, {each.name: each for each in clusters.values()})

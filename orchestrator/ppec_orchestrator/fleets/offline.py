@@ -19,6 +19,7 @@ from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
 from ppec_contract.model import Model
 from ppec_orchestrator.fleets import snapshot
+from ppec_orchestrator.fleets.faults import REQUESTS
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
@@ -141,7 +142,7 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
     rule = _spare_rule(options.spare)
     started_s = time.process_time()
     file = _read(fleet)
-    batch = file.requests if requests is None else read_requests(contents(requests), str(requests), file)
+    batch = file.requests if requests is None else read_requests(contents(requests, REQUESTS), str(requests), file)
     if not batch:
         raise PpecError(
             "request.invalid",

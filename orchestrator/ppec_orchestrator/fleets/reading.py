@@ -1,48 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a fleet's file, whatever format it is in."""
+"""Reads a fleet's file, or one of requests, whatever format it is in."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from ppec_orchestrator.fleets import bench_cluster, ganeti, snapshot
-from ppec_orchestrator.fleets.faults import FleetError, invalid, refuse_standing, unreadable
+from ppec_orchestrator.fleets.faults import (
+    FLEET,
+    REQUESTS,
+    FleetError,
+    Kind,
+    invalid,
+    refuse_standing,
+    shown,
+    unreadable,
+)
 from ppec_orchestrator.fleets.file import MOST_BYTES, FleetFile
+from ppec_orchestrator.fleets.json_document import parsed
 from ppec_orchestrator.placement.request import VmRequest
 
-_READERS: dict[str, Callable[[bytes], FleetFile]] = {
+_READERS: dict[str, Callable[[object], FleetFile]] = {
     snapshot.SCHEMA: snapshot.read,
     bench_cluster.SCHEMA: bench_cluster.read,
 }
-# JSON names its format, as a rule at its beginning. No text inside it looks like this: its quotes are escaped.
-_SCHEMA = re.compile(rb'"schema"\s*:\s*"([\x20-\x7e]{1,64}?)"')
+# Written by some editors before a text in UTF-8; it says nothing.
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What files begin with that are often taken for the text they were made of.
+_NO_TEXT = {
+    b"\x1f\x8b": ("it is compressed by gzip", "Unpack it first: gzip -d."),
+    b"\xfd7zXZ\x00": ("it is compressed by xz", "Unpack it first: xz -d."),
+    b"\x28\xb5\x2f\xfd": ("it is compressed by zstd", "Unpack it first: zstd -d."),
+    b"PK\x03\x04": ("it is a zip archive", "Unpack it first: unzip."),
+    b"\xff\xfe": ("it is text in UTF-16", "Write it in UTF-8."),
+    b"\xfe\xff": ("it is text in UTF-16", "Write it in UTF-8."),
+}
 _HEAD_BYTES = 4096
 
 
 def read_fleet(data: bytes, source: str) -> FleetFile:
     """Raises PpecError `fleet.unreadable` for what is none of the formats, `fleet.invalid` with the line or path for
     what is wrong inside. `source` is its name in messages."""
+    text = _text(data, source, FLEET)
     try:
-        return _reader(data, source)(data)
+        if not _is_json(text):
+            return ganeti.read(text)
+        document = parsed(text)
+        schema = _schema(document)
+        if schema not in _READERS:
+            raise unreadable(source, f"{shown(schema)} is no format of fleets" if schema else "it names no schema")
+        return _READERS[schema](document)
     except FleetError as fault:
         raise invalid(source, fault) from fault
 
 
 def read_requests(data: bytes, source: str, beside: FleetFile) -> tuple[VmRequest, ...]:
     """Requests to try on a fleet: those of another fleet's file, or a file of requests alone, which is
-    `ppec-requests/1` or, where it names no schema, written as the fleet's own format writes them."""
-    schema = _schema(data) if _is_json(data) else None
+    `ppec-requests/1` or, where it names no schema, written as the fleet's own format writes them. Raises as
+    `read_fleet` does."""
+    text = _text(data, source, REQUESTS)
+    if not _is_json(text):
+        raise unreadable(source, "it is no JSON", REQUESTS)
     try:
+        document = parsed(text)
+        schema = _schema(document)
         if schema in _READERS:
-            found = _READERS[schema](data).requests
-        elif schema == "" and beside.requests_reader is not None:
-            found = beside.requests_reader(data)
+            found = _READERS[schema](document).requests
+        elif not schema and beside.requests_reader is not None:
+            found = beside.requests_reader(document)
         elif schema in ("", snapshot.REQUESTS_SCHEMA):
-            found = snapshot.read_requests(data, beside.names)
+            found = snapshot.read_requests(document, beside.names)
         else:
-            raise unreadable(source, "it is no file of requests")
+            raise unreadable(source, f"{shown(schema)} is no format of requests", REQUESTS)
         standing = {vm.name for host in beside.fleet.hosts for vm in host.vms}
         for index, request in enumerate(found):
             refuse_standing(request.name, standing, f"batch[{index}].name")
@@ -51,32 +81,34 @@ def read_requests(data: bytes, source: str, beside: FleetFile) -> tuple[VmReques
     return found
 
 
-def _reader(data: bytes, source: str) -> Callable[[bytes], FleetFile]:
-    if not _is_json(data):
-        return ganeti.read
-    schema = _schema(data)
-    if schema not in _READERS:
-        raise unreadable(source, f"{schema!r} is no format of fleets" if schema else "it names no schema")
-    return _READERS[schema]
+def _text(data: bytes, source: str, kind: Kind) -> bytes:
+    """What there is to read; raises PpecError `fleet.unreadable` for what can be seen to be no text."""
+    for begin, (what, hint) in _NO_TEXT.items():
+        if data.startswith(begin):
+            raise unreadable(source, what, kind, hint)
+    text = data.removeprefix(_BYTE_ORDER_MARK)
+    if not text or text.isspace():
+        raise unreadable(source, "it is empty", kind)
+    return text
 
 
-def _is_json(data: bytes) -> bool:
-    return data[:_HEAD_BYTES].lstrip()[:1] in (b"{", b"[")
+def _is_json(text: bytes) -> bool:
+    return text[:_HEAD_BYTES].lstrip()[:1] in (b"{", b"[")
 
 
-def _schema(data: bytes) -> str:
-    found = _SCHEMA.search(data)
-    return found[1].decode() if found else ""
+def _schema(document: object) -> str:
+    """What the document itself names, not something inside it; "" for none."""
+    return str(document.get("schema", "")) if isinstance(document, dict) else ""
 
 
-def contents(path: Path) -> bytes:
+def contents(path: Path, kind: Kind = FLEET) -> bytes:
     """Of a file that is not too large to be a fleet; raises PpecError `fleet.unreadable`."""
     try:
         # A device or a pipe has no size of its own; read, then, no more than is taken.
         with path.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
     except OSError as error:
-        raise unreadable(str(path), error.strerror or type(error).__name__) from error
+        raise unreadable(str(path), error.strerror or type(error).__name__, kind) from error
     if len(data) > MOST_BYTES:
-        raise unreadable(str(path), f"it is larger than {MOST_BYTES // 1024**2} MiB")
+        raise unreadable(str(path), f"it is larger than {MOST_BYTES // 1024**2} MiB", kind)
     return data

@@ -18,13 +18,12 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from ppec_orchestrator.fleets.faults import FleetError, fault_of, refuse_doubles, refuse_standing, shown
+from ppec_orchestrator.fleets.faults import FleetError, refuse_doubles, refuse_standing, shown
 from ppec_orchestrator.fleets.file import FleetFile, Names, made_up_ids
 from ppec_orchestrator.fleets.groups import Member, refuse_contradictions
+from ppec_orchestrator.fleets.json_document import validated
 from ppec_orchestrator.fleets.seats import Seats
 from ppec_orchestrator.fleets.snapshot_rows import (
     FLEET,
@@ -41,16 +40,15 @@ from ppec_orchestrator.fleets.snapshot_rows import (
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
 from ppec_orchestrator.placement.request import ANY_NETWORK, Group, Profile, Shape, VmRequest, Where
 
-T = TypeVar("T")
 __all__ = ["REQUESTS_SCHEMA", "SCHEMA", "read", "read_requests", "written"]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(data: bytes) -> FleetFile:
+def read(parsed: object) -> FleetFile:
     """Raises FleetError."""
-    document = _validated(FLEET, data)
+    document = validated(FLEET, parsed)
     names = Names(_profiles(document.get("profiles", [])), _groups(document.get("groups", [])))
     rows = document["hosts"]
     refuse_doubles((host["name"] for host in rows), "host", "hosts[{}].name".format)
@@ -69,9 +67,9 @@ def read(data: bytes) -> FleetFile:
     return FleetFile(fleet, requests, names)
 
 
-def read_requests(data: bytes, names: Names) -> tuple[VmRequest, ...]:
+def read_requests(parsed: object, names: Names) -> tuple[VmRequest, ...]:
     """Raises FleetError. The file's own profiles and groups stand beside the fleet's, and can't change them."""
-    document = _validated(REQUESTS, data)
+    document = validated(REQUESTS, parsed)
     profiles, groups = _profiles(document.get("profiles", [])), _groups(document.get("groups", []))
     for kind, mine, theirs in (("profiles", profiles, names.profiles), ("groups", groups, names.groups)):
         for index, (name, definition) in enumerate(mine.items()):
@@ -81,13 +79,6 @@ def read_requests(data: bytes, names: Names) -> tuple[VmRequest, ...]:
     found = reader.requests(document["batch"], "batch")
     refuse_contradictions(reader.members)
     return found
-
-
-def _validated(adapter: TypeAdapter[T], data: bytes) -> T:
-    try:
-        return adapter.validate_json(data)
-    except ValidationError as error:
-        raise fault_of(error) from error
 
 
 def _profiles(rows: Sequence[ProfileRow]) -> dict[str, Profile]:

@@ -164,7 +164,7 @@ def test_what_is_wrong_is_refused_with_its_line(before: str, after: str, line: i
 
 @pytest.mark.parametrize(
     ("data", "line"),
-    [(b"", 1), (b"\n\n\n\n", 1), (b"a|b|preferred\n", 2), (b"a|b|preferred\n\xff\xfe", 2), (b"\x00\x01\x02", 1)],
+    [(b"# nothing\n", 1), (b"a|b|preferred\n", 2), (b"a|b|preferred\n\xff\xfe", 2), (b"\x00\x01\x02", 1)],
 )
 def test_what_is_no_cluster_is_refused(data: bytes, line: int) -> None:
     with pytest.raises(PpecError) as refused:

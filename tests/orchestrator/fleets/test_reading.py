@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which format a file is in, and what is said of one that is in none; keys of JSON that are there twice."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
+
+GOLDEN = (Path(__file__).parent / "golden" / "fleet.json").read_bytes()
+GANETI = b"g|u|preferred||\n\nn|1024|0|1024|10|10|6|N|u|1\n\n\n\n"
+BENCH = (
+    b'{"schema":"ppec-bench-cluster/1","storage":"local","rules":{"vcpu_ratio":1.0,"even_vcpus":true,'
+    b'"vm_fits_one_socket":true,"anti_affinity":true},"flavours":[{"name":"c2","vcpus":2,"mem_mib":1,"disk_mib":1}],'
+    b'"groups":[{"name":"g"}],"hosts":[{"name":"h","group":"g","rack":"r","disk_mib":100,"class":"s","sockets":'
+    b'[{"id":0,"cores":4,"reserved_cores":0,"mem_mib":9,"reserved_mem_mib":0}]}],"vms":[]}'
+)
+
+
+def refusal(data: bytes) -> PpecError:
+    with pytest.raises(PpecError) as refused:
+        read_fleet(data, "fleet")
+    return refused.value
+
+
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+
+def with_label() -> dict[str, Any]:
+    document = json.loads(GOLDEN)
+    document["hosts"][0]["labels"] = {"schema": "v1"}
+    return document
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        # The hosts, and so the label, come before the document's own schema.
+        json.dumps(with_label(), sort_keys=True).encode(),
+        GOLDEN.replace(b'"ppec-fleet/1"', rb'"ppec-fleet\/1"', 1),
+        GOLDEN.replace(b'"schema"', rb'"sch\u0065ma"', 1),
+        b"\xef\xbb\xbf" + GOLDEN,
+        b"\r\n \t" + GOLDEN,
+    ],
+)
+def test_the_schema_is_the_documents_own_however_it_is_written(data: bytes) -> None:
+    assert len(read_fleet(data, "fleet").fleet.hosts) == len(read_fleet(GOLDEN, "fleet").fleet.hosts)
+
+
+def test_a_schema_inside_the_document_is_not_its_own() -> None:
+    refused = refusal(b'{"fleet": {"schema": "ppec-fleet/1", "hosts": []}}')
+    assert (refused.code, "it names no schema" in refused.message) == ("fleet.unreadable", True)
+
+
+def test_a_byte_order_mark_before_ganetis_text_says_nothing() -> None:
+    assert [host.cluster for host in read_fleet(b"\xef\xbb\xbf" + GANETI, "fleet").fleet.hosts] == ["g"]
+
+
+@pytest.mark.parametrize(
+    ("data", "what", "hint"),
+    [
+        (b"", "it is empty", "It takes ppec-fleet/1"),
+        (b"\n \n", "it is empty", "It takes ppec-fleet/1"),
+        (b"\xef\xbb\xbf", "it is empty", "It takes ppec-fleet/1"),
+        (gzip.compress(GOLDEN), "it is compressed by gzip", "Unpack it first"),
+        (b"PK\x03\x04rest", "it is a zip archive", "Unpack it first"),
+        (GOLDEN.decode().encode("utf-16"), "it is text in UTF-16", "Write it in UTF-8"),
+        (b"[]", "it names no schema", "It takes ppec-fleet/1"),
+        (b'{"schema": 7}', "'7' is no format of fleets", "It takes ppec-fleet/1"),
+    ],
+)
+def test_what_is_no_fleet_is_told_by_what_it_is(data: bytes, what: str, hint: str) -> None:
+    refused = refusal(data)
+    assert refused.code == "fleet.unreadable"
+    assert f"can't be read as a fleet: {what}" in refused.message
+    assert hint in (refused.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"root:x:0:0:root:/root:/bin/bash\n", "it is no JSON"),
+        (GANETI, "it is no JSON"),
+        (b"", "it is empty"),
+        (b'{"schema": "other/1"}', "'other/1' is no format of requests"),
+    ],
+)
+def test_what_is_no_file_of_requests_is_told_as_that(data: bytes, what: str) -> None:
+    with pytest.raises(PpecError) as refused:
+        read_requests(data, "requests", read_fleet(GOLDEN, "fleet"))
+    assert refused.value.code == "fleet.unreadable"
+    assert f"requests can't be read as requests: {what}" in refused.value.message
+    assert "ppec-requests/1" in (refused.value.hint or "")
+    assert "htools" not in (refused.value.hint or "")
+
+
+def test_a_file_that_is_missing_is_told_as_what_it_was_wanted_for(tmp_path: Path) -> None:
+    with pytest.raises(PpecError, match="can't be read as a fleet: No such file"):
+        contents(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("data", "where"),
+    [
+        (b'{"schema": "ppec-fleet/1",\n"hosts": [}', "line 2"),
+        (b'{"schema": "ppec-fleet/1",\n"hosts": ["\xff"]}', "line 2"),
+        (b'{"schema": "ppec-fleet/1", "hosts": ' + b"[" * 100_000, "the file"),
+        (b'{"schema": "ppec-fleet/1", "hosts": ' + b"9" * 5000 + b"}", "the file"),
+        # Half a surrogate pair, which JSON can spell and UTF-8 can't.
+        (BENCH.replace(b'"name":"h"', rb'"name":"\ud800"'), "hosts[0].name"),
+        (b'{"schema": "ppec-fleet/1", "hosts": [], "\\ud800": 1}', "the file"),
+    ],
+)
+def test_what_is_no_json_is_refused_with_its_place(data: bytes, where: str) -> None:
+    refused = refusal(data)
+    assert (refused.code, refused.details["where"]) == ("fleet.invalid", where)
+
+
+# --- keys that are there twice ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "where"),
+    [
+        (b'"disk_mib":100', b'"disk_mib":-5,"disk_mib":100', "hosts[0].disk_mib"),
+        # An equal value is refused as well, and a key that the format has no use for.
+        (b'"disk_mib":100', b'"disk_mib":100,"disk_mib":100', "hosts[0].disk_mib"),
+        (b'"class":"s"', b'"class":"s","class":"t"', "hosts[0].class"),
+        (b'"id":0', rb'"id":0,"\u0069d":0', "hosts[0].sockets[0].id"),
+        (b'"vms":[]', b'"vms":[],"hosts":[],"vms":[]', "hosts"),
+        # What was inside the first of them is no part of the document any more.
+        (b'"vms":[]', b'"vms":[{"a":1,"a":2}],"vms":[]', "vms"),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_its_path(before: bytes, after: bytes, where: str) -> None:
+    assert len(read_fleet(BENCH, "fleet").fleet.hosts) == BENCH.count(before) == 1
+    refused = refusal(BENCH.replace(before, after))
+    assert (refused.code, refused.details["where"]) == ("fleet.invalid", where)
+    assert "twice" in refused.message
+
+
+@pytest.mark.parametrize(
+    ("fleet", "data", "where"),
+    [
+        (BENCH, b'{"batch": [], "batch": []}', "batch"),
+        (BENCH, b'{"batch": [{"name": "a", "flavour": "c2", "name": "b"}]}', "batch[0].name"),
+        (GOLDEN, b'{"schema": "ppec-requests/1", "batch": [], "batch": []}', "batch"),
+    ],
+)
+def test_a_key_that_is_there_twice_among_requests_is_refused(fleet: bytes, data: bytes, where: str) -> None:
+    with pytest.raises(PpecError) as refused:
+        read_requests(data, "requests", read_fleet(fleet, "fleet"))
+    assert (refused.value.code, refused.value.details["where"]) == ("fleet.invalid", where)
+
+
+def test_keys_may_come_again_in_other_objects_and_as_text() -> None:
+    data = BENCH.replace(b'"class":"s"', b'"class":"\\"name\\":1,\\"name\\":2","more":{"name":1}')
+    assert read_fleet(data, "fleet").fleet.hosts == read_fleet(BENCH, "fleet").fleet.hosts
