@@ -178,8 +178,9 @@ class _Reading:
             rest.seat(seated, where)
             second = vm.get("secondary")
             if second is not None:
-                if second not in rows:
-                    raise FleetError(f"{where}.secondary", f"there is no host {shown(second)}")
+                if second not in rows or second == vm["host"]:
+                    what = "it is the VM's own host" if second in rows else f"there is no host {shown(second)}"
+                    raise FleetError(f"{where}.secondary", what)
                 rows[second].take_disk(profile.shape.disk_mib, where)
 
     def _profile(self, sized: _Vm | _Flavour, where: str) -> Profile:

@@ -137,6 +137,7 @@ def at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
         (at("vms", 1, "vcpus", value=18), "vms[1]"),
         (at("vms", 1, value=vm("v2", app="a2", mem_mib=20000)), "vms[1]"),
         (at("vms", 0, "secondary", value="h9"), "vms[0].secondary"),
+        (at("vms", 0, "secondary", value="h1"), "vms[0].secondary"),
         (at("flavours", 1, "name", value="c8"), "flavours[1].name"),
         (at("flavours", 1, "vcpus", value=3), "flavours[1].vcpus"),
         (at("requests", "batch", 1, "flavour", value="c9"), "requests.batch[1].flavour"),
