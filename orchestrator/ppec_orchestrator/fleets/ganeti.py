@@ -7,6 +7,10 @@ with what. Where the policy's vCPU ratio is 1, instances have cores of their own
 ratio says how many vCPUs are admitted. Tags by which instances exclude each other (`htools:iextags:…`) are groups on
 hosts of their own. An offline node is silent, one of an unallocable group draining. What a node says is free is
 believed, unless its instances leave less.
+
+A file contradicts itself where instances hold more of a node than there is of it at all. Anything less is found in real
+clusters: what a node of KVM says it uses itself contains its instances' memory, and an instance that is down has none
+of the node's, though it is kept for it.
 """
 
 from __future__ import annotations
@@ -22,14 +26,26 @@ from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, Seate
 from ppec_orchestrator.placement.request import Group, Profile, Shape
 
 _EXCLUSION = "htools:iextags:"
-# Ganeti's own, where no policy says otherwise.
-_DEFAULT_RATIO = 4.0
 _MOST_RATIO = 128
 _ON_THE_NODE = frozenset(("plain", "drbd", "file"))
+# Whose disks are volumes of the node's group, as large as they say; a file may have holes, or lie elsewhere.
+_VOLUMES = frozenset(("plain", "drbd"))
+_MIRRORED = "drbd"
+# Those that have memory of their primary node: up as they should be, or although they shouldn't.
+_UP = frozenset(("running", "ERROR_up"))
 _ALLOCATION = ("preferred", "last_resort", "unallocable")
 _UNKNOWN = "?"
 _SECTIONS = ("groups", "nodes", "instances", "cluster tags", "policies")
 _Line = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Policy:
+    """How many vCPUs are admitted to a CPU, and how much memory of instances to a node's. The defaults are Ganeti's,
+    where no policy says otherwise; older versions have no memory ratio."""
+
+    vcpu_ratio: float = 4.0
+    memory_ratio: float = 1.0
 
 
 @dataclass(slots=True)
@@ -38,7 +54,7 @@ class _Cluster:
 
     name: str
     unallocable: bool
-    ratio: float | None = None
+    policy: _Policy | None = None
 
 
 @dataclass(slots=True)
@@ -57,6 +73,24 @@ class _Node:
     cpus: int
     cpus_reserved: int
     vms: list[SeatedVm] = field(default_factory=list)
+    memory_held_mib: int = 0
+    disk_held_mib: int = 0
+
+    def hold(self, line: int, policy: _Policy, *, memory_mib: int = 0, disk_mib: int = 0) -> None:
+        """Raises FleetError if its instances hold more than there is. Of an offline node the figures say nothing."""
+        self.memory_held_mib += memory_mib
+        self.disk_held_mib += disk_mib
+        if self.offline:
+            return
+        for what, held, whole in (
+            ("memory", self.memory_held_mib, floor(self.memory_mib * policy.memory_ratio)),
+            ("disk", self.disk_held_mib, self.disk_mib),
+        ):
+            if held > whole:
+                raise FleetError(
+                    f"line {line}",
+                    f"with it the instances of node {shown(self.name)} hold {held} MiB of {what}, and it has {whole}",
+                )
 
 
 def read(data: bytes) -> FleetFile:
@@ -69,9 +103,9 @@ def read(data: bytes) -> FleetFile:
     clusters = _clusters(groups)
     default = _read_policies(policies, {each.name: each for each in clusters.values()})
     found = _nodes(nodes, clusters)
-    ratios = {name: default if node.cluster.ratio is None else node.cluster.ratio for name, node in found.items()}
-    _seat(instances, found, ratios, _exclusions(tags))
-    hosts = [_host(number, node, ratios[name]) for number, (name, node) in enumerate(found.items())]
+    kept = {name: node.cluster.policy or default for name, node in found.items()}
+    _seat(instances, found, kept, _exclusions(tags))
+    hosts = [_host(number, node, kept[name].vcpu_ratio) for number, (name, node) in enumerate(found.items())]
     return FleetFile(Fleet.build(hosts))
 
 
@@ -123,30 +157,31 @@ def _clusters(lines: Sequence[_Line]) -> dict[str, _Cluster]:
     return found
 
 
-def _read_policies(lines: Sequence[_Line], clusters: dict[str, _Cluster]) -> float:
-    """Sets the clusters' vCPU ratios; returns the one of those that have none. Versions before 3.0 have a field more:
-    the ratio is the last but one in all of them."""
-    default = _DEFAULT_RATIO
+def _read_policies(lines: Sequence[_Line], clusters: dict[str, _Cluster]) -> _Policy:
+    """Sets the clusters' policies; returns the one of those that have none."""
+    default = _Policy()
     for number, (owner, *fields) in _rows(lines, "policies", 6, 7):
-        given = [each for each in fields if each]
-        ratio = _ratio(given[-2] if len(given) > 1 else "", number)
+        # Sizes, templates, ratios. In older versions the largest sizes have a field of their own, before the templates.
+        older = fields[2][:1].isdigit()
+        vcpus, _, memory = [*fields, ""][4:7] if older else fields[3:6]
+        policy = _Policy(_ratio(vcpus, number, "vCPU"), _ratio(memory, number, "memory") if memory else 1.0)
         if not owner:
-            default = ratio
+            default = policy
         elif owner in clusters:
-            clusters[owner].ratio = ratio
+            clusters[owner].policy = policy
         else:
             raise FleetError(f"line {number}", f"there is no group {shown(owner)}")
     return default
 
 
-def _ratio(text: str, number: int) -> float:
+def _ratio(text: str, number: int, what: str) -> float:
     try:
         ratio = float(text)
     except ValueError:
         ratio = 0.0
     # Also false for NaN.
     if not 0.01 <= ratio <= _MOST_RATIO:
-        raise FleetError(f"line {number}", f"{shown(text)} is no vCPU ratio from 0.01 to {_MOST_RATIO}")
+        raise FleetError(f"line {number}", f"{shown(text)} is no {what} ratio from 0.01 to {_MOST_RATIO}")
     return ratio
 
 
@@ -183,7 +218,7 @@ def _exclusions(lines: Sequence[_Line]) -> tuple[str, ...]:
 
 
 def _seat(
-    lines: Sequence[_Line], nodes: dict[str, _Node], ratios: dict[str, float], exclusions: tuple[str, ...]
+    lines: Sequence[_Line], nodes: dict[str, _Node], policies: dict[str, _Policy], exclusions: tuple[str, ...]
 ) -> None:
     if len(lines) > MOST_VMS:
         raise FleetError(f"line {lines[MOST_VMS][0]}", f"more than {MOST_VMS} instances")
@@ -192,7 +227,7 @@ def _seat(
     profile_of = _profiles()
     groups: dict[str, tuple[Group, ...]] = {"": ()}
     for number, fields in _rows(lines, "instances", 10, 13):
-        name, memory, disk, vcpus, _, _, primary, secondary, template, tags = fields[:10]
+        name, memory, disk, vcpus, state, _, primary, secondary, template, tags = fields[:10]
         if name in names or not name:
             raise FleetError(f"line {number}", f"instance {shown(name)} is there twice" if name else "it has no name")
         names.add(name)
@@ -209,9 +244,17 @@ def _seat(
             _number(vcpus, number),
             _number(memory, number),
             own_disk_mib,
-            ratios[primary] == 1.0,  # the policy's words
+            policies[primary].vcpu_ratio == 1.0,
         )
         node.vms.append(SeatedVm(next(ids), name, profile, (0,), groups[tags]))
+        # What is only promised an instance (`forthcoming`) nothing holds yet.
+        if fields[12] != "Y":
+            shape = profile.shape
+            disk_mib = shape.disk_mib if template in _VOLUMES else 0
+            memory_mib = shape.memory_mib if state in _UP else 0
+            node.hold(number, policies[primary], memory_mib=memory_mib, disk_mib=disk_mib)
+            if secondary and template == _MIRRORED:
+                nodes[secondary].hold(number, policies[secondary], disk_mib=disk_mib)
 
 
 def _profiles() -> Callable[[int, int, int, bool], Profile]:

@@ -72,6 +72,47 @@ def test_more_vcpus_than_the_policy_admits_are_a_fact_and_leave_nothing_free() -
     assert (cell.cores, cell.cores_free) == (14, 0)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("web1|8192|", "web1|65536|"),
+        # What the node uses itself contains its instances' memory, for KVM.
+        ("node1|65536|1024|56320", "node1|65536|60000|56320"),
+        # Down, at fault and down, running somewhere else, or only promised: it has no memory of the node.
+        ("web2|4096|", "web2|999999|"),
+        ("web2|4096|10240|2|ADMIN_down", "web2|999999|10240|2|ERROR_down"),
+        ("web2|4096|10240|2|ADMIN_down", "web2|999999|10240|2|ERROR_wrongnode"),
+        ("web1|8192|10240|4|running|Y|node1|node2|drbd|service:web,owner:me|1",
+         "web1|99999|9999999|4|running|Y|node1|node2|drbd|service:web,owner:me|1|-|Y"),
+        # Its disk is not the node's, or may have holes.
+        ("web2|4096|10240|", "web2|4096|99999999|"),
+        ("web2|4096|10240|2|ADMIN_down|N|node1||rbd", "web2|4096|99999999|2|ADMIN_down|N|node1||file"),
+        # Only a mirror's disk is on the secondary as well.
+        ("web2|4096|10240|2|ADMIN_down|N|node1||rbd", "web2|4096|99999999|2|ADMIN_down|N|node1|node2|rbd"),
+        # Nobody asked the node.
+        ("web1|8192|10240|4|running|Y|node1|node2", "web1|99999|9999999|4|running|Y|node3|node4"),
+        ("web1|8192|10240|4|running|Y|node1|node2", "web1|99999|9999999|4|running|Y|node4|node3"),
+    ],
+)  # fmt: skip
+def test_what_real_clusters_do_is_no_contradiction(before: str, after: str) -> None:
+    assert CLUSTER.count(before) == 1
+    assert read(CLUSTER.replace(before, after)).fleet.hosts
+
+
+def test_a_memory_ratio_admits_more_than_there_is_and_is_not_taken_for_the_vcpus() -> None:
+    policy = "|16384,4,102400,1,1,1|1024,2,0,1,1,1;786432,96,16777216,16,8,12|plain,drbd|1.0|32.0"
+    more = CLUSTER.replace(policy, policy + "|1.5").replace("web1|8192|", "web1|98304|")
+    (cell,) = read(more).fleet.hosts[0].cells
+    assert (cell.cores, cell.memory_free_mib) == (14, 0)
+    with pytest.raises(PpecError, match="hold 98305 MiB of memory, and it has 98304"):
+        read(more.replace("web1|98304|", "web1|98305|"))
+
+
+def test_a_policy_of_a_version_with_a_field_more_has_its_ratio_read() -> None:
+    (cell,) = read(CLUSTER.replace("1024,2,0,1,1,1;786432", "1024,2,0,1,1,1|786432")).fleet.hosts[0].cells
+    assert (cell.cores, cell.shared_cpus) == (14, 0)
+
+
 def test_exclusion_tags_are_groups_on_hosts_of_their_own() -> None:
     vms = read().fleet.hosts[0].vms
     assert vms[0].groups == (Group("service:web"),)
@@ -142,6 +183,14 @@ def test_the_score_is_ganetis() -> None:
         ("|plain,drbd|1.0|32.0", "|plain,drbd|-1|32.0", 17, "no vCPU ratio"),
         ("|plain,drbd|1.0|32.0", "|plain,drbd|129|32.0", 17, "no vCPU ratio from 0.01 to 128"),
         ("|plain,drbd|1.0|32.0", "|plain", 17, "fields"),
+        ("|plain,drbd|1.0|32.0", "|plain,drbd|1.0|32.0|0", 17, "'0' is no memory ratio"),
+        ("web1|8192|", "web1|999999999|", 11, "'node1' hold 999999999 MiB of memory, and it has 65536"),
+        ("web1|8192|", "web1|65537|", 11, "'node1' hold 65537 MiB of memory"),
+        ("web2|4096|10240|2|ADMIN_down", "web2|57345|10240|2|running", 12, "'node1' hold 65537 MiB of memory"),
+        ("web2|4096|10240|2|ADMIN_down", "web2|57345|10240|2|ERROR_up", 12, "'node1' hold 65537 MiB of memory"),
+        ("web1|8192|10240|", "web1|8192|1048577|", 11, "'node1' hold 1048577 MiB of disk, and it has 1048576"),
+        ("node2|65536|1024|64512|1048576|1048576", "node2|65536|1024|64512|10239|10239", 11, "'node2' hold 10240 MiB"),
+        ("web2|4096|10240|2|ADMIN_down|N|node1||rbd", "web2|4096|1038337|2|ADMIN_down|N|node1||plain", 12, "of disk"),
         (
             "|16384,4,102400,1,1,1|1024,2,0,1,1,1;786432,96,16777216,16,8,12|plain,drbd|1.0|32.0",
             "|||||",
