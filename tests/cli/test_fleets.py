@@ -118,6 +118,19 @@ def test_a_generated_fleet_goes_to_standard_output_and_is_the_seeds(program: Pro
     assert json.loads(lines[0])["schema"] == "ppec-fleet/1"
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_fleets_file_has_the_mode_that_the_umask_leaves(program: Program, tmp_path: Path, umask: int) -> None:
+    path = tmp_path / "fleet.json"
+    path.write_text("an older one")
+    before = os.umask(umask)
+    try:
+        assert program("fleet", "generate", "--hosts", "2", str(path)).code == 0
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+    assert [each.name for each in tmp_path.iterdir() if each.name.startswith(".fleet")] == []
+
+
 @pytest.mark.parametrize(
     ("content", "code", "said"),
     [

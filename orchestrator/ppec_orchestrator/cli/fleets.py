@@ -6,8 +6,8 @@ All that plans is behind `fleets.offline`, imported when such a command runs: no
 
 from __future__ import annotations
 
+import secrets
 import sys
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -114,8 +114,10 @@ def _write(file: Path, content: Iterable[bytes]) -> None:
 
     made: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as opened:
-            made = Path(opened.name)
+        # Opened as any new file, with the mode that the umask leaves: `tempfile` makes secrets of all its files.
+        beside = file.parent / f".{file.name}.{secrets.token_hex(4)}"
+        with beside.open("xb") as opened:
+            made = beside
             for piece in content:
                 opened.write(piece)
         made.replace(file)
