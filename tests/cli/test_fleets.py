@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from ppec_contract.api_placement import MAX_PLAN_MOVES
+
 # Golden files of the readers' own tests: formats are kept in one place.
 SNAPSHOT = Path(__file__).parent.parent / "orchestrator" / "fleets" / "golden" / "fleet.json"
 NOBODY = "https://127.0.0.1:1"
@@ -169,6 +171,7 @@ def test_a_million_requests_are_refused(program: Program, tmp_path: Path) -> Non
         "plan --fleet F --n-plus-one maybe",
         "plan --fleet F --n-plus-one warn:datacentre",
         "plan --fleet F --max-moves -1",
+        "plan --fleet F --max-moves 17",
         "fleet generate --hosts 0 -",
         "fleet generate --hosts 2 --clusters 3 -",
         "fleet generate --hosts 2 /nowhere/at/all.json",
@@ -178,6 +181,14 @@ def test_a_wrong_command_line_is_exit_code_2(program: Program, line: str) -> Non
     ran = program(*(str(SNAPSHOT) if word == "F" else word for word in line.split()))
     assert (ran.code, ran.out) == (2, b"")
     assert "Traceback" not in ran.err
+
+
+def test_moves_are_bounded_as_the_api_bounds_them(program: Program) -> None:
+    assert program("plan", "--fleet", str(SNAPSHOT), "--max-moves", str(MAX_PLAN_MOVES)).code == 0
+    ran = program("plan", "--fleet", str(SNAPSHOT), "--max-moves", str(MAX_PLAN_MOVES + 1))
+    assert ran.code == 2
+    assert "17 moves of running VMs are wanted, 16 can be had" in ran.err
+    assert "Allow from 0 to 16 moves" in ran.err
 
 
 def test_without_requests_there_is_nothing_to_plan(program: Program, tmp_path: Path) -> None:

@@ -46,7 +46,9 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     n_plus_one: Annotated[
         str, typer.Option(help="off, warn or required: may a host be lost; with :rack after it, a rack.")
     ] = "off",
-    max_moves: Annotated[int, typer.Option(min=0, help="How many running VMs may change cells to open one.")] = 0,
+    max_moves: Annotated[
+        int, typer.Option(min=0, help="How many running VMs may change cells to open one; 16 at most.")
+    ] = 0,
 ) -> None:
     """Plan VMs on a fleet and say where each would go, or why not. Nothing is changed, and no orchestrator needed."""
     from ppec_contract.api_placement import Policy

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppec_contract.api_placement import Policy
+from ppec_contract.api_placement import MAX_PLAN_MOVES, Policy
 from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
 from ppec_contract.model import Model
@@ -140,6 +140,7 @@ def plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Out
 
 def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
     rule = _spare_rule(options.spare)
+    _refuse_moves_beyond_bounds(options.most_moves)
     started_s = time.process_time()
     file = _read(fleet)
     batch = file.requests if requests is None else read_requests(contents(requests, REQUESTS), str(requests), file)
@@ -229,6 +230,17 @@ def _spare_rule(text: str) -> SpareRule:
             subject="n-plus-one",
         )
     return SpareRule(Spare(mode), Level(level or Level.HOST))
+
+
+def _refuse_moves_beyond_bounds(most_moves: int) -> None:
+    # The API's bound: what is planned here must be what can be asked for there, and the search takes its time.
+    if most_moves > MAX_PLAN_MOVES:
+        raise PpecError(
+            "request.invalid",
+            f"{most_moves} moves of running VMs are wanted, {MAX_PLAN_MOVES} can be had",
+            hint=f"Allow from 0 to {MAX_PLAN_MOVES} moves.",
+            subject="max-moves",
+        )
 
 
 def _exposed(plan: Plan) -> tuple[ExposedDomain, ...]:
