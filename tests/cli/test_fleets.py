@@ -62,7 +62,8 @@ def test_a_plan_on_a_file_is_json_and_the_same_each_time(program: Program, fleet
     ran = program("plan", "--fleet", fleet, "--policy", policy, "--output", "json")
     assert (ran.code, ran.err) == (0, "")
     answer = ran.json
-    assert set(answer) == {"placed", "refused", "load_cpu_s", "plan_cpu_s"}
+    assert set(answer) == {"executable", "placed", "refused", "load_cpu_s", "plan_cpu_s"}
+    assert answer["executable"] is True
     assert len(answer["placed"]) + len(answer["refused"]) == 100
     assert len(answer["placed"]) > 20
     assert set(answer["placed"][0]) == {"vm", "host", "cells"}
@@ -97,6 +98,23 @@ def test_what_is_asked_for_besides_is_in_the_answer(program: Program, fleet: str
 def test_the_largest_go_first_where_all_are_needed(program: Program) -> None:
     ran = program("plan", "--fleet", str(SNAPSHOT), "--mode", "all-or-nothing", "-o", "json")
     assert [each["vm"] for each in ran.json["refused"]] == ["db-2"]
+
+
+def test_a_batch_that_needs_all_of_its_vms_is_not_executable_without_one(program: Program, fleet: str) -> None:
+    command = ["plan", "--fleet", fleet, "--mode"]
+    answers = {mode: program(*command, mode, "-o", "json") for mode in ("all-or-nothing", "best-effort")}
+    assert {mode: (ran.code, ran.json["executable"]) for mode, ran in answers.items()} == {
+        "all-or-nothing": (0, False),
+        "best-effort": (0, True),
+    }
+    assert all(ran.json["placed"] and ran.json["refused"] for ran in answers.values())
+    assert "None of these VMs would be made: the batch needs all of its 100" in program(*command, "all-or-nothing").err
+    assert program(*command, "best-effort").err == ""
+
+
+def test_a_plan_that_places_nothing_is_not_executable(program: Program) -> None:
+    answer = program("plan", "--fleet", str(SNAPSHOT), "-o", "json").json
+    assert (answer["placed"], answer["executable"]) == ([], False)
 
 
 def test_a_table_for_people(program: Program, fleet: str) -> None:

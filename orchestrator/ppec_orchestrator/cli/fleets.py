@@ -160,6 +160,11 @@ def _show(output: Output, outcome: Outcome) -> None:
         "CPU seconds": f"{answer.load_cpu_s:.3f} to load, {answer.plan_cpu_s:.3f} to plan",
     }
     output.results.print(fields(said))
+    if answer.placed and not answer.executable:
+        output.say(
+            f"None of these VMs would be made: the batch needs all of its {len(answer.placed) + len(answer.refused)}, "
+            f"and {len(answer.refused)} find no place."
+        )
 
 
 def _cells(cells: tuple[int, ...]) -> str:

@@ -63,9 +63,11 @@ class ExposedDomain(Model):
 
 
 class PlanAnswer(Model):
-    """`load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch. `exposed` and `moves` are None where they
-    were not asked for."""
+    """`executable` as in the API's `PlanView`: whether VMs would be made of it; of a batch that needs all of its VMs
+    none are if one is refused. `load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch. `exposed` and
+    `moves` are None where they were not asked for."""
 
+    executable: bool
     placed: tuple[PlacedVm, ...]
     refused: tuple[RefusedVm, ...]
     load_cpu_s: float
@@ -159,6 +161,7 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
     plan = planner.plan(request)
     ended_s = time.process_time()
     answer = PlanAnswer(
+        executable=bool(plan.placed) and not (request.all_or_nothing and plan.refused),
         placed=tuple([PlacedVm(vm=each.name, host=each.host, cells=each.cells) for each in plan.placed]),
         refused=tuple([RefusedVm(vm=each.name, reasons={**each.reasons}) for each in plan.refused]),
         load_cpu_s=round(loaded_s - started_s, 6),
