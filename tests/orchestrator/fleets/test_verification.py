@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verification of large plans finds what the checker finds: nothing in sound plans, and every planted fault."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ppec_contract.api_placement import Policy
+from ppec_orchestrator.fleets.generator import Recipe, generate
+from ppec_orchestrator.fleets.verification import verify
+from ppec_orchestrator.placement.checker import check
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
+from ppec_orchestrator.placement.plan import Plan, Refusal
+from ppec_orchestrator.placement.planner import plan
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest
+
+from ..placement.fleets import a_fleet, a_request
+
+SEEDS = st.integers(0, 2**32)
+MORE = {"most_moves": (0, 0, 3), "spare": (SpareRule(), SpareRule(), SpareRule(Spare.REQUIRED))}
+
+
+def kinds(faults: list[str]) -> list[str]:
+    """Without figures, whose last digits depend on the order in which they are summed."""
+    return [fault.split(" is claimed")[0].rstrip("0123456789.e-") for fault in faults]
+
+
+def placement(made: Plan, at: int, **change: object) -> Plan:
+    placed = [*made.placed]
+    placed[at] = replace(placed[at], **change)  # type: ignore[arg-type]
+    return replace(made, placed=tuple(placed))
+
+
+def evidence(made: Plan, at: int, **change: object) -> Plan:
+    found = [*made.evidence]
+    found[at] = replace(found[at], **change)  # type: ignore[arg-type]
+    return replace(made, evidence=tuple(found))
+
+
+def refused(made: Plan, at: int, hosts: int) -> Plan:
+    """Of a VM that has a place it is claimed that it has none."""
+    gone, why = made.placed[at], made.evidence[at]
+    refusal = Refusal(gone.vm_id, gone.name, {Reason.CORES: hosts}, why.step)
+    placed = (*made.placed[:at], *made.placed[at + 1 :])
+    kept = (*made.evidence[:at], *made.evidence[at + 1 :])
+    return replace(made, placed=placed, evidence=kept, refused=(*made.refused, refusal))
+
+
+SPOILT: dict[str, Callable[[Plan, int, int], Plan]] = {
+    "another host": lambda p, at, _: placement(p, at, host="h1" if p.placed[at].host != "h1" else "h0"),
+    "no such host": lambda p, at, _: placement(p, at, host="nowhere"),
+    "no such cell": lambda p, at, _: placement(p, at, cells=(77,)),
+    "more than it takes": lambda p, at, _: placement(p, at, cores=p.placed[at].cores + 1),
+    "less than it takes": lambda p, at, _: placement(p, at, nvme=p.placed[at].nvme - 1),
+    "a candidate too many": lambda p, at, _: evidence(p, at, candidates=p.evidence[at].candidates + 1),
+    "another score": lambda p, at, _: evidence(p, at, score=p.evidence[at].score + 0.5),
+    "a broken group": lambda p, at, _: evidence(p, at, broken=p.evidence[at].broken + 1),
+    "refused, but it fits": refused,
+    "a VM left out": lambda p, at, _: replace(p, placed=p.placed[:at], evidence=p.evidence[:at]),
+    "one step for two": lambda p, at, _: evidence(p, at, step=p.evidence[at - 1].step),
+}
+
+
+@settings(max_examples=500, deadline=None)
+@given(seed=SEEDS)
+def test_a_sound_plan_has_no_faults(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet, request = a_fleet(rng), a_request(rng)
+    request = replace(request, **{name: rng.choice(values) for name, values in MORE.items()})
+    assert verify(fleet, request, plan(fleet, request)) == []
+
+
+@settings(max_examples=500, deadline=None)
+@given(seed=SEEDS, fault=st.sampled_from(list(SPOILT)))
+def test_it_finds_what_the_checker_finds(seed: int, fault: str) -> None:
+    rng = random.Random(seed)
+    fleet, request = a_fleet(rng), a_request(rng)
+    made = plan(fleet, request)
+    if made.placed:
+        made = SPOILT[fault](made, rng.randrange(len(made.placed)), len(fleet.hosts))
+    assert kinds(verify(fleet, request, made)) == kinds(check(fleet, request, made))
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+@pytest.mark.parametrize("fault", [fault for fault in SPOILT if fault != "another host"])
+def test_a_fault_is_found_among_many(fault: str, policy: Policy) -> None:
+    """Hosts of several kinds, groups, and more VMs than fit."""
+    file = generate(Recipe(40, 2, 3, 0.65, requests=600, apart=True, varied=True))
+    request = PlanRequest(file.requests, policy)
+    made = plan(file.fleet, request)
+    assert len(made.placed) > 100
+    assert len(made.refused) > 10
+    assert verify(file.fleet, request, made) == []
+    assert verify(file.fleet, request, SPOILT[fault](made, 60, 40)) != []
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_better_host_is_found_among_many(policy: Policy) -> None:
+    file = generate(Recipe(40, 2, 3, 0.65, requests=600, apart=True))
+    request = PlanRequest(file.requests, policy)
+    made = plan(file.fleet, request)
+    # The place of another VM of its size, on another host: it fits there, and was not the best.
+    size = {vm.vm_id: vm.profile for vm in request.vms}
+    one, other = next(
+        (at, place)
+        for at, mine in enumerate(made.placed)
+        for place in made.placed[at + 1 :]
+        if size[mine.vm_id] == size[place.vm_id] and mine.host != place.host and not made.evidence[at].searched
+    )
+    found = verify(file.fleet, request, placement(made, one, host=other.host, cells=other.cells))
+    assert any("would have been better" in each for each in found)
+
+
+def host(number: int, cores_free: tuple[int, ...], vms: tuple[SeatedVm, ...] = ()) -> HostState:
+    cells = tuple(CellState(c, c, 1, 8, free, 8192, 8192 - 64 * (8 - free)) for c, free in enumerate(cores_free))
+    return HostState(
+        number, f"h{number}", "d", "c", f"r{number}", "v", "x86_64", cells, 1000, 900, vms, prefixes=((1,),)
+    )
+
+
+def profile(vcpus: int, networks: int = 1) -> Profile:
+    return Profile(Shape(vcpus, 64, 1), "x86_64", networks=(None,) * networks)
+
+
+def asked(*profiles: Profile) -> tuple[VmRequest, ...]:
+    return tuple(VmRequest(UUID(int=n + 1), f"vm-{n}", each) for n, each in enumerate(profiles))
+
+
+def test_addresses_run_out_on_every_host_of_their_prefix() -> None:
+    fleet = Fleet.build([host(n, (8, 8)) for n in range(3)], {1: 4})
+    request = PlanRequest(asked(*[profile(2, networks=2)] * 3, profile(2)))
+    made = plan(fleet, request)
+    assert [each.reasons for each in made.refused] == [{Reason.ADDRESSES: 3}] * 2
+    assert verify(fleet, request, made) == check(fleet, request, made) == []
+
+
+def test_moves_that_open_a_cell_are_made_before_the_vm_comes() -> None:
+    seated = tuple(SeatedVm(UUID(int=90 + c), f"old-{c}", profile(4), (c,)) for c in (0, 1))
+    fleet = Fleet.build([host(0, (4, 4), seated), host(1, (8, 2))], {1: 100})
+    # The first finds its place as it is, and has seen that no other host has one.
+    request = PlanRequest(asked(*[profile(8)] * 3), most_moves=1)
+    made = plan(fleet, request)
+    assert [place.name for place in made.placed if place.host == "h0"] == ["vm-1"]
+    assert len(made.moves) == 1
+    assert verify(fleet, request, made) == check(fleet, request, made) == []
+    at = next(index for index, why in enumerate(made.evidence) if why.moves)
+    still = evidence(made, at, moves=())
+    assert verify(fleet, request, still) == check(fleet, request, still) != []
