@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 
 from ppec_contract.api_placement import MAX_PLAN_MOVES
+from ppec_contract.errors import PpecError, exit_code
+from ppec_orchestrator.cli.fleets import refuse_faults
 
 # Golden files of the readers' own tests: formats are kept in one place.
 SNAPSHOT = Path(__file__).parent.parent / "orchestrator" / "fleets" / "golden" / "fleet.json"
@@ -115,6 +117,35 @@ def test_a_batch_that_needs_all_of_its_vms_is_not_executable_without_one(program
 def test_a_plan_that_places_nothing_is_not_executable(program: Program) -> None:
     answer = program("plan", "--fleet", str(SNAPSHOT), "-o", "json").json
     assert (answer["placed"], answer["executable"]) == ([], False)
+
+
+@pytest.mark.parametrize("policy", ["balanced", "pack", "spread"])
+def test_a_plan_is_checked_by_who_shares_no_code_with_the_planner(program: Program, fleet: str, policy: str) -> None:
+    command = ["plan", "--fleet", fleet, "--policy", policy, "--check"]
+    answer = program(*command, "-o", "json").json
+    assert set(answer) == {"executable", "placed", "refused", "load_cpu_s", "plan_cpu_s", "faults", "check_cpu_s"}
+    assert answer["faults"] == []
+    assert set(answer["placed"][0]) == {"vm", "host", "cells"}
+    placed, refused = len(answer["placed"]), len(answer["refused"])
+    ran = program(*command)
+    assert (ran.code, ran.err) == (0, f"Checked: {placed} placements and {refused} refusals hold.\n")
+
+
+def test_faults_end_with_an_exit_code_of_ours() -> None:
+    refuse_faults(())
+    with pytest.raises(PpecError, match="2 faults, the first of them: v1 does not fit") as refused:
+        refuse_faults(("v1 does not fit", "another"))
+    assert exit_code(refused.value.code) == 8
+
+
+def test_evidence_says_what_it_takes_to_play_the_plan_through(program: Program, fleet: str) -> None:
+    answer = program("plan", "--fleet", fleet, "--evidence", "-o", "json").json
+    assert set(answer) == {"executable", "placed", "refused", "load_cpu_s", "plan_cpu_s"}
+    evidence = [each["evidence"] for each in answer["placed"]]
+    assert {*evidence[0]} == {"step", "candidates", "score", "epoch", "searched", "broken"}
+    steps = [each["step"] for each in [*evidence, *answer["refused"]]]
+    assert sorted(steps) == list(range(100))
+    assert all(0 < each["candidates"] <= 12 for each in evidence)
 
 
 def test_a_table_for_people(program: Program, fleet: str) -> None:

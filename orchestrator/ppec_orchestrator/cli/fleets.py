@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PATH = "/v1/fleet"
 FORMATS = "ppec-fleet/1 (of ppec fleet export), ppec-bench-cluster/1, or Ganeti's htools text."
 # Of what may be thousands, as many are shown one by one.
-_SHOWN_VMS, _SHOWN_WHYS, _SHOWN_MOVES = 40, 8, 40
+_SHOWN_VMS, _SHOWN_WHYS, _SHOWN_MOVES, _SHOWN_FAULTS = 40, 8, 40, 40
 _STDOUT = Path("-")
 PolicyName = Literal["balanced", "pack", "spread"]
 Mode = Literal["all-or-nothing", "best-effort"]
@@ -49,6 +49,12 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     max_moves: Annotated[
         int, typer.Option(min=0, help="How many running VMs may change cells to open one; 16 at most.")
     ] = 0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Have the plan verified by rules that share no code with the planner.")
+    ] = False,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="Let JSON say of each VM what it takes to verify its place.")
+    ] = False,
 ) -> None:
     """Plan VMs on a fleet and say where each would go, or why not. Nothing is changed, and no orchestrator needed."""
     from ppec_contract.api_placement import Policy
@@ -56,12 +62,13 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     from ppec_orchestrator.fleets.offline import Options, plan_on
 
     session = session_of(context)
-    options = Options(Policy(policy), BatchMode(mode), n_plus_one, max_moves)
+    options = Options(Policy(policy), BatchMode(mode), n_plus_one, max_moves, check, evidence)
     outcome = plan_on(fleet or _live(session), requests, options)
     if session.output.as_json:
         session.output.json(outcome.answer, without_none=True)
     else:
         _show(session.output, outcome)
+    refuse_faults(outcome.answer.faults or ())
 
 
 @app.command("export")
@@ -100,6 +107,19 @@ def show(
 
     session = session_of(context)
     session.output.item(summary(file or _live(session)))
+
+
+def refuse_faults(faults: Sequence[str]) -> None:
+    """Raises PpecError if a plan has any: the planner is wrong, or what verifies it."""
+    if faults:
+        from ppec_contract.errors import PpecError
+
+        raise PpecError(
+            "internal.error",
+            f"the plan does not hold: {len(faults)} faults, the first of them: {faults[0]}",
+            hint="Don't carry it out, and report it with the files it was made from.",
+            subject="plan",
+        )
 
 
 def _live(session: Session) -> bytes:
@@ -165,6 +185,10 @@ def _show(output: Output, outcome: Outcome) -> None:
             f"None of these VMs would be made: the batch needs all of its {len(answer.placed) + len(answer.refused)}, "
             f"and {len(answer.refused)} find no place."
         )
+    if answer.faults:
+        output.results.print(rows(("faults",), [(fault,) for fault in answer.faults[:_SHOWN_FAULTS]]))
+    elif answer.faults is not None:
+        output.say(f"Checked: {len(answer.placed)} placements and {len(answer.refused)} refusals hold.")
 
 
 def _cells(cells: tuple[int, ...]) -> str:

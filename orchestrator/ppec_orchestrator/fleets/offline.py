@@ -19,10 +19,12 @@ from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
 from ppec_contract.model import Model
 from ppec_orchestrator.fleets import snapshot
+from ppec_orchestrator.fleets.answer import PlanAnswer, exposed, moved, placed, refused
 from ppec_orchestrator.fleets.faults import REQUESTS
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
+from ppec_orchestrator.fleets.verification import verify
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.demand import CellPart
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
@@ -32,48 +34,6 @@ from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, Spare
 
 # All that the command line takes.
 __all__ = ["FleetSummary", "Options", "Outcome", "PlanAnswer", "Recipe", "generated", "plan_on", "summary"]
-
-
-class PlacedVm(Model):
-    vm: str
-    host: str
-    cells: tuple[int, ...]
-
-
-class RefusedVm(Model):
-    """`reasons` counts every host under what turned it away."""
-
-    vm: str
-    reasons: dict[str, int]
-
-
-class MovedVm(Model):
-    vm: str
-    host: str
-    cells_before: tuple[int, ...]
-    cells_after: tuple[int, ...]
-
-
-class ExposedDomain(Model):
-    """A host or rack whose loss would leave VMs without a place, and the first of them."""
-
-    domain: str
-    vm: str
-    without_place: int
-
-
-class PlanAnswer(Model):
-    """`executable` as in the API's `PlanView`: whether VMs would be made of it; of a batch that needs all of its VMs
-    none are if one is refused. `load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch. `exposed` and
-    `moves` are None where they were not asked for."""
-
-    executable: bool
-    placed: tuple[PlacedVm, ...]
-    refused: tuple[RefusedVm, ...]
-    load_cpu_s: float
-    plan_cpu_s: float
-    exposed: tuple[ExposedDomain, ...] | None = None
-    moves: tuple[MovedVm, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +85,15 @@ class FleetSummary(Model):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to plan. `spare` is `off`, `warn` or `required`, and `:rack` after it if a whole rack may be lost."""
+    """How to plan. `spare` is `off`, `warn` or `required`, and `:rack` after it if a whole rack may be lost. `check`
+    has the plan verified, `evidence` has the answer say what others need for that."""
 
     policy: Policy = Policy.BALANCED
     mode: BatchMode = BatchMode.BEST_EFFORT
     spare: str = "off"
     most_moves: int = 0
+    check: bool = False
+    evidence: bool = False
 
 
 def plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
@@ -145,6 +108,31 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
     _refuse_moves_beyond_bounds(options.most_moves)
     started_s = time.process_time()
     file = _read(fleet)
+    batch = _batch(file, requests)
+    planner = Planner(file.fleet)
+    loaded_s = time.process_time()
+    request = PlanRequest(
+        batch, options.policy, options.mode is BatchMode.ALL_OR_NOTHING, spare=rule, most_moves=options.most_moves
+    )
+    plan = planner.plan(request)
+    planned_s = time.process_time()
+    faults = tuple(verify(file.fleet, request, plan)) if options.check else None
+    checked_s = time.process_time()
+    answer = PlanAnswer(
+        executable=bool(plan.placed) and not (request.all_or_nothing and plan.refused),
+        placed=placed(plan, with_evidence=options.evidence),
+        refused=refused(plan, with_evidence=options.evidence),
+        load_cpu_s=round(loaded_s - started_s, 6),
+        plan_cpu_s=round(planned_s - loaded_s, 6),
+        exposed=None if rule.mode is Spare.OFF else exposed(plan),
+        moves=moved(plan.moves) if options.most_moves else None,
+        faults=faults,
+        check_cpu_s=round(checked_s - planned_s, 6) if options.check else None,
+    )
+    return _outcome(answer, file.fleet, batch, plan)
+
+
+def _batch(file: FleetFile, requests: Path | None) -> tuple[VmRequest, ...]:
     batch = file.requests if requests is None else read_requests(contents(requests, REQUESTS), str(requests), file)
     if not batch:
         raise PpecError(
@@ -153,23 +141,7 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
             hint="Give --requests a file of them.",
             subject="requests",
         )
-    planner = Planner(file.fleet)
-    loaded_s = time.process_time()
-    request = PlanRequest(
-        batch, options.policy, options.mode is BatchMode.ALL_OR_NOTHING, spare=rule, most_moves=options.most_moves
-    )
-    plan = planner.plan(request)
-    ended_s = time.process_time()
-    answer = PlanAnswer(
-        executable=bool(plan.placed) and not (request.all_or_nothing and plan.refused),
-        placed=tuple([PlacedVm(vm=each.name, host=each.host, cells=each.cells) for each in plan.placed]),
-        refused=tuple([RefusedVm(vm=each.name, reasons={**each.reasons}) for each in plan.refused]),
-        load_cpu_s=round(loaded_s - started_s, 6),
-        plan_cpu_s=round(ended_s - loaded_s, 6),
-        exposed=None if rule.mode is Spare.OFF else _exposed(plan),
-        moves=_moves(plan) if options.most_moves else None,
-    )
-    return _outcome(answer, file.fleet, batch, plan)
+    return batch
 
 
 def summary(fleet: Path | bytes) -> FleetSummary:
@@ -244,16 +216,6 @@ def _refuse_moves_beyond_bounds(most_moves: int) -> None:
             hint=f"Allow from 0 to {MAX_PLAN_MOVES} moves.",
             subject="max-moves",
         )
-
-
-def _exposed(plan: Plan) -> tuple[ExposedDomain, ...]:
-    return tuple(ExposedDomain(domain=e.domain, vm=e.vm, without_place=e.without_place) for e in plan.exposed)
-
-
-def _moves(plan: Plan) -> tuple[MovedVm, ...]:
-    return tuple(
-        MovedVm(vm=m.name, host=m.host, cells_before=m.cells_before, cells_after=m.cells_after) for m in plan.moves
-    )
 
 
 def _outcome(answer: PlanAnswer, fleet: Fleet, batch: Sequence[VmRequest], plan: Plan) -> Outcome:

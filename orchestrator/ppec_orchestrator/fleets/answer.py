@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ppec plan` answers, as JSON has it. A field that is None was not asked for, and is left out there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ppec_contract.model import Model
+from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan
+
+
+class MovedVm(Model):
+    vm: str
+    host: str
+    cells_before: tuple[int, ...]
+    cells_after: tuple[int, ...]
+
+
+class PlaceEvidence(Model):
+    """`placement.plan.Evidence`: why a VM went there, for whoever plays the plan through, step by step. `moves` are
+    those that opened its cells."""
+
+    step: int
+    candidates: int
+    score: float
+    epoch: int
+    searched: bool
+    broken: int
+    moves: tuple[MovedVm, ...] | None = None
+
+
+class PlacedVm(Model):
+    vm: str
+    host: str
+    cells: tuple[int, ...]
+    evidence: PlaceEvidence | None = None
+
+
+class RefusedVm(Model):
+    """`reasons` counts every host under what turned it away, in this `step`."""
+
+    vm: str
+    reasons: dict[str, int]
+    step: int | None = None
+
+
+class ExposedDomain(Model):
+    """A host or rack whose loss would leave VMs without a place, and the first of them."""
+
+    domain: str
+    vm: str
+    without_place: int
+
+
+class PlanAnswer(Model):
+    """`executable` as in the API's `PlanView`: whether VMs would be made of it; of a batch that needs all of its VMs
+    none are if one is refused. `load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch, `check_cpu_s`
+    the search for `faults`."""
+
+    executable: bool
+    placed: tuple[PlacedVm, ...]
+    refused: tuple[RefusedVm, ...]
+    load_cpu_s: float
+    plan_cpu_s: float
+    exposed: tuple[ExposedDomain, ...] | None = None
+    moves: tuple[MovedVm, ...] | None = None
+    faults: tuple[str, ...] | None = None
+    check_cpu_s: float | None = None
+
+
+def placed(plan: Plan, *, with_evidence: bool) -> tuple[PlacedVm, ...]:
+    if not with_evidence:
+        return tuple([PlacedVm(vm=each.name, host=each.host, cells=each.cells) for each in plan.placed])
+    return tuple([_with_evidence(*each) for each in zip(plan.placed, plan.evidence, strict=True)])
+
+
+def refused(plan: Plan, *, with_evidence: bool) -> tuple[RefusedVm, ...]:
+    return tuple(
+        [
+            RefusedVm(vm=each.name, reasons={**each.reasons}, step=each.step if with_evidence else None)
+            for each in plan.refused
+        ]
+    )
+
+
+def exposed(plan: Plan) -> tuple[ExposedDomain, ...]:
+    return tuple(ExposedDomain(domain=e.domain, vm=e.vm, without_place=e.without_place) for e in plan.exposed)
+
+
+def moved(moves: Iterable[Move]) -> tuple[MovedVm, ...]:
+    return tuple(MovedVm(vm=m.name, host=m.host, cells_before=m.cells_before, cells_after=m.cells_after) for m in moves)
+
+
+def _with_evidence(place: Placement, why: Evidence) -> PlacedVm:
+    evidence = PlaceEvidence(
+        step=why.step,
+        candidates=why.candidates,
+        score=why.score,
+        epoch=why.epoch,
+        searched=why.searched,
+        broken=why.broken,
+        moves=moved(why.moves) or None,
+    )
+    return PlacedVm(vm=place.name, host=place.host, cells=place.cells, evidence=evidence)
