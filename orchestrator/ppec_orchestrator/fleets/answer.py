@@ -53,15 +53,15 @@ class ExposedDomain(Model):
 
 
 class PlanAnswer(Model):
-    """`executable` as in the API's `PlanView`: whether VMs would be made of it; of a batch that needs all of its VMs
-    none are if one is refused. `load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch, `check_cpu_s`
-    the search for `faults`."""
+    """`load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch, `check_cpu_s` the search for `faults`.
+    `executable` as in the API's `PlanView`: whether VMs would be made of it; of a batch that needs all of its VMs none
+    are if one is refused."""
 
-    executable: bool
     placed: tuple[PlacedVm, ...]
     refused: tuple[RefusedVm, ...]
     load_cpu_s: float
     plan_cpu_s: float
+    executable: bool
     exposed: tuple[ExposedDomain, ...] | None = None
     moves: tuple[MovedVm, ...] | None = None
     faults: tuple[str, ...] | None = None
