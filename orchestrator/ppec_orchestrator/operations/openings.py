@@ -46,9 +46,9 @@ class _Openings(Model):
 
 
 def remember(conn: Connection, operation_id: str, plan: Plan) -> None:
-    """In the transaction that reserves the plan's room."""
+    """In the transaction that reserves the plan's room; nothing of an earlier plan is still to be made then."""
     opening = {move.host for move in plan.moves}
-    if not opening:
+    if not opening and not _kept(conn, operation_id).turns:
         return
     pairs = sorted(zip(plan.placed, plan.evidence, strict=True), key=lambda pair: pair[1].step)
     turns = {
@@ -59,9 +59,7 @@ def remember(conn: Connection, operation_id: str, plan: Plan) -> None:
         )
         for host in opening
     }
-    kept = _kept(conn, operation_id)
-    # A VM that left a host is not among those to be made there any more.
-    _keep(conn, operation_id, kept.model_copy(update={"turns": {**kept.turns, **turns}}))
+    _keep(conn, operation_id, _Openings(turns=turns))
 
 
 def ready(context: Context, asked: CreateInput, untried: Sequence[Item]) -> list[Item]:
@@ -76,11 +74,7 @@ def ready(context: Context, asked: CreateInput, untried: Sequence[Item]) -> list
     for host, turns in kept.turns.items():
         waiting = {item.vm_id: item for item in untried if item.host == host}
         mine = [turn for turn in turns if turn.vm_id in waiting]
-        # Moved here later, by a plan without moves.
-        found += [item for vm_id, item in waiting.items() if vm_id not in {turn.vm_id for turn in mine}]
-        if not mine:
-            continue
-        if not mine[0].opened or _opened(context, asked, kept, waiting[mine[0].vm_id], mine[0]):
+        if mine and (not mine[0].opened or _opened(context, asked, kept, waiting[mine[0].vm_id], mine[0])):
             found += [waiting[turn.vm_id] for turn in _until_next(mine)]
     return found
 

@@ -13,6 +13,7 @@ from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
 from ppec_orchestrator.operations.context import Context
 from ppec_orchestrator.operations.hosts import Call, Outcome, Record, ask, carry
+from ppec_orchestrator.operations.steps import StepFailedError
 from ppec_orchestrator.store.observations import record_observed
 
 # What a host copies from cell to cell at least, for how long it is waited for.
@@ -20,19 +21,19 @@ _COPIED_MIB_PER_S = 200
 
 
 def planned(context: Context, host: str, want: RetuneWant, bounds: RetuneBounds) -> RetunePlan:
-    """Raises StepFailedError with the host's problem, `internal.error` for an answer that is no plan, and what `carry`
-    raises."""
+    """Raises StepFailedError with the host's problem, or for an answer that is no plan, and what `carry` raises."""
     question = PlanRetune(want=want, bounds=bounds).model_dump(mode="json")
     reply = ask(context, "PlanRetune", host, question)
     try:
         return PlanRetuneReply.model_validate(reply).plan
     except ValidationError as error:
-        raise PpecError(
+        no_plan = PpecError(
             "internal.error",
             f"host {host} answered with something else than a plan ({error.error_count()} faults)",
             hint="Compare its agent's version with the orchestrator's.",
             subject=f"host {host}",
-        ) from error
+        )
+        raise StepFailedError(no_plan.problem()) from error
 
 
 def carried_out(context: Context, host: str, plan: RetunePlan, record: Record | None = None) -> list[Outcome]:

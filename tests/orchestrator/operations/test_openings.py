@@ -171,6 +171,32 @@ def test_a_host_that_opens_nothing_is_left_for_another(split: Any, action: str, 
     assert_exact(split)
 
 
+def test_another_host_opens_its_own_cells_by_a_plan_of_its_own(split: Any) -> None:
+    """h2 has two cells as h1 has, with VMs of its own in them."""
+    with split.database.write() as conn:
+        first = conn.execute(select(tables.host_cell).where(tables.host_cell.c.host_id == 2)).mappings().one()
+        conn.execute(insert(tables.host_cell), [{**first, "cell": 1, "cores_used": 0, "memory_used_mib": 0}])
+        conn.execute(update(tables.host).where(tables.host.c.id == 2).values(report_digest="two cells"))
+    with split.running(name="maker") as maker:
+        size = VmSize(vcpus=14, memory_mib=1024, disk_mib=8192)
+        for name in ("fills", "stays"):
+            asked = VmsCreate(image="debian", name=name, size=size, policy=Policy.PACK, host="h2")
+            assert split.ended(maker.create(asked, split.ask).operation_id).state is OperationState.SUCCEEDED
+        gone = maker.act(VmsAction(action=VmAction.DELETE, vms=("fills",)), split.ask)
+        split.ended(gone.operation_id)
+    busy, stays = split.vm("busy-2"), split.vm("stays")
+    assert (busy.cells, stays.cells) == ((0,), (1,))
+    split.dispatcher.started.clear()
+    split.fleet.faults = lambda action, host, vm_id: (
+        Fault.of("retune.failed") if (action, host) == ("RetuneHost", "h1") else None
+    )
+    view = created(split, wide())
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert actions(split) == ["PlanRetune", "RetuneHost", "PlanRetune", "RetuneHost", "CreateVms"]
+    assert (split.vm("wide").host, split.vm("wide").cells, split.vm("busy-2").cells) == ("h2", (0,), (1,))
+    assert_exact(split)
+
+
 def test_without_another_host_it_fails_for_the_hosts_reason_and_leaves_nothing(split: Any) -> None:
     split.fleet.faults = lambda action, host, vm_id: Fault.of("retune.failed") if action == "RetuneHost" else None
     view = created(split, wide())
