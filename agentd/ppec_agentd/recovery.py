@@ -38,7 +38,7 @@ from ppec_agentd.actions.context import HostContext, Steps
 from ppec_agentd.actions.create import came_late, undo_create
 from ppec_agentd.actions.delete import delete
 from ppec_agentd.actions.resize import fit
-from ppec_agentd.actions.retune import HOST_ID, settle_seat
+from ppec_agentd.actions.retune import is_flight, settle_seat
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.journal import Entry
 from ppec_agentd.observed import vm_info
@@ -101,7 +101,7 @@ async def _settle(host: HostContext, entry: Entry, domain: Domain | None) -> boo
         result = VmResult(vm_id=vm_id, name=name, changed=outcome.changed, observed_at=gone_at)
         await asyncio.to_thread(host.journal.append_answer, key, entry.fence, result)
         return True
-    elif key.action == "RetuneHost" and vm_id != HOST_ID:
+    elif key.action == "RetuneHost" and not is_flight(vm_id):
         try:
             await settle_seat(host, vm_id)
         except PpecError as error:

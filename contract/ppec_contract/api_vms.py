@@ -53,8 +53,8 @@ class VmsCreate(Model):
     `at_least`, of a best effort, claims what can be had at once: the request waits for no other that is just taking
     room, and is refused whole when fewer VMs than that find a place.
 
-    `max_moves` is how many running VMs may change NUMA cells on their host so that VMs come there that fit nowhere as
-    things are; the hosts retune before those are made.
+    `max_moves` is how many running VMs may change NUMA cells on their host for each of these VMs that fits nowhere as
+    things are; the host retunes before the VM is made.
     """
 
     image: ResourceName

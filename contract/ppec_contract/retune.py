@@ -16,8 +16,9 @@ from ppec_contract.model import Model, VmName, digest
 from ppec_contract.vm import MAX_MEMORY_MIB, CellId, MemoryMib, NumaPolicy, VcpuPin, Vcpus
 
 MAX_MOVES = 256
+MAX_MOVED_MIB = 64 * MAX_MEMORY_MIB
 Moves = Annotated[int, Field(strict=True, ge=0, le=MAX_MOVES)]
-Mib = Annotated[int, Field(strict=True, ge=0, le=64 * MAX_MEMORY_MIB)]
+Mib = Annotated[int, Field(strict=True, ge=0, le=MAX_MOVED_MIB)]
 
 
 class RetuneWant(Model):

@@ -14,7 +14,7 @@ from ppec_agentd.actions.delete import delete
 from ppec_agentd.actions.freeze import freeze, thaw
 from ppec_agentd.actions.power import PAUSE, RESET, RESUME, reboot, switch
 from ppec_agentd.actions.resize import resize
-from ppec_agentd.actions.retune import HOST_ID, retune_host
+from ppec_agentd.actions.retune import flight_of, is_flight, retune_host
 from ppec_agentd.actions.start import start
 from ppec_agentd.actions.stop import stop
 from ppec_agentd.journal import ACTIONS, Action
@@ -69,9 +69,9 @@ def items_of(host: HostContext, request: WriteCall) -> tuple[Action, list[Item]]
     elif isinstance(request, ResizeVms):
         items = [_resizing(host, size, request.timeout_s) for size in request.sizes]
     elif isinstance(request, RetuneHost):
-        _refuse_the_hosts_id(request)
+        _refuse_ids_of_flights(request)
         # One flight for all its VMs: the moves have an order.
-        items = [Item(HOST_ID, "", lambda steps: retune_host(host, request, steps))]
+        items = [Item(flight_of(request.plan), "", lambda steps: retune_host(host, request, steps))]
     else:
         items = [_by_id(host, vm_id, request) for vm_id in getattr(request, "vm_ids", ())]
     _refuse_twins(items)
@@ -99,12 +99,13 @@ def _by_id(host: HostContext, vm_id: UUID, request: WriteCall) -> Item:
     return Item(vm_id, held.name if held else "", lambda steps: act(host, request, vm_id, steps))
 
 
-def _refuse_the_hosts_id(request: RetuneHost) -> None:
-    """The flight has this id, and would wait for itself."""
-    if any(move.vm_id == HOST_ID for move in request.plan.moves):
+def _refuse_ids_of_flights(request: RetuneHost) -> None:
+    """A retune would wait for itself, or be taken for one of its VMs."""
+    wrong = [move.vm_id for move in request.plan.moves if is_flight(move.vm_id)]
+    if wrong:
         raise PpecError(
             "request.invalid",
-            f"the plan moves vm {HOST_ID}: no VM has this id",
+            f"the plan moves vm {wrong[0]}: no VM has this id",
             hint="Plan the retune again, and send the plan as it is.",
             subject="request",
         )

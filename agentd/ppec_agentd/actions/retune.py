@@ -25,13 +25,25 @@ from ppec_agentd.numa import NumaPlan
 from ppec_agentd.retune.tenants import seat_of, tenant_of
 from ppec_contract.agent import RetuneHost, Stage, VmResult, VmsReply
 from ppec_contract.errors import PpecError
-from ppec_contract.retune import RetuneMove, RetuneSeat
+from ppec_contract.retune import RetuneMove, RetunePlan, RetuneSeat
 from ppec_contract.vm import VmState
 
 log = structlog.get_logger(__name__)
-# The journal knows a retune by the VMs it moves and by itself, which has the id of no VM.
+# The journal knows a retune by the VMs it moves and by itself, which has an id that no VM has: its first half is all
+# ones. The second half is the plan's, as one operation may retune a host several times. It was all zeros once.
+_FLIGHTS = (1 << 64) - 1
 HOST_ID = UUID(int=0)
 _OFF = (VmState.STOPPED, VmState.CRASHED)
+
+
+def flight_of(plan: RetunePlan) -> UUID:
+    """The id of the retune that carries this plan out."""
+    return UUID(int=_FLIGHTS << 64 | int(plan.digest()[:16], 16))
+
+
+def is_flight(vm_id: UUID) -> bool:
+    """Whether this is no VM's id, but a retune's."""
+    return vm_id.int >> 64 == _FLIGHTS or vm_id == HOST_ID
 
 
 class SeatsLeftOpenError(PpecError):
@@ -42,12 +54,13 @@ class SeatsLeftOpenError(PpecError):
 
 
 async def retune_host(host: HostContext, call: RetuneHost, steps: Steps) -> Outcome:
-    """Carries the plan out, with the locks of all its VMs held.
+    """Carries the plan out, with the locks of all its VMs held, and after any other retune.
 
     Raises ``retune.outdated`` before anything is changed, and ``retune.failed`` once what was changed is taken back, as
     `SeatsLeftOpenError` if not all of it could be.
     """
     async with AsyncExitStack() as locks:
+        await locks.enter_async_context(host.lock_of(HOST_ID))
         for vm_id in sorted({move.vm_id for move in call.plan.moves}):
             await locks.enter_async_context(host.lock_of(vm_id))
         moves = _left_to_do(host, call.plan.moves)
@@ -61,7 +74,7 @@ def without_the_host(emit: Emit) -> Emit:
     """A retune's flight is the host's: what it ends with is told by VM, once it has ended."""
 
     def filtered(reply: VmsReply) -> None:
-        if not any(result.vm_id == HOST_ID for result in reply.results):
+        if not any(is_flight(result.vm_id) for result in reply.results):
             emit(reply)
 
     return filtered

@@ -82,6 +82,7 @@ class SimulatedFleet:
         # (action, host, VM) of every deed that was really done, journal answers left out.
         self.deeds: list[tuple[str, str, UUID]] = []
         self._journal: dict[tuple[str, str, str, UUID], VmResult] = {}
+        self._retunes: set[tuple[str, str, str]] = set()
         self._fences: dict[tuple[str, str], int] = {}
         # All hosts share one agent's moments, which is one more order than they need.
         self.started_at_unix_ms = _now_ms()
@@ -136,6 +137,10 @@ class SimulatedFleet:
         """A fault for any of the VMs breaks the whole off. What was `done` by then stays: those before and this one."""
         mine = self.vms[host]
         problem: Problem | None = None
+        # A plan that the operation has had carried out is answered from the journal, wherever its VMs are now.
+        key = (host, request.operation_id, plan.digest())
+        if key in self._retunes:
+            return self._retuned(host, plan, None)
         try:
             after = carried_out(mine, plan)
         except PpecError as error:
@@ -153,13 +158,18 @@ class SimulatedFleet:
             problem = fault.problem if fault is not None else problem
             if problem is not None:
                 break
+        if problem is None:
+            self._retunes.add(key)
+        return self._retuned(host, plan, problem)
+
+    def _retuned(self, host: str, plan: RetunePlan, problem: Problem | None) -> list[RunEvent]:
         results = [
             VmResult(
                 vm_id=move.vm_id,
                 name=move.name,
                 changed=problem is None,
                 problem=problem,
-                vm=mine.get(move.vm_id),
+                vm=self.vms[host].get(move.vm_id),
                 stage_ms={Stage.RESEAT: 1},
                 observed_at=self.moment(),
             )

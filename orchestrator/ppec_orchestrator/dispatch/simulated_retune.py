@@ -10,7 +10,7 @@ from uuid import UUID
 from ppec_contract.agent import PlanRetune
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import CellRoom, RetuneMove, RetunePlan, RetuneSeat
-from ppec_contract.vm import VcpuPin, VmInfo
+from ppec_contract.vm import CpuPolicy, VcpuPin, VmInfo
 
 # Of each simulated cell.
 _CORES, _MEMORY_MIB = 64, 256 * 1024
@@ -18,7 +18,10 @@ _CPUS_OF_A_CELL = 1000
 
 
 def planned(vms: Collection[VmInfo], request: PlanRetune, cells: int) -> RetunePlan:
-    """All VMs of the first wanted cell (0 unless any is) move to the cell after it. Raises `retune.not_possible`."""
+    """All VMs of the first wanted cell (0 unless any is) move to the cell after it. Raises `retune.not_possible`, and
+    `request.invalid` for a VM that no host would open a cell for."""
+    if request.want.numa.multi_cell or request.want.numa.cpus is CpuPolicy.SHARED:
+        raise PpecError("request.invalid", "such a VM needs no open cell", subject="retune")
     cell = next(iter(request.want.cells), 0)
     target = (cell + 1) % cells
     leaving = sorted((vm for vm in vms if vm.cells == (cell,)), key=lambda vm: vm.name)

@@ -57,7 +57,8 @@ Record = Callable[[Connection, Sequence[Outcome]], None]
 class Call:
     """One agent method for some VMs, each on its host. `parameters` makes a host's parameters of its VMs' ids.
 
-    `patience_s` is how long the method may wait for guests by itself, over the time a host has for its work.
+    `patience_s` is how long the method may wait for guests by itself, over the time a host has for its work. A call
+    that `adopts` is answered by the operation's latest run, if that is about the same VMs, or hosts.
     """
 
     action: PlanAction
@@ -66,6 +67,7 @@ class Call:
     parameters: Callable[[Connection, Mapping[str, Sequence[UUID]]], Mapping[str, Mapping[str, Any]]]
     record: Record | None = None
     patience_s: float = 0.0
+    adopts: bool = True
 
 
 def by_ids(**more: Any) -> Callable[[Connection, Mapping[str, Sequence[UUID]]], Mapping[str, Mapping[str, Any]]]:
@@ -145,9 +147,13 @@ def _about_another(host: str, result: VmResult) -> Problem | None:
     ).problem()
 
 
-def ask(context: Context, action: PlanAction, host: str, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A view's reply. Raises StepFailedError with the host's problem, and what `carry` raises."""
-    call = Call(action, {WHOLE_HOST: host}, {WHOLE_HOST: host}, lambda conn, hosts: dict.fromkeys(hosts, parameters))
+def ask(
+    context: Context, action: PlanAction, host: str, parameters: Mapping[str, Any], *, adopts: bool = True
+) -> Mapping[str, Any]:
+    """A view's reply. Without `adopts` the host is asked in any case: an earlier answer may be to another question.
+    Raises StepFailedError with the host's problem, and what `carry` raises."""
+    whole = {WHOLE_HOST: host}
+    call = Call(action, whole, whole, lambda conn, hosts: dict.fromkeys(hosts, parameters), adopts=adopts)
     (outcome,) = carry(context, call)
     if outcome.view is None:
         raise StepFailedError(outcome.problem or _silent())
@@ -187,7 +193,7 @@ def carry(context: Context, call: Call) -> list[Outcome]:
 
 def _adopted(context: Context, call: Call) -> Run | None:
     """The operation's latest run, if it is about these VMs on these hosts."""
-    run = context.ports.dispatcher.adopt(context.operation_id)
+    run = context.ports.dispatcher.adopt(context.operation_id) if call.adopts else None
     if run is None or run.action != call.action:
         return None
     known = run.vm_ids

@@ -19,8 +19,8 @@ from pydantic import Field
 from sqlalchemy import Connection
 
 from ppec_contract.errors import PpecError
-from ppec_contract.model import Model
-from ppec_contract.retune import RetuneBounds, RetunePlan, RetuneWant
+from ppec_contract.model import HostName, Model
+from ppec_contract.retune import MAX_MOVED_MIB, RetuneBounds, RetunePlan, RetuneWant
 from ppec_orchestrator.operations.context import Context
 from ppec_orchestrator.operations.retunes_by_hosts import carried_out, planned
 from ppec_orchestrator.operations.steps import StepFailedError
@@ -38,11 +38,20 @@ class _Turn(Model):
     opened: bool
 
 
+class _Made(Model):
+    """The plan that a host made for a VM."""
+
+    vm_id: UUID
+    host: HostName
+    plan: RetunePlan
+
+
 class _Openings(Model):
-    """What is kept: the turns of each host, and the plans that hosts made, by the VM that they are for."""
+    """What is kept: the turns of each host, and the latest plan that any of them made. One that was carried out before
+    needs not be known: who asks again is told that the VM fits."""
 
     turns: dict[str, tuple[_Turn, ...]] = Field(default_factory=dict)
-    plans: dict[UUID, RetunePlan] = Field(default_factory=dict)
+    made: _Made | None = None
 
 
 def remember(conn: Connection, operation_id: str, plan: Plan) -> None:
@@ -63,20 +72,20 @@ def remember(conn: Connection, operation_id: str, plan: Plan) -> None:
 
 
 def ready(context: Context, asked: CreateInput, untried: Sequence[Item]) -> list[Item]:
-    """Those whose turn it is: all on hosts without moves; on the others those before the next opening. Where that is
-    first, the host is made to open the cells now. A VM for which it could not be done has its problem then, like one
-    that the host failed to make."""
+    """Those whose turn it is: all on hosts without moves; on the others those before the next opening. Only when there
+    are none the hosts whose next VM waits for it are made to open its cells. A VM for which that could not be done has
+    its problem then, like one that the host failed to make."""
     with context.ports.database.read() as conn:
         kept = _kept(conn, context.operation_id)
-    if not kept.turns:
-        return list(untried)
-    found = [item for item in untried if item.host not in kept.turns]
-    for host, turns in kept.turns.items():
-        waiting = {item.vm_id: item for item in untried if item.host == host}
-        mine = [turn for turn in turns if turn.vm_id in waiting]
-        if mine and (not mine[0].opened or _opened(context, asked, kept, waiting[mine[0].vm_id], mine[0])):
-            found += [waiting[turn.vm_id] for turn in _until_next(mine)]
-    return found
+    items = {item.vm_id: item for item in untried}
+    left = {host: [turn for turn in turns if turn.vm_id in items] for host, turns in kept.turns.items()}
+    first = [mine for mine in left.values() if mine and not mine[0].opened]
+    found = [item for item in untried if item.host not in left]
+    found += [items[turn.vm_id] for mine in first for turn in _until_next(mine)]
+    if found:
+        return found
+    opened = [mine for mine in left.values() if mine and _opened(context, asked, kept, items[mine[0].vm_id], mine[0])]
+    return [items[turn.vm_id] for mine in opened for turn in _until_next(mine)]
 
 
 def _until_next(turns: Sequence[_Turn]) -> Iterator[_Turn]:
@@ -88,7 +97,8 @@ def _until_next(turns: Sequence[_Turn]) -> Iterator[_Turn]:
 
 def _opened(context: Context, asked: CreateInput, kept: _Openings, item: Item, turn: _Turn) -> bool:
     try:
-        plan = kept.plans.get(item.vm_id) or _planned(context, asked, item, turn)
+        made = kept.made if kept.made and (kept.made.vm_id, kept.made.host) == (item.vm_id, item.host) else None
+        plan = made.plan if made else _planned(context, asked, item, turn)
         outcomes = carried_out(context, item.host or "", plan) if plan.moves else []
         problem = next((outcome.problem for outcome in outcomes if outcome.problem), None)
     except StepFailedError as error:
@@ -103,12 +113,15 @@ def _opened(context: Context, asked: CreateInput, kept: _Openings, item: Item, t
 def _planned(context: Context, asked: CreateInput, item: Item, turn: _Turn) -> RetunePlan:
     size, host = asked.size_of(item.name), item.host or ""
     want = RetuneWant(vcpus=size.vcpus, memory_mib=size.memory_mib, numa=size.numa, cells=turn.cells)
-    plan = planned(context, host, want, RetuneBounds(moves=asked.request.max_moves))
+    bounds = RetuneBounds(moves=asked.request.max_moves, memory_mib=MAX_MOVED_MIB)
+    # One host may be asked for several VMs.
+    plan = planned(context, host, want, bounds, adopts=False)
 
     def keep(conn: Connection) -> None:
         store.refuse_not_free(conn, context.operation_id, [NewItem(m.vm_id, m.name, host) for m in plan.moves])
         kept = _kept(conn, context.operation_id)
-        _keep(conn, context.operation_id, kept.model_copy(update={"plans": {**kept.plans, item.vm_id: plan}}))
+        made = _Made(vm_id=item.vm_id, host=host, plan=plan)
+        _keep(conn, context.operation_id, kept.model_copy(update={"made": made}))
 
     try:
         context.journal.commit(keep)

@@ -112,16 +112,17 @@ def _stored(
         for one in plan.refused
     ]
     why_not = sorted([one["name"], one["reasons"]] for one in refused)
-    moves = [{**asdict(move), "vm_id": str(move.vm_id)} for move in plan.moves]
     # Of VMs on hosts with moves the order counts: what a move leaves, another VM may get.
-    opening = {move["host"] for move in moves}
-    opened = [
-        (str(place.vm_id), why.step, [{**asdict(move), "vm_id": str(move.vm_id)} for move in why.moves])
+    opening = {move.host for move in plan.moves}
+    in_turn = [
+        (place, why.step, [{**asdict(move), "vm_id": str(move.vm_id)} for move in why.moves])
         for place, why in zip(plan.placed, plan.evidence, strict=True)
         if place.host in opening
     ]
+    opened = [(str(place.vm_id), step, moves) for place, step, moves in in_turn]
+    turns = [[step, place.name, moves] for place, step, moves in sorted(in_turn, key=lambda each: each[1])]
     image = [meant.image_id, meant.image_sha256]
-    what = [asked.model_dump(mode="json"), kept, image, places, moves, why_not, sorted(generations.items()), caller]
+    what = [asked.model_dump(mode="json"), kept, image, places, turns, why_not, sorted(generations.items()), caller]
     return StoredPlan(
         plan_id=hashlib.sha256(canonical_json(what)).hexdigest(),
         created_by=caller,

@@ -20,20 +20,34 @@ from ppec_orchestrator.store.observations import record_observed
 _COPIED_MIB_PER_S = 200
 
 
-def planned(context: Context, host: str, want: RetuneWant, bounds: RetuneBounds) -> RetunePlan:
-    """Raises StepFailedError with the host's problem, or for an answer that is no plan, and what `carry` raises."""
+def planned(context: Context, host: str, want: RetuneWant, bounds: RetuneBounds, *, adopts: bool = True) -> RetunePlan:
+    """Raises StepFailedError with the host's problem, or for an answer that is not what was asked for, and what `carry`
+    raises."""
     question = PlanRetune(want=want, bounds=bounds).model_dump(mode="json")
-    reply = ask(context, "PlanRetune", host, question)
+    reply = ask(context, "PlanRetune", host, question, adopts=adopts)
     try:
-        return PlanRetuneReply.model_validate(reply).plan
+        plan = PlanRetuneReply.model_validate(reply).plan
     except ValidationError as error:
-        no_plan = PpecError(
-            "internal.error",
-            f"host {host} answered with something else than a plan ({error.error_count()} faults)",
-            hint="Compare its agent's version with the orchestrator's.",
-            subject=f"host {host}",
+        raise _unusable(host, f"something else than a plan ({error.error_count()} faults)") from error
+    if len(plan.moves) > bounds.moves or plan.moved_mib > bounds.memory_mib:
+        raise _unusable(
+            host,
+            f"a plan of {len(plan.moves)} moves and {plan.moved_mib} MiB, which is more than {bounds.moves} moves and "
+            f"{bounds.memory_mib} MiB",
         )
-        raise StepFailedError(no_plan.problem()) from error
+    if want.cells and not set(plan.opened) <= set(want.cells):
+        raise _unusable(host, f"a plan that opens cells {plan.opened}, wanted {want.cells}")
+    return plan
+
+
+def _unusable(host: str, answer: str) -> StepFailedError:
+    error = PpecError(
+        "internal.error",
+        f"host {host} answered with {answer}",
+        hint="Compare its agent's version with the orchestrator's.",
+        subject=f"host {host}",
+    )
+    return StepFailedError(error.problem())
 
 
 def carried_out(context: Context, host: str, plan: RetunePlan, record: Record | None = None) -> list[Outcome]:

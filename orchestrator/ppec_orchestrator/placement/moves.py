@@ -54,6 +54,11 @@ class Opening:
     of: int = 1
 
 
+def worth_opening(shape: Shape) -> bool:
+    """Would a host open a cell for such a VM? Not for one that may span cells, or that floats over shared CPUs."""
+    return shape.numa.cpus is CpuPolicy.DEDICATED and not shape.numa.multi_cell
+
+
 class Openings:
     """Of one batch. What was found for a host is kept until something is placed or moved there."""
 

@@ -18,7 +18,7 @@ from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.evening import Evening, worth_evening
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SomeRows
-from ppec_orchestrator.placement.moves import Openings
+from ppec_orchestrator.placement.moves import Openings, worth_opening
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
@@ -240,7 +240,7 @@ class _Batch:
     def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
         candidates = self._current(vm)
         found = self._take_seat(candidates, vm, step) if self._seats else self._take_best(candidates, vm)
-        if found is None and self.openings is not None:
+        if found is None and self.openings is not None and worth_opening(vm.profile.shape):
             found = self._take_opened(candidates, vm)
         if found is None:
             return Refusal(vm.vm_id, vm.name, self._reasons(candidates, vm), step)

@@ -402,10 +402,13 @@ class SpareGuard:
 def _at_least(one: Profile, other: Profile) -> bool:
     """Whether a restart of one VM needs all that a restart of the other does, or more."""
     mine, theirs = one.shape, other.shape
-    return one is other or (
-        one.architecture == other.architecture
-        and (mine.numa, mine.pool) == (theirs.numa, theirs.pool)
-        and mine.vcpus >= theirs.vcpus
+    if one.architecture != other.architecture or (mine.numa, mine.pool) != (theirs.numa, theirs.pool):
+        return False
+    if mine.numa.multi_cell:
+        # With more vCPUs it could span more cells.
+        return mine == theirs
+    return (
+        mine.vcpus >= theirs.vcpus
         and mine.memory_mib >= theirs.memory_mib
         and mine.disk_mib >= theirs.disk_mib
         and mine.nvme >= theirs.nvme

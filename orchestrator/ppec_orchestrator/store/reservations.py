@@ -176,8 +176,10 @@ def _fits(
             return False
         figures = cell._mapping
         for each in CELL_RESOURCES:
-            more = share.cells.get(number, {}).get(each, 0) + shift.get(number, {}).get(each, 0)
-            if more > 0 and figures[used_column(each).name] + more > figures[whole_column(each).name]:
+            taken = share.cells.get(number, {}).get(each, 0)
+            more = taken + shift.get(number, {}).get(each, 0)
+            # What moves away may be counted on by another one that was committed meanwhile.
+            if (taken or more > 0) and figures[used_column(each).name] + more > figures[whole_column(each).name]:
                 return False
     return True
 

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Connection, Select, String, bindparam, select, type_coerce
 from sqlalchemy import cast as sql_cast
 
+from ppec_contract.api_vms import VmRecord
 from ppec_contract.vm import CpuPolicy, NumaPolicy
 from ppec_orchestrator.placement.fleet import SeatedVm
 from ppec_orchestrator.placement.plan import Placement
@@ -69,7 +70,7 @@ class SeatedVms:
             self._new.setdefault(seated, seated),
             self._cells.setdefault(place.cells, place.cells),
             tuple(sorted(vm.groups, key=lambda group: group.name)),
-            movable=_movable(seated),
+            movable=False,  # not made yet
         )
 
     def _seated(
@@ -78,7 +79,9 @@ class SeatedVms:
         sat = tuple(cells)
         profile = self._profile((row[3:9], drives, place))
         sits = self._cells.setdefault(sat, sat)
-        return SeatedVm(row[1], row[2], profile, sits, groups.get(row[1], ()), movable=_movable(profile))
+        return SeatedVm(
+            row[1], row[2], profile, sits, groups.get(row[1], ()), movable=_movable(profile) and _stands(row)
+        )
 
     def _profile(self, key: tuple[Any, ...]) -> Profile:
         found = self._profiles.get(key)
@@ -98,9 +101,17 @@ class SeatedVms:
 
 
 def _movable(profile: Profile) -> bool:
-    """Would its host move it to another cell? Drives are handed through whole and are near their cell, and a VM that
-    floats over shared CPUs has no cores of its own that a retune could give others for."""
-    return not profile.shape.nvme and profile.shape.numa.cpus is CpuPolicy.DEDICATED
+    """Would its host move it to another cell? Drives are handed through whole and are near their cell; a VM that floats
+    over shared CPUs has no cores of its own that a retune could give others for; and one that may span cells has a
+    guest that knows of them."""
+    numa = profile.shape.numa
+    return not profile.shape.nvme and numa.cpus is CpuPolicy.DEDICATED and not numa.multi_cell
+
+
+def _stands(row: Any) -> bool:
+    """Whether the VM is made, and not about to be of another size: its host moves no other."""
+    record, held_vcpus = row[9], row[5]
+    return record == VmRecord.ACTIVE.value and held_vcpus is None
 
 
 def _statement(numa: ColumnElement[str]) -> Select[Any]:
@@ -115,6 +126,7 @@ def _statement(numa: ColumnElement[str]) -> Select[Any]:
             vm.c.held_memory_mib,
             allocation.c.disk_mib,
             numa,
+            vm.c.record,
             allocation_cell.c.cell,
             allocation_cell.c.nvme,
         )

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import select
 
-from ppec_contract.api import OperationState
+from ppec_contract.api_operations import OperationState
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.liveness import Heard, LivenessBook, MessageId
 from ppec_orchestrator.store.database import Database

@@ -21,12 +21,15 @@ from ppec_contract.api_placement import Policy, VmSize
 from ppec_contract.api_vms import BatchMode, VmAction, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetuneWant
+from ppec_orchestrator.dispatch import simulated
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.operations.plan_shown import show_plan
 from ppec_orchestrator.store import seats, tables
 
 # A whole cell's cores.
 WIDE = VmSize(vcpus=16, memory_mib=8192, disk_mib=8192)
+# Seven of them.
+SEVEN = VmSize(vcpus=14, memory_mib=8192, disk_mib=8192)
 
 
 @pytest.fixture
@@ -253,6 +256,117 @@ def test_a_host_that_changed_in_other_ways_still_has_the_room(split: Any) -> Non
     assert view.state is OperationState.SUCCEEDED, view.problem
     assert view.counters["planning_passes"] == 1
     assert_exact(split)
+
+
+def test_a_move_that_another_commit_counts_on_is_not_counted_twice(split: Any) -> None:
+    """Both are for the cell that `right` leaves: what it leaves is enough for one of them."""
+    other = split.replica("other", start=False)
+    with split.running(name="creator") as replica:
+        planning = replica._ports.planning
+        planned = planning.planned
+
+        def too_early(request: Any, course: Any) -> Any:
+            found = planned(request, course)
+            if course.passes == 1:
+                other.create(wide(name="theirs", size=SEVEN, host="h1"), split.ask)
+            return found
+
+        planning.planned = too_early
+        with pytest.raises(PpecError) as refused:
+            replica.create(wide(name="ours", size=SEVEN, host="h1"), split.ask)
+    assert refused.value.code == "placement.no_capacity"
+
+
+def test_a_vm_that_is_not_made_yet_is_not_moved(split: Any) -> None:
+    """Its host does not have it: it would not move, and `wide` would have its place. `left` costs more to move."""
+    with split.running(name="maker") as maker:
+        gone = maker.act(VmsAction(action=VmAction.DELETE, vms=("right",)), split.ask)
+        split.ended(gone.operation_id)
+        size = VmSize(vcpus=8, memory_mib=1024, disk_mib=8192)
+        filler = VmsCreate(image="debian", name="filler", size=size, policy=Policy.PACK, host="h1")
+        split.ended(maker.create(filler, split.ask).operation_id)
+    size = VmSize(vcpus=4, memory_mib=512, disk_mib=8192)
+    waiting = split.replica("accepting", start=False).create(wide(name="waits", size=size, host="h1"), split.ask)
+    with split.database.write() as conn:
+        theirs = {"state": "running", "owner": "somebody", "lease_until": split.now() + timedelta(hours=1)}
+        conn.execute(update(tables.operation).where(tables.operation.c.id == waiting.operation_id).values(theirs))
+    with split.running(name="maker") as maker:
+        gone = maker.act(VmsAction(action=VmAction.DELETE, vms=("filler",)), split.ask)
+        split.ended(gone.operation_id)
+    assert (split.vm("waits").cells, split.vm("left").cells) == ((1,), (0,))
+    split.dispatcher.started.clear()
+    view = created(split, wide(host="h1"))
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert actions(split) == ["PlanRetune", "RetuneHost", "CreateVms"]
+    assert [split.vm(name).cells for name in ("wide", "left", "waits")] == [(0,), (1,), (1,)]
+
+
+def test_a_host_that_would_move_more_than_is_allowed_moves_nobody(split: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_much(vms: Any, request: Any, cells: int) -> Any:
+        plan = planned(vms, request, cells)
+        (move,) = plan.moves
+        return plan.model_copy(update={"moves": (move, move.model_copy(update={"vm_id": UUID(int=7)}))})
+
+    planned = simulated.planned
+    monkeypatch.setattr(simulated, "planned", too_much)
+    view = created(split, wide())
+    assert view.state is OperationState.FAILED
+    assert "2 moves" in view.items[0].problem.detail
+    assert actions(split)[0] == "PlanRetune"
+    assert "RetuneHost" not in actions(split)
+    assert_exact(split)
+
+
+# --- several openings on one host -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quarters(world: Any) -> Any:
+    """h1 has four cells, each half full of a VM of its own; only there a VM of a whole cell can come."""
+    world.settings(**QUICK)
+    with world.database.write() as conn:
+        first = conn.execute(select(tables.host_cell).where(tables.host_cell.c.host_id == 1)).mappings().one()
+        conn.execute(insert(tables.host_cell), [{**first, "cell": number} for number in range(1, 4)])
+        conn.execute(update(tables.host).where(tables.host.c.id != 1).values(draining=True))
+    world.fleet.cells = 4
+    size = VmSize(vcpus=8, memory_mib=1024, disk_mib=8192)
+    with world.running(name="maker") as maker:
+        for number in range(8):
+            asked = VmsCreate(image="debian", name=f"v{number}", size=size, policy=Policy.PACK)
+            assert world.ended(maker.create(asked, world.ask).operation_id).state is OperationState.SUCCEEDED
+        gone = maker.act(
+            VmsAction(action=VmAction.DELETE, vms=tuple(f"v{number}" for number in (1, 3, 5, 7))), world.ask
+        )
+        world.ended(gone.operation_id)
+    world.dispatcher.started.clear()
+    return world
+
+
+def two_wide(world: Any) -> Any:
+    return created(world, wide(count=2, mode=BatchMode.BEST_EFFORT))
+
+
+def test_a_cell_is_opened_after_the_other(quarters: Any) -> None:
+    view = two_wide(quarters)
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert actions(quarters) == ["PlanRetune", "RetuneHost", "CreateVms"] * 2
+    assert_exact(quarters)
+
+
+def test_each_vm_has_an_answer_of_its_own(quarters: Any) -> None:
+    """The host has no time for the first one; what it said of that is not its answer to the second."""
+    asked: list[str] = []
+
+    def faults(action: str, host: str, vm_id: UUID) -> Fault | None:
+        asked.append(action)
+        return Fault.of("agent.busy") if asked.count("PlanRetune") == 1 and action == "PlanRetune" else None
+
+    quarters.fleet.faults = faults
+    view = two_wide(quarters)
+    assert view.state is OperationState.PARTIAL
+    assert actions(quarters)[:4] == ["PlanRetune", "PlanRetune", "RetuneHost", "CreateVms"]
+    assert sorted(item.state for item in view.items) == [ItemState.FAILED, ItemState.SUCCEEDED]
+    assert_exact(quarters)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

@@ -17,6 +17,7 @@ from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.evacuation import exposed
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
+from ppec_orchestrator.placement.moves import worth_opening
 from ppec_orchestrator.placement.plan import Move, Plan
 from ppec_orchestrator.placement.planner import Planner, plan
 from ppec_orchestrator.placement.reasons import Reason
@@ -132,7 +133,7 @@ def test_moves_are_the_fewest_and_a_refusal_means_that_there_are_none(seed: int,
     for row, host in enumerate(fleet.hosts):
         if may_stand(vm.profile, host) and groups_kept(newcomer, host, standing):
             cost = cheapest(Account(fleet), row, vm.profile.shape, most)
-            if cost is not None:
+            if cost is not None and (not cost[0] or worth_opening(vm.profile.shape)):
                 ways.append((*cost, host.name))
     result = plan(fleet, request)
     if not ways:
@@ -272,6 +273,17 @@ def test_fewest_moves_then_fewest_mib_then_the_name() -> None:
 def test_who_stays_stays(why: dict[str, object]) -> None:
     fixed = tuple(a_vm(vm.name, vm.profile.shape.vcpus // 2, vm.cells[0], **why) for vm in SPLIT)
     assert refused(plan(Fleet.build([a_host("h1", *fixed)]), ask(5))) == {Reason.NUMA_FIT: 1}
+
+
+@pytest.mark.parametrize("numa", [NumaPolicy(multi_cell=True), NumaPolicy(cpus=CpuPolicy.SHARED)])
+def test_nothing_is_opened_for_whom_no_host_would(numa: NumaPolicy) -> None:
+    """Two of one core each, whose memory fits in neither cell, nor in both in equal parts."""
+    host = a_host("h1", a_vm("a", 1, 0, 40000), a_vm("b", 1, 1, 20000))
+    cells = tuple(replace(cell, shared_cpus=8, shared_vcpus=64, shared_vcpus_free=64) for cell in host.cells)
+    request = PlanRequest(
+        (VmRequest(UUID(int=1), "vm", Profile(Shape(2, 64000, 1, numa), "x86_64")),), Policy.PACK, most_moves=4
+    )
+    assert not plan(Fleet.build([replace(host, cells=cells)]), request).placed
 
 
 def test_vms_do_not_trade_places() -> None:
