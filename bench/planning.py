@@ -294,7 +294,7 @@ def score_after(fleet: Fleet, batch: Sequence[VmRequest], hosts: dict[str, str])
     for request in batch:
         if request.name in hosts:
             row, shape = fleet.index[hosts[request.name]], request.profile.shape
-            balance.move(row, balance.change_of(row, shape.memory_mib, shape.disk_mib, shape.vcpus, 1))
+            balance.take(row, shape.memory_mib, shape.disk_mib, shape.vcpus, 1)
     return balance.score()
 
 

@@ -227,7 +227,7 @@ def _outcome(answer: PlanAnswer, fleet: Fleet, batch: Sequence[VmRequest], plan:
         part, cells = CellPart.of(place.per_cell), len(place.cells)
         memory_mib, cpus = cells * part.memory_mib, cells * part.cpus
         disk_mib = 0 if pools[place.vm_id] else place.disk_mib
-        balance.move(fleet.index[place.host], balance.change_of(fleet.index[place.host], memory_mib, disk_mib, cpus, 1))
+        balance.take(fleet.index[place.host], memory_mib, disk_mib, cpus, 1)
         taken.update({name: cells * part.by_resource[name] for name in ("cores", "memory_mib")}, disk_mib=disk_mib)
     uses = (
         _use("cores", fleet.capacity("cores"), fleet.free("cores"), taken["cores"]),

@@ -71,16 +71,23 @@ class Balance:
         self._sum, self._squares = self._sums_marked
         self.mark()
 
-    def move(self, row: int, change: Change) -> None:
-        """The host's four figures change by this much."""
+    def take(self, row: int, memory_mib: int, disk_mib: int, cpus: int, vms: int) -> None:
+        """So much more of one host is taken, by so many VMs; or less, below zero."""
+        memory, disk, used, count = self._items
+        whole_memory_mib, whole_disk_mib, whole_cpus = self._size_items
         if row not in self._marked:
-            self._marked[row] = [items[row] for items in self._items]
-        # Item by item: of four numbers that is faster than any array.
-        for figure, (by, items) in enumerate(zip(change, self._items, strict=True)):
-            was = items[row]
-            now = items[row] = was + by
-            self._sum[figure] += by
-            self._squares[figure] += now * now - was * was
+            self._marked[row] = [memory[row], disk[row], used[row], count[row]]
+        # Item by item, without arrays or a loop: either would take longer than what is worked out.
+        self._changed(0, memory, row, -memory_mib / whole_memory_mib[row])
+        self._changed(1, disk, row, -disk_mib / whole_disk_mib[row])
+        self._changed(2, used, row, cpus / whole_cpus[row])
+        self._changed(3, count, row, vms)
+
+    def _changed(self, figure: int, items: memoryview[float], row: int, by: float) -> None:
+        was = items[row]
+        now = items[row] = was + by
+        self._sum[figure] += by
+        self._squares[figure] += now * now - was * was
 
     def replace(self, rows: IntArray, fleet: Fleet) -> None:
         """The hosts in `rows` have other VMs, and other room, now; they are of the same size."""
@@ -102,11 +109,6 @@ class Balance:
         a, b, c, d = (squares / self.hosts - mean**2 for squares, mean in zip(self._squares, means, strict=True))
         e, f, g, h = (2.0 * mean for mean in means)
         return Spread((a, b, c, d), (e, f, g, h))
-
-    def change_of(self, row: int, memory_mib: int, disk_mib: int, cpus: int, vms: int) -> Change:
-        """What VMs that take this of one host change in its figures."""
-        whole_memory_mib, whole_disk_mib, whole_cpus = self._size_items
-        return (-memory_mib / whole_memory_mib[row], -disk_mib / whole_disk_mib[row], cpus / whole_cpus[row], vms)
 
     def changes_of(self, weight: Weight, rows: Rows, out: Floats | None = None) -> Floats:
         """What a VM of this weight changes in the figures of each host; shape (4, hosts)."""

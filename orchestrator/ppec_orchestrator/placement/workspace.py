@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from ppec_orchestrator.placement.addresses import AddressRoom
-from ppec_orchestrator.placement.balance import Balance, Change, Spread
+from ppec_orchestrator.placement.balance import Balance, Spread
 from ppec_orchestrator.placement.cells import CellRoom
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellPart, CellResource
 from ppec_orchestrator.placement.fitting import Fitting
@@ -120,7 +120,9 @@ class Workspace:
     def settle(self) -> None:
         """Brings the balance up to date, for those who have kept what scores with it."""
         for taken, sign in self._not_balanced_yet:
-            self._balance.move(taken.row, self._change(taken, sign))
+            part, factor = taken.part, sign * len(taken.columns)
+            disk_mib = 0 if taken.pool else sign * taken.disk_mib
+            self._balance.take(taken.row, part.memory_mib * factor, disk_mib, part.cpus * factor, sign)
         self._not_balanced_yet.clear()
 
     def start_epoch(self, step: int) -> None:
@@ -135,12 +137,6 @@ class Workspace:
         if self._steps_left <= 0:
             self.start_epoch(step)
         self._steps_left -= 1
-
-    def _change(self, taken: Taken, sign: int) -> Change:
-        """What the VM changes in its host's figures."""
-        part, factor = taken.part, sign * len(taken.columns)
-        disk_mib = 0 if taken.pool else sign * taken.disk_mib
-        return self._balance.change_of(taken.row, part.memory_mib * factor, disk_mib, part.cpus * factor, sign)
 
     # --- taking and giving back ------------------------------------------------------------------------------------
 
