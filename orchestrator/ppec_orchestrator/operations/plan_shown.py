@@ -104,7 +104,7 @@ def _stored(
     meant: Meant, asked: VmsCreate, plan: Plan, generations: dict[int, int], caller: str, made_at: datetime
 ) -> StoredPlan:
     kept = meant.input.model_dump(mode="json")
-    placed = [{**asdict(place), "vm_id": str(place.vm_id)} for place in plan.placed]
+    placed = [{**place._asdict(), "vm_id": str(place.vm_id)} for place in plan.placed]
     # Ids are made anew with each plan, and say nothing of it.
     places = sorted(([place.name, place.host, list(place.cells), place.per_cell] for place in plan.placed), key=str)
     refused = [

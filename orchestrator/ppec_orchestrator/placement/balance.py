@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from math import sqrt
 
 import numpy as np
@@ -24,7 +23,8 @@ from ppec_orchestrator.placement.items import floats, ints
 Floats = NDArray[np.float64]
 # In the order of the rows of `Balance.figures`: memory free, disk free, CPUs used, VMs.
 WEIGHTS = (1.0, 1.0, 1.0, 4.0 + 1 / 320)
-_WEIGHTS_DOWN = np.array(WEIGHTS).reshape(4, 1)
+# A variance is weighed before its root is drawn.
+_SQUARES_DOWN = np.array(WEIGHTS).reshape(4, 1) ** 2
 Change = tuple[float, float, float, float]
 _ALL = slice(None)
 
@@ -52,16 +52,24 @@ class Balance:
         # Of each host what its first three figures are shares of.
         self._sizes: Floats = np.stack([self.memory_mib, self.disk_mib, self.cpus])
         self._size_items = [floats(each) for each in self._sizes]
+        self._kinds, self._one_of_kind = _kinds(fleet, self._sizes)
+        self._kind_items = ints(self._kinds)
+        # Those worked out for the spread of one moment.
+        self._lines: dict[Weight, Lines] = {}
+        self._lines_of: Spread | None = None
         # For `scores_after`: of ten thousand hosts, arrays of its own would take three times as long as what it works
         # out, as the allocator has so large ones from the system each time, and gives them back.
-        self._scratch: Floats = np.empty((3, *figures.shape))
+        self._scratch: Floats = np.empty((2, *figures.shape))
         self._sum = [float(each) for each in self.figures.sum(axis=1)]
         self._squares = [float(each) for each in (self.figures**2).sum(axis=1)]
+        # What hosts' figures were when they last had part in the sums, of those that changed since.
+        self._summed: dict[int, tuple[float, ...]] = {}
         self.mark()
 
     def mark(self) -> None:
         """`restore` comes back to here."""
-        self._marked: dict[int, list[float]] = {}
+        self._sum_up()
+        self._marked: dict[int, tuple[float, ...]] = {}
         self._sums_marked = (list(self._sum), list(self._squares))
 
     def restore(self) -> None:
@@ -69,51 +77,62 @@ class Balance:
         for row, figures in self._marked.items():
             self.figures[:, row] = figures
         self._sum, self._squares = self._sums_marked
+        self._summed.clear()
         self.mark()
 
     def take(self, row: int, memory_mib: int, disk_mib: int, cpus: int, vms: int) -> None:
         """So much more of one host is taken, by so many VMs; or less, below zero."""
         memory, disk, used, count = self._items
         whole_memory_mib, whole_disk_mib, whole_cpus = self._size_items
-        if row not in self._marked:
-            self._marked[row] = [memory[row], disk[row], used[row], count[row]]
+        if row not in self._summed:
+            self._summed[row] = before = memory[row], disk[row], used[row], count[row]
+            self._marked.setdefault(row, before)
         # Item by item, without arrays or a loop: either would take longer than what is worked out.
-        self._changed(0, memory, row, -memory_mib / whole_memory_mib[row])
-        self._changed(1, disk, row, -disk_mib / whole_disk_mib[row])
-        self._changed(2, used, row, cpus / whole_cpus[row])
-        self._changed(3, count, row, vms)
+        memory[row] -= memory_mib / whole_memory_mib[row]
+        disk[row] -= disk_mib / whole_disk_mib[row]
+        used[row] += cpus / whole_cpus[row]
+        count[row] += vms
 
-    def _changed(self, figure: int, items: memoryview[float], row: int, by: float) -> None:
-        was = items[row]
-        now = items[row] = was + by
-        self._sum[figure] += by
-        self._squares[figure] += now * now - was * was
+    def _sum_up(self) -> None:
+        """Gives what changed its part in the sums."""
+        if not self._summed:
+            return
+        before, rows = np.array(list(self._summed.values())).T, list(self._summed)
+        self._summed.clear()
+        self._add(before, self.figures[:, rows])
 
-    def replace(self, rows: IntArray, fleet: Fleet) -> None:
-        """The hosts in `rows` have other VMs, and other room, now; they are of the same size."""
-        before, after = self.figures[:, rows], self._read(fleet, rows) - self._mean
-        self.figures[:, rows] = after
+    def _add(self, before: Floats, after: Floats) -> None:
+        """To the sums: these figures, shape (4, some hosts), became those."""
         for figure, (more, squares) in enumerate(
             zip((after - before).sum(axis=1), (after**2 - before**2).sum(axis=1), strict=True)
         ):
             self._sum[figure] += float(more)
             self._squares[figure] += float(squares)
 
+    def replace(self, rows: IntArray, fleet: Fleet) -> None:
+        """The hosts in `rows` have other VMs, and other room, now; they are of the same size."""
+        self._sum_up()
+        before, after = self.figures[:, rows], self._read(fleet, rows) - self._mean
+        self.figures[:, rows] = after
+        self._add(before, after)
+
     def score(self) -> float:
         """The fleet's score; lower is more even."""
+        self._sum_up()
         variances = [q / self.hosts - (s / self.hosts) ** 2 for s, q in zip(self._sum, self._squares, strict=True)]
         return sum(weight * sqrt(max(v, 0.0)) for weight, v in zip(WEIGHTS, variances, strict=True))
 
     def spread(self) -> Spread:
+        self._sum_up()
         means = [total / self.hosts for total in self._sum]
         a, b, c, d = (squares / self.hosts - mean**2 for squares, mean in zip(self._squares, means, strict=True))
         e, f, g, h = (2.0 * mean for mean in means)
         return Spread((a, b, c, d), (e, f, g, h))
 
-    def changes_of(self, weight: Weight, rows: Rows, out: Floats | None = None) -> Floats:
+    def changes_of(self, weight: Weight, rows: Rows) -> Floats:
         """What a VM of this weight changes in the figures of each host; shape (4, hosts)."""
         cpus, sizes = at(weight.cpus, rows), self._sizes if rows is None else self._sizes.take(rows, axis=1)
-        changes = np.empty((4, len(cpus))) if out is None else out
+        changes = np.empty((4, len(cpus)))
         changes[0] = -weight.memory_mib
         changes[1] = -weight.disk_mib
         changes[2] = cpus
@@ -121,59 +140,62 @@ class Balance:
         changes[3] = 1.0
         return changes
 
-    def scores_after(self, weight: Weight, rows: Rows, spread: Spread) -> Floats:
-        """The fleet's score if each of the hosts, alone, took the VM. `spread` may be of an earlier moment.
+    def lines(self, weight: Weight, spread: Spread) -> Lines:
+        """What the weighed variances become where a VM of this weight goes. `spread` may be of an earlier moment.
 
         With a host's figure x changed by d, the sum S grows by d and the sum of squares by (2x + d)d, so the variance
-        changes by (d/n)(2x + d(1 - 1/n) - 2S/n).
+        changes by (d/n)(2x + d(1 - 1/n) - 2S/n): a line in x.
         """
-        figures = self.figures if rows is None else self.figures.take(rows, axis=1)
-        parts, changes, rest = (each[:, : figures.shape[1]] for each in self._scratch)
-        variance, twice_mean = (np.array(each).reshape(4, 1) for each in (spread.variance, spread.twice_mean))
-        self.changes_of(weight, rows, changes)
-        np.multiply(figures, 2.0, out=parts)
-        parts += np.multiply(changes, 1.0 - 1.0 / self.hosts, out=rest)
-        parts -= twice_mean
-        changes /= self.hosts
-        parts *= changes
-        parts += variance
+        if self._lines_of is not spread:
+            self._lines_of = spread
+            self._lines.clear()
+        if weight not in self._lines:
+            variance, twice_mean = (np.array(each).reshape(4, 1) for each in (spread.variance, spread.twice_mean))
+            changes = self.changes_of(weight, self._one_of_kind)
+            by_hosts = changes / self.hosts
+            offsets = (changes * (1.0 - 1.0 / self.hosts) - twice_mean) * by_hosts + variance
+            self._lines[weight] = Lines(by_hosts * 2.0 * _SQUARES_DOWN, offsets * _SQUARES_DOWN)
+        return self._lines[weight]
+
+    def scores_after(self, lines: Lines, rows: Rows) -> Floats:
+        """The fleet's score if each of the hosts, alone, took the VM."""
+        kinds = at(self._kinds, rows)
+        parts, offsets = (each[:, : len(kinds)] for each in self._scratch)
+        np.take(lines.slopes, kinds, axis=1, out=parts, mode="clip")
+        np.take(lines.offsets, kinds, axis=1, out=offsets, mode="clip")
+        parts *= self.figures if rows is None else self.figures.take(rows, axis=1)
+        parts += offsets
         np.maximum(parts, 0.0, out=parts)
         np.sqrt(parts, out=parts)
-        parts *= _WEIGHTS_DOWN
         # One after another, as `score_after` adds them up: to the last digit, or equal hosts would not be equal.
         return np.asarray(parts[0] + parts[1] + parts[2] + parts[3], dtype=np.float64)
 
-    def score_after(self, weight: Weight, spread: Spread) -> Callable[[int], float]:
+    def score_after(self, lines: Lines) -> Callable[[int], float]:
         """Scores one host as `scores_after` does, now and later: of a handful that is several times faster than with
         arrays."""
-        less_memory_mib, less_disk_mib, more_cpus = -weight.memory_mib, -weight.disk_mib, weight.cpu_items
-        (memory_mib, disk_mib, cpus), hosts, rest = self._size_items, self.hosts, 1.0 - 1.0 / self.hosts
         memory_free, disk_free, cpus_used, vms = self._items
-        a, b, c, d = spread.variance
-        e, f, g, h = spread.twice_mean
-        u, v, w, x = WEIGHTS
+        kinds = self._kind_items
 
         # Without a loop: it would take longer than what is worked out.
         def score(row: int) -> float:
-            change = less_memory_mib / memory_mib[row]
-            memory = (2.0 * memory_free[row] + change * rest - e) * (change / hosts) + a
-            change = less_disk_mib / disk_mib[row]
-            disk = (2.0 * disk_free[row] + change * rest - f) * (change / hosts) + b
-            change = more_cpus[row] / cpus[row]
-            cpu = (2.0 * cpus_used[row] + change * rest - g) * (change / hosts) + c
-            vm = (2.0 * vms[row] + rest - h) * (1.0 / hosts) + d
-            return (
-                (sqrt(memory) * u if memory > 0.0 else 0.0)
-                + (sqrt(disk) * v if disk > 0.0 else 0.0)
-                + (sqrt(cpu) * w if cpu > 0.0 else 0.0)
-                + (sqrt(vm) * x if vm > 0.0 else 0.0)
-            )
+            a, b, c, d, e, f, g, h = lines[kinds[row]]
+            try:
+                return (
+                    sqrt(a * memory_free[row] + b)
+                    + sqrt(c * disk_free[row] + d)
+                    + sqrt(e * cpus_used[row] + f)
+                    + sqrt(g * vms[row] + h)
+                )
+            except ValueError:
+                # A variance of nearly nothing that came out below it.
+                return self.scores_after(lines, np.array([row])).item()
 
         return score
 
     def scores_after_two(self, row: int, changes: Floats, others: IntArray, theirs: Floats) -> Floats:
         """The fleet's score if the host in `row` changed by one of `changes` and with it the host in the same place of
         `others` by one of `theirs`; shapes (n, 4), (n,) and (n, 4)."""
+        self._sum_up()
         mine, other = self.figures[:, row], self.figures[:, others].T
         sums = self._sum + changes + theirs
         squares = self._squares + (2.0 * mine + changes) * changes + (2.0 * other + theirs) * theirs
@@ -196,9 +218,27 @@ class Weight:
     disk_mib: int
     cpus: IntArray
 
-    @cached_property
-    def cpu_items(self) -> memoryview[int]:
-        return ints(self.cpus)
+
+class Lines(dict[int, tuple[float, ...]]):
+    """Slopes and offsets of lines, shape (4, kinds of hosts); by kind, slope and offset of each of the four in turn."""
+
+    def __init__(self, slopes: Floats, offsets: Floats) -> None:
+        super().__init__()
+        self.slopes, self.offsets = slopes, offsets
+
+    def __missing__(self, kind: int) -> tuple[float, ...]:
+        pairs = np.stack([self.slopes[:, kind], self.offsets[:, kind]], axis=1)
+        self[kind] = found = tuple(pairs.reshape(-1).tolist())
+        return found
+
+
+def _kinds(fleet: Fleet, sizes: Floats) -> tuple[IntArray, IntArray]:
+    """The kind of each row, and a row of each kind. Of one kind are hosts of the same size whose cells' cores are as
+    wide and whose CPUs to share as many: a VM is the same change to them."""
+    numbers: dict[bytes, int] = {}
+    table = np.column_stack([sizes.T, fleet.threads_per_core, fleet.shared_cpus])
+    of_row = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in table], dtype=np.int64)
+    return of_row, np.unique(of_row, return_index=True)[1]
 
 
 def _whole(fleet: Fleet, units: Mapping[CellResource, int], reserved: str, rows: slice) -> Floats:

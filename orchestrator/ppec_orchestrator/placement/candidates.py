@@ -17,7 +17,16 @@ from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, SomeRows, at
 from ppec_orchestrator.placement.items import floats, ints
-from ppec_orchestrator.placement.packed import CPU_SHIFT, NEVER, NO_CELL, Packed, least_left, left
+from ppec_orchestrator.placement.packed import (
+    CPU_SHIFT,
+    GUARDS,
+    MEMORY_GUARD,
+    NEVER,
+    NO_CELL,
+    Packed,
+    best_cell,
+    left,
+)
 from ppec_orchestrator.placement.policies import POLICIES, OfRow, RowScorer, View
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Profile
@@ -27,9 +36,7 @@ _REASONS = tuple(Reason)
 _CODES = {reason: code for code, reason in enumerate(_REASONS)}
 _PASSES = len(_REASONS)
 # Of this part of the rows or more, all of them at once are cheaper; so few are one by one.
-_MANY, FEW = 4, 24
-# Of so many rows that changed at once, the scores may be left for later.
-_MOST_OLD = 100
+_MANY, FEW = 4, 100
 INFINITE = float("inf")
 # Rows, none of them twice, and their scores.
 Were = tuple[SomeRows, Sequence[float] | Floats]
@@ -60,7 +67,7 @@ class Candidates:
             self._parts = np.zeros(hosts, dtype=np.int64)
         self._left: Packed = np.zeros(hosts, dtype=np.int64)
         self._width = workspace.fleet.width
-        self._needed_items, self._left_items = ints(self._needed), ints(self._left)
+        self._needed_items = ints(self._needed)
         self._seen, self._spread = workspace.moment, workspace.spread
         self._score_row: OfRow | None = None
         # Rows that it fits, whose scores are of an earlier moment.
@@ -88,38 +95,40 @@ class Candidates:
         workspace, moves_with_fleet = self._workspace, self._policy.moves_with_fleet
         if moves_with_fleet:
             workspace.settle()
-        if self._seen != workspace.moment or (scores and self.old_scores):
+        moment = workspace.moment
+        if self._seen != moment or (scores and self.old_scores):
             self._recount_changed(workspace.changed_since(self._seen), scores or not self._policy.only_rise)
-            self._seen = workspace.moment
+            self._seen = moment
         if moves_with_fleet and self._spread is not workspace.spread:
             self._spread, self._score_row = workspace.spread, None
             self.key[:] = self._scores(None, self._left, self.key < np.inf)
             self.old_scores.clear()
 
     def _recount_changed(self, changed: set[int] | None, scores: bool) -> None:
-        rows: Collection[int] | None = changed
-        only_less = self._workspace.last_growth <= self._seen
-        if changed is not None and only_less:
-            # Where the VM did not fit, it does not now.
-            key = self.key_items
-            rows = [row for row in changed if key[row] < INFINITE]
-        if rows is not None and only_less and not scores and self._parts is None and len(rows) <= _MOST_OLD:
-            self._recount_one_by_one(rows, None)
+        only_less, one_cell = self._workspace.last_growth <= self._seen, self._parts is None
+        if changed is not None and only_less and one_cell and not scores and len(changed) <= FEW:
+            self._recount_few(changed, None)
             return
+        rows: Collection[int] | None = changed
         if rows is not None and self.old_scores:
             rows = self.old_scores.union(rows)
         self.old_scores.clear()
         if rows is None or len(rows) * _MANY > len(self.key):
             self._recount(None)
-        elif self._policy.by_row is not None and self._parts is None and len(rows) <= FEW:
-            self._recount_one_by_one(rows, self._score_of(self._policy.by_row))
+        elif one_cell and len(rows) <= FEW and (self._policy.by_left or self._policy.by_row is not None):
+            if not only_less:
+                self._suppose_it_fits(rows)
+            if self._policy.by_row is None:
+                self._recount_few_by_left(rows)
+            else:
+                self._recount_few(rows, self._score_of(self._policy.by_row))
         elif rows:
             self._recount(np.array(list(rows)))
 
-    def count_but(self, rows: Iterable[int]) -> int:
+    def count_but(self, rows: Sequence[int]) -> int:
         """How many hosts it fits besides these, none of them named twice."""
-        key = self.key_items
-        return self.count - sum([key[row] < INFINITE for row in rows])
+        # Neither a loop nor a comprehension: for each VM with groups this is asked of all where they have members.
+        return self.count - len(rows) + list(map(self.key_items.__getitem__, rows)).count(INFINITE)
 
     def close(self, rows: SomeRows) -> Were:
         """As if the VM fitted none of these hosts, until they are opened again, before anything else changes."""
@@ -150,9 +159,9 @@ class Candidates:
         """The columns of the cells the VM takes on a host that it fits."""
         workspace, fitting = self._workspace, self.fitting
         if self._parts is None:
-            packed, needed = workspace.packed_items(fitting), self._needed_items
-            rest = [left(packed[cell], needed[cell]) for cell in self._cells_of(row)]
-            return [rest.index(min(rest))]
+            first = row * self._width
+            cells = range(first, first + self._width)
+            return [best_cell(workspace.packed_items(fitting), self._needed_items, cells) - first]
         return fitting.choose(workspace.free, row, int(self._parts[row]))
 
     def reasons(self) -> IntArray:
@@ -183,37 +192,65 @@ class Candidates:
             _put(self._left, rows, rest)
         _put(self.key, rows, self._scores(rows, rest, fits))
 
-    def _recount_one_by_one(self, rows: Iterable[int], score: OfRow | None) -> None:
-        """As `_recount` does, of a VM in one cell. Without `score`, which takes hosts that it did fit before, the
-        scores of those that it still fits are left for later."""
-        workspace, key, rests = self._workspace, self.key_items, self._left_items
-        packed, needed, width = workspace.packed_items(self.fitting), self._needed_items, self._width
+    def _recount_few(self, rows: Iterable[int], score: OfRow | None) -> None:
+        """As `_recount` does, row by row, of a VM in one cell and the hosts among them that it did fit. Without
+        `score`, the scores of those that it still fits are left for later."""
+        workspace, key = self._workspace, self.key_items
+        free, needed, width = workspace.packed_items(self.fitting), self._needed_items, self._width
         disk, disk_mib = workspace.disk(self.profile.shape.pool).item, self.profile.shape.disk_mib
         enough = workspace.addresses.enough(self.profile.networks).item
-        count = self.count
         for row in rows:
+            if key[row] == INFINITE:
+                continue
             first = row * width
-            rest = rests[row] = least_left(packed, needed, range(first, first + width))
-            count -= key[row] < INFINITE
-            if rest < NO_CELL and disk(row) >= disk_mib and enough(row):
-                if score is not None:
-                    key[row] = score(row, rest)
-                else:
-                    self.old_scores.add(row)
-                count += 1
+            for cell in range(first, first + width):
+                if (free[cell] - needed[cell]) & GUARDS == GUARDS:
+                    break
             else:
-                key[row] = INFINITE
-                self.old_scores.discard(row)
-        self.count = count
+                self._fits_no_more(row)
+                continue
+            if disk(row) < disk_mib or not enough(row):
+                self._fits_no_more(row)
+            elif score is not None:
+                key[row] = score(row)
+            else:
+                self.old_scores.add(row)
+
+    def _recount_few_by_left(self, rows: Iterable[int]) -> None:
+        """As `_recount_few`, of a policy whose score is what the VM leaves."""
+        workspace, key = self._workspace, self.key_items
+        free, needed, width = workspace.packed_items(self.fitting), self._needed_items, self._width
+        disk, disk_mib = workspace.disk(self.profile.shape.pool).item, self.profile.shape.disk_mib
+        enough = workspace.addresses.enough(self.profile.networks).item
+        for row in rows:
+            if key[row] == INFINITE:
+                continue
+            first, least = row * width, NO_CELL
+            for cell in range(first, first + width):
+                rest = (free[cell] - needed[cell]) ^ GUARDS
+                if rest < least and not rest & MEMORY_GUARD:
+                    least = rest
+            if least < NO_CELL and disk(row) >= disk_mib and enough(row):
+                key[row] = least
+            else:
+                self._fits_no_more(row)
+
+    def _suppose_it_fits(self, rows: Iterable[int]) -> None:
+        """Of hosts that have more room, perhaps: all are looked at."""
+        for row in rows:
+            if self.key_items[row] == INFINITE:
+                self.key_items[row] = 0.0
+                self.count += 1
+
+    def _fits_no_more(self, row: int) -> None:
+        self.key_items[row] = INFINITE
+        self.count -= 1
+        self.old_scores.discard(row)
 
     def _score_of(self, by_row: RowScorer) -> OfRow:
         if self._score_row is None:
             self._score_row = by_row(self._workspace, self.weight)
         return self._score_row
-
-    def _cells_of(self, row: int) -> range:
-        """Where a host's cells are, one after the other, among those of all."""
-        return range(row * self._width, (row + 1) * self._width)
 
     def _scores(self, rows: Rows, rest: Packed, fits: BoolArray) -> Floats:
         parts = None if self._parts is None else at(self._parts, rows)

@@ -27,6 +27,8 @@ class CellRoom:
         self._items = {resource: ints(free) for resource, free in self.free.items()}
         self._packed: dict[_Pair, Packed] = {}
         self._packed_items: dict[_Pair, memoryview[int]] = {}
+        # The items of what is free of CPUs and memory, and of the two packed.
+        self._pairs: list[tuple[memoryview[int], memoryview[int], memoryview[int]]] = []
 
     def packed(self, fitting: Fitting) -> Packed:
         """What is free of the fitting's CPUs and memory, per cell."""
@@ -35,6 +37,7 @@ class CellRoom:
             cpus, memory = (np.maximum(self.free[each], 0) for each in pair)
             self._packed[pair] = pack(cpus, memory) | GUARDS
             self._packed_items[pair] = ints(self._packed[pair])
+            self._pairs.append((self._items[pair[0]], self._items[pair[1]], self._packed_items[pair]))
         return self._packed[pair]
 
     def packed_items(self, fitting: Fitting) -> memoryview[int]:
@@ -51,8 +54,8 @@ class CellRoom:
             cell = row * self._width + column
             for resource, amount in amounts.items():
                 free[resource][cell] += sign * amount
-            for (cpu, memory), packed in self._packed_items.items():
-                packed[cell] = (max(free[cpu][cell], 0) << CPU_SHIFT) + max(free[memory][cell], 0) | GUARDS
+            for cpus, memory, packed in self._pairs:
+                packed[cell] = (max(cpus[cell], 0) << CPU_SHIFT) + max(memory[cell], 0) | GUARDS
 
     def replace(self, rows: IntArray, fleet: Fleet) -> None:
         """The hosts in `rows` are as the fleet has them."""

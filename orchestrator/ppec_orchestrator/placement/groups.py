@@ -34,11 +34,13 @@ class GroupBook:
         """A VM of these groups comes to the host in `row`, or (with -1) leaves it."""
         for group in groups:
             members = self._members.setdefault(group.name, {})
-            members[row] = members.get(row, 0) + by
-            if not members[row]:
-                del members[row]
-                if not members:
-                    del self._members[group.name]
+            count = members.get(row, 0) + by
+            if count:
+                members[row] = count
+                continue
+            del members[row]
+            if not members:
+                del self._members[group.name]
 
     def replace(self, row: int, before: Fleet, after: Fleet) -> None:
         """The host in `row` has other VMs now."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import UUID
 
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.reasons import Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(NamedTuple):
     """One VM's place: a host and the NUMA cells it fits in. All figures but the disk's are of each of these cells:
     whole physical cores or shared vCPUs, ordinary memory or huge pages, NVMe drives."""
 
@@ -47,8 +47,7 @@ class Move:
     cells_after: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Why a placement won: the `step` of the plan it was made in, over how many hosts that could take the VM, and its
     score, the lowest among them by the policy. `broken` counts the VM's soft groups that the place does not keep.
     `epoch` is the step whose figures `balanced` scored with. `moves` are what opened the cell, in the order they are

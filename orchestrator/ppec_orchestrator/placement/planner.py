@@ -8,7 +8,8 @@ Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), disk_mib=20
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 from uuid import UUID
 
 import numpy as np
@@ -413,8 +414,7 @@ class _Batch:
         return codes
 
 
-@dataclass(slots=True)
-class _Best:
+class _Best(NamedTuple):
     """The row, how many soft groups it breaks, and over how many candidates it won."""
 
     row: int
@@ -422,8 +422,7 @@ class _Best:
     candidates: int
 
 
-@dataclass(slots=True)
-class _Found:
+class _Found(NamedTuple):
     """What was taken, over how many candidates, soft groups broken, score, and the moves before it."""
 
     taken: Taken

@@ -119,6 +119,8 @@ class Workspace:
 
     def settle(self) -> None:
         """Brings the balance up to date, for those who have kept what scores with it."""
+        if not self._not_balanced_yet:
+            return
         for taken, sign in self._not_balanced_yet:
             part, factor = taken.part, sign * len(taken.columns)
             disk_mib = 0 if taken.pool else sign * taken.disk_mib

@@ -35,13 +35,13 @@ def kinds(faults: list[str]) -> list[str]:
 
 def placement(made: Plan, at: int, **change: object) -> Plan:
     placed = [*made.placed]
-    placed[at] = replace(placed[at], **change)  # type: ignore[arg-type]
+    placed[at] = placed[at]._replace(**change)  # type: ignore[arg-type]
     return replace(made, placed=tuple(placed))
 
 
 def evidence(made: Plan, at: int, **change: object) -> Plan:
     found = [*made.evidence]
-    found[at] = replace(found[at], **change)  # type: ignore[arg-type]
+    found[at] = found[at]._replace(**change)  # type: ignore[arg-type]
     return replace(made, evidence=tuple(found))
 
 

@@ -44,7 +44,9 @@ def same(one: Candidates, other: Candidates) -> None:
     assert one.count == other.count == np.count_nonzero(one.key < np.inf)
 
 
-@pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.by_row is not None])
+@pytest.mark.parametrize(
+    "policy", [name for name, policy in POLICIES.items() if policy.by_row is not None or policy.by_left]
+)
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_row_by_row_many_at_once_and_anew_are_the_same(policy: Policy, seed: int) -> None:

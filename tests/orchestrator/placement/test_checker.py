@@ -77,11 +77,11 @@ def _id(name: str) -> UUID:
 
 
 def _first(plan: Plan, **change: object) -> Plan:
-    return replace(plan, placed=(replace(plan.placed[0], **change), *plan.placed[1:]))  # type: ignore[arg-type]
+    return replace(plan, placed=(plan.placed[0]._replace(**change), *plan.placed[1:]))  # type: ignore[arg-type]
 
 
 def _evidence(plan: Plan, **change: object) -> Plan:
-    return replace(plan, evidence=(replace(plan.evidence[0], **change), *plan.evidence[1:]))  # type: ignore[arg-type]
+    return replace(plan, evidence=(plan.evidence[0]._replace(**change), *plan.evidence[1:]))  # type: ignore[arg-type]
 
 
 WRONG: dict[str, tuple[Callable[[Plan], Plan], str]] = {

@@ -88,8 +88,8 @@ def _swapped(fleet: Fleet, request: PlanRequest, whole: Plan, one: int, other: i
     if a.host == b.host:
         return None
     placed = list(whole.placed)
-    placed[one] = replace(a, host=b.host, host_id=b.host_id, cells=b.cells)
-    placed[other] = replace(b, host=a.host, host_id=a.host_id, cells=a.cells)
+    placed[one] = a._replace(host=b.host, host_id=b.host_id, cells=b.cells)
+    placed[other] = b._replace(host=a.host, host_id=a.host_id, cells=a.cells)
     after = applied(fleet, request.vms, replace(whole, placed=tuple(placed)))
     cells = [cell for host in after.hosts for cell in host.cells]
     return (
