@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The most cores that any placement of a batch could fill: a mixed-integer program, for fleets small enough for one."""
+"""The most that any placement of a batch could do: a mixed-integer program, for fleets small enough for one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_S = 60.0
 
 
 def most_cores(fleet: Fleet, requests: Sequence[VmRequest]) -> tuple[float, float]:
-    """The cores of the best placement found, and the bound that none can be beyond.
+    """The cores of the best placement found, whichever VMs it leaves out, and the bound that none can be beyond.
 
     Without groups, and every VM in one cell: x[cell, shape] VMs, within a cell's cores and memory, its host's disk, and
     how many of the shape are asked for.
@@ -44,6 +44,22 @@ def most_cores(fleet: Fleet, requests: Sequence[VmRequest]) -> tuple[float, floa
     model.run()
     info = model.getInfo()
     return info.objective_function_value, info.mip_dual_bound
+
+
+def longest_whole(fleet: Fleet, requests: Sequence[VmRequest], at_least: int, at_most: int) -> int:
+    """How many VMs from the first on have a placement that leaves none of them out. That `at_least` so many have one is
+    known, and that more than `at_most` can't."""
+    while at_least < at_most:
+        count = (at_least + at_most + 1) // 2
+        asked = sum(request.profile.shape.vcpus for request in requests[:count])
+        found, bound = most_cores(fleet, requests[:count])
+        if found > asked - 0.5:
+            at_least = count
+        elif bound < asked - 0.5:
+            at_most = count - 1
+        else:
+            raise RuntimeError(f"of {count} VMs it is not known after {_MOST_S:.0f} s whether they fit")
+    return at_least
 
 
 def _add_columns(

@@ -24,17 +24,39 @@ Floats = NDArray[np.float64]
 # In the order of the rows of `Balance.figures`: memory free, disk free, CPUs used, VMs.
 WEIGHTS = (1.0, 1.0, 1.0, 4.0 + 1 / 320)
 # A variance is weighed before its root is drawn.
-_SQUARES_DOWN = np.array(WEIGHTS).reshape(4, 1) ** 2
-Change = tuple[float, float, float, float]
+_SQUARES = np.array(WEIGHTS) ** 2
 _ALL = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
 class Spread:
-    """Variances and doubled means of the four figures at one moment."""
+    """Means and weighed variances of the four figures at one moment; shapes (4, 1)."""
 
-    variance: Change
-    twice_mean: Change
+    mean: Floats
+    variance: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """What a VM changes in the figures of a host, by kind of host; and what becomes of the weighed variances then: a
+    line in the host's figure, of which the spread decides how high it lies. Shapes (4, kinds)."""
+
+    changes: Floats
+    slopes: Floats
+    bends: Floats
+
+
+class Lines(dict[int, tuple[float, ...]]):
+    """The lines with one spread; shapes (4, kinds). By kind: slope and offset of each of the four in turn."""
+
+    def __init__(self, slopes: Floats, offsets: Floats) -> None:
+        super().__init__()
+        self.slopes, self.offsets = slopes, offsets
+
+    def __missing__(self, kind: int) -> tuple[float, ...]:
+        pairs = np.stack([self.slopes[:, kind], self.offsets[:, kind]], axis=1)
+        self[kind] = found = tuple(pairs.reshape(-1).tolist())
+        return found
 
 
 class Balance:
@@ -60,8 +82,7 @@ class Balance:
         # For `scores_after`: of ten thousand hosts, arrays of its own would take three times as long as what it works
         # out, as the allocator has so large ones from the system each time, and gives them back.
         self._scratch: Floats = np.empty((2, *figures.shape))
-        self._sum = [float(each) for each in self.figures.sum(axis=1)]
-        self._squares = [float(each) for each in (self.figures**2).sum(axis=1)]
+        self._sums: Floats = np.stack([self.figures.sum(axis=1), (self.figures**2).sum(axis=1)])
         # What hosts' figures were when they last had part in the sums, of those that changed since.
         self._summed: dict[int, tuple[float, ...]] = {}
         self.mark()
@@ -70,13 +91,13 @@ class Balance:
         """`restore` comes back to here."""
         self._sum_up()
         self._marked: dict[int, tuple[float, ...]] = {}
-        self._sums_marked = (list(self._sum), list(self._squares))
+        self._sums_marked = self._sums.copy()
 
     def restore(self) -> None:
         """To the last digit, which moving back would not: a plan leaves no trace in the next one's scores."""
         for row, figures in self._marked.items():
             self.figures[:, row] = figures
-        self._sum, self._squares = self._sums_marked
+        self._sums = self._sums_marked
         self._summed.clear()
         self.mark()
 
@@ -95,19 +116,17 @@ class Balance:
 
     def _sum_up(self) -> None:
         """Gives what changed its part in the sums."""
-        if not self._summed:
-            return
-        before, rows = np.array(list(self._summed.values())).T, list(self._summed)
-        self._summed.clear()
-        self._add(before, self.figures[:, rows])
+        if self._summed:
+            before, rows = np.array(list(self._summed.values())).T, list(self._summed)
+            self._summed.clear()
+            self._add(before, self.figures[:, rows])
 
     def _add(self, before: Floats, after: Floats) -> None:
         """To the sums: these figures, shape (4, some hosts), became those."""
-        for figure, (more, squares) in enumerate(
-            zip((after - before).sum(axis=1), (after**2 - before**2).sum(axis=1), strict=True)
-        ):
-            self._sum[figure] += float(more)
-            self._squares[figure] += float(squares)
+        changes = after - before
+        self._sums[0] += changes.sum(axis=1)
+        changes *= after + before
+        self._sums[1] += changes.sum(axis=1)
 
     def replace(self, rows: IntArray, fleet: Fleet) -> None:
         """The hosts in `rows` have other VMs, and other room, now; they are of the same size."""
@@ -119,43 +138,40 @@ class Balance:
     def score(self) -> float:
         """The fleet's score; lower is more even."""
         self._sum_up()
-        variances = [q / self.hosts - (s / self.hosts) ** 2 for s, q in zip(self._sum, self._squares, strict=True)]
-        return sum(weight * sqrt(max(v, 0.0)) for weight, v in zip(WEIGHTS, variances, strict=True))
+        return float(_score(*self._sums / self.hosts))
 
     def spread(self) -> Spread:
         self._sum_up()
-        means = [total / self.hosts for total in self._sum]
-        a, b, c, d = (squares / self.hosts - mean**2 for squares, mean in zip(self._squares, means, strict=True))
-        e, f, g, h = (2.0 * mean for mean in means)
-        return Spread((a, b, c, d), (e, f, g, h))
+        mean, square = self._sums / self.hosts
+        return Spread(mean.reshape(4, 1), ((square - mean * mean) * _SQUARES).reshape(4, 1))
 
-    def changes_of(self, weight: Weight, rows: Rows) -> Floats:
-        """What a VM of this weight changes in the figures of each host; shape (4, hosts)."""
-        cpus, sizes = at(weight.cpus, rows), self._sizes if rows is None else self._sizes.take(rows, axis=1)
-        changes = np.empty((4, len(cpus)))
-        changes[0] = -weight.memory_mib
-        changes[1] = -weight.disk_mib
-        changes[2] = cpus
-        changes[:3] /= sizes
-        changes[3] = 1.0
-        return changes
-
-    def lines(self, weight: Weight, spread: Spread) -> Lines:
-        """What the weighed variances become where a VM of this weight goes. `spread` may be of an earlier moment.
+    def weigh(self, memory_mib: int, disk_mib: int, cpus: IntArray) -> Weight:
+        """A VM that takes so much; of CPUs by host, alike of one kind.
 
         With a host's figure x changed by d, the sum S grows by d and the sum of squares by (2x + d)d, so the variance
         changes by (d/n)(2x + d(1 - 1/n) - 2S/n): a line in x.
         """
+        rows = self._one_of_kind
+        changes = np.ones((4, len(rows)))
+        changes[0], changes[1], changes[2] = -memory_mib, -disk_mib, cpus[rows]
+        changes[:3] /= self._sizes[:, rows]
+        slopes = changes * (2.0 / self.hosts) * _SQUARES.reshape(4, 1)
+        return Weight(changes, slopes, changes * slopes * (0.5 - 0.5 / self.hosts))
+
+    def changes_of(self, weight: Weight) -> Floats:
+        """What a VM of this weight changes in the figures of each host; shape (4, hosts)."""
+        return weight.changes[:, self._kinds]
+
+    def lines(self, weight: Weight, spread: Spread) -> Lines:
+        """`spread` may be of an earlier moment."""
         if self._lines_of is not spread:
             self._lines_of = spread
             self._lines.clear()
-        if weight not in self._lines:
-            variance, twice_mean = (np.array(each).reshape(4, 1) for each in (spread.variance, spread.twice_mean))
-            changes = self.changes_of(weight, self._one_of_kind)
-            by_hosts = changes / self.hosts
-            offsets = (changes * (1.0 - 1.0 / self.hosts) - twice_mean) * by_hosts + variance
-            self._lines[weight] = Lines(by_hosts * 2.0 * _SQUARES_DOWN, offsets * _SQUARES_DOWN)
-        return self._lines[weight]
+        found = self._lines.get(weight)
+        if found is None:
+            offsets = weight.bends - weight.slopes * spread.mean + spread.variance
+            found = self._lines[weight] = Lines(weight.slopes, offsets)
+        return found
 
     def scores_after(self, lines: Lines, rows: Rows) -> Floats:
         """The fleet's score if each of the hosts, alone, took the VM."""
@@ -197,10 +213,9 @@ class Balance:
         `others` by one of `theirs`; shapes (n, 4), (n,) and (n, 4)."""
         self._sum_up()
         mine, other = self.figures[:, row], self.figures[:, others].T
-        sums = self._sum + changes + theirs
-        squares = self._squares + (2.0 * mine + changes) * changes + (2.0 * other + theirs) * theirs
-        variances = squares / self.hosts - (sums / self.hosts) ** 2
-        return np.asarray(np.sqrt(np.maximum(variances, 0.0)) @ np.array(WEIGHTS), dtype=np.float64)
+        total, squares = self._sums
+        squares = squares + (2.0 * mine + changes) * changes + (2.0 * other + theirs) * theirs
+        return _score((total + changes + theirs) / self.hosts, squares / self.hosts)
 
     def _read(self, fleet: Fleet, rows: slice | IntArray) -> Floats:
         memory, cpus, disk = self.memory_mib[rows], self.cpus[rows], self.disk_mib[rows]
@@ -210,26 +225,9 @@ class Balance:
         return np.stack([_free(fleet, MEMORY, rows) / memory, fleet.disk_free_mib[rows] / disk, cpus_used, vms])
 
 
-@dataclass(frozen=True, eq=False)
-class Weight:
-    """What a VM takes that counts in the figures: memory, disk, and by host its CPUs."""
-
-    memory_mib: int
-    disk_mib: int
-    cpus: IntArray
-
-
-class Lines(dict[int, tuple[float, ...]]):
-    """Slopes and offsets of lines, shape (4, kinds of hosts); by kind, slope and offset of each of the four in turn."""
-
-    def __init__(self, slopes: Floats, offsets: Floats) -> None:
-        super().__init__()
-        self.slopes, self.offsets = slopes, offsets
-
-    def __missing__(self, kind: int) -> tuple[float, ...]:
-        pairs = np.stack([self.slopes[:, kind], self.offsets[:, kind]], axis=1)
-        self[kind] = found = tuple(pairs.reshape(-1).tolist())
-        return found
+def _score(mean: Floats, square: Floats) -> Floats:
+    """From the means of the figures and of their squares; the figures are the last axis."""
+    return np.asarray(np.sqrt(np.maximum(square - mean * mean, 0.0)) @ np.array(WEIGHTS), dtype=np.float64)
 
 
 def _kinds(fleet: Fleet, sizes: Floats) -> tuple[IntArray, IntArray]:

@@ -36,7 +36,7 @@ _REASONS = tuple(Reason)
 _CODES = {reason: code for code, reason in enumerate(_REASONS)}
 _PASSES = len(_REASONS)
 # Of this part of the rows or more, all of them at once are cheaper; so few are one by one.
-_MANY, FEW = 4, 100
+_MANY, FEW = 4, 32
 INFINITE = float("inf")
 # Rows, none of them twice, and their scores.
 Were = tuple[SomeRows, Sequence[float] | Floats]
@@ -82,7 +82,9 @@ class Candidates:
             self._why_never,
             self.standing,
             self._needed,
-            self.weight.cpus,
+            self.weight.changes,
+            self.weight.slopes,
+            self.weight.bends,
             self.key,
             self._left,
         )
@@ -92,21 +94,25 @@ class Candidates:
     def refresh(self, *, scores: bool = True) -> None:
         """Works out again what changed since the last time. Without `scores`, those of `old_scores` may be left as they
         were: lower than they are now. A policy's are only where it says so (`only_rise`)."""
-        workspace, moves_with_fleet = self._workspace, self._policy.moves_with_fleet
-        if moves_with_fleet:
+        workspace, policy = self._workspace, self._policy
+        outdated = False
+        if policy.moves_with_fleet:
             workspace.settle()
+            outdated = self._spread is not workspace.spread
         moment = workspace.moment
         if self._seen != moment or (scores and self.old_scores):
-            self._recount_changed(workspace.changed_since(self._seen), scores or not self._policy.only_rise)
+            # Where all scores are worked out below, those of what changed are not worked out before.
+            later = outdated or (policy.only_rise and not scores)
+            self._recount_changed(workspace.changed_since(self._seen), later)
             self._seen = moment
-        if moves_with_fleet and self._spread is not workspace.spread:
+        if outdated:
             self._spread, self._score_row = workspace.spread, None
             self.key[:] = self._scores(None, self._left, self.key < np.inf)
             self.old_scores.clear()
 
-    def _recount_changed(self, changed: set[int] | None, scores: bool) -> None:
+    def _recount_changed(self, changed: set[int] | None, scores_later: bool) -> None:
         only_less, one_cell = self._workspace.last_growth <= self._seen, self._parts is None
-        if changed is not None and only_less and one_cell and not scores and len(changed) <= FEW:
+        if changed is not None and only_less and one_cell and scores_later and len(changed) <= FEW:
             self._recount_few(changed, None)
             return
         rows: Collection[int] | None = changed
@@ -271,7 +277,7 @@ class Candidates:
         shape, fitting = self.profile.shape, self.fitting
         memory_mib = memory_part(shape) * MEMORY[fitting.memory]
         disk_mib = 0 if shape.pool else shape.disk_mib
-        return Weight(memory_mib, disk_mib, fitting.fewest(None) * CPU[fitting.cpu])
+        return self._workspace.balance.weigh(memory_mib, disk_mib, fitting.fewest(None) * CPU[fitting.cpu])
 
     # --- saying why not --------------------------------------------------------------------------------------------
 

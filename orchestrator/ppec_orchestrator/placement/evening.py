@@ -146,7 +146,7 @@ class _Changes:
         numbers = {profile: number for number, profile in enumerate(dict.fromkeys(profiles))}
         self._profile: IntArray = np.array([numbers[profile] for profile in profiles])
         # Shape (profiles, 4, hosts).
-        each = [balance.changes_of(candidates(profile).weight, None) for profile in numbers]
+        each = [balance.changes_of(candidates(profile).weight) for profile in numbers]
         self._changes: Floats = np.stack(each)
 
     def of_swaps(self, number: int, rows: IntArray) -> tuple[Floats, Floats]:
