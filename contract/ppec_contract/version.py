@@ -22,3 +22,5 @@ class Capability(StrEnum):
     # Takes a VM's `numa`, `max_vcpus` and `max_memory_mib`.
     VM_POLICIES = "vm-policies"
     IMAGE_CACHE = "image-cache"
+    # Carries out several retunes of one operation, each plan once. Older ones repeat the first's result.
+    SEVERAL_RETUNES = "several-retunes"

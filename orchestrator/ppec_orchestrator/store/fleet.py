@@ -13,12 +13,15 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, func, or_, select, true
 
+from ppec_contract.version import Capability
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.store.changes import Horizon
-from ppec_orchestrator.store.seated import SeatedVms
+from ppec_orchestrator.store.seated import Home, SeatedVms
 from ppec_orchestrator.store.tables import cluster, datacentre, host, host_cell, host_removal, prefix, rack, vrf
 from ppec_orchestrator.store.utilisation import free_counts
 
+# A create may have several cells of a host opened, by as many retunes.
+_OPENS_CELLS = Capability.SEVERAL_RETUNES.value
 AnyRow = Row[*tuple[Any, ...]]
 # Whom a prefix serves: id, VRF, region or None, cluster or None, rack or None, family.
 PrefixRow = tuple[int, int, str | None, int | None, int | None, int]
@@ -81,7 +84,9 @@ class HostReader:
         """Those with these ids, or all of them; ids that are no host's are left out."""
         rows = conn.execute(_HOSTS).all() if ids is None else conn.execute(_SOME_HOSTS, {"ids": ids}).all()
         cells = _cells(conn, ids)
-        vms = self.seated.read(conn, {row.id: (row.architecture, row.vrf_name) for row in rows}, ids)
+        announced = {row.id: frozenset((row.facts or {}).get("capabilities", ())) for row in rows}
+        homes = {row.id: Home(row.architecture, row.vrf_name, _OPENS_CELLS in announced[row.id]) for row in rows}
+        vms = self.seated.read(conn, homes, ids)
         serving = _Serving(self.prefixes)
         return [
             HostState(
@@ -100,7 +105,7 @@ class HostReader:
                 live=row.enrolled_at is not None and row.last_seen_at is not None and row.last_seen_at >= alive_since,
                 draining=row.draining,
                 prefixes=serving.of(row),
-                capabilities=frozenset((row.facts or {}).get("capabilities", ())),
+                capabilities=announced[row.id],
                 generation=row.generation,
                 mark=row.changed,
                 labels=row.labels,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, Select, String, bindparam, select, type_coerce
@@ -19,8 +19,13 @@ from ppec_orchestrator.placement.request import Group, Profile, Shape, VmRequest
 from ppec_orchestrator.store.tables import allocation, allocation_cell, vm
 from ppec_orchestrator.store.vm_groups import groups_on
 
-# The architecture and the VRF of a host.
-Place = tuple[str, str]
+
+class Home(NamedTuple):
+    """What a host lends its VMs, and whether its agent `opens_cells`: only then any of them is movable."""
+
+    architecture: str
+    vrf: str
+    opens_cells: bool
 
 
 class SeatedVms:
@@ -32,9 +37,9 @@ class SeatedVms:
         self._cells: dict[tuple[int, ...], tuple[int, ...]] = {}
 
     def read(
-        self, conn: Connection, places: Mapping[int, Place], host_ids: Collection[int] | None
+        self, conn: Connection, homes: Mapping[int, Home], host_ids: Collection[int] | None
     ) -> Mapping[int, list[SeatedVm]]:
-        """The VMs of these hosts, or of all in `places`, by host; in the order of their ids."""
+        """The VMs of these hosts, or of all in `homes`, by host; in the order of their ids."""
         found: dict[int, list[SeatedVm]] = {}
         groups = groups_on(conn, host_ids)
         cells: list[int] = []
@@ -46,17 +51,17 @@ class SeatedVms:
         else:
             rows = conn.execute(_OF_SOME[conn.dialect.name], {"ids": host_ids})
         for row in rows:
-            if row[0] not in places:
+            if row[0] not in homes:
                 continue  # allocated on a host that came after the hosts were read
             vm_id = row[1]
             if last is not None and last[1] != vm_id:
-                found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives, groups))
+                found.setdefault(last[0], []).append(self._seated(last, homes[last[0]], cells, drives, groups))
                 cells, drives = [], 0
             cells.append(row[-2])
             drives += row[-1]
             last = row
         if last is not None:
-            found.setdefault(last[0], []).append(self._seated(last, places[last[0]], cells, drives, groups))
+            found.setdefault(last[0], []).append(self._seated(last, homes[last[0]], cells, drives, groups))
         return found
 
     def new(self, place: Placement, vm: VmRequest, vrf: str) -> SeatedVm:
@@ -74,19 +79,18 @@ class SeatedVms:
         )
 
     def _seated(
-        self, row: Any, place: Place, cells: list[int], drives: int, groups: Mapping[UUID, tuple[Group, ...]]
+        self, row: Any, home: Home, cells: list[int], drives: int, groups: Mapping[UUID, tuple[Group, ...]]
     ) -> SeatedVm:
         sat = tuple(cells)
-        profile = self._profile((row[3:9], drives, place))
+        profile = self._profile((row[3:9], drives, home.architecture, home.vrf))
         sits = self._cells.setdefault(sat, sat)
-        return SeatedVm(
-            row[1], row[2], profile, sits, groups.get(row[1], ()), movable=_movable(profile) and _stands(row)
-        )
+        movable = home.opens_cells and _movable(profile) and _stands(row)
+        return SeatedVm(row[1], row[2], profile, sits, groups.get(row[1], ()), movable=movable)
 
     def _profile(self, key: tuple[Any, ...]) -> Profile:
         found = self._profiles.get(key)
         if found is None:
-            (vcpus, memory_mib, held_vcpus, held_memory_mib, disk_mib, numa), drives, (architecture, vrf_name) = key
+            (vcpus, memory_mib, held_vcpus, held_memory_mib, disk_mib, numa), drives, architecture, vrf = key
             # What it holds is what the larger of both sizes takes (`sizes.py`).
             shape = Shape(
                 max(vcpus, held_vcpus or 0),
@@ -96,7 +100,7 @@ class SeatedVms:
                 nvme=drives,
             )
             # Elsewhere it would have to stay in its VRF: its addresses are of there.
-            found = self._profiles[key] = Profile(shape, architecture, Where(vrf=vrf_name))
+            found = self._profiles[key] = Profile(shape, architecture, Where(vrf=vrf))
         return found
 
 

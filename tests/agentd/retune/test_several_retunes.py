@@ -12,8 +12,10 @@ import pytest
 
 from ppec_agentd.actions.retune import HOST_ID, flight_of, is_flight
 from ppec_agentd.connection import Call
+from ppec_agentd.report import CAPABILITIES
 from ppec_contract.agent import RetuneHost
 from ppec_contract.retune import RetunePlan
+from ppec_contract.version import Capability
 
 FOUR_CELLS = {"lab": {"topology": "sockets=4,cores=4,memory_mib=8192", "bridges": ["br0"]}}
 
@@ -40,6 +42,11 @@ def test_each_plan_of_one_operation_is_carried_out_once(short_dir: Path, words: 
                 assert made.problem is None
 
     asyncio.run(main())
+
+
+def test_hosts_say_that_they_can() -> None:
+    """Orchestrators have cells opened for creates only where they do."""
+    assert Capability.SEVERAL_RETUNES in CAPABILITIES
 
 
 @pytest.mark.parametrize("vm_id", [UUID(int=1), UUID("00000000-0000-4000-8000-000000000000"), UUID(int=(1 << 64) - 1)])

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from engine_crashes import QUICK, CrashingDatabase
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, true, update
 
 from ppec_contract.api_hosts import HostRetune
 from ppec_contract.api_operations import ItemState, OperationState
@@ -21,6 +21,7 @@ from ppec_contract.api_placement import Policy, VmSize
 from ppec_contract.api_vms import BatchMode, VmAction, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.retune import RetuneWant
+from ppec_contract.version import Capability
 from ppec_orchestrator.dispatch import simulated
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.operations.plan_shown import show_plan
@@ -37,6 +38,7 @@ def split(world: Any) -> Any:
     """h1 has two cells: four cores free beside `left` in the first, six beside `right` in the second. The other hosts
     have one cell each, which is in use."""
     world.settings(**QUICK)
+    announce(world)
     with world.database.write() as conn:
         first = conn.execute(select(tables.host_cell).where(tables.host_cell.c.host_id == 1)).mappings().one()
         conn.execute(insert(tables.host_cell), [{**first, "cell": 1}])
@@ -56,6 +58,14 @@ def split(world: Any) -> Any:
     assert [world.vm(name).cells for name in ("left", "right")] == [(0,), (1,)]
     world.dispatcher.started.clear()
     return world
+
+
+def announce(world: Any, *hosts: str, capabilities: tuple[str, ...] = tuple(Capability)) -> None:
+    """As the first report of an agent would: of these hosts, or of all."""
+    facts = {"capabilities": list(capabilities)}
+    mine = tables.host.c.name.in_(hosts) if hosts else true()
+    with world.database.write() as conn:
+        conn.execute(update(tables.host).where(mine).values(facts=facts))
 
 
 def resize_cell(world: Any, host_id: int, cell: int, cores: int) -> None:
@@ -99,6 +109,31 @@ def test_without_moves_it_is_refused_and_told_which_would_help(split: Any) -> No
         replica.create(wide(max_moves=0), split.ask)
     kinds = [change["kind"] for change in refused.value.details["changes"]]
     assert "retune" in kinds
+    assert_exact(split)
+
+
+OLDER = tuple(each for each in Capability if each is not Capability.SEVERAL_RETUNES)
+
+
+def test_no_cell_is_opened_on_a_host_whose_agent_knows_one_retune_of_an_operation(split: Any) -> None:
+    """It would answer the second with the first one's result. Its own cells are opened once it is up to date."""
+    with split.running(name="creator") as replica:
+        announce(split, "h1", capabilities=OLDER)
+        with pytest.raises(PpecError, match="found no place") as refused:
+            replica.create(wide(), split.ask)
+        assert "retune" not in [change["kind"] for change in refused.value.details["changes"]]
+        announce(split, "h1")
+        view = split.ended(replica.create(wide(), split.ask).operation_id)
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    assert_exact(split)
+
+
+def test_a_host_whose_agent_is_older_is_still_retuned_by_hand(split: Any) -> None:
+    announce(split, "h1", capabilities=OLDER)
+    with split.running(name="creator") as replica:
+        asked = HostRetune(want=RetuneWant(cells=(1,)))
+        assert split.ended(replica.retune("h1", asked, split.ask).operation_id).state is OperationState.SUCCEEDED
+    assert split.vm("right").cells == (0,)
     assert_exact(split)
 
 
@@ -324,6 +359,7 @@ def test_a_host_that_would_move_more_than_is_allowed_moves_nobody(split: Any, mo
 def quarters(world: Any) -> Any:
     """h1 has four cells, each half full of a VM of its own; only there a VM of a whole cell can come."""
     world.settings(**QUICK)
+    announce(world)
     with world.database.write() as conn:
         first = conn.execute(select(tables.host_cell).where(tables.host_cell.c.host_id == 1)).mappings().one()
         conn.execute(insert(tables.host_cell), [{**first, "cell": number} for number in range(1, 4)])
