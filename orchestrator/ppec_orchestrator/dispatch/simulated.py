@@ -22,7 +22,7 @@ from ppec_contract.retune import RetunePlan
 from ppec_contract.run import PlanAction, RunEvent, RunResult
 from ppec_contract.vm import Moment, Size, VmInfo, VmSpec, VmState
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest, vm_ids_in
-from ppec_orchestrator.dispatch.simulated_retune import carried_out, planned
+from ppec_orchestrator.dispatch.simulated_retune import carried_out, planned, refuse_overfull
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +78,8 @@ class SimulatedFleet:
         self.frozen: set[UUID] = set()
         # How many NUMA cells each host has; only retunes look at it.
         self.cells = 2
+        # How many cores each cell has; None: as many as are wanted. Nobody but creates and retunes looks at it.
+        self.cell_cores: int | None = None
         self.faults: FaultScript = no_faults
         # (action, host, VM) of every deed that was really done, journal answers left out.
         self.deeds: list[tuple[str, str, UUID]] = []
@@ -127,7 +129,7 @@ class SimulatedFleet:
         try:
             if fault is not None:
                 raise fault.problem.error()
-            plan = planned(self.vms[host].values(), PlanRetune.model_validate(parameters), self.cells)
+            plan = planned(self.vms[host].values(), PlanRetune.model_validate(parameters), self.cells, self.cell_cores)
         except PpecError as error:
             return RunEvent(host=host, at_unix_ms=_now_ms(), problem=error.problem())
         view = PlanRetuneReply(plan=plan).model_dump(mode="json")
@@ -142,7 +144,7 @@ class SimulatedFleet:
         if key in self._retunes:
             return self._retuned(host, plan, None)
         try:
-            after = carried_out(mine, plan)
+            after = carried_out(mine, plan, self.cell_cores)
         except PpecError as error:
             after, problem = {}, error.problem()
         for vm_id, vm in after.items():
@@ -196,10 +198,10 @@ class SimulatedFleet:
             self.frozen.discard(vm_id)
             return VmResult(vm_id=vm_id, name=name, changed=changed, observed_at=self.moment())
         if action == "CreateVms":
-            if vm_id in mine or not isinstance(what, VmSpec):
-                problem = PpecError("vm.exists", f"vm {name} is on host {host}").problem()
-                return VmResult(vm_id=vm_id, name=name, changed=False, problem=problem)
-            mine[vm_id] = _info(what)
+            try:
+                mine[vm_id] = self._made(host, vm_id, name, what)
+            except PpecError as error:
+                return VmResult(vm_id=vm_id, name=name, changed=False, problem=error.problem())
             changed = True
         elif vm_id not in mine:
             problem = PpecError("vm.not_found", f"vm {vm_id} is not on host {host}").problem()
@@ -217,6 +219,14 @@ class SimulatedFleet:
             stage_ms={Stage.DEFINE: 1},
             observed_at=self.moment(),
         )
+
+    def _made(self, host: str, vm_id: UUID, name: str, what: VmSpec | VmSize | None) -> VmInfo:
+        mine = self.vms[host]
+        if vm_id in mine or not isinstance(what, VmSpec):
+            raise PpecError("vm.exists", f"vm {name} is on host {host}")
+        made = _info(what)
+        refuse_overfull([*mine.values(), made], self.cell_cores, "host.no_capacity")
+        return made
 
     def _switch(self, action: PlanAction, mine: dict[UUID, VmInfo], vm_id: UUID) -> bool:
         """Whether that did anything."""

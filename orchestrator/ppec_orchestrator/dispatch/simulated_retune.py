@@ -17,9 +17,17 @@ _CORES, _MEMORY_MIB = 64, 256 * 1024
 _CPUS_OF_A_CELL = 1000
 
 
-def planned(vms: Collection[VmInfo], request: PlanRetune, cells: int) -> RetunePlan:
-    """All VMs of the first wanted cell (0 unless any is) move to the cell after it. Raises `retune.not_possible`, and
-    `request.invalid` for a VM that no host would open a cell for."""
+def refuse_overfull(vms: Collection[VmInfo], cores: int | None, code: str) -> None:
+    """Raises the problem of this code where a cell would hold more than so many cores; None: there are enough."""
+    held = _cores_held(vms)
+    over = [cell for cell in sorted(held) if cores is not None and held[cell] > cores]
+    if over:
+        raise PpecError(code, f"cell {over[0]} would hold {held[over[0]]} cores, it has {cores}", subject="host")
+
+
+def planned(vms: Collection[VmInfo], request: PlanRetune, cells: int, cores: int | None = None) -> RetunePlan:
+    """All VMs of the first wanted cell (0 unless any is) move to the cell after it. Raises `retune.not_possible`, also
+    where that has not the `cores`, and `request.invalid` for a VM that no host would open a cell for."""
     if request.want.numa.multi_cell or request.want.numa.cpus is CpuPolicy.SHARED:
         raise PpecError("request.invalid", "such a VM needs no open cell", subject="retune")
     cell = next(iter(request.want.cells), 0)
@@ -38,22 +46,22 @@ def planned(vms: Collection[VmInfo], request: PlanRetune, cells: int) -> RetuneP
         for vm in leaving
     )
     after = {vm.vm_id: _moved(vm, target) for vm in leaving}
-    return RetunePlan(
-        opened=(cell,),
-        moves=moves,
-        before=_rooms(vms, cells),
-        after=_rooms([after.get(vm.vm_id, vm) for vm in vms], cells),
-    )
+    then = [after.get(vm.vm_id, vm) for vm in vms]
+    refuse_overfull(then, cores if leaving else None, "retune.not_possible")
+    return RetunePlan(opened=(cell,), moves=moves, before=_rooms(vms, cells), after=_rooms(then, cells))
 
 
-def carried_out(vms: Mapping[UUID, VmInfo], plan: RetunePlan) -> dict[UUID, VmInfo]:
-    """The VMs of the plan as they are then. Raises `retune.outdated` when one is at neither end of its move."""
+def carried_out(vms: Mapping[UUID, VmInfo], plan: RetunePlan, cores: int | None = None) -> dict[UUID, VmInfo]:
+    """The VMs of the plan as they are then. Raises `retune.outdated` when one is at neither end of its move, or of
+    another size, or a cell has not the `cores`."""
     after = {}
     for move in plan.moves:
         vm = vms.get(move.vm_id)
-        if vm is None or vm.cells not in ((move.before.cell,), (move.after.cell,)):
+        at_an_end = vm is not None and vm.cells in ((move.before.cell,), (move.after.cell,))
+        if vm is None or not at_an_end or vm.vcpus != len(move.after.pins):
             raise PpecError("retune.outdated", f"vm {move.name} can't be moved as planned", subject=f"vm {move.name}")
         after[move.vm_id] = _moved(vm, move.after.cell)
+    refuse_overfull([after.get(vm_id, vm) for vm_id, vm in vms.items()], cores, "retune.outdated")
     return after
 
 
@@ -67,11 +75,18 @@ def _seat(vm: VmInfo, cell: int) -> RetuneSeat:
 
 
 def _rooms(vms: Collection[VmInfo], cells: int) -> tuple[CellRoom, ...]:
-    cores, memory = Counter[int](), Counter[int]()
+    cores, memory = _cores_held(vms), Counter[int]()
     for vm in vms:
         for cell in vm.cells:
-            cores[cell] += vm.vcpus // 2 // len(vm.cells)
             memory[cell] += vm.memory_mib // len(vm.cells)
     return tuple(
         CellRoom(cell=cell, cores=_CORES - cores[cell], memory_mib=_MEMORY_MIB - memory[cell]) for cell in range(cells)
     )
+
+
+def _cores_held(vms: Collection[VmInfo]) -> Counter[int]:
+    cores = Counter[int]()
+    for vm in vms:
+        for cell in vm.cells:
+            cores[cell] += vm.vcpus // 2 // len(vm.cells)
+    return cores

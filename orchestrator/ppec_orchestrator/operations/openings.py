@@ -18,7 +18,7 @@ from uuid import UUID
 from pydantic import Field
 from sqlalchemy import Connection
 
-from ppec_contract.errors import PpecError
+from ppec_contract.errors import PpecError, Problem
 from ppec_contract.model import HostName, Model
 from ppec_contract.retune import MAX_MOVED_MIB, RetuneBounds, RetunePlan, RetuneWant
 from ppec_orchestrator.operations.context import Context
@@ -28,6 +28,9 @@ from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.operations import CREATE_STEP, Item, ItemChange, NewItem
+
+# What a host says that has changed nothing, as its VMs are not where its plan has them.
+_OUTDATED = "retune.outdated"
 
 
 class _Turn(Model):
@@ -98,9 +101,10 @@ def _until_next(turns: Sequence[_Turn]) -> Iterator[_Turn]:
 def _opened(context: Context, asked: CreateInput, kept: _Openings, item: Item, turn: _Turn) -> bool:
     try:
         made = kept.made if kept.made and (kept.made.vm_id, kept.made.host) == (item.vm_id, item.host) else None
-        plan = made.plan if made else _planned(context, asked, item, turn)
-        outcomes = carried_out(context, item.host or "", plan) if plan.moves else []
-        problem = next((outcome.problem for outcome in outcomes if outcome.problem), None)
+        problem = _carried_out(context, item, made.plan if made else _planned(context, asked, item, turn))
+        if problem is not None and problem.code == _OUTDATED:
+            # Nothing was changed, and of what has changed meanwhile the host makes another plan, if it can.
+            problem = _carried_out(context, item, _planned(context, asked, item, turn))
     except StepFailedError as error:
         problem = error.problem()
     if problem is None:
@@ -108,6 +112,11 @@ def _opened(context: Context, asked: CreateInput, kept: _Openings, item: Item, t
     change = ItemChange(item.vm_id, item.state, problem)
     context.journal.commit(lambda conn: store.change_items(conn, context.operation_id, [change]))
     return False
+
+
+def _carried_out(context: Context, item: Item, plan: RetunePlan) -> Problem | None:
+    outcomes = carried_out(context, item.host or "", plan) if plan.moves else []
+    return next((outcome.problem for outcome in outcomes if outcome.problem), None)
 
 
 def _planned(context: Context, asked: CreateInput, item: Item, turn: _Turn) -> RetunePlan:
@@ -134,7 +143,7 @@ def _planned(context: Context, asked: CreateInput, item: Item, turn: _Turn) -> R
 
 def _outdated(host: str, error: PpecError) -> PpecError:
     return PpecError(
-        "retune.outdated",
+        _OUTDATED,
         f"host {host} can't open the cells as planned: {error.message}",
         hint="Wait for the operation that is at work there.",
         subject=f"host {host}",
