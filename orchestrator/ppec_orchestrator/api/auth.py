@@ -20,7 +20,7 @@ from starlette.requests import HTTPConnection
 
 from ppec_contract.errors import PpecError
 from ppec_contract.identity import Identity
-from ppec_orchestrator.api.services import Here, Services, services_of
+from ppec_orchestrator.api.services import Services, services_of
 from ppec_orchestrator.roles import Role
 from ppec_orchestrator.store.certificates import serial_of
 from ppec_orchestrator.store.tokens import Token
@@ -193,14 +193,19 @@ def _known_at_once(request: Request, services: Services) -> bool:
     return identity.role != "host" or services.certificates.remembers(identity, serial, now=services.now())
 
 
+async def _peer(request: Request) -> Identity | None:
+    """What `peer_identity` says."""
+    services = await services_of(request)
+    if _known_at_once(request, services):
+        return peer_identity(request, services)
+    return await run_in_threadpool(peer_identity, request, services)
+
+
 async def _named_host(request: Request) -> str:
     """Lets only the host named in the path in, by its certificate; returns its name. Of a certificate that is
     remembered no thread has to be asked: most heartbeats' are."""
-    services, host = await services_of(request), str(request.path_params["host"])
-    if _known_at_once(request, services):
-        identity = peer_identity(request, services)
-    else:
-        identity = await run_in_threadpool(peer_identity, request, services)
+    host = str(request.path_params["host"])
+    identity = await _peer(request)
     if identity is None:
         raise PpecError(
             "auth.required",
@@ -226,12 +231,17 @@ async def the_host_itself(request: Request, host: str) -> str:
 HostItself = Annotated[str, Depends(the_host_itself)]
 
 
-def host_or_viewer(request: Request, services: Here, credentials: Credentials) -> str:
-    """For what hosts fetch and people may look at: any host's certificate, or a viewer's token. Returns the name."""
-    identity = peer_identity(request, services)
+async def _any_host_or_viewer(request: Request) -> str:
+    identity = await _peer(request)
     if identity is not None and identity.role == "host":
         return identity.uri
-    return _at_least(Role.VIEWER, _caller(request, services, _token_of(credentials))).name
+    return _at_least(Role.VIEWER, await bearer_caller(request)).name
+
+
+@stands_for(_any_host_or_viewer)
+async def host_or_viewer(request: Request, credentials: Credentials) -> str:
+    """For what hosts fetch and people may look at: any host's certificate, or a viewer's token. Returns the name."""
+    return await let_in(request, _any_host_or_viewer)
 
 
 HostOrViewer = Annotated[str, Depends(host_or_viewer)]

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ppec_contract.errors import PpecError
 from ppec_contract.frames import decode_json_object
 from ppec_orchestrator.api.audited import BODY, CHANGING
-from ppec_orchestrator.api.auth import guards_of, let_in
+from ppec_orchestrator.api.auth import guards_of
 from ppec_orchestrator.api.bulkheads import BulkheadRoute
 from ppec_orchestrator.api.problems import problem_response
 from ppec_orchestrator.api.queries import Handler
@@ -32,21 +32,17 @@ class _StrictRequest(Request):
 class StrictJsonRoute(BulkheadRoute):
     """A route whose body is one strict JSON object: no duplicate keys, NaN, endless nesting or numbers over 64 bits.
 
-    Who may not call is refused before any of the body is read: FastAPI would read and parse it first. So the endpoint's
-    guards are asked here, and it gets what they said, unless the body takes its time. A route without any takes a short
-    body only.
+    A route without guards, which are asked before, takes a short body only.
     """
 
     def handler(self) -> Handler:
         handle = super().handler()
         if not CHANGING & set(self.methods or ()):
             return handle
-        guards = guards_of(self.dependant)
+        guarded = bool(guards_of(self.dependant))
 
         async def strictly(request: Request) -> Response:
-            receive = request.receive if guards else at_most(request.receive, MAX_STRANGERS_BYTES)
-            for guard in guards:
-                await let_in(request, guard)
+            receive = request.receive if guarded else at_most(request.receive, MAX_STRANGERS_BYTES)
             return await handle(_StrictRequest(request.scope, receive))
 
         return strictly

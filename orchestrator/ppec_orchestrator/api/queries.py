@@ -21,7 +21,6 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
-from ppec_contract.errors import PpecError
 from ppec_contract.validation import faults_problem
 from ppec_orchestrator.api.auth import guards_of, let_in
 
@@ -100,22 +99,23 @@ def _fault(what: str, *name: str) -> dict[str, Any]:
 
 
 class StrictQueryRoute(APIRoute):
-    """A route that takes the query parameters it declares, and no others."""
+    """A route that takes the query parameters it declares, and no others.
+
+    Who may not call is told that before what is wrong with the query, the path or the body, and before any of the body
+    is read, which FastAPI would do first. So the guards are asked here, and the endpoint gets what they said, unless
+    the body takes its time.
+    """
 
     def get_route_handler(self) -> Handler:
         handle = super().get_route_handler()
         known, guards = QueryParameters.of_route(self.dependant), guards_of(self.dependant)
 
         async def handled(request: Request) -> Response:
+            for guard in guards:
+                await let_in(request, guard)
             # Hosts' heartbeats have none, and come by the thousand.
             if request.scope.get("query_string"):
-                try:
-                    known.check(request, f"{request.method} {self.path_format}")
-                except PpecError:
-                    # Who may not call is told that, as with any other fault.
-                    for guard in guards:
-                        await let_in(request, guard)
-                    raise
+                known.check(request, f"{request.method} {self.path_format}")
             return await handle(request)
 
         return handled
