@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 # Public on purpose.
 PUBLIC = {
     "get_health": "load balancers, and whoever waits for a start, have no token",
+    "get_openapi": "it is the same everywhere, and says how to call",
     "enrol_host": "a host that enrols has nothing but the one-time token in its body",
 }
 QUERY, PATH, BODY = "?bogus=1&bogus=%ff", "Not%20A%00Name", b'{"bogus": 1, "bogus": '

@@ -16,6 +16,7 @@ from ppec_orchestrator.api import (
     clusters,
     consoles,
     datacentres,
+    document,
     enrol,
     flavors,
     fleet,
@@ -44,6 +45,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     hosts.router,
     plans.router,
     health.router,
+    document.router,
     datacentres.router,
     clusters.router,
     racks.router,
@@ -81,7 +83,7 @@ def add_routes() -> FastAPI:
     app = _Api(
         title="PPEC orchestrator",
         version=str(API_VERSION),
-        openapi_url="/v1/openapi.json",
+        openapi_url=None,  # `document.py` has it
         docs_url=None,  # its page loads scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
