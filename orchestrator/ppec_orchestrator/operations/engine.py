@@ -35,6 +35,8 @@ _log = structlog.get_logger(__name__)
 _STOP_S = 15.0
 # However long `poll_s` is: a limit that is put right is taken over before long.
 _LONGEST_POLL_S = 5.0
+# After this part of the time leases are renewed again of which somebody held one: it may be our own long transaction.
+_AGAIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -185,20 +187,23 @@ class Engine:
                 self._ports.database.notify(WORK)
 
     def _renewals(self) -> None:
-        while not self._stopping.wait(self._limits.renewal_s):
+        whole = True
+        while not self._stopping.wait(self._limits.renewal_s * (1 if whole else _AGAIN)):
             try:
-                self._renew()
+                whole = self._renew()
             except Exception as error:
                 _log.error("engine.renewal_failed", exc_info=error)
 
-    def _renew(self) -> None:
+    def _renew(self) -> bool:
+        """False: somebody holds the rows of some, which are to be tried again soon."""
         with self._lock:
             mine = dict(self._running)
         if not mine or self._replica is None:
-            return
+            return True
         until = self._ports.now() + timedelta(seconds=self._limits.lease_s)
         with self._ports.database.write() as conn:
             held = claims.renew(conn, mine, owner=self._replica.owner, until=until)
-        for operation_id, cancel in held.items():
-            if cancel:
+        for operation_id, lease in held.items():
+            if lease.cancel:
                 mine[operation_id].signals.cancel.set()
+        return all(lease.renewed for lease in held.values())

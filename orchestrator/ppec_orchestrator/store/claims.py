@@ -52,6 +52,14 @@ class Claim:
     problem: Problem | None
 
 
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Of an operation that its owner still has: is it to be cancelled, and could its lease be `renewed`?"""
+
+    cancel: bool
+    renewed: bool
+
+
 def claimable(conn: Connection, claimant: Claimant, *, now: datetime, max_running: int) -> bool:
     """Whether a claim may find something; asked in a read transaction so that looking commits nothing, and holds up
     nobody who is about to write."""
@@ -159,16 +167,18 @@ def _begin(conn: Connection, operation_id: str, now: datetime) -> None:
     )
 
 
-def renew(conn: Connection, operation_ids: Collection[str], *, owner: str, until: datetime) -> dict[str, bool]:
-    """Prolongs these leases of `owner`; returns those it still has, and whether each is to be cancelled."""
+def renew(conn: Connection, operation_ids: Collection[str], *, owner: str, until: datetime) -> dict[str, Lease]:
+    """Prolongs these leases of `owner`; returns those it still has. One whose row another transaction holds is left as
+    it is: waiting for it would put all the others at risk."""
     mine = and_(
         operation.c.id.in_(list(operation_ids)),
         operation.c.owner == owner,
         operation.c.state == OperationState.RUNNING.value,
     )
-    conn.execute(update(operation).where(mine).values(lease_until=until))
-    rows = conn.execute(select(operation.c.id, operation.c.cancel_requested).where(mine))
-    return {row.id: row.cancel_requested for row in rows}
+    free = select(operation.c.id).where(mine).with_for_update(key_share=True, skip_locked=True)
+    conn.execute(update(operation).where(operation.c.id.in_(free)).values(lease_until=until))
+    rows = conn.execute(select(operation.c.id, operation.c.cancel_requested, operation.c.lease_until).where(mine))
+    return {row.id: Lease(row.cancel_requested, renewed=row.lease_until >= until) for row in rows}
 
 
 def give_up(conn: Connection, *, owner_prefix: str, now: datetime) -> int:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Somebody in psql holds hosts' rows: who needs them is refused in time, and nothing that was begun is lost."""
+"""Somebody in psql holds rows of hosts, or of an operation: who needs them is refused in time, nobody else is held up,
+and nothing that was begun is lost."""
 
 from __future__ import annotations
 
@@ -81,6 +82,27 @@ def test_what_hosts_have_done_is_written_down_once_they_are_free(
     assert view.state is OperationState.SUCCEEDED
     assert len(world.fleet.deeds) == 4, "nothing was made twice"
     world.assert_consistent()
+
+
+def test_a_held_operation_puts_no_others_lease_at_risk(
+    world: Any, database: Database, person: psycopg.Connection
+) -> None:
+    world.settings(renewal_s=0.1, poll_s=0.05)
+    world.dispatcher.gate.clear()
+    with world.running(database=database) as replica:
+        held, other = (replica.create(world.batch(1), world.ask).operation_id for _ in range(2))
+        world.wait_until(lambda: len(world.dispatcher.started) == 2, "both runs have started")
+        person.execute("SET idle_in_transaction_session_timeout = '30s'")
+        person.execute("SELECT id FROM operation WHERE id = %s FOR UPDATE", [held])
+        before = world.lease(held)
+        world.ahead = timedelta(seconds=300)
+        world.wait_until(lambda: world.lease(other) > before + timedelta(seconds=200), "the other one's is renewed")
+        assert world.lease(held) == before
+        person.rollback()
+        world.wait_until(lambda: world.lease(held) > before + timedelta(seconds=200), "and its own, once it can be")
+        world.dispatcher.gate.set()
+        assert {world.ended(one).state for one in (held, other)} == {OperationState.SUCCEEDED}
+        assert [world.fence(one) for one in (held, other)] == [1, 1], "nobody took them over"
 
 
 def test_all_other_hosts_are_written_down_as_heard_and_a_held_one_later(
