@@ -40,7 +40,7 @@ from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.plans import StoredPlan
-from ppec_orchestrator.store.reservations import ROOM, LostRaceError
+from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, LostRaceError
 from ppec_orchestrator.store.vm_groups import check_rules, insert_groups, stands_elsewhere
 from ppec_orchestrator.store.vms import NewVm
 
@@ -134,6 +134,8 @@ class Creation:
         answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused)
         try:
             return self._enqueue(conn, [answered], planned)[0]
+        except HostsHeldError as error:
+            raise error.why from error
         except LostRaceError as error:
             # There is no other place to look for: it is this plan or none.
             raise plans.outdated(stored, dict.fromkeys(error.details["hosts"], "has the room no more")) from error
@@ -178,6 +180,7 @@ class Creation:
         """A refusal tells the cheapest changes that would help; they are looked for when nothing is locked any more."""
 
         def writes(conn: Connection, planned: Planned) -> NewOperation | str:
+            planned.refuse_held_up()
             answered = _Answered(one.meant, one.user_data, one.ask, planned.plan.placed, planned.plan.refused)
             self._refuse_too_few(conn, answered, planned)
             return self._enqueue(conn, [answered], planned)[0]
@@ -241,7 +244,11 @@ class Creation:
             answered = [
                 _Answered(one.meant, one.user_data, one.ask, [places[one.request.vms[0].vm_id]]) for one in had.values()
             ]
-            return dict(zip(had, self._enqueue(conn, answered, planned) if had else (), strict=True))
+            made = dict(zip(had, self._enqueue(conn, answered, planned) if had else (), strict=True))
+            # By itself each would wait as long again.
+            told = planned.held_up
+            held = ((number, told.get(one.request.vms[0].vm_id)) for number, one in several.items())
+            return {**made, **{number: error for number, error in held if error is not None}}
 
         try:
             return self._planning.carry_through(request, self._write, writes)

@@ -27,7 +27,7 @@ from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
-from ppec_orchestrator.store.reservations import ROOM, LostRaceError, Terms, lost_hosts, reserve
+from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, LostRaceError, Terms, lost_hosts, reserve
 
 T = TypeVar("T")
 _TRIES = 12
@@ -49,13 +49,27 @@ _SEATS = {
 @dataclass(slots=True)
 class Planned:
     """A plan, the fleet it was made on, how many planning passes that took so far, and on what terms it holds.
-    `taken` has the marks that its hosts got from its commit, as far as nothing else changed them."""
+    `taken` has the marks that its hosts got from its commit, as far as nothing else changed them. `held` is why some
+    host was avoided for whose row others were waited for in vain."""
 
     plan: Plan
     fleet: Fleet
     passes: int
     terms: Terms = ROOM
     taken: Mapping[int, int] = field(default_factory=dict)
+    held: PpecError | None = None
+
+    @property
+    def held_up(self) -> Mapping[UUID, PpecError]:
+        """Which VMs have no place as long as somebody holds a host, and what to tell who wants them."""
+        if self.held is None:
+            return {}
+        return {one.vm_id: self.held for one in self.plan.refused if Reason.CONTENDED in one.reasons}
+
+    def refuse_held_up(self) -> None:
+        """For who would rather ask again than go without: raises `store.unavailable` where any VM is held up."""
+        for error in self.held_up.values():
+            raise error
 
     def hold(self, conn: Connection) -> None:
         """For whoever changes what stands on hosts before it reserves, in the same transaction: its own changes don't
@@ -101,8 +115,10 @@ class Planning:
         writes. When some of the room is gone by the time of the commit, another replica's doing, planning moves into
         the write transaction, and only the VMs of the hosts that clashed are planned again. Without `wait` neither a
         turn nor a lock is waited for: what another transaction is just changing is left aside, and the plan that
-        `writes` gets may refuse VMs for that alone. `leaving` are VMs that stand on these hosts until the commit: their
-        room is taken, but nobody's neighbours they are any more. Whatever else `writes` raises is the caller's.
+        `writes` gets may refuse VMs for that alone. So it goes on when somebody, in psql for instance, keeps the row of
+        a host for longer than is waited for: its VMs go elsewhere, or are in `Planned.held_up`. `leaving` are VMs that
+        stand on these hosts until the commit: their room is taken, but nobody's neighbours they are any more. Whatever
+        else `writes` raises is the caller's.
         """
         course = _Course(self, request, wait, leaving)
         with self._in_turn() if wait else nullcontext():
@@ -111,6 +127,8 @@ class Planning:
             while True:
                 try:
                     result = commit(partial(course.run, writes))
+                except HostsHeldError as error:
+                    course.evade(error)
                 except PpecError as error:
                     if not _lost(error) or course.passes >= (_TRIES if wait else _CLAIMS):
                         raise
@@ -134,7 +152,7 @@ class Planning:
         plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh, leaving=course.leaving)
         hosts = {place.host_id: fleet.hosts[fleet.index[place.host]].mark for place in plan.placed}
         terms = Terms(relied_on(plan, request, fleet), hosts, course.wait, plan.moves)
-        return Planned(plan, fleet, course.passes, terms)
+        return Planned(plan, fleet, course.passes, terms, held=course.held)
 
 
 class _Course:
@@ -148,6 +166,7 @@ class _Course:
         self.leaving = leaving
         self._planned: Planned | None = None
         self.wait = wait
+        self.held: PpecError | None = None
         self.passes = 0
         self.afresh = False
         self.kept: Kept = {}
@@ -180,6 +199,13 @@ class _Course:
         clashed = error.details["hosts"] if isinstance(error, LostRaceError) else ()
         self.kept = {} if exhausted or self._planned is None else _others(self._planned.plan, clashed)
         self.afresh = exhausted
+        self._planned = None
+
+    def evade(self, error: HostsHeldError) -> None:
+        """From now on nothing is waited for: a host whose row is held is found by that, and left aside."""
+        self.held = error.why
+        self.wait = False
+        self.kept = {}
         self._planned = None
 
     def _claimed(self, conn: Connection, planned: Planned) -> Planned:

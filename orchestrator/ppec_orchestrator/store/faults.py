@@ -52,12 +52,17 @@ def is_reference_violation(error: IntegrityError) -> bool:
     return code in _REFERENCE or code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY
 
 
+def is_held(error: SQLAlchemyError) -> bool:
+    """Whether rows were locked by somebody else for longer than is waited for."""
+    return isinstance(error, DBAPIError) and _code(error) == _HELD
+
+
 def store_error(error: SQLAlchemyError) -> PpecError:
     """What a failed statement, commit or connection means for the caller; the driver's text stays in the cause."""
     code = _code(error) if isinstance(error, DBAPIError) else None
     if code in _LOST:
         return TransactionLostError()
-    if code == _HELD:
+    if is_held(error):
         # Not a lost transaction: to run it again at once would be to wait as long again.
         return PpecError(
             "store.unavailable",

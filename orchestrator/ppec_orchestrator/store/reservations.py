@@ -20,6 +20,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
@@ -28,6 +29,7 @@ from ppec_orchestrator.placement.plan import Move, Placement
 from ppec_orchestrator.store import ipdb, seats
 from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.changes import ChangeMark
+from ppec_orchestrator.store.faults import is_held, store_error
 from ppec_orchestrator.store.rows import insert_rows
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
 
@@ -46,6 +48,15 @@ class LostRaceError(PpecError):
             subject="plan",
             details={"hosts": list(hosts)},
         )
+
+
+class HostsHeldError(LostRaceError):
+    """Somebody else's transaction kept rows of these hosts for longer than is waited for; `why` is for the caller who
+    can do without none of them."""
+
+    def __init__(self, hosts: Sequence[str], why: PpecError) -> None:
+        super().__init__(hosts)
+        self.why = why
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +97,8 @@ def reserve(
     `networks` says which addresses each of them gets, `now` (default: now) which are out of quarantine.
 
     Returns the new marks of the hosts that had those of the terms, by id: of them nothing changed but this. Raises
-    LostRaceError when any host can't take its share any more, and whatever `ipdb.grant` raises; after either, the
-    caller's transaction must be rolled back.
+    LostRaceError when any host can't take its share any more, HostsHeldError when that can't be seen for somebody who
+    holds its row, and whatever `ipdb.grant` raises; after any, the caller's transaction must be rolled back.
     """
     if not placements:
         return {}
@@ -140,7 +151,13 @@ def lost_hosts(conn: Connection, placements: Sequence[Placement], terms: Terms =
 
 def _locked(conn: Connection, shares: Sequence[_Share], terms: Terms) -> dict[int, AnyRow]:
     wanted = {share.host_id for share in shares} | set(terms.generations)
-    return {row.id: row for row in conn.execute(_LOCK if terms.wait else _LOCK_FREE, {"ids": sorted(wanted)})}
+    try:
+        rows = conn.execute(_LOCK if terms.wait else _LOCK_FREE, {"ids": sorted(wanted)})
+    except SQLAlchemyError as error:
+        if not is_held(error):
+            raise
+        raise HostsHeldError([share.host for share in shares], store_error(error)) from error
+    return {row.id: row for row in rows}
 
 
 def _lost(conn: Connection, shares: Sequence[_Share], hosts: Mapping[int, AnyRow], terms: Terms) -> list[str]:

@@ -5,16 +5,20 @@ and nothing that was begun is lost."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from ppec_contract.api_operations import OperationState
+from ppec_contract.api_placement import GroupRule
+from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.liveness import Heard, LivenessBook, MessageId
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.hosts import flush_last_seen
@@ -22,6 +26,7 @@ from ppec_orchestrator.store.tables import host
 
 pytestmark = pytest.mark.postgres
 SHORT_S = 0.1
+TOGETHER = GroupRule(name="pair", apart=False)
 
 
 @pytest.fixture
@@ -44,6 +49,18 @@ def person(postgres_url: str) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+class CountingDatabase(Database):
+    """Counts the write transactions that were begun."""
+
+    begun = 0
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        self.begun += 1
+        with super().write() as conn:
+            yield conn
+
+
 def hold_hosts(person: psycopg.Connection, which: str = "true") -> None:
     # He goes home, so that who would wait for ever fails a test and doesn't hang in it.
     person.execute("SET idle_in_transaction_session_timeout = '30s'")
@@ -62,6 +79,116 @@ def test_create_that_needs_them_is_refused_and_leaves_nothing(
     world.assert_empty()
     person.rollback()
     accepting.create(world.batch(4), world.ask)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_create_goes_to_another_host_when_the_best_one_is_held(
+    world: Any, database: Database, person: psycopg.Connection, count: int
+) -> None:
+    accepting = world.replica(database=database, start=False)
+    best = accepting.show_plan(world.batch(1), "tester").placed[0].host
+    hold_hosts(person, f"name = '{best}'")
+    view = accepting.create(world.batch(count), world.ask)
+    assert len(view.items) == count
+    assert best not in {item.host for item in view.items}
+    person.rollback()
+    with world.running():
+        assert world.ended(view.operation_id).state is OperationState.SUCCEEDED
+    world.assert_consistent()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"count": 1, "host": "h1"},
+        {"count": 17},
+        {"count": 17, "mode": BatchMode.BEST_EFFORT},
+        {"count": 2, "host": "h1", "groups": (TOGETHER,)},
+    ],
+)
+def test_create_that_does_not_fit_without_it_is_told_what_holds_it_up(
+    world: Any, database: Database, person: psycopg.Connection, more: dict[str, Any]
+) -> None:
+    """Each host has room for eight."""
+    accepting = world.replica(database=database, start=False)
+    hold_hosts(person, "name = 'h1'")
+    with pytest.raises(PpecError) as refused:
+        accepting.create(world.batch(**more), world.ask)
+    assert (refused.value.code, refused.value.retryable) == ("store.unavailable", True)
+    assert "pg_blocking_pids()" in refused.value.hint
+    world.assert_empty()
+    person.rollback()
+    assert len(accepting.create(world.batch(**more), world.ask).items) == more["count"]
+
+
+def test_who_shares_a_transaction_waits_once(world: Any, postgres_url: str, person: psycopg.Connection) -> None:
+    """The second transaction waits for nobody, and there is no third one for this request alone."""
+    database = CountingDatabase(postgres_url, lock_timeout_s=SHORT_S)
+    accepting = world.replica(database=database, start=False)
+    hold_hosts(person, "name = 'h1'")
+    with pytest.raises(PpecError, match="kept the database's rows"):
+        accepting.create(world.batch(1, host="h1"), world.ask)
+    assert database.begun == 2
+    database.close()
+
+
+def test_a_plan_that_needs_a_held_host_stands(world: Any, database: Database, person: psycopg.Connection) -> None:
+    accepting = world.replica(database=database, start=False)
+    plan = accepting.show_plan(world.batch(1), "tester")
+    hold_hosts(person)
+    with pytest.raises(PpecError) as refused:
+        accepting.execute(plan.plan_id, world.ask)
+    assert refused.value.code == "store.unavailable"
+    person.rollback()
+    accepting.execute(plan.plan_id, world.ask)
+
+
+def test_a_vm_that_its_host_failed_is_tried_on_one_that_nobody_holds(
+    world: Any, database: Database, person: psycopg.Connection
+) -> None:
+    asked: list[str] = []
+
+    def faults(action: str, host: str, vm_id: Any) -> Fault | None:
+        asked.append(host)
+        if len(asked) > 1:
+            return None
+        hold_hosts(person, f"id = (SELECT min(id) FROM host WHERE name != '{host}')")
+        return Fault.of("host.no_capacity")
+
+    world.fleet.faults = faults
+    with world.running(database=database) as replica:
+        view = world.ended(replica.create(world.batch(1), world.ask).operation_id)
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    failed, made = asked
+    assert made == max({"h1", "h2", "h3"} - {failed})
+    person.rollback()
+    world.assert_consistent()
+
+
+def test_a_vm_that_fits_only_on_a_held_host_waits_for_it(
+    world: Any, database: Database, person: psycopg.Connection
+) -> None:
+    """It is accepted, so it isn't failed for somebody's stay in psql."""
+    world.settings(renewal_s=0.1, poll_s=0.05)
+    asked: list[str] = []
+
+    def faults(action: str, host: str, vm_id: Any) -> Fault | None:
+        asked.append(host)
+        if len(asked) > 1:
+            return None
+        hold_hosts(person, f"name != '{host}'")
+        return Fault.of("host.no_capacity")
+
+    world.fleet.faults = faults
+    with world.running(database=database) as replica:
+        accepted = replica.create(world.batch(1), world.ask)
+        world.wait_until(lambda: asked and not replica.engine.running, "its owner has let go")
+        assert not world.show(accepted.operation_id).state.ended
+        person.rollback()
+        world.end_leases(replica.engine._replica.owner)
+        view = world.ended(accepted.operation_id)
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    world.assert_consistent()
 
 
 def test_what_hosts_have_done_is_written_down_once_they_are_free(

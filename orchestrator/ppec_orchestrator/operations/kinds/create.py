@@ -140,6 +140,7 @@ class _Round:
 
     def _move(self, conn: Connection, left: Sequence[Leftover], planned: Planned) -> int:
         """Off the old hosts and onto the new ones, or to the end where there is none; all in one transaction."""
+        planned.refuse_held_up()
         refused = {one.vm_id: one for one in planned.plan.refused}
         if refused and self.whole:
             raise StepFailedError(reason([self.moving[vm_id] for vm_id in refused]))
