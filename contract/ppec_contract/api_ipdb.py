@@ -296,11 +296,14 @@ class IpdbImport(Model):
     """`POST /v1/ipdb/import`: all of it or nothing, as a `document` or as the text of a `csv` table.
 
     What exists just so is left alone; what exists otherwise is a fault. `dry_run` says what would be done.
+    `skip_refused` leaves out new prefixes that are refused for what their addresses are (loopback, multicast, …), with
+    what is excluded of them; one with reserved addresses remains a fault.
     """
 
     document: IpdbDocument | None = None
     csv: Annotated[str, Field(max_length=4 * 1024 * 1024)] | None = None
     dry_run: StrictBool = False
+    skip_refused: StrictBool = False
 
     @model_validator(mode="after")
     def _one_form(self) -> IpdbImport:
@@ -317,7 +320,15 @@ class ImportCounts(Model):
     holds: int = 0
 
 
+class ImportSkipped(Model):
+    """A row that was left out, and why; `place` is its line, or its path in the document."""
+
+    place: str
+    reason: str
+
+
 class IpdbImported(Model):
     dry_run: bool
     created: ImportCounts
     unchanged: ImportCounts
+    skipped: tuple[ImportSkipped, ...] = ()

@@ -156,6 +156,21 @@ def test_what_is_exported_is_imported(
         assert sent["document"]["prefixes"][0]["holds"][0]["reserved_for"] == "db"
 
 
+def test_what_is_skipped_is_told_and_only_asked_for_when_it_is_wanted(
+    orchestrator: Any, ppec: Any, answers: Callable[..., None], tmp_path: Path
+) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text("kind,vrf\nvrf,red\n", encoding="utf-8")
+    answers("POST", "/v1/ipdb/import", DONE | {"skipped": [{"place": "line 3", "reason": "it is loopback"}]})
+    ran = ppec("ipdb", "import", str(file), "--skip-refused")
+    assert ran.code == 0
+    assert "line 3: skipped: it is loopback" in ran.err
+    assert orchestrator.requests[-1].json["skip_refused"] is True
+    answers("POST", "/v1/ipdb/import", DONE)
+    assert ppec("ipdb", "import", str(file)).code == 0
+    assert "skip_refused" not in orchestrator.requests[-1].json
+
+
 def test_what_can_t_be_imported_is_told_row_by_row(ppec: Any, answers: Callable[..., None], tmp_path: Path) -> None:
     file = tmp_path / "table.csv"
     file.write_bytes("\N{BYTE ORDER MARK}kind,vrf\r\nvrf,red\r\n".encode())

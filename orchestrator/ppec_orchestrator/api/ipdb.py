@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastapi import APIRouter, Request, Response
 
-from ppec_contract.api_ipdb import IpdbDocument, IpdbImport, IpdbImported, PrefixCreate
+from ppec_contract.api_ipdb import ImportSkipped, IpdbDocument, IpdbImport, IpdbImported, PrefixCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.api.audited import changes
 from ppec_orchestrator.api.auth import Admin, Viewer
@@ -17,6 +17,7 @@ from ppec_orchestrator.api.prefixes import check_source
 from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.ipdb.exchange import Fault, Row, as_csv, rows_of_csv, rows_of_document
 from ppec_orchestrator.ipdb.provider import SourcePrefix
+from ppec_orchestrator.ipdb.refused import Sifted, sifted
 from ppec_orchestrator.store.exchange import Importer, check_size, export_document, new_prefixes
 
 router = APIRouter(prefix="/v1/ipdb", tags=["ipdb"], route_class=StrictJsonRoute)
@@ -42,16 +43,28 @@ def import_ipdb(services: Here, caller: Admin, request: Request, body: IpdbImpor
     rows, faults = _rows(body)
     cidrs = [str(row.item.cidr) for row in rows if isinstance(row.item, PrefixCreate)]
     changes(request, ["a dry run"] if body.dry_run else cidrs or ["no prefixes"])
-    faults += _unlike_source(services, rows, faults)
+    new, left = _sifted(services, rows, faults, skip=body.skip_refused)
+    faults += [*left.faults, *_unlike_source(services, new)]
     with services.database.write() as conn:
-        return Importer(conn, caller.name, services.now()).carry_out(rows, faults, dry_run=body.dry_run)
+        done = Importer(conn, caller.name, services.now()).carry_out(left.rows, faults, dry_run=body.dry_run)
+    skipped = tuple(ImportSkipped(place=one.place, reason=one.reason) for one in left.skipped)
+    return done.model_copy(update={"skipped": skipped})
 
 
-def _unlike_source(services: Services, rows: Sequence[Row], faults: Sequence[Fault]) -> list[Fault]:
-    """New prefixes that are not what NetBox has under their `netbox_id`. Raises `netbox.unavailable`."""
+def _sifted(
+    services: Services, rows: Sequence[Row], faults: Sequence[Fault], *, skip: bool
+) -> tuple[list[tuple[str, PrefixCreate]], Sifted]:
+    """The new prefixes that aren't refused for what their addresses are, and the rows without those that are."""
     with services.database.read() as conn:
         check_size(conn, rows, faults)
         new = new_prefixes(conn, rows)
+    left = sifted(rows, new, skip=skip)
+    places = {row.place for row in left.rows}
+    return [one for one in new if one[0] in places], left
+
+
+def _unlike_source(services: Services, new: Sequence[tuple[str, PrefixCreate]]) -> list[Fault]:
+    """New prefixes that are not what NetBox has under their `netbox_id`. Raises `netbox.unavailable`."""
     found, beside = [], list[SourcePrefix]()
     for place, wanted in new:
         if wanted.netbox_id is not None:

@@ -67,6 +67,13 @@ def import_(
     file: Annotated[str, typer.Argument(help="Where from; - is stdin.")],
     form: FormOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    skip_refused: Annotated[
+        bool,
+        typer.Option(
+            "--skip-refused",
+            help="Leave out prefixes of loopback, multicast or other such addresses, unless some of them are reserved.",
+        ),
+    ] = False,
 ) -> None:
     """Import VRFs, prefixes and holds: all of them, or nothing and what is wrong with which."""
     from ppec_contract.api_ipdb import IpdbDocument, IpdbImport, IpdbImported
@@ -74,11 +81,13 @@ def import_(
     from ppec_contract.validation import parse
 
     content = _read(file)
+    # An orchestrator that doesn't know it is only told of it when it is wanted.
+    wanted: dict[str, Any] = {"dry_run": dry_run} | ({"skip_refused": True} if skip_refused else {})
     if _form(file, form) == "csv":
-        body = parse(IpdbImport, {"csv": _text(content, file), "dry_run": dry_run}, subject="import")
+        body = parse(IpdbImport, {"csv": _text(content, file), **wanted}, subject="import")
     else:
         document = parse(IpdbDocument, _object(content, file), subject="import")
-        body = IpdbImport(document=document, dry_run=dry_run)
+        body = IpdbImport(document=document, **wanted)
     session = session_of(context)
     try:
         done = session.client.post("/v1/ipdb/import", body, IpdbImported)
@@ -86,7 +95,9 @@ def import_(
         for fault in error.details.get("faults", ()):
             session.output.say(f"{fault.get('place')}: {fault.get('reason')}")
         raise
-    session.output.item(done)
+    for row in done.skipped:
+        session.output.say(f"{row.place}: skipped: {row.reason}")
+    session.output.item(done, hidden=("skipped",))
 
 
 def audit(  # noqa: PLR0913, PLR0917 - one parameter per option

@@ -33,7 +33,6 @@ from ppec_orchestrator.store.prefixes import as_created, insert_prefix, select_p
 from ppec_orchestrator.store.tables import address_hold, prefix, vrf
 from ppec_orchestrator.store.vrfs import VRFS
 
-_MOST_FAULTS = 100
 _MOST_IN_WORDS = 3
 _ORDER: Final = {VrfCreate: "vrfs", PrefixCreate: "prefixes", PlacedHold: "holds"}
 
@@ -203,10 +202,11 @@ def _count(rows: Sequence[ImportRow], faults: Sequence[Fault]) -> int:
 
 
 def _invalid(faults: Sequence[Fault], total: int) -> PpecError:
+    """With all of them: there are no more than rows."""
     return PpecError(
         "import.invalid",
         f"{len(faults)} of {total} rows can't be imported: {told(faults, _MOST_IN_WORDS)}",
         hint="Nothing was changed. Correct them and import again; a dry run shows what would be done.",
         subject="import",
-        details={"count": len(faults), "faults": [asdict(fault) for fault in faults[:_MOST_FAULTS]]},
+        details={"count": len(faults), "faults": [asdict(fault) for fault in faults]},
     )
