@@ -24,8 +24,8 @@ from ppec_orchestrator.fleets.faults import REQUESTS
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
-from ppec_orchestrator.fleets.verification import verify
 from ppec_orchestrator.placement.balance import Balance
+from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.demand import CellPart
 from ppec_orchestrator.placement.fleet import Fleet, IntArray
 from ppec_orchestrator.placement.plan import Plan
@@ -116,7 +116,7 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
     )
     plan = planner.plan(request)
     planned_s = time.process_time()
-    faults = tuple(verify(file.fleet, request, plan)) if options.check else None
+    faults = tuple(check(file.fleet, request, plan)) if options.check else None
     checked_s = time.process_time()
     answer = PlanAnswer(
         executable=bool(plan.placed) and not (request.all_or_nothing and plan.refused),

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from copy import deepcopy
 from uuid import UUID
 
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy
-from ppec_orchestrator.placement.checker import Replay, check
+from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.planner import plan
+from ppec_orchestrator.placement.replay import Replay
 from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest, Where
 
 from .fleets import a_fleet, a_request
@@ -38,10 +40,10 @@ def _placeable(replay: Replay, vms: Sequence[VmRequest]) -> bool:
         return True
     for at, vm in enumerate(vms):
         rest = [*vms[:at], *vms[at + 1 :]]
-        for host in replay.hosts:
-            for way in list(replay.ways(host, vm)):
+        for row in np.flatnonzero(replay.candidates(vm)).tolist():
+            for seat in list(replay.seats(row, vm.profile)):
                 after = deepcopy(replay)
-                after.take(host, vm, way)
+                after.take(row, vm, seat)
                 if _placeable(after, rest):
                     return True
     return False

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""For each rule a plan that breaks it and no other: the checker names that fault alone."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from ppec_contract.api_placement import Policy
+from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
+from ppec_orchestrator.placement import checker
+from ppec_orchestrator.placement.checker import check
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
+from ppec_orchestrator.placement.plan import Move, Plan, Refusal
+from ppec_orchestrator.placement.planner import plan
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import Group, Level, PlanRequest, Profile, Shape, VmRequest, Where
+
+CELLS = (
+    CellState(0, 0, 2, 8, 8, 4096, 4096, 8, 16, 16, 512, 512, 4, 4, 2, 2),
+    CellState(1, 1, 2, 8, 8, 4096, 4096, 8, 16, 16, 512, 512, 4, 4, 2, 2),
+)
+PINNED = Profile(
+    Shape(4, 1024, 40, pool="fast", nvme=1),
+    "x86_64",
+    Where("d", "c", "r", "h1", "v", "e", labels=frozenset({("disk", "ssd")}), without=frozenset({("old", "")})),
+    capabilities=frozenset({"nvme"}),
+    networks=(frozenset({1}), None),
+    fixed=(frozenset({2}),),
+)
+PLAIN = Profile(Shape(4, 1024, 40), "x86_64")
+
+
+def a_host(name: str = "h1", **change: Any) -> HostState:
+    host = HostState(
+        1, name, "d", "c", "r", "v", "x86_64", CELLS, 100, 100, prefixes=((1,), (2,)), region="e",
+        capabilities=frozenset({"nvme"}), labels={"disk": "ssd"}, pools={"fast": PoolState(100, 100)},
+    )  # fmt: skip
+    return replace(host, host_id=int(name[1:]), **change)
+
+
+def cells(**change: Any) -> tuple[CellState, ...]:
+    return tuple(replace(cell, **change) for cell in CELLS)
+
+
+def vms(*profiles: Profile, **change: Any) -> tuple[VmRequest, ...]:
+    return tuple(VmRequest(UUID(int=n + 1), f"v{n}", profile, **change) for n, profile in enumerate(profiles))
+
+
+def member(group: Group, *, at: tuple[int, ...] = (0,), movable: bool = True) -> SeatedVm:
+    return SeatedVm(UUID(int=99), "old", PLAIN, at, (group,), movable)
+
+
+# --- where a VM does not fit ------------------------------------------------------------------------------------------
+
+LACKING: dict[str, dict[str, Any]] = {
+    "silent": {"live": False},
+    "draining": {"draining": True},
+    "another region": {"region": "x"},
+    "another data centre": {"datacentre": "x"},
+    "another cluster": {"cluster": "x"},
+    "another rack": {"rack": "x"},
+    "another VRF": {"vrf": "x"},
+    "another architecture": {"architecture": "aarch64"},
+    "an older agent": {"capabilities": frozenset()},
+    "without a label": {"labels": {}},
+    "another label": {"labels": {"disk": "hdd"}},
+    "a label too many": {"labels": {"disk": "ssd", "old": "1"}},
+    "another prefix": {"prefixes": ((3,), (2,))},
+    "another fixed prefix": {"prefixes": ((1,), (3,))},
+    "no prefix": {"prefixes": ()},
+    "a pool too full": {"pools": {"fast": PoolState(100, 39)}},
+    "no pool": {"pools": {}},
+    "too few cores": {"cells": cells(cores_free=1)},
+    "too little memory": {"cells": cells(memory_free_mib=1023)},
+    "too few drives": {"cells": cells(nvme_free=0)},
+    "other cells": {"cells": tuple(replace(cell, cell=cell.cell + 2) for cell in CELLS)},
+}
+
+
+@pytest.mark.parametrize("policy", list(Policy))
+@pytest.mark.parametrize("lacking", list(LACKING))
+def test_a_host_that_lacks_one_thing(lacking: str, policy: Policy) -> None:
+    request = PlanRequest(vms(PINNED), policy)
+    sound = plan(Fleet.build([a_host()]), request)
+    assert check(Fleet.build([a_host()]), request, sound) == []
+    assert check(Fleet.build([a_host(**LACKING[lacking])]), request, sound) == ["v0 does not fit cells (0,) of h1"]
+
+
+NEEDS: dict[str, tuple[Shape, dict[str, Any]]] = {
+    "its own disk": (Shape(4, 1024, 40), {"disk_free_mib": 39}),
+    "shared vCPUs": (Shape(4, 1024, 40, NumaPolicy(cpus=CpuPolicy.SHARED)), {"cells": cells(shared_vcpus_free=3)}),
+    "CPUs to share": (Shape(4, 1024, 40, NumaPolicy(cpus=CpuPolicy.SHARED)), {"cells": cells(shared_cpus=3)}),
+    "pages of 2 MiB": (Shape(4, 1024, 40, NumaPolicy(huge_page_kib=2048)), {"cells": cells(pages_2m_free=511)}),
+    "pages of 1 GiB": (Shape(4, 1024, 40, NumaPolicy(huge_page_kib=1048576)), {"cells": cells(pages_1g_free=0)}),
+    "siblings": (Shape(4, 1024, 40, NumaPolicy(smt=SmtPolicy.REQUIRE)), {"cells": cells(threads_per_core=1)}),
+    "cores of its own": (Shape(4, 1024, 40, NumaPolicy(smt=SmtPolicy.ISOLATE)), {"cells": cells(cores_free=3)}),
+}
+
+
+@pytest.mark.parametrize("need", list(NEEDS))
+def test_a_shape_that_needs_more_than_there_is(need: str) -> None:
+    shape, change = NEEDS[need]
+    request = PlanRequest(vms(replace(PLAIN, shape=shape)), Policy.PACK)
+    sound = plan(Fleet.build([a_host()]), request)
+    assert check(Fleet.build([a_host()]), request, sound) == []
+    assert check(Fleet.build([a_host(**change)]), request, sound) == ["v0 does not fit cells (0,) of h1"]
+
+
+def test_addresses_that_have_run_out() -> None:
+    request = PlanRequest(vms(PINNED))
+    sound = plan(Fleet.build([a_host()], {1: 2}), request)
+    assert check(Fleet.build([a_host()], {1: 2}), request, sound) == []
+    # Its two networks take an address of this prefix each.
+    assert check(Fleet.build([a_host()], {1: 1}), request, sound) == ["v0 does not fit cells (0,) of h1"]
+
+
+GROUPS = (
+    Group("apart"),
+    Group("racks apart", level=Level.RACK),
+    Group("centres apart", level=Level.DATACENTRE),
+)
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.name)
+def test_a_hard_group_whose_member_is_too_near(group: Group) -> None:
+    near = {Level.HOST: "h1", Level.RACK: "h2", Level.DATACENTRE: "h3"}[group.level]
+    request = PlanRequest(vms(replace(PLAIN, where=Where(host="h1")), groups=(group,)), Policy.PACK)
+    sound = plan(_three(), request)
+    assert check(_three(), request, sound) == []
+    assert check(_three(near, group), request, sound) == ["v0 does not fit cells (0,) of h1"]
+    assert near == "h1" or check(_three("h4", group), request, sound) == []
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_a_hard_group_whose_members_are_elsewhere(level: Level) -> None:
+    group = Group("together", apart=False, level=level)
+    request = PlanRequest(vms(replace(PLAIN, where=Where(host="h1")), groups=(group,)), Policy.PACK)
+    sound = plan(_three(), request)
+    assert check(_three(), request, sound) == []
+    assert check(_three("h4", group), request, sound) == ["v0 does not fit cells (0,) of h1"]
+
+
+def _three(standing: str = "", group: Group = GROUPS[0]) -> Fleet:
+    """h1 and h2 share a rack, h3 the data centre; h4 is somewhere else."""
+    hosts = (a_host(), a_host("h2"), a_host("h3", rack="r3"), a_host("h4", rack="r4", datacentre="d4"))
+    return Fleet.build([replace(h, vms=(member(group),)) if h.name == standing else h for h in hosts])
+
+
+def test_a_host_that_the_vm_or_the_plan_is_kept_from() -> None:
+    fleet, request = Fleet.build([a_host()]), PlanRequest(vms(PLAIN))
+    sound = plan(fleet, request)
+    kept = replace(request, vms=vms(PLAIN, excluded_hosts=frozenset({"h1"})))
+    contended = replace(request, contended_hosts=frozenset({"h1"}))
+    for each in (kept, contended):
+        assert check(fleet, each, sound) == ["v0 does not fit cells (0,) of h1"]
+        assert check(fleet, each, plan(fleet, each)) == []
+
+
+# --- what earlier VMs have taken --------------------------------------------------------------------------------------
+
+OVERDRAWN: dict[str, dict[str, Any]] = {
+    "cores": {"cells": cells(cores_free=3)[:1]},
+    "memory": {"cells": cells(memory_free_mib=2047)[:1]},
+    "drives": {"cells": cells(nvme_free=1)[:1]},
+    "the pool": {"pools": {"fast": PoolState(100, 79)}},
+}
+
+
+@pytest.mark.parametrize("overdrawn", list(OVERDRAWN))
+def test_two_vms_with_room_for_one(overdrawn: str) -> None:
+    roomy = Fleet.build([a_host(cells=CELLS[:1])])
+    request = PlanRequest(vms(PINNED, PINNED), Policy.PACK)
+    sound = plan(roomy, request)
+    assert check(roomy, request, sound) == []
+    tight = Fleet.build([a_host(**{"cells": CELLS[:1]} | OVERDRAWN[overdrawn])])
+    scores = [replace(why, score=_scored(tight, request, at)) for at, why in enumerate(sound.evidence)]
+    found = check(tight, request, replace(sound, evidence=tuple(scores)))
+    assert found == ["v1 does not fit cells (0,) of h1"]
+
+
+def _scored(fleet: Fleet, request: PlanRequest, at: int) -> float:
+    """Of the first of two as the fleet is; the second's is never asked for."""
+    return 0.0 if at else plan(fleet, replace(request, vms=request.vms[:1])).evidence[0].score
+
+
+def test_the_own_disk_and_addresses_and_groups_of_earlier_vms_count() -> None:
+    apart = replace(PLAIN, networks=(frozenset({1}),))
+    request = PlanRequest(vms(apart, apart, groups=(GROUPS[0],)), Policy.BALANCED)
+    alone = replace(request, vms=vms(apart, apart))
+    sound = plan(Fleet.build([a_host()], {1: 2}), alone)
+    second = ["v1 does not fit cells (0,) of h1"]
+    assert check(Fleet.build([a_host()], {1: 2}), alone, sound) == []
+    assert check(Fleet.build([a_host()], {1: 2}), request, sound) == second
+    assert check(Fleet.build([a_host()], {1: 1}), alone, sound) == second
+    small = Fleet.build([a_host(disk_free_mib=79)], {1: 2})
+    assert check(small, alone, _first_as_on(small, alone, sound)) == second
+
+
+def _first_as_on(fleet: Fleet, request: PlanRequest, sound: Plan) -> Plan:
+    first = replace(sound.evidence[0], score=_scored(fleet, request, 0))
+    return replace(sound, evidence=(first, *sound.evidence[1:]))
+
+
+# --- what the answers say ---------------------------------------------------------------------------------------------
+
+
+def _fleet() -> Fleet:
+    return Fleet.build([a_host("h1", cells=cells(cores_free=6)), a_host("h2"), a_host("h3", draining=True)])
+
+
+def _request() -> PlanRequest:
+    huge = replace(PLAIN, shape=Shape(64, 64, 1))
+    return PlanRequest(vms(PLAIN, PLAIN, huge), Policy.PACK)
+
+
+def _last(made: Plan, **change: Any) -> Plan:
+    return replace(made, placed=(*made.placed[:-1], replace(made.placed[-1], **change)))
+
+
+def _why(made: Plan, **change: Any) -> Plan:
+    return replace(made, evidence=(replace(made.evidence[0], **change), *made.evidence[1:]))
+
+
+def _last_refused(made: Plan) -> Plan:
+    gone, why = made.placed[-1], made.evidence[-1]
+    refusal = Refusal(gone.vm_id, gone.name, {Reason.CORES: 3}, why.step)
+    return replace(made, placed=made.placed[:-1], evidence=made.evidence[:-1], refused=(*made.refused, refusal))
+
+
+def _refused_twice(made: Plan) -> Plan:
+    return replace(made, refused=(*made.refused, replace(made.refused[0], step=7)))
+
+
+ONCE = "the plan does not answer each VM of the request once"
+UNFOUNDED = "the plan has not the evidence of each placement, in their order"
+SAID: dict[str, tuple[Callable[[Plan], Plan], str]] = {
+    "no such host": (lambda p: _last(p, host="h9"), "v1 does not fit cells (0,) of h9"),
+    "no such cell": (lambda p: _last(p, cells=(7,)), "v1 does not fit cells (7,) of h1"),
+    "a cell twice": (lambda p: _last(p, cells=(0, 0)), "v1 does not fit cells (0, 0) of h1"),
+    "a cell too many": (lambda p: _last(p, cells=(0, 1)), "v1 does not fit cells (0, 1) of h1"),
+    "more of a cell": (lambda p: _last(p, cores=3), "v1 takes {'cores': 3,"),
+    "less of a cell": (lambda p: _last(p, memory_mib=1), "v1 takes {'cores': 2, 'memory_mib': 1,"),
+    "of something else": (lambda p: _last(p, nvme=1), "v1 takes {'cores': 2,"),
+    "more disk": (lambda p: _last(p, disk_mib=41), "v1 takes 41 MiB of disk of host 1, not 40 of 1"),
+    "another host's number": (lambda p: _last(p, host_id=2), "v1 takes 40 MiB of disk of host 2, not 40 of 1"),
+    "too many candidates": (lambda p: _why(p, candidates=3), "v0: 3 candidates are claimed, there are 2"),
+    "too few candidates": (lambda p: _why(p, candidates=1), "v0: 1 candidates are claimed, there are 2"),
+    "another score": (lambda p: _why(p, score=1.0), "v0 on h1: a score of 1.0 and 0 broken groups are claimed"),
+    "a broken group": (lambda p: _why(p, broken=1), "v0 on h1: a score of"),
+    "a VM without an answer": (lambda p: replace(p, refused=()), ONCE),
+    "a VM refused twice": (_refused_twice, ONCE),
+    "a VM placed twice": (lambda p: replace(p, placed=p.placed * 2, evidence=p.evidence * 2), ONCE),
+    "a VM of no request": (lambda p: _last(p, vm_id=UUID(int=7)), ONCE),
+    "no evidence": (lambda p: replace(p, evidence=()), UNFOUNDED),
+    "evidence of others": (lambda p: replace(p, evidence=p.evidence[::-1]), UNFOUNDED),
+    "one step for two": (lambda p: replace(p, refused=(replace(p.refused[0], step=1),)), "two VMs were planned in one"),
+    "refused, but it fits": (_last_refused, "v1 was refused, but fits h1"),
+    "hosts without a reason": (
+        lambda p: replace(p, refused=(replace(p.refused[0], reasons={Reason.CORES: 2}),)),
+        "v2: 2 hosts have a reason, of 3",
+    ),
+    "hosts with two": (
+        lambda p: replace(p, refused=(replace(p.refused[0], reasons={Reason.CORES: 2, Reason.DISK: 2}),)),
+        "v2: 4 hosts have a reason, of 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", list(SAID))
+def test_an_answer_with_one_fault(fault: str) -> None:
+    sound = plan(_fleet(), _request())
+    assert check(_fleet(), _request(), sound) == []
+    spoil, words = SAID[fault]
+    (found,) = check(_fleet(), _request(), spoil(sound))
+    assert found.startswith(words)
+
+
+def test_a_soft_group_that_is_not_said_to_be_broken() -> None:
+    rather = Group("rather apart", hard=False)
+    fleet = Fleet.build([a_host(vms=(member(rather),))])
+    request = PlanRequest(vms(PLAIN, groups=(rather,)))
+    sound = plan(fleet, request)
+    assert check(fleet, request, sound) == []
+    (found,) = check(fleet, request, _why(sound, broken=0))
+    assert " and 0 broken groups are claimed, it is " in found
+
+
+# --- what would have been better --------------------------------------------------------------------------------------
+
+SOFT = Group("rather apart", hard=False)
+# Two hosts, and what makes the second worse.
+WORSE: dict[str, tuple[Policy, dict[str, Any], dict[str, Any]]] = {
+    "pack: its name": (Policy.PACK, {}, {}),
+    "pack: cores left": (Policy.PACK, {"cells": cells(cores_free=7)}, {}),
+    "pack: memory left": (Policy.PACK, {"cells": cells(memory_free_mib=4000)}, {}),
+    "balanced: memory used": (Policy.BALANCED, {}, {"cells": cells(memory_free_mib=2048)}),
+    "balanced: disk used": (Policy.BALANCED, {}, {"disk_free_mib": 50}),
+    "balanced: cores used": (Policy.BALANCED, {}, {"cells": cells(cores_free=4)}),
+    "balanced: VMs": (Policy.BALANCED, {}, {"vms": (member(Group("other")),)}),
+    "spread: of the batch": (Policy.SPREAD, {"cells": cells(cores_free=2)}, {}),
+    "spread: of the batch in its rack": (Policy.SPREAD, {"cells": cells(cores_free=2)}, {"rack": "r3"}),
+    "a soft group": (
+        Policy.PACK,
+        {"cells": cells(cores_free=8)},
+        {"cells": cells(cores_free=6), "vms": (member(SOFT),)},
+    ),
+}
+
+
+@pytest.mark.parametrize("why", list(WORSE))
+def test_a_host_that_would_have_been_better(why: str) -> None:
+    policy, first, second = WORSE[why]
+    hosts = [a_host("h1", **first), a_host("h2", **second), a_host("h3", rack="r3", draining=True)]
+    batch = {"h2": 1} if why == "spread: of the batch" else {"h3": 1} if policy is Policy.SPREAD else {}
+    fleet, groups = Fleet.build(hosts), (SOFT,) if why == "a soft group" else ()
+    request = PlanRequest(vms(PLAIN, groups=groups), policy, batch_hosts=batch)
+    sound = plan(fleet, request)
+    assert [place.host for place in sound.placed] == ["h1"]
+    assert check(fleet, request, sound) == []
+    # As it would be, were h1 closed to it.
+    kept = replace(request, vms=vms(PLAIN, groups=groups, excluded_hosts=frozenset({"h1"})))
+    worse = _why(plan(fleet, kept), candidates=2)
+    assert check(fleet, request, worse) == ["v0: h1 would have been better than h2"]
+
+
+# --- moves ------------------------------------------------------------------------------------------------------------
+
+HALF = replace(PLAIN, shape=Shape(8, 1024, 10))
+
+
+def _seated(number: int, cell: int, *, movable: bool = True) -> SeatedVm:
+    return SeatedVm(UUID(int=90 + number), f"old{number}", HALF, (cell,), movable=movable)
+
+
+def _half_full(*, cores_free: int = 4, movable: bool = True) -> Fleet:
+    """A VM in each of two cells, which together leave one cell free."""
+    seated = tuple(_seated(cell, cell, movable=movable) for cell in (0, 1))
+    return Fleet.build([a_host(cells=cells(cores_free=cores_free), vms=seated)])
+
+
+def _moves(made: Plan, *moves: Move) -> Plan:
+    return _why(made, moves=moves)
+
+
+STUCK: dict[str, Callable[[Plan, Move], tuple[Move, ...]]] = {
+    "another's cells": lambda p, m: (replace(m, cells_before=m.cells_after, cells_after=m.cells_before),),
+    "no such VM": lambda p, m: (replace(m, vm_id=UUID(int=7)),),
+    "no such host": lambda p, m: (replace(m, host="h9"),),
+    "no such cell": lambda p, m: (replace(m, cells_after=(7,)),),
+    "more cells": lambda p, m: (replace(m, cells_after=(0, 1)),),
+    "a cell twice": lambda p, m: (replace(m, cells_after=m.cells_after * 2),),
+    "no cell": lambda p, m: (replace(m, cells_after=()),),
+    "where it was before": lambda p, m: (m, m),
+}
+
+
+@pytest.mark.parametrize("fault", list(STUCK))
+def test_a_move_that_can_not_be(fault: str) -> None:
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(16, 1024, 10))), most_moves=3)
+    sound = plan(_half_full(), request)
+    (move,) = sound.moves
+    assert check(_half_full(), request, sound) == []
+    found = check(_half_full(), request, _moves(sound, *STUCK[fault](sound, move)))
+    assert len(found) == 1
+    assert "can't move to cells" in found[0]
+
+
+def test_moves_that_may_not_be() -> None:
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(16, 1024, 10))), most_moves=1)
+    sound = plan(_half_full(), request)
+    (move,) = sound.moves
+    stuck = [f"{move.name} can't move to cells {move.cells_after}"]
+    assert check(_half_full(movable=False), request, sound) == stuck
+    assert check(_half_full(cores_free=3), request, sound) == stuck
+    assert check(_half_full(), replace(request, most_moves=0), sound) == ["v0 moves 1 VMs, 0 may be moved"]
+    assert check(_half_full(), request, _moves(sound)) == [f"v0 does not fit cells {sound.placed[0].cells} of h1"]
+
+
+# --- independence -----------------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_the_planner_is_in_the_checker_but_its_data() -> None:
+    folder, package = Path(checker.__file__).parent, "ppec_orchestrator."
+    files, data = ("checker", "replay", "host_rules"), ("fleet", "plan", "request")
+    imported = {
+        node.module
+        for file in files
+        for node in ast.walk(ast.parse((folder / f"{file}.py").read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(package)
+    }
+    assert imported == {f"{package}placement.{name}" for name in (*files[1:], *data)}
