@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet
+from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
 from ppec_orchestrator.placement.host_rules import Seat
 from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
 from ppec_orchestrator.placement.replay import Ranks, Replay
@@ -101,16 +101,16 @@ class _Turns:
         if broken != why.broken or abs(score - why.score) > _SLACK:
             claimed = f"a score of {why.score} and {why.broken} broken groups are claimed"
             yield f"{vm.name} on {host}: {claimed}, it is {score} and {broken}"
-        better = np.flatnonzero(candidates & _better(ranks, row)).tolist() if comparable and not why.searched else []
-        if better:
-            yield f"{vm.name}: {self._hosts[better[0]].name} would have been better than {host}"
+        better = _better(ranks, row, np.flatnonzero(candidates)) if comparable and not why.searched else None
+        if better is not None:
+            yield f"{vm.name}: {self._hosts[better].name} would have been better than {host}"
 
 
-def _better(ranks: Ranks, row: int) -> BoolArray:
-    """The hosts that go before this one."""
-    better, level = (np.full(len(ranks.name), fill_value=value) for value in (False, True))
-    for rank in ranks:
-        above = rank - rank[row]
-        better |= level & (above < -_SLACK)
-        level &= abs(above) <= _SLACK
-    return better
+def _better(ranks: Ranks, row: int, rows: IntArray) -> int | None:
+    """One of the hosts in `rows` that goes before the one in `row`."""
+    for rank in (ranks.broken, *ranks.apart, ranks.score, *ranks.names):
+        above = rank[rows] - rank[row]
+        if above.min() < -_SLACK:
+            return int(rows[above.argmin()])
+        rows = rows[abs(above) <= _SLACK]
+    return None

@@ -6,7 +6,8 @@ Arrays have shape (hosts,), in the fleet's order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
@@ -31,14 +32,22 @@ _FREE["memory_mib"] = "memory_free_mib"
 
 
 class Ranks(NamedTuple):
-    """What decides between the hosts that a VM fits, in this order; lower is better. `on_host` and `on_rack` count VMs
-    of the batch where these are kept apart, `name` decides between scores that are whole."""
+    """What decides between the hosts that a VM fits, in this order; lower is better. `apart` counts VMs of the batch on
+    the host, then in its rack, where these are kept apart; `names` decide between scores that are whole."""
 
     broken: IntArray
-    on_host: IntArray
-    on_rack: IntArray
+    apart: tuple[IntArray, ...]
     score: Floats
-    name: IntArray
+    names: tuple[IntArray, ...]
+
+
+@dataclass(slots=True)
+class _Known:
+    """Of the VMs of one profile: where they may stand, and what they would leave there after so many changes."""
+
+    stand: set[int]
+    lefts: Floats
+    seen: int = 0
 
 
 class Replay:
@@ -50,7 +59,11 @@ class Replay:
         # No VM takes more addresses than so many: of a prefix that has them it matters to nobody how many there are.
         networks = max((len(vm.profile.networks) for vm in request.vms), default=0)
         self._most_addresses = networks * max((len(host.prefixes) for host in hosts), default=0)
-        self._domains = {level: _numbered([getattr(h, name) for h in hosts]) for level, name in _DOMAINS.items()}
+        # By level the number of each host's domain, in the order of their names.
+        self._domains: dict[Level, IntArray] = {
+            level: np.unique([getattr(host, name) for host in hosts], return_inverse=True)[1]
+            for level, name in _DOMAINS.items()
+        }
         self._members: dict[str, list[int]] = {}
         for row, host in enumerate(hosts):
             self._join(row, (group for vm in host.vms for group in vm.groups))
@@ -65,10 +78,11 @@ class Replay:
         self._whole[_DISK], self._unused[_DISK] = fleet.disk_mib, fleet.disk_free_mib
         self._unused[_VMS] = [-len(host.vms) for host in hosts]
         self._whole = self._whole.clip(min=1)
+        self._most_threads: IntArray = fleet.threads_per_core.max(axis=1)
         self.epoch = -1
-        # By profile what is left on all hosts, after so many changes; and the rows that changed, in order.
-        self._left: dict[Profile, tuple[Floats, int]] = {}
-        self._changes: list[int] = []
+        self._known: dict[Profile, _Known] = {}
+        # Rows, in the order they changed in; all of them are new at first.
+        self._changes = list(range(len(hosts)))
 
     # --- which hosts a VM fits ---------------------------------------------------------------------------------------
 
@@ -82,16 +96,8 @@ class Replay:
         return fits
 
     def seats(self, row: int, profile: Profile) -> Iterator[Seat]:
-        """In this host's cells, whatever the VM's groups."""
-        if self._takes_in(row, profile):
-            yield from seats(self.fleet.hosts[row], profile.shape, self._free[row])
-
-    def _takes_in(self, row: int, profile: Profile) -> bool:
-        """If the host's cells have room."""
-        host, shape = self.fleet.hosts[row], profile.shape
-        disk_mib = self._disk_mib[row].get(shape.pool, -1)
-        addresses = granted(host, profile.networks, self._addresses)
-        return disk_mib >= shape.disk_mib and addresses is not None and may_stand(host, profile)
+        """In the cells of a host that is a candidate."""
+        return seats(self.fleet.hosts[row], profile.shape, self._free[row])
 
     def _keeps(self, group: Group) -> BoolArray:
         """Apart: none of the group in the host's domain. Together: all of them there, or there are none."""
@@ -104,25 +110,32 @@ class Replay:
     def _lefts(self, profile: Profile) -> Floats:
         """`left` of each host, infinite where the VM does not fit."""
         hosts = self.fleet.hosts
-        lefts, seen = self._left.get(profile) or (np.full(len(hosts), np.inf), -1)
-        for row in range(len(hosts)) if seen < 0 else set(self._changes[seen:]):
-            fits = self._takes_in(row, profile)
-            lefts[row] = left(hosts[row], profile.shape, self._free[row]) if fits else np.inf
-        self._left[profile] = lefts, len(self._changes)
-        return lefts
+        if profile not in self._known:
+            stand = {row for row, host in enumerate(hosts) if may_stand(host, profile)}
+            self._known[profile] = _Known(stand, np.full(len(hosts), np.inf))
+        known = self._known[profile]
+        for row in known.stand.intersection(self._changes[known.seen :]):
+            host, shape = hosts[row], profile.shape
+            room = self._disk_mib[row].get(shape.pool, -1) >= shape.disk_mib
+            fits = room and granted(host, profile.networks, self._addresses) is not None
+            known.lefts[row] = left(host, shape, self._free[row]) if fits else np.inf
+        known.seen = len(self._changes)
+        return known.lefts
 
     # --- what decides between them -----------------------------------------------------------------------------------
 
     def ranks(self, vm: VmRequest) -> Ranks:
-        none, policy = np.zeros(len(self.fleet.hosts), dtype=np.int64), self.request.policy
-        broken = none + sum(~self._keeps(group) for group in vm.groups if not group.hard)
-        if policy is Policy.PACK:
-            return Ranks(broken, none, none, self._lefts(vm.profile), self._domains[Level.HOST])
-        score, racks = self._balanced(vm.profile.shape), self._domains[Level.RACK]
-        if policy is Policy.BALANCED:
-            return Ranks(broken, none, none, score, none)
-        on_rack = np.bincount(racks, self._batch).astype(np.int64)[racks]
-        return Ranks(broken, self._batch, on_rack, score, none)
+        broken: IntArray = np.zeros(len(self.fleet.hosts), dtype=np.int64)
+        for group in vm.groups:
+            if not group.hard:
+                broken += ~self._keeps(group)
+        if self.request.policy is Policy.PACK:
+            return Ranks(broken, (), self._lefts(vm.profile), (self._domains[Level.HOST],))
+        if self.request.policy is Policy.BALANCED:
+            return Ranks(broken, (), self._balanced(vm.profile.shape), ())
+        racks = self._domains[Level.RACK]
+        in_rack = np.bincount(racks, self._batch).astype(np.int64)[racks]
+        return Ranks(broken, (self._batch, in_rack), self._balanced(vm.profile.shape), ())
 
     def start_epoch(self, epoch: int) -> None:
         """`balanced` scores with the sums over all hosts as they are now."""
@@ -132,7 +145,7 @@ class Replay:
     def _balanced(self, shape: Shape) -> Floats:
         """Ganeti's score with the VM there: the sums are those of the epoch's begin, the host's own figures today's."""
         n, memory_mib = len(self.fleet.hosts), units(shape) * (shape.numa.huge_page_kib or 1024) // 1024
-        fewest_cpus = cpus(shape, self.fleet.threads_per_core.max(axis=1))
+        fewest_cpus = cpus(shape, self._most_threads)
         score = np.zeros(n)
         for figure, need in enumerate((memory_mib, 0 if shape.pool else shape.disk_mib, fewest_cpus, 1)):
             off = self._unused[figure] / self._whole[figure] - self._means[figure]
@@ -150,7 +163,7 @@ class Replay:
                 self._addresses[prefix] -= 1
                 if self._addresses[prefix] < self._most_addresses:
                     self._changes += [
-                        row for row, h in enumerate(self.fleet.hosts) if any(prefix in f for f in h.prefixes)
+                        at for at, h in enumerate(self.fleet.hosts) if any(prefix in f for f in h.prefixes)
                     ]
         self._disk_mib[row][shape.pool] -= shape.disk_mib
         self._unused[_DISK, row] = self._disk_mib[row][""]
@@ -190,8 +203,3 @@ class Replay:
     def _join(self, row: int, groups: Iterable[Group]) -> None:
         for group in groups:
             self._members.setdefault(group.name, []).append(row)
-
-
-def _numbered(names: Sequence[str]) -> IntArray:
-    """Of each name its place in the alphabet of all."""
-    return np.unique(names, return_inverse=True)[1].astype(np.int64)
