@@ -16,7 +16,7 @@ from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
 from ppec_orchestrator.placement.host_rules import Seat
 from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
 from ppec_orchestrator.placement.replay import Ranks, Replay
-from ppec_orchestrator.placement.request import PlanRequest, Spare, VmRequest
+from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, VmRequest
 
 # Sums come out a little different in another order, and a root near zero makes much of a little. What `pack` counts is
 # whole, and so never this near.
@@ -33,7 +33,7 @@ def check(fleet: Fleet, request: PlanRequest, plan: Plan) -> list[str]:
         return ["the plan has not the evidence of each placement, in their order"]
     steps: dict[int, tuple[Placement, Evidence] | Refusal] = {one.step: one for one in plan.refused}
     steps |= {why.step: (place, why) for place, why in zip(plan.placed, plan.evidence, strict=True)}
-    by_id, turns = {vm.vm_id: vm for vm in request.vms}, _Turns(Replay(fleet, request))
+    by_id, turns = {vm.vm_id: vm for vm in request.vms}, _Turns(Replay(fleet, request), plan)
     faults: list[str] = []
     for step in sorted(steps):
         answer = steps[step]
@@ -47,10 +47,12 @@ def check(fleet: Fleet, request: PlanRequest, plan: Plan) -> list[str]:
 class _Turns:
     """One VM after the other: what is wrong with its answer."""
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Replay, plan: Plan) -> None:
         self._replay, self._hosts, self._request = replay, replay.fleet.hosts, replay.request
-        # Which hosts N+1 closes is not worked out here.
-        self._all_open = replay.request.spare.mode is not Spare.REQUIRED
+        # Which hosts N+1 closes is not worked out here, but for those that the plan itself says can't be lost.
+        self._all_open = self._request.spare.mode is not Spare.REQUIRED
+        by_host = not self._all_open and self._request.spare.level is Level.HOST
+        self._exposed = {each.domain for each in plan.exposed} if by_host else set()
 
     def refused(self, vm: VmRequest, refusal: Refusal) -> Iterator[str]:
         """It fits nowhere, and each host is counted under a reason."""
@@ -93,9 +95,11 @@ class _Turns:
 
     def _wrong_evidence(self, vm: VmRequest, row: int, why: Evidence, candidates: BoolArray) -> Iterator[str]:
         host, ranks, count = self._hosts[row].name, self._replay.ranks(vm), np.count_nonzero(candidates)
+        if host in self._exposed:
+            yield f"{vm.name} is on {host}, whose VMs would have no place if it were lost"
         # Neither is it worked out which other hosts moves could open.
         comparable = self._all_open and not why.moves
-        if comparable and count != why.candidates:
+        if not why.moves and (count < why.candidates or (self._all_open and count > why.candidates)):
             yield f"{vm.name}: {why.candidates} candidates are claimed, there are {count}"
         broken, score = int(ranks.broken[row]), float(ranks.score[row])
         if broken != why.broken or abs(score - why.score) > _SLACK:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,30 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.placement import checker
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
-from ppec_orchestrator.placement.plan import Move, Plan, Refusal
+from ppec_orchestrator.placement.plan import Exposed, Move, Plan, Refusal
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import Group, Level, PlanRequest, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import (
+    Group,
+    Level,
+    PlanRequest,
+    Profile,
+    Shape,
+    Spare,
+    SpareRule,
+    VmRequest,
+    Where,
+)
+
+from .occupied import a_profile, an_occupied_fleet, some_groups
 
 CELLS = (
     CellState(0, 0, 2, 8, 8, 4096, 4096, 8, 16, 16, 512, 512, 4, 4, 2, 2),
@@ -381,6 +396,33 @@ def test_moves_that_may_not_be() -> None:
     assert check(_half_full(cores_free=3), request, sound) == stuck
     assert check(_half_full(), replace(request, most_moves=0), sound) == ["v0 moves 1 VMs, 0 may be moved"]
     assert check(_half_full(), request, _moves(sound)) == [f"v0 does not fit cells {sound.placed[0].cells} of h1"]
+
+
+# --- N+1 --------------------------------------------------------------------------------------------------------------
+
+
+def test_with_n_plus_one_a_host_that_the_plan_says_is_exposed_takes_no_vm() -> None:
+    fleet = Fleet.build([a_host("h1"), a_host("h2")])
+    request = PlanRequest(vms(PLAIN), Policy.PACK, spare=SpareRule(Spare.REQUIRED))
+    sound = plan(fleet, request)
+    assert check(fleet, request, sound) == []
+    exposed = replace(sound, exposed=(Exposed("h1", "old", 1),))
+    assert check(fleet, request, exposed) == ["v0 is on h1, whose VMs would have no place if it were lost"]
+    assert check(fleet, replace(request, spare=SpareRule(Spare.WARN)), exposed) == []
+    # It closes hosts, and opens none.
+    assert check(fleet, request, _why(sound, candidates=1)) == []
+    assert check(fleet, request, _why(sound, candidates=3)) == ["v0: 3 candidates are claimed, there are 2"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32), level=st.sampled_from((Level.HOST, Level.RACK)), mode=st.sampled_from(list(Spare)))
+def test_sound_plans_on_occupied_fleets_have_no_faults(seed: int, level: Level, mode: Spare) -> None:
+    rng = random.Random(seed)
+    fleet = an_occupied_fleet(rng, most_hosts=4, most_vms=8)
+    asked = tuple(replace(vm, profile=a_profile(rng), groups=some_groups(rng)) for vm in vms(*[PLAIN] * 3))
+    policy, most_moves = rng.choice(list(Policy)), rng.choice((0, 0, 2))
+    request = PlanRequest(asked, policy, spare=SpareRule(mode, level), most_moves=most_moves)
+    assert check(fleet, request, plan(fleet, request)) == []
 
 
 # --- independence -----------------------------------------------------------------------------------------------------
