@@ -103,9 +103,10 @@ LACKING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("lacking", list(LACKING))
 def test_a_host_that_lacks_one_thing(lacking: str, policy: Policy) -> None:
     request = PlanRequest(vms(PINNED), policy)
-    sound = plan(Fleet.build([a_host()]), request)
-    assert check(Fleet.build([a_host()]), request, sound) == []
-    assert check(Fleet.build([a_host(**LACKING[lacking])]), request, sound) == ["v0 does not fit cells (0,) of h1"]
+    fleet, spoilt = (Fleet.build([a_host(**change), a_host("h2")]) for change in ({}, LACKING[lacking]))
+    sound = plan(fleet, request)
+    assert check(fleet, request, sound) == []
+    assert check(spoilt, request, sound) == ["v0 does not fit cells (0,) of h1"]
 
 
 NEEDS: dict[str, tuple[Shape, dict[str, Any]]] = {
@@ -126,6 +127,16 @@ def test_a_shape_that_needs_more_than_there_is(need: str) -> None:
     sound = plan(Fleet.build([a_host()]), request)
     assert check(Fleet.build([a_host()]), request, sound) == []
     assert check(Fleet.build([a_host(**change)]), request, sound) == ["v0 does not fit cells (0,) of h1"]
+
+
+def test_cells_of_two_sockets_where_one_has_enough() -> None:
+    four = tuple(replace(CELLS[0], cell=number, socket=number // 2) for number in range(4))
+    fleet = Fleet.build([a_host(cells=four)])
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(32, 1024, 40, NumaPolicy(multi_cell=True)))), Policy.PACK)
+    sound = plan(fleet, request)
+    assert sound.placed[0].cells in {(0, 1), (2, 3)}
+    assert check(fleet, request, sound) == []
+    assert check(fleet, request, _last(sound, cells=(1, 2))) == ["v0 does not fit cells (1, 2) of h1"]
 
 
 def test_addresses_that_have_run_out() -> None:
@@ -396,6 +407,30 @@ def test_moves_that_may_not_be() -> None:
     assert check(_half_full(cores_free=3), request, sound) == stuck
     assert check(_half_full(), replace(request, most_moves=0), sound) == ["v0 moves 1 VMs, 0 may be moved"]
     assert check(_half_full(), request, _moves(sound)) == [f"v0 does not fit cells {sound.placed[0].cells} of h1"]
+
+
+def test_a_vm_that_was_moved_is_where_it_went() -> None:
+    seated = tuple(_seated(cell, cell) for cell in (0, 1))
+    roomy = Fleet.build(
+        [a_host(cells=tuple(replace(c, cores=32, cores_free=8 + 4 * c.cell) for c in CELLS), vms=seated)]
+    )
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(24, 1024, 10))), Policy.PACK, most_moves=2)
+    sound = plan(roomy, request)
+    assert (sound.moves, sound.placed[0].cells) == ((), (1,))
+    move = Move(UUID(int=90), "old0", "h1", (0,), (1,))
+    assert check(roomy, request, _moves(sound, move)) == ["v0 does not fit cells (1,) of h1"]
+    assert check(roomy, request, _moves(sound, move, move)) == ["old0 can't move to cells (1,)"]
+    assert check(roomy, request, _moves(sound, move, replace(move, cells_before=(1,), cells_after=(0,)))) == []
+
+
+def test_a_vm_that_moves_to_cells_of_which_one_is_full() -> None:
+    wide = replace(HALF, shape=replace(HALF.shape, numa=NumaPolicy(multi_cell=True)))
+    old = SeatedVm(UUID(int=90), "old", wide, (0, 1))
+    four = tuple(replace(CELLS[0], cell=number, cores_free=free) for number, free in enumerate((2, 2, 2, 1)))
+    fleet, request = Fleet.build([a_host(cells=four, vms=(old,))]), PlanRequest(vms(PLAIN), Policy.PACK, most_moves=1)
+    sound, move = plan(fleet, request), Move(old.vm_id, "old", "h1", (0, 1), (1, 2))
+    assert check(fleet, request, _moves(sound, move)) == []
+    assert check(fleet, request, _moves(sound, replace(move, cells_after=(2, 3)))) == ["old can't move to cells (2, 3)"]
 
 
 # --- N+1 --------------------------------------------------------------------------------------------------------------
