@@ -139,6 +139,23 @@ def test_cells_of_two_sockets_where_one_has_enough() -> None:
     assert check(fleet, request, _last(sound, cells=(1, 2))) == ["v0 does not fit cells (1, 2) of h1"]
 
 
+PARTS: dict[str, tuple[Shape, dict[str, Any]]] = {
+    "a core": (Shape(4, 1536, 1, NumaPolicy(multi_cell=True)), {"memory_free_mib": 512}),
+    "a page": (Shape(16, 2048, 1, NumaPolicy(multi_cell=True, huge_page_kib=1048576)), {"cores_free": 3}),
+}
+
+
+@pytest.mark.parametrize("part", list(PARTS))
+def test_each_part_of_a_vm_over_several_cells_has_its_own(part: str) -> None:
+    """Two cores, or two pages, are for two cells, and what else the VM takes would need three."""
+    shape, change = PARTS[part]
+    fleet = Fleet.build([a_host(cells=tuple(replace(CELLS[0], cell=number, **change) for number in range(3)))])
+    request = PlanRequest(vms(replace(PLAIN, shape=shape)), Policy.PACK)
+    refused = plan(fleet, request)
+    assert not refused.placed
+    assert check(fleet, request, refused) == []
+
+
 def test_addresses_that_have_run_out() -> None:
     request = PlanRequest(vms(PINNED))
     sound = plan(Fleet.build([a_host()], {1: 2}), request)
