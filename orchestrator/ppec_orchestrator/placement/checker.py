@@ -102,7 +102,7 @@ class _Turns:
         if not why.moves and (count < why.candidates or (self._all_open and count > why.candidates)):
             yield f"{vm.name}: {why.candidates} candidates are claimed, there are {count}"
         broken, score = int(ranks.broken[row]), float(ranks.score[row])
-        if broken != why.broken or abs(score - why.score) > _SLACK:
+        if broken != why.broken or not abs(score - why.score) <= _SLACK:
             claimed = f"a score of {why.score} and {why.broken} broken groups are claimed"
             yield f"{vm.name} on {host}: {claimed}, it is {score} and {broken}"
         better = _better(ranks, row, np.flatnonzero(candidates)) if comparable and not why.searched else None

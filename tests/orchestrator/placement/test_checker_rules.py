@@ -296,6 +296,7 @@ SAID: dict[str, tuple[Callable[[Plan], Plan], str]] = {
     "too many candidates": (lambda p: _why(p, candidates=3), "v0: 3 candidates are claimed, there are 2"),
     "too few candidates": (lambda p: _why(p, candidates=1), "v0: 1 candidates are claimed, there are 2"),
     "another score": (lambda p: _why(p, score=1.0), "v0 on h1: a score of 1.0 and 0 broken groups are claimed"),
+    "no score": (lambda p: _why(p, score=float("nan")), "v0 on h1: a score of nan and 0 broken groups are claimed"),
     "a broken group": (lambda p: _why(p, broken=1), "v0 on h1: a score of"),
     "a VM without an answer": (lambda p: replace(p, refused=()), ONCE),
     "a VM refused twice": (_refused_twice, ONCE),
