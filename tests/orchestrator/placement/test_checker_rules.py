@@ -223,7 +223,7 @@ def test_two_vms_with_room_for_one(overdrawn: str) -> None:
     sound = plan(roomy, request)
     assert check(roomy, request, sound) == []
     tight = Fleet.build([a_host(**{"cells": CELLS[:1]} | OVERDRAWN[overdrawn])])
-    scores = [replace(why, score=_scored(tight, request, at)) for at, why in enumerate(sound.evidence)]
+    scores = [why._replace(score=_scored(tight, request, at)) for at, why in enumerate(sound.evidence)]
     found = check(tight, request, replace(sound, evidence=tuple(scores)))
     assert found == ["v1 does not fit cells (0,) of h1"]
 
@@ -247,7 +247,7 @@ def test_the_own_disk_and_addresses_and_groups_of_earlier_vms_count() -> None:
 
 
 def _first_as_on(fleet: Fleet, request: PlanRequest, sound: Plan) -> Plan:
-    first = replace(sound.evidence[0], score=_scored(fleet, request, 0))
+    first = sound.evidence[0]._replace(score=_scored(fleet, request, 0))
     return replace(sound, evidence=(first, *sound.evidence[1:]))
 
 
@@ -264,11 +264,11 @@ def _request() -> PlanRequest:
 
 
 def _last(made: Plan, **change: Any) -> Plan:
-    return replace(made, placed=(*made.placed[:-1], replace(made.placed[-1], **change)))
+    return replace(made, placed=(*made.placed[:-1], made.placed[-1]._replace(**change)))
 
 
 def _why(made: Plan, **change: Any) -> Plan:
-    return replace(made, evidence=(replace(made.evidence[0], **change), *made.evidence[1:]))
+    return replace(made, evidence=(made.evidence[0]._replace(**change), *made.evidence[1:]))
 
 
 def _last_refused(made: Plan) -> Plan:
