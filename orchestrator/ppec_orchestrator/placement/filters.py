@@ -51,11 +51,11 @@ def right_labels(fleet: Fleet, profile: Profile) -> BoolArray:
 
 
 def live(fleet: Fleet, profile: Profile) -> BoolArray:
-    return _mask(fleet, lambda host: host.live)
+    return fleet.live
 
 
 def not_draining(fleet: Fleet, profile: Profile) -> BoolArray:
-    return _mask(fleet, lambda host: not host.draining)
+    return ~fleet.draining
 
 
 def knows_what_is_asked(fleet: Fleet, profile: Profile) -> BoolArray:

@@ -209,6 +209,14 @@ class Fleet:
                     found.setdefault(prefix, []).append(row)
         return {prefix: np.array(rows, dtype=np.int64) for prefix, rows in found.items()}
 
+    @cached_property
+    def live(self) -> BoolArray:
+        return np.array([host.live for host in self.hosts], dtype=np.bool_)
+
+    @cached_property
+    def draining(self) -> BoolArray:
+        return np.array([host.draining for host in self.hosts], dtype=np.bool_)
+
     def domain(self, row: int, level: Level) -> str:
         """The name of the host, rack or data centre that the host in `row` fails with."""
         host = self.hosts[row]
@@ -257,9 +265,9 @@ class Fleet:
             ),
             index=self.index,
         )
-        if all(_place(self.hosts[row]) == _place(host) for row, host in rows.items()):
-            # What was worked out from where hosts stand still holds.
-            made.__dict__.update({name: self.__dict__[name] for name in _BY_PLACE if name in self.__dict__})
+        if all(_seldom_changed(self.hosts[row]) == _seldom_changed(host) for row, host in rows.items()):
+            # What was worked out from it still holds.
+            made.__dict__.update({name: self.__dict__[name] for name in _WORKED_OUT if name in self.__dict__})
         return made
 
 
@@ -279,8 +287,8 @@ def _with(array: IntArray, rows: IntArray, values: IntArray) -> IntArray:
 
 CELL_FIGURES = tuple(each.name for each in fields(CellState) if each.name != "cell")
 _figures = attrgetter(*CELL_FIGURES)
-_place = attrgetter(*PLACES, "prefixes")
-_BY_PLACE = ("places", "racks", "rack_numbers", "hosts_of_prefix")
+_seldom_changed = attrgetter(*PLACES, "prefixes", "live", "draining")
+_WORKED_OUT = ("places", "racks", "rack_numbers", "hosts_of_prefix", "live", "draining")
 _NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
 # The figures of a cell that a host doesn't have; shape (figures, 1).
 _NO_CELL: IntArray = np.array([[{"threads_per_core": 1, "socket": -1}.get(name, 0)] for name in CELL_FIGURES])
