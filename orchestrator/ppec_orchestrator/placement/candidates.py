@@ -68,6 +68,9 @@ class Candidates:
         self._left: Packed = np.zeros(hosts, dtype=np.int64)
         self._width = workspace.fleet.width
         self._needed_items = ints(self._needed)
+        # The workspace's own, which changes them in place for as long as the shelf keeps these candidates.
+        self._free_items = workspace.packed_items(self.fitting)
+        self._disk, self._enough = workspace.disk(profile.shape.pool), workspace.addresses.enough(profile.networks)
         self._seen, self._spread = workspace.moment, workspace.spread
         self._score_row: OfRow | None = None
         # Rows that it fits, whose scores are of an earlier moment.
@@ -167,7 +170,7 @@ class Candidates:
         if self._parts is None:
             first = row * self._width
             cells = range(first, first + self._width)
-            return [best_cell(workspace.packed_items(fitting), self._needed_items, cells) - first]
+            return [best_cell(self._free_items, self._needed_items, cells) - first]
         return fitting.choose(workspace.free, row, int(self._parts[row]))
 
     def reasons(self) -> IntArray:
@@ -191,8 +194,8 @@ class Candidates:
             parts, rest = self._in_several_cells(rows, rest)
             _put(self._parts, rows, parts)
             fits = parts > 0
-        fits &= at(workspace.disk(shape.pool), rows) >= shape.disk_mib
-        fits &= at(workspace.addresses.enough(self.profile.networks), rows)
+        fits &= at(self._disk, rows) >= shape.disk_mib
+        fits &= at(self._enough, rows)
         self.count += int(np.count_nonzero(fits)) - int(np.count_nonzero(at(self.key, rows) < np.inf))
         if self._policy.moves_with_fleet:
             _put(self._left, rows, rest)
@@ -201,10 +204,8 @@ class Candidates:
     def _recount_few(self, rows: Iterable[int], score: OfRow | None) -> None:
         """As `_recount` does, row by row, of a VM in one cell and the hosts among them that it did fit. Without
         `score`, the scores of those that it still fits are left for later."""
-        workspace, key = self._workspace, self.key_items
-        free, needed, width = workspace.packed_items(self.fitting), self._needed_items, self._width
-        disk, disk_mib = workspace.disk(self.profile.shape.pool).item, self.profile.shape.disk_mib
-        enough = workspace.addresses.enough(self.profile.networks).item
+        key, free, needed, width = self.key_items, self._free_items, self._needed_items, self._width
+        disk, disk_mib, enough = self._disk.item, self.profile.shape.disk_mib, self._enough.item
         for row in rows:
             if key[row] == INFINITE:
                 continue
@@ -224,10 +225,8 @@ class Candidates:
 
     def _recount_few_by_left(self, rows: Iterable[int]) -> None:
         """As `_recount_few`, of a policy whose score is what the VM leaves."""
-        workspace, key = self._workspace, self.key_items
-        free, needed, width = workspace.packed_items(self.fitting), self._needed_items, self._width
-        disk, disk_mib = workspace.disk(self.profile.shape.pool).item, self.profile.shape.disk_mib
-        enough = workspace.addresses.enough(self.profile.networks).item
+        key, free, needed, width = self.key_items, self._free_items, self._needed_items, self._width
+        disk, disk_mib, enough = self._disk.item, self.profile.shape.disk_mib, self._enough.item
         for row in rows:
             if key[row] == INFINITE:
                 continue
@@ -296,8 +295,8 @@ class Candidates:
             checks.append((fitting.usable(free, "nvme", None) < shape.nvme, Reason.NVME))
         checks += [
             (fitting.parts(free, None) == 0, no_fit),
-            (workspace.disk(shape.pool) < shape.disk_mib, Reason.DISK),
-            (~workspace.addresses.enough(self.profile.networks), Reason.ADDRESSES),
+            (self._disk < shape.disk_mib, Reason.DISK),
+            (~self._enough, Reason.ADDRESSES),
         ]
         found = np.select([mask for mask, _ in checks], [_CODES[reason] for _, reason in checks], _PASSES)
         return np.where(self.standing, found, self._why_never)

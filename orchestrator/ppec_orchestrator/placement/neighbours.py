@@ -23,8 +23,7 @@ class Neighbours:
 
     def closed(self, vm: VmRequest) -> list[SomeRows]:
         """The rows that earlier failures and hard groups close to the VM: each rule's, which others may close too."""
-        shut, within = self._rules(vm)
-        closed = [rows for _, rows in shut]
+        _, closed, within = self._rules(vm)
         if within:
             outside = np.ones(len(self._workspace.fleet.hosts), dtype=np.bool_)
             outside[reduce(np.intersect1d, within)] = False
@@ -33,29 +32,34 @@ class Neighbours:
 
     def shut(self, vm: VmRequest) -> list[tuple[Reason, SomeRows]]:
         """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""
-        return self._rules(vm)[0]
+        reasons, shut, _ = self._rules(vm)
+        return list(zip(reasons, shut, strict=True))
 
     def within(self, vm: VmRequest) -> list[SomeRows]:
         """Rows of the domains with VMs that it must stand with, for each group that has any VM yet."""
-        return self._rules(vm)[1]
+        return self._rules(vm)[2]
 
-    def _rules(self, vm: VmRequest) -> tuple[list[tuple[Reason, SomeRows]], list[SomeRows]]:
-        """What `shut` and `within` say."""
-        shut: list[tuple[Reason, SomeRows]] = []
+    def _rules(self, vm: VmRequest) -> tuple[list[Reason], list[SomeRows], list[SomeRows]]:
+        """What `shut` says, its reasons and its rows, and what `within` does."""
+        reasons: list[Reason] = []
+        shut: list[SomeRows] = []
         within: list[SomeRows] = []
         if vm.excluded_hosts:
-            shut.append((Reason.FAILED_BEFORE, self._named(vm.excluded_hosts)))
+            reasons.append(Reason.FAILED_BEFORE)
+            shut.append(self._named(vm.excluded_hosts))
         if self._contended:
-            shut.append((Reason.CONTENDED, self._named(self._contended)))
+            reasons.append(Reason.CONTENDED)
+            shut.append(self._named(self._contended))
         for group in vm.groups:
             rows = self._workspace.groups.rows(group) if group.hard else None
             if rows is None:
                 continue
             if group.apart:
-                shut.append((Reason.ANTI_AFFINITY, rows))
+                reasons.append(Reason.ANTI_AFFINITY)
+                shut.append(rows)
             else:
                 within.append(rows)
-        return shut, within
+        return reasons, shut, within
 
     def _named(self, names: Iterable[str]) -> SomeRows:
         index = self._workspace.fleet.index
