@@ -128,6 +128,9 @@ class Planning:
                 try:
                     result = commit(partial(course.run, writes))
                 except HostsHeldError as error:
+                    if not course.wait:
+                        # No row was waited for, so it is the table: no host is any better.
+                        raise error.why from error
                     course.evade(error)
                 except PpecError as error:
                     if not _lost(error) or course.passes >= (_TRIES if wait else _CLAIMS):

@@ -132,6 +132,23 @@ def test_who_shares_a_transaction_waits_once(world: Any, postgres_url: str, pers
     database.close()
 
 
+@pytest.mark.parametrize("at_least", [None, 1])
+def test_create_is_refused_while_somebody_locks_the_table_of_hosts(
+    world: Any, database: Database, person: psycopg.Connection, at_least: int | None
+) -> None:
+    """Who waits for no row still waits for the table, and finds no other host by asking again."""
+    accepting = world.replica(database=database, start=False)
+    hold_hosts(person, "false")
+    person.execute("LOCK TABLE host IN EXCLUSIVE MODE")  # all may read it still
+    asked = world.batch(2, mode=BatchMode.BEST_EFFORT, at_least=at_least)
+    with pytest.raises(PpecError) as refused:
+        accepting.create(asked, world.ask)
+    assert (refused.value.code, refused.value.retryable) == ("store.unavailable", True)
+    world.assert_empty()
+    person.rollback()
+    assert len(accepting.create(asked, world.ask).items) == 2
+
+
 def test_a_plan_that_needs_a_held_host_stands(world: Any, database: Database, person: psycopg.Connection) -> None:
     accepting = world.replica(database=database, start=False)
     plan = accepting.show_plan(world.batch(1), "tester")
