@@ -114,8 +114,10 @@ class Candidates:
             self.old_scores.clear()
 
     def _recount_changed(self, changed: set[int] | None, scores_later: bool) -> None:
-        only_less, one_cell = self._workspace.last_growth <= self._seen, self._parts is None
-        if changed is not None and only_less and one_cell and scores_later and len(changed) <= FEW:
+        only_less, policy = self._workspace.last_growth <= self._seen, self._policy
+        # What is left is kept by arrays alone: for policies that score with it once more whenever the spread changes.
+        one_by_one = self._parts is None and (policy.by_row is not None or not policy.moves_with_fleet)
+        if changed is not None and only_less and one_by_one and scores_later and len(changed) <= FEW:
             self._recount_few(changed, None)
             return
         rows: Collection[int] | None = changed
@@ -124,13 +126,13 @@ class Candidates:
         self.old_scores.clear()
         if rows is None or len(rows) * _MANY > len(self.key):
             self._recount(None)
-        elif one_cell and len(rows) <= FEW and (self._policy.by_left or self._policy.by_row is not None):
+        elif one_by_one and len(rows) <= FEW and (policy.by_left or policy.by_row is not None):
             if not only_less:
                 self._suppose_it_fits(rows)
-            if self._policy.by_row is None:
+            if policy.by_row is None:
                 self._recount_few_by_left(rows)
             else:
-                self._recount_few(rows, self._score_of(self._policy.by_row))
+                self._recount_few(rows, self._score_of(policy.by_row))
         elif rows:
             self._recount(np.array(list(rows)))
 

@@ -18,7 +18,8 @@ from ppec_orchestrator.placement import candidates as module
 from ppec_orchestrator.placement import workspace as workspaces
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.planner import Planner
-from ppec_orchestrator.placement.policies import POLICIES
+from ppec_orchestrator.placement.policies import POLICIES, pack
+from ppec_orchestrator.placement.policies import Policy as Rules
 from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
@@ -69,6 +70,19 @@ def test_row_by_row_many_at_once_and_anew_are_the_same(policy: Policy, seed: int
             one.refresh()
         same(by_row, at_once)
         same(by_row, Candidates(workspace, profile, policy))
+
+
+def test_a_policy_may_score_by_what_is_left_and_by_the_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(POLICIES, Policy.BALANCED, Rules(pack, moves_with_fleet=True))
+    file = generate(Recipe(HOSTS, 2, requests=1))
+    request = file.requests[0]
+    workspace = Workspace(file.fleet)
+    candidates = Candidates(workspace, request.profile, Policy.BALANCED)
+    row = int(np.flatnonzero(candidates.key < np.inf)[0])
+    workspace.take(row, candidates.cells(row), candidates.fitting, request)
+    workspace.start_epoch(1)
+    candidates.refresh()
+    same(candidates, Candidates(workspace, request.profile, Policy.BALANCED))
 
 
 @pytest.mark.parametrize("policy", [name for name, policy in POLICIES.items() if policy.only_rise])
