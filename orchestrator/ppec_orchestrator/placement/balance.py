@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import sqrt
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,8 +77,8 @@ class Balance:
         self._size_items = [floats(each) for each in self._sizes]
         self._kinds, self._one_of_kind = _kinds(fleet, self._sizes)
         self._kind_items = ints(self._kinds)
-        # Those worked out for the spread of one moment.
-        self._lines: dict[Weight, Lines] = {}
+        # Those worked out for the spread of one moment, for as long as somebody has the weight.
+        self._lines: WeakKeyDictionary[Weight, Lines] = WeakKeyDictionary()
         self._lines_of: Spread | None = None
         # For `scores_after`: of ten thousand hosts, arrays of its own would take three times as long as what it works
         # out, as the allocator has so large ones from the system each time, and gives them back.

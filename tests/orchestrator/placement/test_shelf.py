@@ -62,3 +62,15 @@ def test_the_last_used_are_kept() -> None:
         assert shelf.current(asked.vms[0].profile, Policy.PACK) is first
     assert shelf.current(asked.vms[1].profile, Policy.PACK).profile == asked.vms[1].profile
     assert shelf.dropped
+
+
+def test_of_what_is_dropped_the_balance_keeps_nothing() -> None:
+    """Where hosts are of many kinds, that would be most of it."""
+    rng = random.Random(1)
+    asked = _of_their_own_size(PlanRequest(a_request(rng, most_vms=1).vms * 30))
+    planner = Planner(a_fleet(rng))
+    shelf = Shelf(planner.workspace, most_bytes=100_000)
+    for vm in asked.vms:
+        shelf.current(vm.profile, Policy.BALANCED)
+    assert shelf.dropped
+    assert 0 < len(planner.workspace.balance._lines) <= len(shelf._kept) < 30
