@@ -58,7 +58,7 @@ def longest_whole(fleet: Fleet, requests: Sequence[VmRequest], at_least: int, at
         elif bound < asked - 0.5:
             at_most = count - 1
         else:
-            raise RuntimeError(f"of {count} VMs it is not known after {_MOST_S:.0f} s whether they fit")
+            raise RuntimeError(f"of {count} VMs it was not found out whether they fit (in {_MOST_S:.0f} s at most)")
     return at_least
 
 

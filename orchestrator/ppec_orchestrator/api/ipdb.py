@@ -18,7 +18,7 @@ from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.ipdb.exchange import Fault, Row, as_csv, rows_of_csv, rows_of_document
 from ppec_orchestrator.ipdb.provider import SourcePrefix
 from ppec_orchestrator.ipdb.refused import Sifted, sifted
-from ppec_orchestrator.store.exchange import Importer, check_size, export_document, new_prefixes
+from ppec_orchestrator.store.exchange import Importer, check_rows, check_size, export_document, new_prefixes
 
 router = APIRouter(prefix="/v1/ipdb", tags=["ipdb"], route_class=StrictJsonRoute)
 
@@ -55,10 +55,12 @@ def _sifted(
     services: Services, rows: Sequence[Row], faults: Sequence[Fault], *, skip: bool
 ) -> tuple[list[tuple[str, PrefixCreate]], Sifted]:
     """The new prefixes that aren't refused for what their addresses are, and the rows without those that are."""
+    check_rows(rows, faults)
     with services.database.read() as conn:
-        check_size(conn, rows, faults)
         new = new_prefixes(conn, rows)
-    left = sifted(rows, new, skip=skip)
+        left = sifted(rows, new, skip=skip)
+        # What is skipped makes no addresses.
+        check_size(conn, left.rows, [*faults, *left.faults])
     places = {row.place for row in left.rows}
     return [one for one in new if one[0] in places], left
 

@@ -176,13 +176,18 @@ def new_prefixes(conn: Connection, rows: Sequence[ImportRow]) -> list[tuple[str,
 
 def check_size(conn: Connection, rows: Sequence[ImportRow], faults: Sequence[Fault]) -> None:
     """Raises `import.invalid` if it is more than one transaction should make: others wait for it."""
+    check_rows(rows, faults)
+    total = sum(_made(item) for _, item in new_prefixes(conn, rows))
+    if total > MAX_IMPORT_ADDRESSES:
+        why = f"its new IPv4 prefixes have {total} addresses, more than {MAX_IMPORT_ADDRESSES}: split it"
+        raise _invalid([Fault("the import", why), *faults], _count(rows, faults))
+
+
+def check_rows(rows: Sequence[ImportRow], faults: Sequence[Fault]) -> None:
+    """Raises `import.invalid` if there are more than are read of a table."""
     if _count(rows, faults) > MAX_IMPORT_ROWS:
         why = f"it has more than {MAX_IMPORT_ROWS} rows: split it"
-    elif (total := sum(_made(item) for _, item in new_prefixes(conn, rows))) > MAX_IMPORT_ADDRESSES:
-        why = f"its new IPv4 prefixes have {total} addresses, more than {MAX_IMPORT_ADDRESSES}: split it"
-    else:
-        return
-    raise _invalid([Fault("the import", why), *faults], _count(rows, faults))
+        raise _invalid([Fault("the import", why), *faults], _count(rows, faults))
 
 
 def _made(wanted: PrefixCreate) -> int:

@@ -118,3 +118,13 @@ def test_however_many_they_are_all_are_told(ipv4_site: TestClient) -> None:
     problem = asked(ipv4_site, 422, csv=table)
     assert len(problem["details"]["faults"]) == problem["details"]["count"] == MAX_IMPORT_ROWS
     assert len(asked(ipv4_site, 200, csv=table, skip_refused=True)["skipped"]) == MAX_IMPORT_ROWS
+
+
+def test_what_is_skipped_has_no_addresses_to_make(ipv4_site: TestClient) -> None:
+    """However many they would be: more than one import may make."""
+    lines = [f"prefix,red,127.{n}.0.0/16,br0,c1" for n in range(5)]
+    table = "\n".join(["kind,vrf,cidr,bridge,cluster", *lines])
+    assert len(asked(ipv4_site, 200, csv=table, skip_refused=True)["skipped"]) == 5
+    assert {fault["place"] for fault in asked(ipv4_site, 422, csv=table)["details"]["faults"]} == {
+        f"line {2 + n}" for n in range(5)
+    }
