@@ -57,6 +57,22 @@ def test_why_not_comes_with_what_would_help(orchestrator: Any, ppec: Any) -> Non
     assert "ppec execute" not in ran.err
 
 
+def test_vms_refused_alike_are_told_in_one_line(orchestrator: Any, ppec: Any) -> None:
+    def refused(vm: str, cores: int) -> RefusedView:
+        sentence = f"{cores} hosts: {cores} without enough free cores"
+        return RefusedView(vm=vm, reasons={"cores": cores}, sentence=sentence, changes=(CHANGE,))
+
+    several = (refused("web-1", 3), refused("web-2", 3), refused("web-3", 3), refused("db", 2))
+    orchestrator.plan = plan(placed=(), refused=several, executable=False)
+    ran = ppec("explain", "--flavor", "small", "--image", "tiny")
+    assert [line for line in ran.err.splitlines() if line] == [
+        "web-1 and 2 more find no place: 3 hosts: 3 without enough free cores",
+        "  would fit: look in every rack",
+        "db finds no place: 2 hosts: 2 without enough free cores",
+        "  would fit: look in every rack",
+    ]
+
+
 def test_json_is_the_plan_as_it_came(orchestrator: Any, ppec: Any) -> None:
     orchestrator.plan = plan()
     ran = ppec("explain", "--flavor", "small", "--image", "tiny", "--output", "json")

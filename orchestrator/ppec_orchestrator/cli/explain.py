@@ -5,6 +5,7 @@ shown."""
 from __future__ import annotations
 
 import uuid
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,8 +57,11 @@ def _show(output: Output, view: PlanView) -> None:
         for move in placed.moves:
             before, after = (",".join(map(str, cells)) for cells in (move.cells_before, move.cells_after))
             output.say(f"before {placed.vm}: {move.vm} moves from cell {before} to {after} of {placed.host}")
-    for one in view.refused:
-        output.say(f"{one.vm} finds no place: {one.sentence}")
+    # VMs of one kind that were refused together are told the same.
+    for _, alike in groupby(view.refused, key=lambda refused: refused.model_copy(update={"vm": ""})):
+        one, *others = alike
+        more = f" and {len(others)} more find" if others else " finds"
+        output.say(f"{one.vm}{more} no place: {one.sentence}")
         for change in one.changes:
             output.say(f"  would fit: {change.sentence}")
         if not one.advised:
