@@ -100,7 +100,7 @@ class Retune:
 
 @dataclass(frozen=True, slots=True)
 class AddAddresses:
-    """One more free address in each of these prefixes (ids, and what they are called where that is known)."""
+    """One more free address in each of these prefixes, by their ids."""
 
     prefixes: tuple[int, ...]
 
@@ -109,7 +109,8 @@ class AddAddresses:
         return 3, float(len(self.prefixes))
 
     def sentence(self) -> str:
-        return f"free or add one address in {len(self.prefixes)} prefix{'es' if len(self.prefixes) > 1 else ''}"
+        several = len(self.prefixes) > 1
+        return f"free or add one address in {'each of the prefixes' if several else 'prefix'} {_listed(self.prefixes)}"
 
     def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
         more = {prefix: fleet.free_addresses.get(prefix, 0) + 1 for prefix in self.prefixes}
@@ -233,6 +234,10 @@ def _freed(cell: CellState, amounts: Mapping[CellResource, int]) -> CellState:
 
 def _any_of(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} or any of {len(names) - 1} more hosts"
+
+
+def _listed(ids: tuple[int, ...]) -> str:
+    return " and ".join(map(str, ids))
 
 
 def _host(fleet: Fleet, name: str) -> HostState:

@@ -123,7 +123,9 @@ def test_what_helps_where_a_prefix_asked_for_ran_out(world: Any, api: TestClient
         conn.execute(update(tables.address).values(vm_id=UUID(int=1)))
     (refused,) = planned(api, name="web", networks=[{"prefix": "10.7.0.0/24"}])["refused"]
     assert refused["reasons"] == {"addresses": 3}
-    assert "free or add one address in 1 prefix" in [change["sentence"] for change in refused["changes"]]
+    sentences = {change["kind"]: change["sentence"] for change in refused["changes"]}
+    prefix_id = api.get("/v1/prefixes").json()["items"][0]["prefix_id"]
+    assert sentences["add-addresses"] == f"free or add one address in prefix {prefix_id}"
 
 
 def test_a_plan_is_refused_once_its_host_has_changed(world: Any, api: TestClient) -> None:

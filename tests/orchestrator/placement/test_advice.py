@@ -128,7 +128,10 @@ def test_a_host_with_room_in_the_wrong_cells_may_be_retuned() -> None:
 
 def test_addresses_that_ran_out_are_named() -> None:
     fleet = Fleet.build([host("h1", prefixes=((1,), (2, 3)))], {1: 0, 2: 0})
-    assert [each for each in advise(fleet, vm()) if isinstance(each, AddAddresses)] == [AddAddresses((1,))]
+    (change,) = [each for each in advise(fleet, vm()) if isinstance(each, AddAddresses)]
+    assert change == AddAddresses((1,))
+    assert change.sentence() == "free or add one address in prefix 1"
+    assert AddAddresses((1, 3)).sentence() == "free or add one address in each of the prefixes 1 and 3"
 
 
 @pytest.mark.parametrize("where", [Where(labels=frozenset({("gpu", "")})), Where(without=frozenset({("old", "yes")}))])
