@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -20,6 +21,9 @@ from ppec_orchestrator.placement.request import PlanRequest
 ADVISABLE = frozenset({"placement.no_capacity", "vm.exceeds_socket"})
 # Offered of one VM.
 MOST_CHANGES = 5
+# A model of a large fleet is tens of MiB of arrays, and trying changes in it is work for a CPU: for all of a process
+# one VM's are tried at a time. On one thread, because the C library keeps what was freed for the thread that had it.
+_TRIER = ThreadPoolExecutor(1, thread_name_prefix="advice")
 _KINDS = {
     GiveUp: "give-up",
     EndDrain: "end-drain",
@@ -49,7 +53,7 @@ def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecErr
 def changes_for(fleet: Fleet, request: PlanRequest, plan: Plan, refusal: Refusal) -> list[ChangeView]:
     """Cheapest first, on the fleet with the rest of the plan carried out."""
     vm = next(each for each in request.vms if each.vm_id == refusal.vm_id)
-    found = advise(applied(fleet, request.vms, plan), vm, request.spare)
+    found = _TRIER.submit(lambda: advise(applied(fleet, request.vms, plan), vm, request.spare)).result()
     return [_view(change) for change in found[:MOST_CHANGES]]
 
 
