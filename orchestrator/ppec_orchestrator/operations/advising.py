@@ -32,6 +32,13 @@ _KINDS = {
     OtherSize: "other-size",
     FreeRoom: "free-room",
 }
+# What requests call the rules that the planner has other words for. Some are the orchestrator's own, such as `failed`.
+IN_REQUESTS = {
+    "labels": "host_labels",
+    "without": "avoid_labels",
+    "one-cell": "numa.multi_cell",
+    "spare": "n_plus_one",
+}
 
 
 def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecError:
@@ -58,7 +65,10 @@ def changes_for(fleet: Fleet, request: PlanRequest, plan: Plan, refusal: Refusal
 
 
 def _view(change: Change) -> ChangeView:
-    return ChangeView(kind=_KINDS[type(change)], sentence=change.sentence(), details=_plain(asdict(change)))
+    details = _plain(asdict(change))
+    if isinstance(change, GiveUp):
+        details["rules"] = [IN_REQUESTS.get(rule, rule) for rule in change.rules]
+    return ChangeView(kind=_KINDS[type(change)], sentence=change.sentence(), details=details)
 
 
 def _plain(value: Any) -> Any:

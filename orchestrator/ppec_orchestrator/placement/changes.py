@@ -17,7 +17,7 @@ from ppec_orchestrator.placement.plan import Evidence, Move, Plan
 from ppec_orchestrator.placement.request import ANY_NETWORK, Spare, SpareRule, VmRequest, Where
 
 # What is said of the parts of a request that can be given up.
-_RULES: Mapping[str, str] = {
+RULES: Mapping[str, str] = {
     "region": "look in every region",
     "datacentre": "look in every data centre",
     "cluster": "look in every cluster",
@@ -43,7 +43,7 @@ _WORDS: Mapping[CellResource, str] = {
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Rules of the request that are given up: names of `_RULES`, or `group:` and a group's name."""
+    """Rules of the request that are given up: names of `RULES`, or `group:` and a group's name."""
 
     rules: tuple[str, ...]
 
@@ -193,7 +193,7 @@ Change = GiveUp | EndDrain | Retune | AddAddresses | OtherSize | FreeRoom
 def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
     """The rules of a request that could be given up."""
     where, empty = vm.profile.where, Where()
-    narrowed = [name for name in _RULES if hasattr(where, name) and getattr(where, name) != getattr(empty, name)]
+    narrowed = [name for name in RULES if hasattr(where, name) and getattr(where, name) != getattr(empty, name)]
     failed = ["failed"] if vm.excluded_hosts else []
     networks = ["networks"] if any(network is not None for network in vm.profile.networks) else []
     one_cell = [] if vm.profile.shape.numa.multi_cell or vm.profile.shape.numa.cpus.value == "shared" else ["one-cell"]
@@ -225,7 +225,7 @@ def _without(vm: VmRequest, rule: str) -> VmRequest:
 
 
 def _rule_words(rule: str) -> str:
-    return f"give up the rule of group {rule.removeprefix('group:')}" if rule.startswith("group:") else _RULES[rule]
+    return f"give up the rule of group {rule.removeprefix('group:')}" if rule.startswith("group:") else RULES[rule]
 
 
 def _freed(cell: CellState, amounts: Mapping[CellResource, int]) -> CellState:

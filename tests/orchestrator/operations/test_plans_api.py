@@ -18,9 +18,13 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 from starlette.testclient import TestClient
 
+from ppec_contract.api_vms import VmsCreate
+from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.services import make_services, utc_now
 from ppec_orchestrator.operations import advising
+from ppec_orchestrator.operations.advising import IN_REQUESTS
+from ppec_orchestrator.placement.changes import RULES
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.tokens import Role, create_token
@@ -378,6 +382,23 @@ def test_hosts_are_chosen_by_labels_and_region(world: Any, api: TestClient) -> N
     assert set(created(world, api, name="b", count=2, avoid_labels=["disk"]).values()) == {"h1"}
     assert created(world, api, name="c", host_labels=["disk"], avoid_labels=["disk=ssd"], region="r1") == {"c": "h3"}
     assert code(api.post("/v1/vms", json=BODY | {"region": "nowhere"})) == (404, "datacentre.not_found")
+
+
+@pytest.mark.parametrize("rule", ["host_labels", "avoid_labels"])
+def test_a_rule_to_give_up_is_called_as_it_was_asked_for(world: Any, api: TestClient, rule: str) -> None:
+    with world.database.write() as conn:
+        conn.execute(update(tables.host).values(labels={"disk": "ssd"}))
+    asked = BODY | {"name": "a", rule: ["disk=hdd" if rule == "host_labels" else "disk"]}
+    first = api.post("/v1/vms", json=asked).json()["details"]["changes"][0]
+    assert (first["kind"], first["details"]["rules"]) == ("give-up", [rule])
+    without = {name: value for name, value in asked.items() if name not in first["details"]["rules"]}
+    assert api.post("/v1/vms", json=without).status_code == 202
+
+
+def test_requests_have_the_words_that_advice_calls_their_rules_by() -> None:
+    words = {IN_REQUESTS.get(rule, rule) for rule in RULES} - {"failed"}
+    fields = {f"numa.{name}" for name in NumaPolicy.model_fields} | set(VmsCreate.model_fields)
+    assert words <= fields
 
 
 def test_n_plus_one_keeps_room_for_the_loss_of_a_host(world: Any, api: TestClient) -> None:
