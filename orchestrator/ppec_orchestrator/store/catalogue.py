@@ -114,12 +114,12 @@ def delete_named(conn: Connection, table: Table, name: str, code: str, word: str
     except IntegrityError as error:
         if not is_reference_violation(error):
             raise
-        raise in_use(word, name) from error
+        raise _in_use(word, name) from error
     if gone != 1:
         raise not_found(code, word, name)
 
 
-def in_use(word: str, name: str) -> PpecError:
+def _in_use(word: str, name: str) -> PpecError:
     return PpecError(
         "resource.in_use",
         f"{word} {name!r} is still referred to",

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, fun
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_orchestrator.ipdb.provider import Acquired, SourcePrefix
 from ppec_orchestrator.ipdb.ranges import Address, Network, to_hex
-from ppec_orchestrator.store.catalogue import in_use
+from ppec_orchestrator.store.prefixes_in_use import prefix_in_use
 from ppec_orchestrator.store.serving import range_of
 from ppec_orchestrator.store.tables import address, address_hold, host, prefix, vm, vrf
 
@@ -166,7 +166,7 @@ def close_all(conn: Connection, prefix_id: int) -> None:
     mine = address.c.prefix_id == prefix_id, address.c.external_id.is_not(None)
     conn.execute(update(address).where(*mine, address.c.vm_id.is_(None)).values(going_back=True))
     if conn.execute(select(address.c.id).where(*mine, address.c.vm_id.is_not(None)).limit(1)).first() is not None:
-        raise in_use("prefix", str(prefix_id))
+        raise prefix_in_use(conn, prefix_id)
 
 
 def returning(conn: Connection, prefix_id: int) -> dict[int, int]:

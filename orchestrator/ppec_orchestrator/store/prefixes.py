@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api import Page
@@ -17,10 +17,11 @@ from ppec_contract.api_ipdb import MAX_COUNT, PrefixCreate, PrefixFree, PrefixUp
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.free import uncovered
 from ppec_orchestrator.ipdb.ranges import Network, check_purpose, to_address, to_hex, usable_range
-from ppec_orchestrator.store.catalogue import id_of, in_use, not_found
+from ppec_orchestrator.store.catalogue import id_of, not_found
 from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.ipdb import insert_ipv4_rows
 from ppec_orchestrator.store.paging import Slice, page_of
+from ppec_orchestrator.store.prefixes_in_use import prefix_in_use
 from ppec_orchestrator.store.serving import range_of
 from ppec_orchestrator.store.tables import address, cluster, datacentre, prefix, rack, vrf
 from ppec_orchestrator.store.utilisation import Utilisation, free_space, utilisation_of
@@ -183,9 +184,8 @@ def delete_prefix(conn: Connection, prefix_id: int, *, forget_acquired: bool = F
         # Those from NetBox are given back first: nobody would know of them any more.
         unused = unused.where(address.c.external_id.is_(None))
     conn.execute(unused)
-    left = select(func.count()).select_from(address).where(address.c.prefix_id == prefix_id)
-    if conn.execute(left).scalar_one():
-        raise in_use("prefix", str(prefix_id))
+    if conn.execute(select(address.c.id).where(address.c.prefix_id == prefix_id).limit(1)).first() is not None:
+        raise prefix_in_use(conn, prefix_id)
     conn.execute(delete(prefix).where(prefix.c.id == prefix_id))
 
 

@@ -165,6 +165,7 @@ def test_each_vm_gets_one_address_of_each_family(ipv4_site: TestClient, database
     assert _free(database) == [27, 2**53]
     in_use = ipv4_site.delete("/v1/prefixes/1")
     assert (in_use.status_code, in_use.json()["code"]) == (409, "resource.in_use")
+    assert "VMs have 2 of its addresses" in in_use.json()["detail"]
     assert _free(database)[0] == 27
     with database.write() as conn:
         assert ipdb.release(conn, [one, two]) == 4

@@ -92,7 +92,9 @@ def test_a_prefix_is_deleted_when_there_is_no_netbox_any_more(
     supply.settle()
     vm = make_vm(database, "a")
     granted(database, host_id, [vm], ONE_OF_IT)
-    assert ipv4_site.delete("/v1/prefixes/3").json()["code"] == "resource.in_use"
+    refused = ipv4_site.delete("/v1/prefixes/3").json()
+    assert refused["code"] == "resource.in_use"
+    assert "VMs have 1 of its addresses (a)" in refused["detail"]
     assert len(rows(database)) == 3
     released(database, vm)
     assert ipv4_site.delete("/v1/prefixes/3").status_code == 204
