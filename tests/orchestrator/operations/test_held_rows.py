@@ -160,19 +160,26 @@ def test_a_plan_that_needs_a_held_host_stands(world: Any, database: Database, pe
     accepting.execute(plan.plan_id, world.ask)
 
 
-def test_a_vm_that_its_host_failed_is_tried_on_one_that_nobody_holds(
-    world: Any, database: Database, person: psycopg.Connection
-) -> None:
+def held_once_a_host_fails(world: Any, person: psycopg.Connection, which: str) -> list[str]:
+    """The first host asked fails, and at that moment somebody holds the hosts that `which` says, with its name for
+    `{host}`. Returns who was asked, as it happens."""
     asked: list[str] = []
 
     def faults(action: str, host: str, vm_id: Any) -> Fault | None:
         asked.append(host)
         if len(asked) > 1:
             return None
-        hold_hosts(person, f"id = (SELECT min(id) FROM host WHERE name != '{host}')")
+        hold_hosts(person, which.format(host=host))
         return Fault.of("host.no_capacity")
 
     world.fleet.faults = faults
+    return asked
+
+
+def test_a_vm_that_its_host_failed_is_tried_on_one_that_nobody_holds(
+    world: Any, database: Database, person: psycopg.Connection
+) -> None:
+    asked = held_once_a_host_fails(world, person, "id = (SELECT min(id) FROM host WHERE name != '{host}')")
     with world.running(database=database) as replica:
         view = world.ended(replica.create(world.batch(1), world.ask).operation_id)
     assert view.state is OperationState.SUCCEEDED, view.problem
@@ -187,16 +194,7 @@ def test_a_vm_that_fits_only_on_a_held_host_waits_for_it(
 ) -> None:
     """It is accepted, so it isn't failed for somebody's stay in psql."""
     world.settings(renewal_s=0.1, poll_s=0.05)
-    asked: list[str] = []
-
-    def faults(action: str, host: str, vm_id: Any) -> Fault | None:
-        asked.append(host)
-        if len(asked) > 1:
-            return None
-        hold_hosts(person, f"name != '{host}'")
-        return Fault.of("host.no_capacity")
-
-    world.fleet.faults = faults
+    asked = held_once_a_host_fails(world, person, "name != '{host}'")
     with world.running(database=database) as replica:
         accepted = replica.create(world.batch(1), world.ask)
         world.wait_until(lambda: asked and not replica.engine.running, "its owner has let go")
