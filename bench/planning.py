@@ -241,8 +241,14 @@ def _optimum(named: Named, planner: Planner, file: FleetFile) -> None:
         bound = min(latest_refusal(file.fleet, batch), free)
         first = _vms_asking_for(batch, _until_refused(planner.plan(PlanRequest(batch, Policy.PACK)), batch))
         longest = longest_whole(file.fleet, batch, first, _vms_asking_for(batch, bound))
-        ours, best = (sum(vm.profile.shape.vcpus for vm in batch[:count]) for count in (first, longest))
-        named.add(f"{mix}.pack.first_refusal_by_optimum", ours / best, "x, in the order asked", bar=">= 0.995")
+        best = _vcpus(batch[:longest])
+        ratio = _vcpus(batch[:first]) / best
+        named.add(f"{mix}.pack.first_refusal_by_optimum", ratio, "x, of a list that does not fit whole", bar=">= 0.995")
+        for policy in Policy:
+            for mode in (True, False):
+                ratio = _vcpus(_placed_whole(planner, batch[:longest], policy, all_or_nothing=mode)) / best
+                name = "all_or_nothing" if mode else "best_effort"
+                named.add(f"{mix}.{policy}.{name}.placed_whole_by_optimum", ratio, "x", bar=">= 0.995")
         # The optimum may choose whom to refuse, and leaves out the VMs with the most memory for their cores.
         best_cores, bound_cores = most_cores(file.fleet, batch)
         named.add(f"{mix}.optimum", best_cores / free, f"of free cores (none beyond {bound_cores / free:.4f})")
@@ -253,6 +259,19 @@ def _optimum(named: Named, planner: Planner, file: FleetFile) -> None:
                 order = "largest_first" if whole else "as_asked"
                 bar = ">= 0.995" if mix == "mix_a" and policy is Policy.PACK else ""
                 named.add(f"{mix}.{policy}.{order}.by_optimum", placed / best_cores, "x", bar=bar)
+
+
+def _placed_whole(
+    planner: Planner, batch: Sequence[VmRequest], policy: Policy, *, all_or_nothing: bool
+) -> Sequence[VmRequest]:
+    """The list, or as much of it from the first on as is placed without a VM left out."""
+    while planner.plan(PlanRequest(tuple(batch), policy, all_or_nothing=all_or_nothing)).refused:
+        batch = batch[:-1]
+    return batch
+
+
+def _vcpus(batch: Sequence[VmRequest]) -> int:
+    return sum(vm.profile.shape.vcpus for vm in batch)
 
 
 def _vms_asking_for(batch: Sequence[VmRequest], cores: int) -> int:

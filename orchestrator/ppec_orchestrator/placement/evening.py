@@ -44,9 +44,9 @@ class Evening:
         self._candidates_of = candidates
         self._neighbours = Neighbours(workspace, request.contended_hosts)
 
-    def seats(self, vms: Sequence[VmRequest], seats: Sequence[Seat]) -> list[Seat] | None:
-        """Better seats for the VMs, in their order; None where theirs are good."""
-        taken = [self._take(vm, seat) for vm, seat in zip(vms, seats, strict=True)]
+    def seats(self, vms: Sequence[VmRequest], seats: Sequence[Seat | None]) -> list[Seat] | None:
+        """Better seats for the VMs, in their order, all of which have one; None where theirs are good."""
+        taken = [self._take(vm, seat) for vm, seat in zip(vms, seats, strict=True) if seat is not None]
         changes = _Changes(self._workspace.balance, [vm.profile for vm in vms], self._candidates)
         changed = False
         for _ in range(_ROUNDS):
@@ -64,7 +64,7 @@ class Evening:
         self._workspace.give_back(now)
         self._workspace.start_epoch(0)
         candidates = self._candidates(vm.profile)
-        best = self._best(candidates, vm)
+        best = int(self._neighbours.open_scores(candidates, vm).argmin())
         better = bool(candidates.key[best] < candidates.key[now.row] - _BETTER)
         row = best if better else self._in_fewer_cells(candidates, now)
         if row is None:
@@ -116,18 +116,9 @@ class Evening:
 
     def _seat_on(self, row: int, vm: VmRequest) -> Seat | None:
         candidates = self._candidates(vm.profile)
-        if not candidates.key[row] < np.inf or any(row in rows for rows in self._neighbours.closed(vm)):
+        if not self._neighbours.open_scores(candidates, vm)[row] < np.inf:
             return None
         return row, tuple(candidates.cells(row))
-
-    def _best(self, candidates: Candidates, vm: VmRequest) -> int:
-        key = candidates.key
-        closed = self._neighbours.closed(vm)
-        if closed:
-            key = key.copy()
-            for rows in closed:
-                key[rows] = np.inf
-        return int(key.argmin())
 
     def _take(self, vm: VmRequest, seat: Seat) -> Taken:
         row, columns = seat

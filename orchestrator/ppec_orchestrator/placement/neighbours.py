@@ -8,6 +8,8 @@ from functools import reduce
 
 import numpy as np
 
+from ppec_orchestrator.placement.balance import Floats
+from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.fleet import SomeRows
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import VmRequest
@@ -29,6 +31,15 @@ class Neighbours:
             outside[reduce(np.intersect1d, within)] = False
             closed.append(np.flatnonzero(outside))
         return closed
+
+    def open_scores(self, candidates: Candidates, vm: VmRequest) -> Floats:
+        """The policy's, infinite too where a rule closes the host. Not to be changed."""
+        key, closed = candidates.key, self.closed(vm)
+        if closed:
+            key = key.copy()
+            for rows in closed:
+                key[rows] = np.inf
+        return key
 
     def shut(self, vm: VmRequest) -> list[tuple[Reason, SomeRows]]:
         """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""

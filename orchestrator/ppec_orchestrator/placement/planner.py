@@ -24,6 +24,7 @@ from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.ranks import Ranks, order
+from ppec_orchestrator.placement.rearranging import Rearranging
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
 from ppec_orchestrator.placement.search import Search, Seat
@@ -31,8 +32,8 @@ from ppec_orchestrator.placement.shelf import Shelf
 from ppec_orchestrator.placement.spare import MOST_TRIES, Objection, SpareGuard, Witnesses
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
-# VMs in a batch that is searched for a way to place it whole.
-MOST_SEARCHED = 200
+# VMs in a batch that is rearranged, or searched for any way there is, to place it whole.
+MOST_REARRANGED, MOST_SEARCHED = 1000, 200
 # By VM: the place it has and why.
 Kept = Mapping[UUID, tuple[Placement, Evidence]]
 
@@ -63,8 +64,11 @@ class Planner:
         self.workspace.begin()
         try:
             found = self._run(request, kept or {})
-            seats = None if kept else self._better_seats(request, found)
-            return found if seats is None else self._seated(request, found, seats)
+            better = () if kept else self._better_seats(request, found)
+            seated = (self._run(request, {}, seats) for seats in better if seats is not None)
+            # With all VMs in place a seat can do that does not when its VM's turn comes, as cells and addresses go to
+            # whoever is there first.
+            return next((whole for whole in seated if not whole.refused), found)
         finally:
             self.workspace.end()
 
@@ -75,29 +79,32 @@ class Planner:
         finally:
             batch.give_back()
 
-    def _seated(self, request: PlanRequest, found: Plan, seats: Sequence[Seat]) -> Plan:
-        """The plan with these seats, or the one found before: with all VMs in place a seat can do that does not when
-        its VM's turn comes, as cells and addresses go to whoever is there first."""
-        seated = self._run(request, {}, seats)
-        return found if seated.refused else seated
-
-    def _better_seats(self, request: PlanRequest, found: Plan) -> Sequence[Seat] | None:
-        """Seats for the batch as a whole, in the order it is planned in, where VM after VM did not do so well."""
+    def _better_seats(self, request: PlanRequest, found: Plan) -> Iterator[Sequence[Seat] | None]:
+        """Seats for the batch as a whole, in the order it is planned in, where VM after VM did not do so well: one way
+        to find some after the other."""
         if request.spare.mode is Spare.REQUIRED or request.most_moves:
-            return None
+            return
         vms = [request.vms[index] for index in order(request)]
-        if found.refused:
-            worth = request.all_or_nothing and self._worth_a_search(request, found)
-            return Search(self.workspace, self.candidates, request).seats(vms) if worth else None
-        if not worth_evening(request, len(self.fleet.hosts)):
-            return None
-        places = {place.vm_id: self._seat(place) for place in found.placed}
-        return Evening(self.workspace, self.candidates, request).seats(vms, [places[vm.vm_id] for vm in vms])
+        if not found.refused:
+            if worth_evening(request, len(self.fleet.hosts)):
+                yield Evening(self.workspace, self.candidates, request).seats(vms, self._seats(vms, found))
+        elif self._worth_a_search(request, found):
+            rearranging = Rearranging(self.workspace, self.candidates, request)
+            yield rearranging.seats(vms, self._seats(vms, found))
+            if not request.all_or_nothing:
+                largest_first = self._run(replace(request, all_or_nothing=True), {})
+                yield rearranging.seats(vms, self._seats(vms, largest_first))
+            if len(vms) <= MOST_SEARCHED:
+                yield Search(self.workspace, self.candidates, request).seats(vms)
 
-    def _seat(self, place: Placement) -> Seat:
-        row = self.fleet.index[place.host]
-        cells = self.fleet.hosts[row].cells
-        return row, tuple(column for column, cell in enumerate(cells) if cell.cell in place.cells)
+    def _seats(self, vms: Sequence[VmRequest], found: Plan) -> list[Seat | None]:
+        """Of the VMs, in their order; None of one that was refused."""
+        seats: dict[UUID, Seat] = {}
+        for place in found.placed:
+            row = self.fleet.index[place.host]
+            cells = self.fleet.hosts[row].cells
+            seats[place.vm_id] = row, tuple(column for column, cell in enumerate(cells) if cell.cell in place.cells)
+        return [seats.get(vm.vm_id) for vm in vms]
 
     def _worth_a_search(self, request: PlanRequest, found: Plan) -> bool:
         """VMs of one profile without rules about neighbours leave room for each other wherever they go; a VM that fits
@@ -105,10 +112,10 @@ class Planner:
         first, refused = request.vms[0], {one.vm_id for one in found.refused}
         if all(vm.profile == first.profile and not vm.groups and not vm.excluded_hosts for vm in request.vms):
             return False
-        if len(request.vms) > MOST_SEARCHED or not self.shelf.holds(len({vm.profile for vm in request.vms})):
+        if len(request.vms) > MOST_REARRANGED or not self.shelf.holds(len({vm.profile for vm in request.vms})):
             return False
-        left = [vm for vm in request.vms if vm.vm_id in refused]
-        return all(self._run(replace(request, vms=(vm,)), {}).placed for vm in left)
+        left = {(vm.profile, vm.groups, vm.excluded_hosts): vm for vm in request.vms if vm.vm_id in refused}
+        return all(self._run(replace(request, vms=(vm,)), {}).placed for vm in left.values())
 
     def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""

@@ -75,13 +75,7 @@ class Search:
         return self._candidates(vm.profile, self._policy)
 
     def key(self, vm: VmRequest) -> Floats:
-        """The policy's, infinite too where neighbours or failures close the host. Not to be changed."""
-        key, closed = self.candidates(vm).key, self._neighbours.closed(vm)
-        if closed:
-            key = key.copy()
-            for rows in closed:
-                key[rows] = np.inf
-        return key
+        return self._neighbours.open_scores(self.candidates(vm), vm)
 
     def take(self, vm: VmRequest, seat: Seat) -> Taken:
         row, columns = seat

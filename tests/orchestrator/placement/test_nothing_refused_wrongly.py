@@ -27,7 +27,7 @@ from .fleets import a_fleet, a_request
 def test_a_batch_that_can_be_placed_whole_is(seed: int) -> None:
     rng = random.Random(seed)
     fleet = a_fleet(rng, most_hosts=3)
-    request = a_request(rng, most_vms=4, all_or_nothing=True, batch_hosts={})
+    request = a_request(rng, most_vms=4, all_or_nothing=rng.random() < 0.5, batch_hosts={})
     answer = plan(fleet, request)
     assert check(fleet, request, answer) == []
     if answer.refused:
@@ -94,4 +94,4 @@ def _planted(rng: random.Random, *, picky: bool = False) -> tuple[Fleet, PlanReq
         hosts.append(
             HostState(number, f"h{number}", "d", "c", "r", "v", "x86_64", tuple(cells), 100, 100, prefixes=((1,),))
         )
-    return Fleet.build(hosts), PlanRequest(tuple(vms), rng.choice(list(Policy)), all_or_nothing=True)
+    return Fleet.build(hosts), PlanRequest(tuple(vms), rng.choice(list(Policy)), all_or_nothing=rng.random() < 0.5)
