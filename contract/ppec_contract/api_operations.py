@@ -13,7 +13,7 @@ from pydantic import Field
 from ppec_contract.agent import Resized, Stage
 from ppec_contract.api_hosts import HostRetune
 from ppec_contract.errors import Problem
-from ppec_contract.model import HostName, Model
+from ppec_contract.model import HostName, Model, Sha256
 from ppec_contract.retune import RetunePlan
 
 
@@ -79,7 +79,8 @@ class RetuneView(HostRetune):
 
 
 class OperationView(Model):
-    """`retune` is there of a retune alone."""
+    """`retune` is there of a retune alone. `plan_id` is the plan that it carries out as it was shown, `approved_by` who
+    had approved that."""
 
     operation_id: str
     kind: str
@@ -94,3 +95,5 @@ class OperationView(Model):
     problem: Problem | None = None
     counters: dict[str, int] = Field(default_factory=dict)
     retune: RetuneView | None = None
+    plan_id: Sha256 | None = None
+    approved_by: str | None = None

@@ -137,7 +137,8 @@ class ExposedView(Model):
 
 class PlanView(Model):
     """`POST /v1/plans`: the exact plan of a request, which changes nothing. `plan_id` is its hash: of the request, of
-    every place, and of the state of the hosts it stands on. `executable` until `expires_at`, by who made it, as it is.
+    every place, and of the state of the hosts it stands on. `executable` until `expires_at`, by who made it, as it is;
+    if it `needs_approval`, once somebody else has approved it.
     """
 
     plan_id: str
@@ -145,6 +146,7 @@ class PlanView(Model):
     created_at: datetime
     expires_at: datetime
     executable: bool
+    needs_approval: bool = False
     placed: tuple[PlacedView, ...]
     refused: tuple[RefusedView, ...]
     exposed: tuple[ExposedView, ...] = ()

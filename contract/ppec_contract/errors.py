@@ -106,6 +106,9 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "placement.conflict": ErrorRow(_T, "Another request took the capacity first"),
     "plan.not_found": ErrorRow(_N, "There is no such plan, or it has expired"),
     "plan.outdated": ErrorRow(_C, "The fleet has moved on since the plan was made"),
+    "approval.required": ErrorRow(_A, "Somebody else has to approve this first"),
+    "approval.by_maker": ErrorRow(_A, "Nobody approves what they asked for themselves"),
+    "approval.given": ErrorRow(_C, "Somebody has approved this already"),
     "group.mismatch": ErrorRow(_C, "The group of VMs is defined otherwise"),
     # Fleets in files
     "fleet.unreadable": ErrorRow(_F, "The file is in no format of fleets"),

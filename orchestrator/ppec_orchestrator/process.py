@@ -26,6 +26,7 @@ from ppec_orchestrator.address_supply import AddressSupply
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.consoles import MAX_TYPED_BYTES
 from ppec_orchestrator.api.services import Services, make_services, utc_now
+from ppec_orchestrator.approvals import ApprovalPolicy
 from ppec_orchestrator.audit import audit
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
 from ppec_orchestrator.ipdb.provider import BuiltIn
@@ -126,6 +127,7 @@ def _operating(services: Services) -> Iterator[Services]:
             image_url=settings.image_url,
             now=services.now,
             addresses=services.supply or BuiltIn(),
+            approvals=ApprovalPolicy(settings.approvals_vms_from),
         )
         operations = Operations(ports)
         dispatcher.open()

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ppec_contract.api_vms import MAX_BATCH
 from ppec_contract.errors import PpecError
 from ppec_contract.validation import between, validation_problem
 
@@ -57,6 +58,8 @@ class Settings(BaseSettings):
     # Free addresses that stand ready of each such prefix.
     netbox_standing: Annotated[int, between(1, 1000)] = 16
     netbox_interval_s: Annotated[float, between(0.1, 3600, "s")] = 10.0
+    # Requests for so many VMs or more need a plan that somebody else has approved; 0: none does.
+    approvals_vms_from: Annotated[int, between(0, MAX_BATCH)] = 0
     log_level: str = "info"
 
     @classmethod

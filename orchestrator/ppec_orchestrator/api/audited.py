@@ -24,6 +24,8 @@ CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 BODY = "ppec.body"
 # Where an endpoint leaves the names of what it changed, when path and body may not have them.
 _CHANGED = "ppec.changed"
+# Where it leaves what else the line is to say.
+_TELLS = "ppec.tells"
 # What names the thing in a body, first found first taken.
 _NAMES = ("name", "names", "vms", "cidr", "host")
 # Of the names in a subject, in characters; how many were left out is said.
@@ -37,6 +39,11 @@ _ACTIONS = frozenset(VmAction)
 def changes(request: Request, names: Sequence[str]) -> None:
     """For endpoints: these are what the request changes, whatever it called them."""
     request.scope[_CHANGED] = names
+
+
+def tells(request: Request, **more: str) -> None:
+    """For endpoints: this is to be said besides, as far as there is anything in it."""
+    request.scope[_TELLS] = {name: value for name, value in more.items() if value}
 
 
 class AuditedRoute(StrictQueryRoute):
@@ -77,6 +84,7 @@ class AuditedRoute(StrictQueryRoute):
 def _told(request: Request, action: str) -> dict[str, Any]:
     client = request.client.host if request.client is not None else ""
     told = {"caller": caller_of(request), "action": action, "subject": _subject(request), "client": client}
+    told |= request.scope.get(_TELLS, {})
     asked = _body(request).get("action")
     # Also where the body was not validated: what is none of these is not said.
     return {**told, "asked": asked} if isinstance(asked, str) and asked in _ACTIONS else told

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`/v1/plans`: where VMs would go and why, and why not; the very plan can be executed while its hosts stand still."""
+"""`/v1/plans`: where VMs would go and why, and why not. The very plan can be looked at again, approved by somebody else
+and executed, while its hosts stand still."""
 
 from __future__ import annotations
 
@@ -7,14 +8,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 
+from ppec_contract.api import Page
 from ppec_contract.api_operations import OperationView
 from ppec_contract.api_placement import PlanView
+from ppec_contract.api_plans import PlanDetails, PlanState, PlanSummary
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.model import Model
 from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of
+from ppec_orchestrator.api.audited import tells
 from ppec_orchestrator.api.auth import Operator
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.operations import Engine
+from ppec_orchestrator.api.pages import ByName, Filter
+from ppec_orchestrator.store.plan_views import PlanFilter
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=StrictJsonRoute)
 PlanId = Annotated[str, Path(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$", description="The plan's hash.")]
@@ -24,6 +30,27 @@ PlanId = Annotated[str, Path(min_length=64, max_length=64, pattern=r"^[0-9a-f]{6
 def create_plan(operations: Engine, caller: Operator, body: VmsCreate) -> PlanView:
     """Nothing is reserved. VMs that find no place are part of the answer, with what would help."""
     return operations.show_plan(body, caller.name)
+
+
+@router.get("", name="list_plans", summary="List plans that can be executed, the newest first")
+def list_plans(
+    operations: Engine, caller: Operator, wanted: ByName, created_by: Filter = None, state: PlanState | None = None
+) -> Page[PlanSummary]:
+    """Anybody's."""
+    return operations.kept_plans(wanted, PlanFilter(created_by, state))
+
+
+@router.get("/{plan}", name="get_plan", summary="Show a plan again, and what was asked for")
+def get_plan(operations: Engine, caller: Operator, plan: PlanId) -> PlanDetails:
+    """As it was shown, to whoever may have to approve it; without user data."""
+    return operations.kept_plan(plan)
+
+
+@router.post("/{plan}/approve", name="approve_plan", summary="Approve somebody else's plan")
+def approve_plan(operations: Engine, caller: Operator, plan: PlanId) -> PlanDetails:
+    """Refused (`approval.by_maker`) to who made it, and (`plan.outdated`) if it couldn't be executed any more. From now
+    on its maker has a plan's whole lifetime. Asked for again it changes nothing."""
+    return operations.approve(plan, caller.name)
 
 
 @router.post(
@@ -40,5 +67,8 @@ def execute_plan(
     plan: PlanId,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Refused (`plan.outdated`) if anything has changed on the hosts it stands on; once executed it is gone."""
-    return accepted(request, operations.execute(plan, ask_of(caller, idempotency_key, request, Model())))
+    """Refused (`plan.outdated`) if anything has changed on the hosts it stands on, and (`approval.required`) if it
+    needs an approval that nobody has given; once executed it is gone."""
+    view = operations.execute(plan, ask_of(caller, idempotency_key, request, Model()))
+    tells(request, plan=plan, approved_by=view.approved_by or "")
+    return accepted(request, view)

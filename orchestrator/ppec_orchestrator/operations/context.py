@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ppec_contract.errors import PpecError, Problem
+from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
 from ppec_orchestrator.dispatch.port import Dispatcher
 from ppec_orchestrator.ipdb.provider import AddressProvider, BuiltIn
 from ppec_orchestrator.operations.journal import Journal
@@ -32,6 +33,7 @@ class Ports:
     image_url: Callable[[str], str]
     now: Callable[[], datetime]
     addresses: AddressProvider = field(default_factory=BuiltIn)
+    approvals: ApprovalPolicy = NONE_NEEDED
 
 
 class Signals:

@@ -18,19 +18,20 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api_operations import ItemState
-from ppec_contract.api_placement import GroupRule
 from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy, refuse_others
 from ppec_orchestrator.ipdb.provider import AddressProvider
 from ppec_orchestrator.operations import openings
 from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
 from ppec_orchestrator.operations.advising import ADVISABLE, advised
+from ppec_orchestrator.operations.approving import still_stands, without_room
 from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
 from ppec_orchestrator.operations.joining import Joined
 from ppec_orchestrator.operations.kinds import create
 from ppec_orchestrator.operations.meaning import Catalogue, Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.plan_shown import Restored, restored
-from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem, take_turn
+from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
 from ppec_orchestrator.placement.plan import Placement, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.request import PlanRequest, Spare
@@ -38,10 +39,10 @@ from ppec_orchestrator.store import plans, vms
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
-from ppec_orchestrator.store.operations import NewItem, NewOperation
+from ppec_orchestrator.store.operations import UNPLANNED, NewItem, NewOperation, Origin
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, LostRaceError
-from ppec_orchestrator.store.vm_groups import check_rules, insert_groups, stands_elsewhere
+from ppec_orchestrator.store.vm_groups import check_rules, insert_groups
 from ppec_orchestrator.store.vms import NewVm
 
 T = TypeVar("T")
@@ -80,6 +81,7 @@ class _Answered:
     ask: Ask
     placed: Sequence[Placement]
     refused: Sequence[Refusal] = ()
+    origin: Origin = UNPLANNED
 
 
 class Creation:
@@ -91,29 +93,39 @@ class Creation:
         planning: Planning,
         now: Callable[[], datetime],
         addresses: AddressProvider,
+        approvals: ApprovalPolicy = NONE_NEEDED,
     ) -> None:
         self._database = database
         self._planning = planning
         self._now = now
         self._addresses = addresses
+        self._approvals = approvals
         self._queue = Queue(database, now)
         self._joined: Joined[_Wish, NewOperation | str | PpecError] = Joined(self._create_together, MOST_JOINED)
 
     def create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
-        """Raises the planner's refusal, `vm.exists`, what `wanted_networks.candidates` raises, and `….not_found` of
-        whatever the request names."""
+        """Raises the planner's refusal, `vm.exists`, `approval.required`, what `wanted_networks.candidates` raises, and
+        `….not_found` of whatever the request names."""
+        if self._approvals.needs_approval(asked):
+            # What was accepted before there was the rule stays accepted.
+            if (known := self._earlier(ask)) is not None:
+                return known
+            raise self._approvals.refusal(asked)
         return self._supplied(asked, ask, asked.total, lambda: self._create(asked, ask))
 
     def execute(self, plan_id: str, ask: Ask) -> NewOperation | str:
-        """The stored plan as it is. Raises `plan.not_found`, `plan.outdated`, `auth.forbidden` for another's plan, and
-        what `create` raises."""
+        """The stored plan as it is. Raises `plan.not_found`, `plan.outdated`, `auth.forbidden` for another's plan,
+        `approval.required`, and what `create` raises."""
         with self._database.read() as conn:
             known = self._queue.earlier(conn, ask)
             if known is not None:
                 return known
             stored = plans.load(conn, plan_id, self._now())
-        made = restored(stored, ask.caller)
+        refuse_others(plan_id, stored.created_by, ask.caller)
+        made = restored(stored)
         asked = made.meant.input.request
+        if stored.approved_by is None and self._approvals.needs_approval(asked):
+            raise self._approvals.refusal(asked, plan_id)
 
         def accept() -> NewOperation | str:
             return self._queue.once_per_key(ask, lambda: self._write(partial(self._execute, stored, made, ask)))
@@ -121,34 +133,31 @@ class Creation:
         return self._supplied(asked, ask, len(made.plan.placed), accept)
 
     def _execute(self, stored: StoredPlan, made: Restored, ask: Ask, conn: Connection) -> NewOperation:
-        together = _together(made)
-        if together:
-            take_turn(conn)
-        plans.use(conn, stored, self._planning.alive_since())
-        # A group that began elsewhere meanwhile changed no host that the plan looked at.
-        for rule, hosts in together.items():
-            if stands_elsewhere(conn, rule, hosts):
-                raise plans.outdated(stored, {f"group {rule.name}": "stands elsewhere by now"})
+        # First: of two at once the second is told so, and not that the first has changed the hosts.
+        plans.use_up(conn, stored)
+        still_stands(conn, stored, made, self._planning.alive_since())
         terms = replace(ROOM, moves=made.plan.moves)
         planned = Planned(made.plan, self._planning.fleet.current(), passes=0, terms=terms)
-        answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused)
+        origin = Origin(stored.plan_id, stored.approved_by)
+        answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused, origin)
         try:
             return self._enqueue(conn, [answered], planned)[0]
         except HostsHeldError as error:
             raise error.why from error
         except LostRaceError as error:
             # There is no other place to look for: it is this plan or none.
-            raise plans.outdated(stored, dict.fromkeys(error.details["hosts"], "has the room no more")) from error
+            raise without_room(stored, error.details["hosts"]) from error
+
+    def _earlier(self, ask: Ask) -> str | None:
+        with self._database.read() as conn:
+            return self._queue.earlier(conn, ask)
 
     def _supplied(
         self, asked: VmsCreate, ask: Ask, count: int, accept: Callable[[], NewOperation | str]
     ) -> NewOperation | str:
         """Its addresses may have to be acquired first: some are asked for by number, others ran out."""
-        if asked.networks:
-            with self._database.read() as conn:
-                known = self._queue.earlier(conn, ask)
-            if known is not None:
-                return known
+        if asked.networks and (known := self._earlier(ask)) is not None:
+            return known
         self._addresses.prepare(asked.networks, asked.vrf)
         try:
             return accept()
@@ -268,7 +277,7 @@ class Creation:
         accepted = [
             Accepted(
                 one.ask, new_id(), create.NAME, one.meant.input.model_dump(mode="json"), _items(one, planned),
-                planned.passes,
+                planned.passes, one.origin,
             )
             for one in answered
         ]  # fmt: skip
@@ -302,16 +311,6 @@ def _joins(asked: VmsCreate) -> bool:
         and not any(item.groups for item in asked.items)
         and not POLICIES[asked.policy].apart
     )
-
-
-def _together(made: Restored) -> dict[GroupRule, list[int]]:
-    """The hard rules by which VMs of a plan stand together, and the hosts that they were given for it."""
-    found: dict[GroupRule, list[int]] = {}
-    for place in made.plan.placed:
-        for rule in made.meant.input.rules_of(place.name):
-            if rule.hard and not rule.apart:
-                found.setdefault(rule, []).append(place.host_id)
-    return found
 
 
 def _new_vms(answered: _Answered, operation: Accepted) -> list[NewVm]:

@@ -20,7 +20,7 @@ from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.idempotency import RequestKey
-from ppec_orchestrator.store.operations import NewItem, NewOperation
+from ppec_orchestrator.store.operations import UNPLANNED, NewItem, NewOperation, Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,7 @@ class Accepted:
     kept: dict[str, Any]
     items: Sequence[NewItem]
     passes: int = 0
+    origin: Origin = UNPLANNED
 
 
 class Queue:
@@ -69,6 +70,7 @@ class Queue:
                 done=1,
                 priority=priorities[one.kind],
                 counters={"commits": 1} | ({"planning_passes": one.passes} if one.passes else {}),
+                origin=one.origin,
             )
             for one in accepted
         ]

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from ppec_contract.api_placement import ChangeView, ExposedView, MoveView, PlacedView, PlanView, RefusedView
 from ppec_contract.api_vms import VmsCreate
-from ppec_contract.errors import PpecError
 from ppec_contract.model import canonical_json
+from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
 from ppec_orchestrator.operations.advising import changes_for
 from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.planning import Planning, relied_on
@@ -30,7 +30,7 @@ from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.vm_groups import check_rules
 
-# How long a plan can be executed.
+# How long a plan can be executed after it was made, and after it was approved.
 LIFETIME = timedelta(minutes=15)
 # Refused VMs, each unlike the others, that advice is worked out for.
 MOST_ADVISED = 10
@@ -46,7 +46,12 @@ class Restored:
 
 
 def show_plan(
-    database: Database, planning: Planning, now: Callable[[], datetime], asked: VmsCreate, caller: str
+    database: Database,
+    planning: Planning,
+    now: Callable[[], datetime],
+    asked: VmsCreate,
+    caller: str,
+    approvals: ApprovalPolicy = NONE_NEEDED,
 ) -> PlanView:
     """Raises `….not_found` of whatever the request names, `vm.exists` and `group.mismatch`; VMs without a place are
     part of the plan."""
@@ -60,21 +65,23 @@ def show_plan(
     stored = _stored(meant, asked, plan, _generations(plan, request, fleet), caller, made_at)
     executable = bool(plan.placed) and (not plan.refused or not request.all_or_nothing)
     executable = executable and len(plan.placed) >= (asked.at_least or 1)
-    if executable:
-        with database.write() as conn:
-            plans.keep(conn, stored)
-    return _view(stored, request, plan, fleet, executable=executable)
+    view = _view(stored, request, plan, fleet, executable=executable)
+    if not executable:
+        return view
+    view = view.model_copy(update={"needs_approval": approvals.needs_approval(asked)})
+    with database.write() as conn:
+        kept = plans.keep(conn, replace(stored, shown=view.model_dump(mode="json")))
+    # The same plan may have been approved before.
+    return view if kept.approved_by is None else _approved(kept)
 
 
-def restored(stored: StoredPlan, caller: str) -> Restored:
-    """Raises `auth.forbidden` for a plan of somebody else's: its request may hold what only they know."""
-    if stored.created_by != caller:
-        raise PpecError(
-            "auth.forbidden",
-            f"plan {stored.plan_id} was made by {stored.created_by}, not by {caller}",
-            hint="Plan for yourself.",
-            subject=f"plan {stored.plan_id}",
-        )
+def _approved(kept: StoredPlan) -> PlanView:
+    """As it was shown, but for what the approval has changed."""
+    changed = {"expires_at": kept.expires_at, "needs_approval": False}
+    return PlanView.model_validate(kept.shown).model_copy(update=changed)
+
+
+def restored(stored: StoredPlan) -> Restored:
     places = stored.places
     placed = tuple(
         Placement(**{**place, "vm_id": UUID(place["vm_id"]), "cells": tuple(place["cells"])})

@@ -10,9 +10,11 @@ from ppec_contract.api import Page
 from ppec_contract.api_hosts import HostRetune
 from ppec_contract.api_operations import OperationView
 from ppec_contract.api_placement import PlanView
+from ppec_contract.api_plans import PlanDetails, PlanSummary
 from ppec_contract.api_vms import VmResize, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.operations.accept import Acceptor
+from ppec_orchestrator.operations.approving import approve
 from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.creation import Creation
 from ppec_orchestrator.operations.engine import Engine
@@ -20,11 +22,12 @@ from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.live import Live, Wake
 from ppec_orchestrator.operations.plan_shown import show_plan
 from ppec_orchestrator.operations.replica import Replica
-from ppec_orchestrator.store import operation_views
+from ppec_orchestrator.store import operation_views, plan_views, plans
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.operation_views import OperationFilter
 from ppec_orchestrator.store.operations import NewOperation
 from ppec_orchestrator.store.paging import Slice
+from ppec_orchestrator.store.plan_views import PlanFilter
 
 
 class Operations:
@@ -35,7 +38,7 @@ class Operations:
         self._database = ports.database
         self._live = Live()
         self.engine = Engine(ports, self._live)
-        self._creation = Creation(ports.database, ports.planning, ports.now, ports.addresses)
+        self._creation = Creation(ports.database, ports.planning, ports.now, ports.addresses, ports.approvals)
         self._acceptor = Acceptor(ports.database, ports.now)
 
     def start(self, replica: Replica) -> None:
@@ -58,7 +61,21 @@ class Operations:
 
     def show_plan(self, asked: VmsCreate, caller: str) -> PlanView:
         """What `create` would do."""
-        return show_plan(self._database, self._ports.planning, self._ports.now, asked, caller)
+        ports = self._ports
+        return show_plan(ports.database, ports.planning, ports.now, asked, caller, ports.approvals)
+
+    def kept_plan(self, plan_id: str) -> PlanDetails:
+        """A plan that can still be executed. Raises `plan.not_found`."""
+        with self._database.read() as conn:
+            return plan_views.details(plans.load(conn, plan_id, self._ports.now()))
+
+    def kept_plans(self, wanted: Slice, chosen: PlanFilter) -> Page[PlanSummary]:
+        with self._database.read() as conn:
+            return plan_views.page(conn, wanted, chosen, self._ports.now())
+
+    def approve(self, plan_id: str, caller: str) -> PlanDetails:
+        """A kept plan, by somebody else than its maker."""
+        return approve(self._database, self._ports.planning, self._ports.now, plan_id, caller)
 
     def execute(self, plan_id: str, ask: Ask) -> OperationView:
         return self._accepted(self._creation.execute(plan_id, ask))

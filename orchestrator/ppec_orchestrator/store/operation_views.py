@@ -6,11 +6,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, or_, select
+from sqlalchemy import Connection, Row, select
 
 from ppec_contract.agent import Resized, Stage
 from ppec_contract.api import Page
@@ -24,7 +23,7 @@ from ppec_contract.api_operations import (
 )
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.store.operations import PLAN_STEP, RESIZE_STEP, RETUNE, NewOperation
-from ppec_orchestrator.store.paging import Slice, bad_cursor
+from ppec_orchestrator.store.paging import Slice, newest_first, newest_key
 from ppec_orchestrator.store.tables import operation, operation_item, step
 
 
@@ -55,33 +54,17 @@ def show(conn: Connection, operation_id: str) -> OperationView:
 
 def page(conn: Connection, wanted: Slice, chosen: OperationFilter) -> Page[OperationView]:
     """The newest first. Items and steps are those of each operation; a page is therefore to be kept short."""
-    query = select(operation).order_by(operation.c.created_at.desc(), operation.c.id.desc()).limit(wanted.limit + 1)
+    query = newest_first(select(operation), wanted, operation.c.created_at, operation.c.id)
     if chosen.state is not None:
         query = query.where(operation.c.state == chosen.state.value)
     if chosen.kind is not None:
         query = query.where(operation.c.kind == chosen.kind)
-    if wanted.after is not None:
-        created_at, operation_id = _position(str(wanted.after))
-        same = and_(operation.c.created_at == created_at, operation.c.id < operation_id)
-        query = query.where(or_(operation.c.created_at < created_at, same))
     rows = conn.execute(query).all()
     shown = rows[: wanted.limit]
     more = None
     if len(rows) > wanted.limit:
-        more = wanted.cursor(f"{shown[-1].created_at.isoformat()}/{shown[-1].id}")
+        more = wanted.cursor(newest_key(shown[-1].created_at, shown[-1].id))
     return Page[OperationView](items=tuple(_views(conn, shown)), next_cursor=more)
-
-
-def _position(after: str) -> tuple[datetime, str]:
-    """With the time, because the operation itself may be swept before its list goes on."""
-    created_at, _, operation_id = after.partition("/")
-    try:
-        parsed = datetime.fromisoformat(created_at)
-    except ValueError as error:
-        raise bad_cursor() from error
-    if parsed.tzinfo is None:
-        raise bad_cursor()
-    return parsed, operation_id
 
 
 def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:
@@ -115,6 +98,8 @@ def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:
             problem=Problem.model_validate(row.problem) if row.problem else None,
             counters=row.counters,
             retune=_retune(row.kind, row.input, planned.get(row.id, {})),
+            plan_id=row.plan_id,
+            approved_by=row.approved_by,
         )
         for row in rows
     ]
@@ -168,6 +153,8 @@ def enqueued(new: NewOperation) -> OperationView:
         steps=tuple(_enqueued_step(new, ordinal, name) for ordinal, name in enumerate(new.steps)),
         counters=dict(new.counters),
         retune=_retune(new.kind, new.input, {}),
+        plan_id=new.origin.plan_id,
+        approved_by=new.origin.approved_by,
     )
 
 

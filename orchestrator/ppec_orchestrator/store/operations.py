@@ -45,6 +45,17 @@ class NewItem:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The plan that an operation carries out as it was shown, if it does, and who had approved that."""
+
+    plan_id: str | None = None
+    approved_by: str | None = None
+
+
+UNPLANNED = Origin()
+
+
+@dataclass(frozen=True, slots=True)
 class NewOperation:
     """What to enqueue. `done` of the steps are done already, by the transaction that enqueues."""
 
@@ -59,6 +70,7 @@ class NewOperation:
     priority: int = 0
     counters: Mapping[str, int] = field(default_factory=dict)
     not_before: datetime | None = None
+    origin: Origin = UNPLANNED
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,8 @@ def enqueue(conn: Connection, new: Sequence[NewOperation]) -> None:
                 "counters": dict(one.counters),
                 # Of a queued operation: not to be claimed before.
                 "lease_until": one.not_before,
+                "plan_id": one.origin.plan_id,
+                "approved_by": one.origin.approved_by,
             }
             for one in new
         ],

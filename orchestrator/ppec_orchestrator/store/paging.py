@@ -14,7 +14,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
+
+from sqlalchemy import ColumnElement, Select, and_, or_
 
 from ppec_contract.api import Page
 from ppec_contract.errors import PpecError
@@ -91,3 +94,31 @@ def page_of(rows: Sequence[R], wanted: Slice, view: Callable[[R], V], key: Calla
     shown = rows[: wanted.limit]
     more = wanted.cursor(key(shown[-1])) if len(rows) > wanted.limit else None
     return Page[Any](items=tuple(view(row) for row in shown), next_cursor=more)
+
+
+def newest_first(
+    query: Select[Any], wanted: Slice, made_at: ColumnElement[datetime], key: ColumnElement[str]
+) -> Select[Any]:
+    """The rows of the slice, and one more that says whether there is a next page; `newest_key` is what its cursors
+    hold."""
+    query = query.order_by(made_at.desc(), key.desc()).limit(wanted.limit + 1)
+    if wanted.after is None:
+        return query
+    last_at, last = _made_at_and_key(str(wanted.after))
+    return query.where(or_(made_at < last_at, and_(made_at == last_at, key < last)))
+
+
+def newest_key(made_at: datetime, key: str) -> str:
+    """With the time, because the row itself may be gone before its list goes on."""
+    return f"{made_at.isoformat()}/{key}"
+
+
+def _made_at_and_key(after: str) -> tuple[datetime, str]:
+    made_at, _, key = after.partition("/")
+    try:
+        parsed = datetime.fromisoformat(made_at)
+    except ValueError as error:
+        raise bad_cursor() from error
+    if parsed.tzinfo is None:
+        raise bad_cursor()
+    return parsed, key

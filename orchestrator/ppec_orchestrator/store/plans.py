@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans that were shown and not carried out: kept under their hash until they are executed or expire."""
+"""Plans that were shown and not carried out: kept under their hash, and approved, until they are executed or expire."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store.tables import host, image, plan
 
-# Kept in all; the oldest make room.
-MOST_PLANS = 1000
+# Kept of one maker and not approved; the oldest make room. Whoever plans a lot takes nobody else's plans away.
+MOST_PLANS = 200
 
 
 @dataclass(frozen=True, slots=True)
 class StoredPlan:
-    """`asked` is the request as it came, `input` what it meant, `places` what the planner answered (all as JSON);
-    `generations` are those of the hosts that it stands on, by id."""
+    """`asked` is the request as it came, `input` what it meant, `places` what the planner answered, `shown` the view of
+    that (all as JSON); `generations` are those of the hosts that it stands on, by id."""
 
     plan_id: str
     created_by: str
@@ -31,13 +31,17 @@ class StoredPlan:
     input: Mapping[str, Any]
     places: Mapping[str, Any]
     generations: Mapping[int, int]
+    shown: Mapping[str, Any] | None = None
+    approved_by: str | None = None
+    approved_at: datetime | None = None
 
 
-def keep(conn: Connection, one: StoredPlan) -> None:
-    """The same plan made again is kept anew, also when it is just being made twice."""
+def keep(conn: Connection, one: StoredPlan) -> StoredPlan:
+    """What is kept under its hash from now on. The same plan made again is kept anew, also when it is just being made
+    twice; once approved it stays as it is, and an approval is not made longer so."""
     conn.execute(delete(plan).where(plan.c.expires_at <= one.created_at))
-    surplus = select(plan.c.id).order_by(plan.c.created_at.desc(), plan.c.id).offset(MOST_PLANS - 1)
-    conn.execute(delete(plan).where(plan.c.id.in_(conn.execute(surplus).scalars().all())))
+    _make_room(conn, one)
+    placed, refused = len(one.places["placed"]), len(one.places["refused"])
     row = {
         "created_by": one.created_by,
         "created_at": one.created_at,
@@ -46,9 +50,24 @@ def keep(conn: Connection, one: StoredPlan) -> None:
         "input": dict(one.input),
         "places": dict(one.places),
         "generations": {str(host_id): generation for host_id, generation in one.generations.items()},
+        "shown": one.shown,
+        "vms": placed + refused,
+        "placed": placed,
     }
     insert = sqlite.insert if conn.dialect.name == "sqlite" else postgresql.insert
-    conn.execute(insert(plan).values(id=one.plan_id, **row).on_conflict_do_update(index_elements=[plan.c.id], set_=row))
+    upsert = insert(plan).values(id=one.plan_id, **row)
+    anew = upsert.on_conflict_do_update(index_elements=[plan.c.id], set_=row, where=plan.c.approved_by.is_(None))
+    if conn.execute(anew.returning(plan.c.id)).first() is None:
+        return load(conn, one.plan_id, one.created_at)
+    return one
+
+
+def _make_room(conn: Connection, one: StoredPlan) -> None:
+    waiting = plan.c.approved_by.is_(None)
+    others = (plan.c.created_by == one.created_by, plan.c.id != one.plan_id, waiting)
+    surplus = select(plan.c.id).where(*others).order_by(plan.c.created_at.desc(), plan.c.id).offset(MOST_PLANS - 1)
+    # Any of them may just be approved.
+    conn.execute(delete(plan).where(plan.c.id.in_(conn.execute(surplus).scalars().all()), waiting))
 
 
 def load(conn: Connection, plan_id: str, now: datetime) -> StoredPlan:
@@ -63,15 +82,30 @@ def load(conn: Connection, plan_id: str, now: datetime) -> StoredPlan:
             hint="Plan again.",
             subject=f"plan {plan_id}",
         )
-    generations = {int(host_id): generation for host_id, generation in row.generations.items()}
     return StoredPlan(
-        row.id, row.created_by, row.created_at, row.expires_at, row.asked, row.input, row.places, generations
+        row.id,
+        row.created_by,
+        row.created_at,
+        row.expires_at,
+        row.asked,
+        row.input,
+        row.places,
+        {int(host_id): generation for host_id, generation in row.generations.items()},
+        row.shown,
+        row.approved_by,
+        row.approved_at,
     )
 
 
-def use(conn: Connection, one: StoredPlan, alive_since: datetime) -> None:
-    """It is being carried out, and can't be again. Raises `plan.outdated` if its image or a host it stands on is not
-    what it was, and `plan.not_found` if it was used meanwhile; its hosts are locked until the transaction ends."""
+def approve(conn: Connection, plan_id: str, approver: str, at: datetime, expires_at: datetime) -> bool:
+    """Whether it was not approved before: later ones change nothing."""
+    first = update(plan).where(plan.c.id == plan_id, plan.c.approved_by.is_(None))
+    return conn.execute(first.values(approved_by=approver, approved_at=at, expires_at=expires_at)).rowcount == 1
+
+
+def check(conn: Connection, one: StoredPlan, alive_since: datetime) -> None:
+    """Raises `plan.outdated` if its image or a host it stands on is not what it was; its hosts are locked until the
+    transaction ends."""
     _check_image(conn, one)
     ids = sorted(one.generations)
     columns = (host.c.id, host.c.name, host.c.generation, host.c.draining, host.c.last_seen_at)
@@ -92,6 +126,10 @@ def use(conn: Connection, one: StoredPlan, alive_since: datetime) -> None:
             moved[name] = "is silent"
     if moved or len(rows) != len(ids):
         raise outdated(one, moved or {"a host": "is gone"})
+
+
+def use_up(conn: Connection, one: StoredPlan) -> None:
+    """It is being carried out, and can't be again. Raises `plan.not_found` if it was used meanwhile."""
     if conn.execute(delete(plan).where(plan.c.id == one.plan_id)).rowcount != 1:
         raise PpecError(
             "plan.not_found", f"plan {one.plan_id} was used just now", hint="Plan again.", subject=f"plan {one.plan_id}"

@@ -10,7 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
@@ -22,6 +22,7 @@ from sqlalchemy import func, insert, select
 from ppec_contract.api_operations import OperationView
 from ppec_contract.api_vms import VmsCreate, VmView
 from ppec_contract.model import digest
+from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
 from ppec_orchestrator.dispatch.simulated import SimulatedDispatcher, SimulatedFleet
 from ppec_orchestrator.ipdb.ranges import to_address, usable_range
 from ppec_orchestrator.operations.context import Ports
@@ -124,6 +125,8 @@ class World:
     replicas: list[Operations] = field(default_factory=list)
     # By how much the replicas' clock is ahead of the time.
     ahead: timedelta = timedelta(0)
+    # Of the replicas that are made from then on.
+    approvals: ApprovalPolicy = NONE_NEEDED
 
     ask = Ask("tester")
     wait_until = staticmethod(wait_until)
@@ -147,7 +150,8 @@ class World:
         """Starts a replica on a database of its own; one that isn't to start only accepts and shows."""
         if database is None:
             database = self.open_database() if start else self.database
-        made = Operations(prepare(database, dispatcher or self.dispatcher, self.now))
+        ports = prepare(database, dispatcher or self.dispatcher, self.now)
+        made = Operations(replace(ports, approvals=self.approvals))
         if start:
             made.start(Replica(self.folder / name))
             self.replicas.append(made)

@@ -27,6 +27,9 @@ operation = Table(
     Column("owner", String(64)),
     Column("lease_until", UtcTime),
     Column("fence", BigInteger, nullable=False, default=0),
+    # The plan that it carries out as it was shown, and who had approved it. The plan itself is gone by then.
+    Column("plan_id", String(64)),
+    Column("approved_by", String(128)),
     Index(
         "ix_operation_open",
         "priority",

@@ -153,5 +153,11 @@ plan = Table(
     Column("input", JSON, nullable=False),
     Column("places", JSON, nullable=False),
     Column("generations", JSON, nullable=False),
+    # As it was answered, and of how many VMs that is; plans that an older replica makes lack it.
+    Column("shown", JSON(none_as_null=True)),
+    Column("vms", Integer),
+    Column("placed", Integer),
+    Column("approved_by", String(128)),
+    Column("approved_at", UtcTime),
     Index("ix_plan_created_at", "created_at"),
 )
