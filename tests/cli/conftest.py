@@ -23,6 +23,7 @@ from ppec_contract.api_hosts import HostRetune
 from ppec_contract.api_ipdb import AddressView
 from ppec_contract.api_operations import ItemState, OperationItem, OperationState, OperationStep, OperationView
 from ppec_contract.api_placement import PlanView
+from ppec_contract.api_plans import PlanDetails, PlanState
 from ppec_contract.api_vms import VmAction, VmRecord, VmResize, VmsAction, VmsCreate, VmView
 from ppec_contract.errors import PpecError
 from ppec_contract.validation import parse
@@ -110,6 +111,7 @@ class Orchestrator:
     vms: dict[str, VmView] = field(default_factory=dict)
     current: OperationView = field(default_factory=lambda: operation("queued"))
     plan: PlanView | None = None
+    kept: PlanDetails | None = None
     streams: list[Script] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     # Answers, by method and path, that take the place of what would be answered; each is used once.
@@ -155,6 +157,17 @@ class Orchestrator:
         if parts[-1] == "execute":
             assert request.headers.get("idempotency-key")
             return 202, self.current
+        if request.method == "GET" and len(parts) == 1:
+            hidden = {"plan", "request"}
+            return 200, self._page(request, [self.kept.model_dump(mode="json", exclude=hidden)] if self.kept else [])
+        if len(parts) > 1:
+            assert self.kept is not None
+            if parts[1] != self.kept.plan_id:
+                raise PpecError("plan.not_found", f"there is no plan {parts[1]}")
+            if parts[-1] == "approve":
+                given = {"state": PlanState.APPROVED, "approved_by": "bob", "approved_at": NOW}
+                self.kept = self.kept.model_copy(update=given)
+            return 200, self.kept
         parse(VmsCreate, request.json)
         assert self.plan is not None
         return 200, self.plan

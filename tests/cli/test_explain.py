@@ -43,6 +43,15 @@ def test_a_plan_is_shown_with_what_it_won_over_and_how_to_execute_it(orchestrato
     assert f"ppec execute {HASH}" in ran.err
 
 
+def test_a_plan_that_needs_an_approval_says_who_can_do_what(orchestrator: Any, ppec: Any) -> None:
+    orchestrator.plan = plan(needs_approval=True)
+    ran = ppec("explain", "--flavor", "small", "--image", "tiny")
+    assert [line for line in ran.err.splitlines() if HASH in line] == [
+        f"first somebody else has to approve it: ppec approve {HASH}",
+        f"until 10:30:00 UTC, if these hosts stand still: ppec execute {HASH}",
+    ]
+
+
 def test_why_not_comes_with_what_would_help(orchestrator: Any, ppec: Any) -> None:
     refused = RefusedView(
         vm="web", reasons={"cores": 3}, sentence="3 hosts: 3 without enough free cores", changes=(CHANGE,)

@@ -31,7 +31,8 @@ def explain(context: typer.Context, body: Any) -> None:
     if session.output.as_json:
         session.output.json(view)
     else:
-        _show(session.output, view)
+        show_places(session.output, view)
+        _say_what_next(session.output, view)
 
 
 def execute(
@@ -40,7 +41,7 @@ def execute(
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never executes twice.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")] = False,
 ) -> None:
-    """Carry out a plan as it was shown; refused if the fleet has moved on."""
+    """Carry out a plan as it was shown; refused if the fleet has moved on, or if it needs an approval and has none."""
     from ppec_contract.api_operations import OperationView
     from ppec_orchestrator.cli.operations import accepted
 
@@ -50,7 +51,8 @@ def execute(
     accepted(session, answer, wait=wait)
 
 
-def _show(output: Output, view: PlanView) -> None:
+def show_places(output: Output, view: PlanView) -> None:
+    """Where each VM would go and why, and why not."""
     if view.placed:
         output.items(view.placed, _COLUMNS)
     for placed in view.placed:
@@ -70,8 +72,14 @@ def _show(output: Output, view: PlanView) -> None:
         output.say(
             f"{each.domain} is exposed: its loss leaves {each.without_place} VMs without a place, {each.vm} first"
         )
-    if view.executable:
-        output.say(f"until {view.expires_at:%H:%M:%S} UTC, if these hosts stand still: ppec execute {view.plan_id}")
+
+
+def _say_what_next(output: Output, view: PlanView) -> None:
+    if not view.executable:
+        return
+    if view.needs_approval:
+        output.say(f"first somebody else has to approve it: ppec approve {view.plan_id}")
+    output.say(f"until {view.expires_at:%H:%M:%S} UTC, if these hosts stand still: ppec execute {view.plan_id}")
 
 
 _COLUMNS: tuple[Column[PlacedView], ...] = (

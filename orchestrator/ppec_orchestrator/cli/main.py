@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from ppec_orchestrator.cli import catalogue, explain, fleets, hosts, images, ipdb, operations, vms
+from ppec_orchestrator.cli import catalogue, explain, fleets, hosts, images, ipdb, operations, plans, vms
 from ppec_orchestrator.cli.session import Session, hoisted
 
 app = typer.Typer(
@@ -34,6 +34,8 @@ app.add_typer(fleets.app, name="fleet")
 app.command("plan")(fleets.plan)
 app.command("explain")(explain.explain)
 app.command("execute")(explain.execute)
+app.add_typer(plans.app, name="plans")
+app.command("approve")(plans.approve)
 
 
 @app.callback()

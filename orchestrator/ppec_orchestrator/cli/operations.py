@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from ppec_orchestrator.cli.resources import Limit, Resource, made_columns, show_items
+from ppec_orchestrator.cli.resources import Limit, Resource, at_default, made_columns, show_items
 from ppec_orchestrator.cli.session import Session, session_of
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def show_operation(session: Session, view: OperationView) -> None:
     if output.as_json:
         output.json(view)
         return
-    output.results.print(fields(view.model_dump(mode="json", exclude={"items", "steps", "problem", "retune"})))
+    hidden = {"items", "steps", "problem", "retune"} | at_default(view, ("plan_id", "approved_by"))
+    output.results.print(fields(view.model_dump(mode="json", exclude=hidden)))
     _print_table(session, "VMs", table(view.items, made_columns(_ITEMS)), bool(view.items))
     steps: tuple[OperationStep, ...] = view.steps
     _print_table(session, "steps", table(steps, made_columns(_STEPS)), bool(steps))

@@ -47,9 +47,9 @@ class Resource:
 
 def model_named(name: str) -> Any:
     """A model of the REST API."""
-    from ppec_contract import api_catalogue, api_hosts, api_ipdb, api_operations, api_vms
+    from ppec_contract import api_catalogue, api_hosts, api_ipdb, api_operations, api_plans, api_vms
 
-    subjects = (api_catalogue, api_hosts, api_ipdb, api_operations, api_vms)
+    subjects = (api_catalogue, api_hosts, api_ipdb, api_operations, api_plans, api_vms)
     return next(getattr(subject, name) for subject in subjects if hasattr(subject, name))
 
 

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ppec plans …` and `ppec approve`: plans that were shown and can still be executed, and what they are of."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ppec_orchestrator.cli.resources import Limit, Resource, show_items
+from ppec_orchestrator.cli.session import Session, session_of
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from ppec_contract.api_plans import PlanDetails
+
+State = Literal["waiting", "approved"]
+Hash = Annotated[str, typer.Argument(metavar="HASH", help="The plan's hash.")]
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+
+
+PLAN = Resource(
+    "plan",
+    "/v1/plans",
+    "PlanSummary",
+    (
+        ("plan", "plan_id"),
+        ("state", "state"),
+        ("by", "created_by"),
+        ("until", lambda plan: _time(plan.expires_at)),
+        ("VMs>", lambda plan: f"{plan.placed}/{plan.vms}"),
+        ("first", "first_vm"),
+        ("image", "image"),
+        ("approved by", "approved_by"),
+    ),
+)
+
+app = typer.Typer(help="Plans that were shown, and can be executed or approved.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_plans(
+    context: typer.Context,
+    created_by: Annotated[str | None, typer.Option(help="Only those that this caller has made.")] = None,
+    state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
+    limit: Limit = None,
+) -> None:
+    """List plans, the newest first."""
+    show_items(context, PLAN, {"created_by": created_by, "state": state}, limit)
+
+
+@app.command("show")
+def show(context: typer.Context, plan: Hash) -> None:
+    """Show a plan as it was shown to who made it, and what was asked for."""
+    session = session_of(context)
+    view = _found(session, plan)
+    if session.output.as_json:
+        session.output.json(view)
+    else:
+        _show(session, view)
+
+
+def approve(
+    context: typer.Context,
+    plan: Hash,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Approve somebody else's plan, so that they may execute just this: shows it and asks first."""
+    from ppec_contract.api_plans import PlanDetails
+    from ppec_contract.errors import PpecError
+
+    session = session_of(context)
+    if session.output.as_json and not yes:
+        raise PpecError(
+            "request.invalid", "with --output json nobody can be asked", hint="Give --yes as well.", subject="approve"
+        )
+    if not session.output.as_json:
+        _show(session, _found(session, plan))
+    if not yes:
+        typer.confirm("Approve this plan?", abort=True, err=True)
+    view = session.client.post(f"{PLAN.url(plan)}/approve", None, PlanDetails)
+    if session.output.as_json:
+        session.output.json(view)
+        return
+    session.output.say(
+        f"approved; until {_time(view.expires_at)}, if its hosts stand still, {view.created_by} can do: "
+        f"ppec execute {view.plan_id}"
+    )
+
+
+def _found(session: Session, plan: str) -> PlanDetails:
+    from ppec_contract.api_plans import PlanDetails
+
+    return session.client.get(PLAN.url(plan), PlanDetails)
+
+
+def _show(session: Session, view: PlanDetails) -> None:
+    from ppec_orchestrator.cli.explain import show_places
+    from ppec_orchestrator.cli.output import fields
+
+    results = session.output.results
+    about = {"plan": view.plan_id, "made by": view.created_by, "made": _time(view.created_at)}
+    if view.approved_by is not None and view.approved_at is not None:
+        about |= {"approved by": view.approved_by, "approved": _time(view.approved_at)}
+    results.print(fields(about | {"until": _time(view.expires_at), "state": view.state.value}))
+    results.print("\nasked for")
+    results.print(fields(view.request.model_dump(mode="json", exclude_defaults=True)))
+    results.print("\nplan")
+    show_places(session.output, view.plan)
