@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx2
@@ -22,10 +23,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy import insert, select, update
 
 from ppec_lab.orchestrator_process import free_port
 from ppec_orchestrator.pki.keys import key_pem, new_key
 from ppec_orchestrator.serve import main
+from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.database import Database
 
 READY_S = 60
 HOST = {"name": "h1", "rack": "r1", "vrf": "red", "address": "192.0.2.1"}
@@ -141,6 +145,57 @@ def test_a_host_joins_over_tls_and_the_record_survives_a_kill(orchestrator: Proc
     assert ["hosts=0" in read[0] or '"hosts": 0' in read[0], "hosts=1" in read[1] or '"hosts": 1' in read[1]] == [
         True
     ] * 2
+
+
+def _host_with_room(orchestrator: Process, admin: httpx2.Client) -> None:
+    """As if h1 had reported eight cores and would be heard for an hour more; and all that a VM needs."""
+    for path, body in (
+        ("datacentres", {"name": "dc1", "region": "north"}),
+        ("clusters", {"name": "c1", "datacentre": "dc1"}),
+        ("racks", {"name": "r1", "cluster": "c1"}),
+        ("vrfs", {"name": "red"}),
+        ("prefixes", {"vrf": "red", "cidr": "10.0.0.0/27", "bridge": "br0", "cluster": "c1"}),
+        ("flavors", {"name": "small", "vcpus": 2, "memory_mib": 512, "disk_mib": 1024}),
+        ("hosts", HOST),
+    ):
+        assert admin.post(f"/v1/{path}", json=body).status_code == 201, path
+    assert admin.put("/v1/images/tiny?format=raw", content=b"x" * 1024).status_code == 201
+    database = Database(f"sqlite:///{orchestrator.state}/ppec.db")
+    later = datetime.now(UTC) + timedelta(hours=1)
+    with database.write() as conn:
+        (host_id,) = conn.execute(select(tables.host.c.id)).scalars()
+        conn.execute(update(tables.host).values(enrolled_at=later, last_seen_at=later, disk_mib=100_000))
+        conn.execute(
+            insert(tables.host_cell).values(
+                host_id=host_id, cell=0, socket=0, threads_per_core=2, cores=8, memory_mib=16384, cores_used=0,
+                memory_used_mib=0,
+            )
+        )  # fmt: skip
+    database.close()
+
+
+def test_the_settings_ask_for_an_approval_which_survives_a_kill(orchestrator: Process) -> None:
+    with orchestrator.config.open("a") as config:
+        config.write("approvals_vms_from = 2\n")
+    asked = {"name": "web", "count": 2, "flavor": "small", "image": "tiny", "user_data": "hunter2"}
+    with orchestrator.serving() as process:
+        token = orchestrator.run("token", "create", "checker", "--role", "operator").stdout.strip()
+        with orchestrator.admin() as admin, orchestrator.client(token=token) as checker:
+            _host_with_room(orchestrator, admin)
+            assert admin.post("/v1/vms", json=asked).json()["code"] == "approval.required"
+            plan = admin.post("/v1/plans", json=asked).json()
+            assert (plan["executable"], plan["needs_approval"]) == (True, True)
+            path = f"/v1/plans/{plan['plan_id']}"
+            assert admin.post(f"{path}/execute").json()["code"] == "approval.required"
+            assert admin.post(f"{path}/approve").json()["code"] == "approval.by_maker"
+            approved = checker.post(f"{path}/approve").json()
+            assert (approved["state"], approved["approved_by"]) == ("approved", "checker")
+            process.send_signal(signal.SIGKILL)
+            process.wait(READY_S)
+    with orchestrator.serving(), orchestrator.admin() as admin:
+        assert admin.get(path).json() == approved
+        assert not admin.post("/v1/plans", json=asked).json()["needs_approval"]
+    assert "hunter2" not in orchestrator.log()
 
 
 def test_tokens_made_and_revoked_and_a_certificate_of_another_fleet(orchestrator: Process, tmp_path: Path) -> None:
