@@ -8,7 +8,7 @@ from alembic import op
 
 from ppec_orchestrator.store.tables import UtcTime
 
-revision = "0015"
+revision = "0014"
 down_revision = "0013"
 branch_labels = None
 depends_on = None
