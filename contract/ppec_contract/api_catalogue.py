@@ -9,7 +9,16 @@ from pydantic import Field, field_validator, model_validator
 
 from ppec_contract.host import Architecture
 from ppec_contract.model import Model, ResourceName, Sha256
-from ppec_contract.vm import DiskMib, MemoryMib, NumaPolicy, Vcpus, even_maximum, even_vcpus, fitting_maxima
+from ppec_contract.vm import (
+    DiskMib,
+    MemoryMib,
+    NumaPolicy,
+    NvmeDrives,
+    Vcpus,
+    even_maximum,
+    even_vcpus,
+    fitting_maxima,
+)
 
 
 class DatacentreCreate(Model):
@@ -46,13 +55,14 @@ class FlavorCreate(Model):
     """A size, and how its VMs sit on their hosts. vCPUs are even; on dedicated cores, unless `numa` says otherwise.
 
     Up to `max_vcpus` and `max_memory_mib` (default: no more than they start with) its VMs can grow while they run;
-    nothing is set aside for that.
+    nothing is set aside for that. `nvme_drives` of its host are handed to each VM whole, near its NUMA cell.
     """
 
     name: ResourceName
     vcpus: Vcpus
     memory_mib: MemoryMib
     disk_mib: DiskMib
+    nvme_drives: NvmeDrives = 0
     max_vcpus: Vcpus | None = None
     max_memory_mib: MemoryMib | None = None
     numa: NumaPolicy = Field(default_factory=NumaPolicy)

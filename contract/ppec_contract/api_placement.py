@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, StringConstraints, field_validator
 
 from ppec_contract.model import HostName, Model, ResourceName, VmName
-from ppec_contract.vm import DiskMib, MemoryMib, NumaPolicy, Vcpus, even_vcpus, whole_huge_pages
+from ppec_contract.vm import DiskMib, MemoryMib, NumaPolicy, NvmeDrives, Vcpus, even_vcpus, whole_huge_pages
 
 MAX_GROUPS = 8
 # Of one VM that comes: so many others may change cells for it.
@@ -51,11 +51,12 @@ class NPlusOne(Model):
 
 
 class VmSize(Model):
-    """A size without a flavor."""
+    """A size without a flavor. `nvme_drives` of its host are handed to the VM whole, near its NUMA cell."""
 
     vcpus: Vcpus
     memory_mib: MemoryMib
     disk_mib: DiskMib
+    nvme_drives: NvmeDrives = 0
     numa: NumaPolicy = Field(default_factory=NumaPolicy)
 
     _even = field_validator("vcpus")(even_vcpus)
@@ -65,12 +66,13 @@ class VmSize(Model):
 
 
 class VmItem(Model):
-    """One VM of a batch of unequal ones. What it leaves out is the request's: of `flavor` and `size` one, and its
-    groups beside the request's. Higher `priority` is placed first."""
+    """One VM of a batch of unequal ones. What it leaves out is the request's: of `flavor` and `size` one, `pool`, and
+    its groups beside the request's. Higher `priority` is placed first."""
 
     name: VmName
     flavor: ResourceName | None = None
     size: VmSize | None = None
+    pool: ResourceName | None = None
     groups: Annotated[tuple[GroupRule, ...], Field(max_length=MAX_GROUPS)] = ()
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
 

@@ -45,7 +45,8 @@ class VmsCreate(Model):
     """`POST /v1/vms`: one VM or a batch of equal ones.
 
     Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`. Without
-    a name one is made up. `items` are VMs of different sizes, each with its name. `region`, `datacentre`, `cluster`,
+    a name one is made up. `items` are VMs of different sizes, each with its name. `pool` is the storage pool that gets
+    their disks (default: the place where a host keeps VMs by itself). `region`, `datacentre`, `cluster`,
     `rack`, `host`, `vrf` narrow where they may go; so do `host_labels`, which hosts must have, and `avoid_labels`.
     `networks` says which addresses each gets (default: one of each family that serves its host); the first one's
     gateway is the VM's.
@@ -63,6 +64,7 @@ class VmsCreate(Model):
     items: Annotated[tuple[VmItem, ...], Field(max_length=MAX_BATCH)] = ()
     name: VmName | None = None
     count: Annotated[int, Field(strict=True, ge=1, le=MAX_BATCH)] = 1
+    pool: ResourceName | None = None
     names: Annotated[tuple[VmName, ...], Field(max_length=MAX_BATCH)] = ()
     policy: Policy = Policy.BALANCED
     mode: BatchMode = BatchMode.ALL_OR_NOTHING
@@ -214,7 +216,8 @@ class VmView(Model):
 
     `held` is the size for which its host keeps room besides: after a resize what the VM still runs with until its next
     start, during one what it is to get. A VM without a flavor has a size of its own. `groups` and `use` are told of one
-    VM alone; its use as its host last said, if this replica heard it.
+    VM alone; its use as its host last said, if this replica heard it. So are `drives`: the PCI addresses, on its host,
+    of the `nvme_drives` it has.
     """
 
     vm_id: UUID
@@ -227,6 +230,8 @@ class VmView(Model):
     vcpus: int
     memory_mib: int
     disk_mib: int
+    pool: ResourceName | None = None
+    nvme_drives: int = 0
     host: HostName | None
     cells: tuple[int, ...] = ()
     pins: tuple[VcpuPin, ...] = ()
@@ -238,3 +243,4 @@ class VmView(Model):
     held: Size | None = None
     groups: tuple[GroupRule, ...] = ()
     use: VmUse | None = None
+    drives: tuple[str, ...] = ()

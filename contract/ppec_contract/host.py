@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from ppec_contract.model import HostName, Model, Sha256, canonical_json
+from ppec_contract.model import HostName, Model, ResourceName, Sha256, canonical_json
 from ppec_contract.vm import VmInfo
 from ppec_contract.words import (
     MAX_CELLS,
@@ -18,6 +18,7 @@ from ppec_contract.words import (
     MAX_DRIFT,
     MAX_FILE_SYSTEMS,
     MAX_PARTS,
+    MAX_POOLS,
     MAX_VMS,
     ShortText,
     Words,
@@ -43,7 +44,8 @@ class CellReport(Model):
 
     `cores_reserved` are those that no dedicated VM gets: the host's own and the `cores_shared` among them.
     `memory_reserved_mib` is what ordinary memory never has: the host's own, and all huge pages. `shared_vcpus` is how
-    many vCPUs of sharing VMs are admitted in the cell.
+    many vCPUs of sharing VMs are admitted in the cell. `nvme_drives` are those near it that the host hands to VMs
+    whole.
     """
 
     cell: CellNumber
@@ -59,6 +61,8 @@ class CellReport(Model):
     shared_vcpus: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     shared_vcpus_free: Count = 0
     huge_pages: Annotated[tuple[HugePagesReport, ...], Field(max_length=16)] = ()
+    nvme_drives: SmallCount = 0
+    nvme_drives_free: SmallCount = 0
 
 
 class CpuReport(Model):
@@ -89,6 +93,15 @@ class FileSystemReport(Model):
     """
 
     path: ShortText
+    size_mib: Count
+    free_mib: Count
+
+
+class PoolReport(Model):
+    """A storage pool for VMs' disks, besides the place where the host keeps them by itself. `free_mib` is what the
+    ledger would admit: of the sizes that disks may grow to, not of what they hold now."""
+
+    name: ResourceName
     size_mib: Count
     free_mib: Count
 
@@ -144,6 +157,7 @@ Bridges = Annotated[tuple[ShortText, ...], Field(max_length=MAX_PARTS)]
 Vms = Annotated[tuple[VmInfo, ...], Field(max_length=MAX_VMS)]
 Drives = Annotated[tuple[DriveReport, ...], Field(max_length=MAX_PARTS)]
 FileSystems = Annotated[tuple[FileSystemReport, ...], Field(max_length=MAX_FILE_SYSTEMS)]
+Pools = Annotated[tuple[PoolReport, ...], Field(max_length=MAX_POOLS)]
 Nics = Annotated[tuple[NicReport, ...], Field(max_length=MAX_PARTS)]
 Drifts = Annotated[tuple[Drift, ...], Field(max_length=MAX_DRIFT)]
 
@@ -173,6 +187,7 @@ class HostReport(Model):
     drives: Drives = ()
     file_systems: FileSystems = ()
     nics: Nics = ()
+    pools: Pools = ()
     drift: Drifts = ()
 
     def digest(self) -> str:

@@ -23,6 +23,7 @@ from ppec_contract.host import (
     FileSystems,
     HostReport,
     Nics,
+    Pools,
     Vitals,
     Vms,
 )
@@ -32,7 +33,7 @@ from ppec_contract.words import MAX_VMS
 
 _T = TypeVar("_T")
 # What is carried whole when it changes: it seldom does, or is small.
-_WHOLE = ("disk_mib", "disk_free_mib", "bridges", "drives", "file_systems", "nics")
+_WHOLE = ("disk_mib", "disk_free_mib", "bridges", "drives", "file_systems", "nics", "pools")
 
 
 class ReportChanges(Model):
@@ -52,6 +53,7 @@ class ReportChanges(Model):
     drives: Drives | None = None
     file_systems: FileSystems | None = None
     nics: Nics | None = None
+    pools: Pools | None = None
 
     @model_serializer(mode="wrap")
     def _of_what_changed(self, whole: SerializerFunctionWrapHandler) -> dict[str, Any]:

@@ -24,3 +24,6 @@ class Capability(StrEnum):
     IMAGE_CACHE = "image-cache"
     # Carries out several retunes of one operation, each plan once. Older ones repeat the first's result.
     SEVERAL_RETUNES = "several-retunes"
+    # Takes `root_disk.pool`, and `nvme_drives`, of a VM.
+    STORAGE_POOLS = "storage-pools"
+    NVME_DRIVES = "nvme-drives"

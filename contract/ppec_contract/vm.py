@@ -12,15 +12,18 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from ppec_contract.model import BridgeName, MacAddress, Model, ResourceName, Sha256, Tags, UserData, VmName
-from ppec_contract.words import MAX_CELLS, MAX_MACS, MAX_PINS, ShortText
+from ppec_contract.words import MAX_CELLS, MAX_MACS, MAX_PARTS, MAX_PINS, ShortText
 
 MAX_VCPUS = 512
 MAX_MEMORY_MIB = 16 * 1024 * 1024
 MAX_DISK_MIB = 64 * 1024 * 1024
+# What one machine has slots for, and more than one VM is ever given.
+MAX_NVME_DRIVES = 16
 
 Vcpus = Annotated[int, Field(strict=True, ge=2, le=MAX_VCPUS)]
 MemoryMib = Annotated[int, Field(strict=True, ge=64, le=MAX_MEMORY_MIB)]
 DiskMib = Annotated[int, Field(strict=True, ge=1, le=MAX_DISK_MIB)]
+NvmeDrives = Annotated[int, Field(strict=True, ge=0, le=MAX_NVME_DRIVES)]
 # Of a domain that anybody may have made: no policy, but what a column holds.
 MOST_SEEN_VCPUS = 65535
 MOST_SEEN_MIB = 2**31 - 1
@@ -55,10 +58,12 @@ class ImageSource(Model):
 
 
 class RootDisk(Model):
-    """A qcow2 overlay of `size_mib` (virtual size) on the cached image."""
+    """A qcow2 overlay of `size_mib` (virtual size) on the cached image: in a storage pool of the host, or (without one)
+    where the host keeps VMs by itself."""
 
     size_mib: DiskMib
     image: ImageSource
+    pool: ResourceName | None = None
 
 
 class Nic(Model):
@@ -155,7 +160,8 @@ class VmSpec(Model):
 
     `cells` are the NUMA cells chosen by the plan, of one socket unless `numa` says otherwise; the host picks the cores
     and binds the memory there. Up to `max_vcpus` and `max_memory_mib` (default: no more than it starts with) the VM can
-    grow while it runs.
+    grow while it runs. It gets `nvme_drives` of the host whole, chosen by the host: near its cells, as many near
+    each of several, rounded up.
     """
 
     vm_id: UUID
@@ -167,6 +173,7 @@ class VmSpec(Model):
     numa: NumaPolicy = Field(default_factory=NumaPolicy)
     cells: Annotated[tuple[CellId, ...], Field(min_length=1, max_length=16)]
     root_disk: RootDisk
+    nvme_drives: NvmeDrives = 0
     nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = ()
     user_data: UserData = ""
     tags: Tags = Field(default_factory=dict)
@@ -228,7 +235,8 @@ class VmInfo(Model):
 
     `vcpus` and `memory_mib` are what it has now, `max_vcpus` and `max_memory_mib` what it can have before its next
     start (0 from agents that don't say). `pending` is the size it will start with next, where that is another one: the
-    host holds what the larger of the two takes.
+    host holds what the larger of the two takes. `pool` has its disks, empty for the host's own place; `nvme_drives` are
+    the PCI addresses, on the host, of the drives it was given.
     """
 
     vm_id: UUID
@@ -247,3 +255,5 @@ class VmInfo(Model):
     max_memory_mib: SeenMib = 0
     numa: NumaPolicy | None = None
     pending: Size | None = None
+    pool: ShortText = ""
+    nvme_drives: Annotated[tuple[ShortText, ...], Field(max_length=MAX_PARTS)] = ()

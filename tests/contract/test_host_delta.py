@@ -84,7 +84,7 @@ def test_what_a_change_of_one_vm_of_twenty_costs() -> None:
     known = {"agent_started_at_unix_ms": 1_800_000_000_000, "sequence": 4242, "snapshot_tick": 9999}
     delta = ReportDelta(before=before.digest(), after=after.digest(), changes=changes, **known)
     whole = ReportEnvelope(report=after, **known)
-    assert (len(delta.model_dump_json()), len(whole.model_dump_json())) == (886, 14785)
+    assert (len(delta.model_dump_json()), len(whole.model_dump_json())) == (913, 15410)
 
 
 def test_deltas_make_no_report_that_is_too_long() -> None:

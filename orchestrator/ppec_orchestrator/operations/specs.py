@@ -32,9 +32,10 @@ def vm_spec(placed: PlacedVm) -> VmSpec:
 
 def told(spec: VmSpec) -> dict[str, Any]:
     """The spec as it travels. What says nothing beyond its default stays at home: agents from before
-    `Capability.VM_POLICIES` refuse what they don't know, and they can make ordinary VMs."""
-    ordinary = {"max_vcpus": None, "max_memory_mib": None, "numa": NumaPolicy().model_dump(mode="json")}
-    whole = spec.model_dump(mode="json")
+    `Capability.VM_POLICIES`, or of drives and pools, refuse what they don't know, and they can make ordinary VMs."""
+    numa = NumaPolicy().model_dump(mode="json")
+    ordinary = {"max_vcpus": None, "max_memory_mib": None, "numa": numa, "nvme_drives": 0}
+    whole = spec.model_dump(mode="json", exclude=None if spec.root_disk.pool else {"root_disk": {"pool"}})
     return {name: value for name, value in whole.items() if name not in ordinary or value != ordinary[name]}
 
 

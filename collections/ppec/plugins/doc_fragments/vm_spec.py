@@ -93,6 +93,13 @@ options:
             description: Where the host fetches it once, C(https://) or C(file:///).
             type: str
             required: true
+      pool:
+        description: The host's storage pool that gets the disk; without one, where the host keeps VMs by itself.
+        type: str
+  nvme_drives:
+    description:
+      - How many NVMe drives of the host the VM gets whole, near its cells. The host chooses them.
+    type: int
   nics:
     description: Network interfaces.
     type: list

@@ -35,6 +35,7 @@ _IMAGE = {
 _ROOT_DISK = {
     "size_mib": {"type": "int", "required": True},
     "image": {"type": "dict", "required": True, "options": _IMAGE},
+    "pool": {"type": "str"},
 }
 
 _NIC = {
@@ -64,6 +65,7 @@ VM = {
     "numa": {"type": "dict", "options": _NUMA},
     "cells": {"type": "list", "elements": "int"},
     "root_disk": {"type": "dict", "options": _ROOT_DISK},
+    "nvme_drives": {"type": "int"},
     "nics": {"type": "list", "elements": "dict", "options": _NIC},
     "user_data": {"type": "str", "no_log": True},
     "tags": {"type": "dict"},

@@ -26,6 +26,7 @@ VM = {
         "state": {"type": "str", "choices": STATES, "default": "present"},
         "flavor": {"type": "str"},
         "image": {"type": "str"},
+        "pool": {"type": "str"},
         "policy": {"type": "str", "choices": ["balanced", "pack", "spread"], "default": "balanced"},
         "region": {"type": "str"},
         "datacentre": {"type": "str"},

@@ -13,11 +13,11 @@ from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemE
 
 # Options of a create that go into the request as they are.
 _CREATE = (
-    "flavor", "image", "policy", "region", "datacentre", "cluster", "rack", "host", "vrf", "host_labels",
+    "flavor", "image", "pool", "policy", "region", "datacentre", "cluster", "rack", "host", "vrf", "host_labels",
     "avoid_labels", "groups", "n_plus_one", "max_moves", "user_data", "labels",
 )  # fmt: skip
 _PLACE_OF_HOST = ("datacentre", "cluster", "rack")
-_SHOWN = ("flavor", "image", "vrf", "host", "labels")
+_SHOWN = ("flavor", "image", "pool", "vrf", "host", "labels")
 _SIZE = ("vcpus", "memory_mib")
 # The states that a size can be asked for in.
 _SIZED = ("present", "resized")

@@ -43,6 +43,9 @@ options:
   image:
     description: The image its disk is made from. Needed for O(state=present).
     type: str
+  pool:
+    description: The storage pool that gets its disk; without one, where a host keeps VMs by itself.
+    type: str
   policy:
     description: How hosts that fit are ranked; V(balanced) evens out use, V(pack) fills hosts, V(spread) parts VMs.
     type: str
