@@ -54,7 +54,8 @@ class DomainMetadata:
 
     Kept by libvirt as an element of the namespace ``https://ppec.cloud/domain/1`` inside the domain's own
     definition, so it lives exactly as long as the domain. `pins` are the pins that were granted, `Domain.pins` those in
-    force. `disk_mib` is the sum of the virtual sizes of the disks made for the VM.
+    force. `disk_mib` is the sum of the virtual sizes of the disks made for the VM, and `pool` the storage pool they are
+    in, empty for where the host keeps VMs by itself.
 
     `vcpus`, `memory_mib`, `pins` and `guest_cells` are what the VM *holds*: the larger of what it runs with and what it
     will have at its next start. Where the two differ, the running domain's metadata says so (`pending`), and the
@@ -76,6 +77,7 @@ class DomainMetadata:
     max_memory_mib: int = 0
     guest_cells: tuple[GuestCell, ...] = ()
     pending: bool = False
+    pool: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,7 @@ def host_report(
         drives=parts.drives[:MAX_PARTS],
         file_systems=parts.file_systems,
         nics=parts.nics[:MAX_PARTS],
+        pools=ledger.pools(),
     )
 
 

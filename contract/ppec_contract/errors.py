@@ -98,6 +98,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "host.unreachable": ErrorRow(_T, "The host can't be reached"),
     "host.not_enrolled": ErrorRow(_C, "The host has not enrolled yet"),
     "host.bridge_missing": ErrorRow(_C, "The host has no such bridge"),
+    "host.pool_missing": ErrorRow(_C, "The host has no such storage pool"),
     "retune.not_possible": ErrorRow(_P, "No retune within its bounds gives the room that is wanted"),
     "retune.outdated": ErrorRow(_C, "The host has moved on since the retune was planned"),
     "retune.failed": ErrorRow(_I, "The retune failed and was taken back"),

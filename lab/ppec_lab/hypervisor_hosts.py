@@ -59,6 +59,7 @@ def definition(place: Path, pcpus: tuple[int, int], **changes: Any) -> DomainDef
         disk_mib=1,
         image_sha256="ab" * 32,
         pins=tuple(VcpuPin(vcpu=vcpu, pcpu=pcpu) for vcpu, pcpu in enumerate(pcpus)),
+        pool="fast",
     )
     return DomainDefinition(replace(metadata, **changes), disks=(Disk(str(disk), "qcow2", boot_order=1),))
 

@@ -14,6 +14,7 @@ from ppec_contract.vm import NumaPolicy, VmState
 TOPOLOGY = declare_topology("sockets=2,cells=2,cores=5,threads=2,memory_mib=4000,huge_2m=500,huge_1g=1")
 ORDINARY_MIB = 4000 - 1000 - 1024 - 100
 DISK_MIB = 5000
+POOLS_MIB = {"fast": 100}
 
 _numbers = itertools.count(1)
 
@@ -26,13 +27,15 @@ def new_ledger() -> Ledger:
         reserved_memory_per_cell_mib=100,
         shared_cores_per_cell=1,
         shared_vcpus_per_cpu=3,
+        pools_mib=POOLS_MIB,
     )
 
 
-def claim(cells: tuple[int, ...] = (0,), policy: NumaPolicy | None = None, **sizes: int) -> Claim:
+def claim(cells: tuple[int, ...] = (0,), policy: NumaPolicy | None = None, pool: str = "", **sizes: int) -> Claim:
     number = next(_numbers)
     amounts = {"vcpus": 2, "memory_mib": 100, "disk_mib": 10} | sizes
-    return Claim(uuid.UUID(int=number), f"vm-{number}", cells=cells, policy=policy or NumaPolicy(), **amounts)
+    policy = policy or NumaPolicy()
+    return Claim(uuid.UUID(int=number), f"vm-{number}", cells=cells, policy=policy, pool=pool, **amounts)
 
 
 def domain_of(held: Holding) -> Domain:
@@ -40,6 +43,6 @@ def domain_of(held: Holding) -> Domain:
     plan = held.plan
     metadata = DomainMetadata(
         held.vm_id, held.name, "op", plan.cells, held.vcpus, held.memory_mib, held.disk_mib, "", plan.pins,
-        held.policy, held.max_vcpus, held.max_memory_mib, plan.guest_cells,
+        held.policy, held.max_vcpus, held.max_memory_mib, plan.guest_cells, pool=held.pool,
     )  # fmt: skip
     return Domain(held.vm_id, held.name, VmState.RUNNING, held.vcpus, held.memory_mib, plan.pins, plan.cells, metadata)

@@ -153,6 +153,16 @@ CASES: dict[str, tuple[DomainDefinition, HostProfile]] = {
         sized(4, (5, 13, 6, 14), pending=True, max_vcpus=8, max_memory_mib=8192, threads_per_core=2),
         KVM,
     ),
+    # --- where its disk is
+    "x86_64-disk-in-a-pool": (
+        sized(
+            *(4, (5, 13, 6, 14)),
+            pool="fast",
+            disks=(Disk("/srv/fast/a1/root.qcow2", "qcow2", boot_order=1), DISKS[1]),
+            threads_per_core=2,
+        ),
+        KVM,
+    ),
 }
 # Devices that a domain gets while it runs, in the domain they make of it.
 PLUGGED: dict[str, tuple[DomainDefinition, HostProfile, tuple[Element, ...]]] = {
@@ -278,6 +288,7 @@ METADATA = st.builds(
         )
     ).map(tuple),
     pending=st.booleans(),
+    pool=XML_TEXT,
 )
 
 

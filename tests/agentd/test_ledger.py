@@ -23,22 +23,31 @@ from ppec_contract.vm import VcpuPin, VmState
 
 TOPOLOGY = declare_topology("sockets=2,cells=2,cores=3,threads=2,memory_mib=1000")
 DISK_MIB = 5000
+POOLS_MIB = {"fast": 3000, "slow.1": 4000}
 
 
 def new_ledger() -> Ledger:
-    return Ledger(TOPOLOGY, DISK_MIB, reserved_cores_per_cell=1, reserved_memory_per_cell_mib=100)
+    return Ledger(TOPOLOGY, DISK_MIB, reserved_cores_per_cell=1, reserved_memory_per_cell_mib=100, pools_mib=POOLS_MIB)
 
 
 _numbers = itertools.count(1)
 
 
-def claim(name: str, vcpus: int = 2, memory_mib: int = 100, disk_mib: int = 10, cells: tuple[int, ...] = (0,)) -> Claim:
-    return Claim(uuid.UUID(int=next(_numbers)), name, vcpus, memory_mib, disk_mib, cells)
+def claim(
+    name: str,
+    vcpus: int = 2,
+    memory_mib: int = 100,
+    disk_mib: int = 10,
+    cells: tuple[int, ...] = (0,),
+    pool: str = "",
+) -> Claim:
+    return Claim(uuid.UUID(int=next(_numbers)), name, vcpus, memory_mib, disk_mib, cells, pool=pool)
 
 
 def domain_of(wanted: Claim, plan: NumaPlan) -> Domain:
     metadata = DomainMetadata(
-        wanted.vm_id, wanted.name, "op", plan.cells, wanted.vcpus, wanted.memory_mib, wanted.disk_mib, "", plan.pins
+        *(wanted.vm_id, wanted.name, "op", plan.cells, wanted.vcpus, wanted.memory_mib, wanted.disk_mib, "", plan.pins),
+        pool=wanted.pool,
     )
     return Domain(
         wanted.vm_id, wanted.name, VmState.RUNNING, wanted.vcpus, wanted.memory_mib, plan.pins, plan.cells, metadata
@@ -59,9 +68,10 @@ class LedgerMachine(RuleBasedStateMachine):
         memory_mib=st.integers(1, 1000),
         disk_mib=st.integers(1, 2000),
         cells=st.sampled_from([(0,), (1,), (0, 1), (2,), (3,), (2, 3), (7,)]),
+        pool=st.sampled_from(["", *POOLS_MIB, "none"]),
     )
-    def reserve(self, vcpus: int, memory_mib: int, disk_mib: int, cells: tuple[int, ...]) -> None:
-        wanted = claim(f"vm-{next(_numbers)}", vcpus, memory_mib, disk_mib, cells)
+    def reserve(self, vcpus: int, memory_mib: int, disk_mib: int, cells: tuple[int, ...], pool: str) -> None:
+        wanted = claim(f"vm-{next(_numbers)}", vcpus, memory_mib, disk_mib, cells, pool)
         before = (self.ledger.totals(), self.ledger.cells())
         try:
             plan = self.ledger.reserve(wanted)
@@ -69,6 +79,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert refusal.code == "host.no_capacity"  # noqa: PT017 - a refusal is one of two fair answers
             assert (self.ledger.totals(), self.ledger.cells()) == before
         else:
+            assert pool != "none", "a pool that is not there has no room"
             self.held[wanted.vm_id] = (wanted, plan)
 
     @rule(data=st.data())
@@ -115,8 +126,12 @@ class LedgerMachine(RuleBasedStateMachine):
         totals, cells = self.ledger.totals(), self.ledger.cells()
         assert totals.cores - totals.cores_free == len(cpus) // 2
         assert totals.memory_mib - totals.memory_free_mib == sum(c.memory_mib for c, _ in self.held.values())
-        assert totals.disk_mib - totals.disk_free_mib == sum(c.disk_mib for c, _ in self.held.values())
-        assert min(totals.cores_free, totals.memory_free_mib, totals.disk_free_mib) >= 0
+        by_pool = {pool: sum(c.disk_mib for c, _ in self.held.values() if c.pool == pool) for pool in ("", *POOLS_MIB)}
+        assert totals.disk_mib - totals.disk_free_mib == by_pool.pop("")
+        pools = self.ledger.pools()
+        assert {pool.name: pool.size_mib for pool in pools} == POOLS_MIB
+        assert {pool.name: pool.size_mib - pool.free_mib for pool in pools} == by_pool
+        assert all(free >= 0 for free in totals.free.values())
         assert sum(cell.cores_free for cell in cells) == totals.cores_free
         assert sum(cell.memory_free_mib for cell in cells) == totals.memory_free_mib
         assert self.ledger.held_ids() == set(self.held)
@@ -207,6 +222,46 @@ def test_a_picture_older_than_a_change_does_not_undo_it() -> None:
     ledger.release(wanted.vm_id)
     ledger.follow([domain_of(wanted, plan)], held_before)
     assert ledger.holding(wanted.vm_id) is None
+
+
+def test_a_pool_is_counted_by_itself_and_named_in_its_refusal() -> None:
+    ledger = new_ledger()
+    wanted = claim("first", disk_mib=2500, pool="fast")
+    ledger.reserve(wanted)
+    assert ledger.totals().disk_free_mib == DISK_MIB
+    with pytest.raises(PpecError) as refused:
+        ledger.reserve(claim("second", disk_mib=501, pool="fast"))
+    assert refused.value.code == "host.no_capacity"
+    assert refused.value.details == {"resource": "pool_fast_mib", "wanted": 501, "free": 500}
+    assert "501 pool_fast_mib; 500 are free" in refused.value.message
+    ledger.reserve(claim("third", disk_mib=501))
+    assert [(pool.name, pool.size_mib, pool.free_mib) for pool in ledger.pools()] == [
+        ("fast", 3000, 500),
+        ("slow.1", 4000, 4000),
+    ]
+    ledger.release(wanted.vm_id)
+    assert [pool.free_mib for pool in ledger.pools()] == [3000, 4000]
+
+
+def test_a_disk_in_a_pool_that_the_host_has_no_more_is_kept_in_the_books() -> None:
+    wanted = claim("old", disk_mib=700, pool="fast")
+    plan = new_ledger().reserve(wanted)
+    later = Ledger(TOPOLOGY, DISK_MIB)
+    later.follow([domain_of(wanted, plan)])
+    held = later.holding(wanted.vm_id)
+    assert held is not None
+    assert (held.pool, held.disk_mib) == ("fast", 700)
+    assert (later.totals().disk_free_mib, later.pools()) == (DISK_MIB, ())
+    assert later.totals().free["pool_fast_mib"] == -700
+    with pytest.raises(PpecError) as refused:
+        later.reserve(claim("new", pool="fast"))
+    assert refused.value.details == {"resource": "pool_fast_mib", "wanted": 10, "free": 0}
+    # Smaller than what stands in it: nothing is free, and nothing below that is told.
+    smaller = Ledger(TOPOLOGY, DISK_MIB, pools_mib={"fast": 600})
+    smaller.follow([domain_of(wanted, plan)])
+    assert [(pool.size_mib, pool.free_mib) for pool in smaller.pools()] == [(600, 0)]
+    assert later.release(wanted.vm_id)
+    assert later.totals().free["pool_fast_mib"] == 0
 
 
 def test_more_memory_than_the_named_cells_have_is_refused_with_the_figures() -> None:

@@ -56,12 +56,16 @@ class LedgerChanges(RuleBasedStateMachine):
         vcpus=st.sampled_from([2, 4, 6, 8, 12]),
         pages=st.integers(1, 400),
         growth=st.sampled_from([0, 2, 4]),
+        pool=st.sampled_from(["", "fast"]),
     )
-    def reserve(self, policy: NumaPolicy, cells: tuple[int, ...], vcpus: int, pages: int, growth: int) -> None:
+    def reserve(
+        self, policy: NumaPolicy, cells: tuple[int, ...], vcpus: int, pages: int, growth: int, pool: str
+    ) -> None:
         memory_mib = 1024 if policy.huge_page_kib == 1048576 else 2 * pages
         if policy.multi_cell:
             cells = (0, 1, 2, 3)[: len(cells) * 2]
-        wanted = claim(cells, policy, vcpus=vcpus, memory_mib=memory_mib, max_vcpus=vcpus + growth if growth else 0)
+        most = vcpus + growth if growth else 0
+        wanted = claim(cells, policy, pool, vcpus=vcpus, memory_mib=memory_mib, max_vcpus=most, disk_mib=30)
         before = self.picture()
         try:
             self.ledger.reserve(wanted)
@@ -236,9 +240,10 @@ class LedgerChanges(RuleBasedStateMachine):
     def _totals_follow(self, holdings: tuple[Holding, ...], cores: int) -> None:
         totals = self.ledger.totals()
         kept = [held.kept() for held in holdings]
-        used = Counter(cores=cores, disk_mib=sum(held.disk_mib for held in kept))
+        used = Counter(cores=cores)
         for held in kept:
             page_mib = held.page_kib // 1024
+            used[f"pool_{held.pool}_mib" if held.pool else "disk_mib"] += held.disk_mib
             name = f"huge_pages_{held.page_kib}_kib" if page_mib else "memory_mib"
             assert held.memory_mib % (page_mib or 1) == 0
             used[name] += held.memory_mib // (page_mib or 1)

@@ -72,6 +72,7 @@ class VmMetadata(Element):
     max_vcpus: Annotated[int | None, At("@max_vcpus")] = None
     max_memory_mib: Annotated[int | None, At("@max_memory_mib")] = None
     pending: Annotated[bool | None, At("@pending")] = None
+    pool: Annotated[str | None, At("@pool")] = None
     numa: Annotated[NumaMetadata | None, At("")] = None
     cells: Annotated[tuple[CellMetadata, ...], At("")]
     pins: Annotated[tuple[PinMetadata, ...], At("")]
@@ -90,6 +91,7 @@ def metadata_element(metadata: DomainMetadata) -> VmMetadata:
         max_vcpus=metadata.max_vcpus or None,
         max_memory_mib=metadata.max_memory_mib or None,
         pending=metadata.pending or None,
+        pool=metadata.pool or None,
         numa=None if metadata.numa == NumaPolicy() else _numa_element(metadata.numa),
         cells=tuple(CellMetadata(cell=cell) for cell in metadata.cells),
         pins=tuple(PinMetadata(vcpu=pin.vcpu, pcpu=pin.pcpu) for pin in metadata.pins),
@@ -138,6 +140,7 @@ def parse_metadata(metadata: ElementTree.Element | None) -> DomainMetadata | Non
             max_memory_mib=int(vm.get("max_memory_mib", "0")),
             guest_cells=tuple(_guest_cell(cell) for cell in vm.findall(_tag("guest_cell"))),
             pending=vm.get("pending") == "yes",
+            pool=vm.get("pool", ""),
         )
     except KeyError as error:
         raise ValueError(f"PPEC's metadata has no attribute {error}") from error

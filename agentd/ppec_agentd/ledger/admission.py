@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the host has given away: the blog's in-memory lockfile, in two sections under two locks.
 
-*Totals* count cores, memory, huge pages, shared vCPUs and disk of the whole host; they are small, and most refusals end
-there. *Details* say which VM holds which CPUs and how much memory of which cell. A reservation takes from totals first,
-then from details; a release gives back in the opposite order, so that totals never promise what details still hold. No
-lock is ever held over I/O, nor is one taken inside the other.
+*Totals* count cores, memory, huge pages, shared vCPUs, disk and storage pools of the whole host; they are small, and
+most refusals end there. *Details* say which VM holds which CPUs and how much memory of which cell. A reservation takes
+from totals first, then from details; a release gives back in the opposite order, so that totals never promise what
+details still hold. No lock is ever held over I/O, nor is one taken inside the other.
 
 Pure and thread-safe. Nothing is stored: `adopt` rebuilds it from the domains' metadata.
 """
@@ -17,14 +17,26 @@ from uuid import UUID
 
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.ledger.audit import Finding, audit
-from ppec_agentd.ledger.claims import CORES, DISK, SHARED, Amounts, Claim, Holding, Move, Totals, memory_amount, negated
+from ppec_agentd.ledger.claims import (
+    CORES,
+    DISK,
+    SHARED,
+    Amounts,
+    Claim,
+    Holding,
+    Move,
+    Totals,
+    disk_resource,
+    memory_amount,
+    negated,
+)
 from ppec_agentd.ledger.details import DetailsSection
 from ppec_agentd.ledger.memory import CellMemory
 from ppec_agentd.ledger.totals import TotalsSection
 from ppec_agentd.numa import CpuPool, NumaPlan, PinRequest, plan_pins
 from ppec_agentd.numa.pool import DEFAULT_SHARED_VCPUS_PER_CPU
 from ppec_agentd.topology import Topology
-from ppec_contract.host import CellReport
+from ppec_contract.host import CellReport, PoolReport
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 
 _ANYWHERE = 1_000_000
@@ -37,7 +49,7 @@ class Ledger:
     A VM that is there is changed by `resize` or `repin` → `commit` once the hypervisor has done it, or `revert`.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a setting each
         self,
         topology: Topology,
         disk_mib: int,
@@ -46,7 +58,10 @@ class Ledger:
         reserved_memory_per_cell_mib: int = 0,
         shared_cores_per_cell: int = 0,
         shared_vcpus_per_cpu: int = DEFAULT_SHARED_VCPUS_PER_CPU,
+        pools_mib: Mapping[str, int] | None = None,
     ) -> None:
+        """`pools_mib` is what disks may take of each storage pool, by its name. What stands in any other pool is
+        counted nonetheless."""
         pool = CpuPool(
             topology,
             reserved_cores_per_cell,
@@ -55,11 +70,13 @@ class Ledger:
         )
         memory = CellMemory(topology, reserved_memory_per_cell_mib)
         self._empty_pool = pool
+        self._pools_mib = dict(sorted((pools_mib or {}).items()))
         self._largest = {smt: pool.largest_socket(smt) for smt in SmtPolicy}
         self._totals = TotalsSection(
             {
                 CORES: sum(len(pool.usable_of(cell)) for cell in topology.cells),
                 DISK: disk_mib,
+                **{disk_resource(name): size_mib for name, size_mib in self._pools_mib.items()},
                 SHARED: sum(pool.shared_capacity(cell) for cell in topology.cells),
                 **memory.whole(),
             }
@@ -194,6 +211,14 @@ class Ledger:
         """Each cell as the report shows it; `…_free` is what the next VM could get."""
         return self._details.cells()
 
+    def pools(self) -> tuple[PoolReport, ...]:
+        """Each storage pool as the report shows it, by name."""
+        free = self.totals().free
+        return tuple(
+            PoolReport(name=name, size_mib=size_mib, free_mib=max(0, free[disk_resource(name)]))
+            for name, size_mib in self._pools_mib.items()
+        )
+
     # ------------------------------------------------------------------------------------------------------------
 
     def _changed(self, change: Callable[[], tuple[_Result, Amounts]]) -> _Result:
@@ -220,7 +245,7 @@ class Ledger:
 
     def _estimate(self, claim: Claim) -> Amounts:
         resource, amount = memory_amount(claim.memory_mib, claim.policy.huge_page_kib)
-        wanted = {resource: amount, DISK: claim.disk_mib}
+        wanted = {resource: amount, disk_resource(claim.pool): claim.disk_mib}
         if claim.policy.cpus is CpuPolicy.SHARED:
             return wanted | {SHARED: claim.vcpus}
         known = self._empty_pool.topology.by_cell

@@ -40,6 +40,7 @@ class Planner:
             max_vcpus=claim.max_vcpus,
             max_memory_mib=claim.max_memory_mib,
             shared_by_cell=self._shared(plan, claim.vcpus),
+            pool=claim.pool,
         )
 
     def resized(self, held: Holding, vcpus: int, memory_mib: int) -> Holding:

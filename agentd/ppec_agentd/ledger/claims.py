@@ -15,6 +15,8 @@ from ppec_contract.vm import NumaPolicy, VcpuPin
 Amounts = Mapping[str, int]
 CORES, MEMORY, DISK, SHARED = "cores", "memory_mib", "disk_mib", "shared_vcpus"
 ORDINARY_PAGE = 0
+# Of a disk: where the host keeps VMs by itself.
+NO_POOL = ""
 
 
 def pages_resource(page_kib: int) -> str:
@@ -28,6 +30,11 @@ def memory_amount(memory_mib: int, page_kib: int) -> tuple[str, int]:
     return pages_resource(page_kib), -(-memory_mib * 1024 // page_kib)
 
 
+def disk_resource(pool: str) -> str:
+    """As what disks in this storage pool count: each pool is counted by itself."""
+    return DISK if pool == NO_POOL else f"pool_{pool}_mib"
+
+
 def added(one: Amounts, other: Amounts) -> dict[str, int]:
     return {name: one.get(name, 0) + other.get(name, 0) for name in one.keys() | other.keys()}
 
@@ -38,7 +45,7 @@ def negated(amounts: Amounts) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a VM asks for. Memory comes out of `cells` alone.
+    """What a VM asks for. Memory comes out of `cells` alone, its disk out of `pool`.
 
     Nothing is set aside for `max_vcpus` and `max_memory_mib` (0: no further than it starts with): a VM holds what it
     has, and asks again when it grows. A maximum held in advance would keep a host half empty for growth that may never
@@ -54,6 +61,7 @@ class Claim:
     policy: NumaPolicy = field(default_factory=NumaPolicy)
     max_vcpus: int = 0
     max_memory_mib: int = 0
+    pool: str = NO_POOL
 
     @property
     def subject(self) -> str:
@@ -95,6 +103,7 @@ class Holding:
     max_memory_mib: int = 0
     shared_by_cell: Mapping[int, int] = field(default_factory=dict)
     before: Holding | None = None
+    pool: str = NO_POOL
 
     @property
     def subject(self) -> str:

@@ -18,13 +18,13 @@ from ppec_agentd.ledger import rebuild
 from ppec_agentd.ledger.changes import Planner, not_held, refuse_change, refuse_overlap
 from ppec_agentd.ledger.claims import (
     CORES,
-    DISK,
     SHARED,
     Amounts,
     Claim,
     Holding,
     Move,
     added,
+    disk_resource,
     memory_amount,
     negated,
 )
@@ -225,7 +225,8 @@ class DetailsSection:
 
 def _amounts(held: Holding, cores: int) -> Amounts:
     resource, amount = memory_amount(held.memory_mib, held.page_kib)
-    return {CORES: cores, resource: amount, DISK: held.disk_mib, SHARED: sum(held.shared_by_cell.values())}
+    shared = sum(held.shared_by_cell.values())
+    return {CORES: cores, resource: amount, disk_resource(held.pool): held.disk_mib, SHARED: shared}
 
 
 def _negative(by_cell: Mapping[int, int]) -> dict[int, int]:

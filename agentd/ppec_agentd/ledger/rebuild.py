@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ppec_agentd.hypervisor import Domain, DomainMetadata
-from ppec_agentd.ledger.claims import Holding
+from ppec_agentd.ledger.claims import NO_POOL, Holding
 from ppec_agentd.ledger.memory import CellMemory
 from ppec_agentd.numa import CpuPool, GuestCell, NumaPlan, PinRequest
 from ppec_agentd.numa.guest_topology import mirror, threads_shown
@@ -45,6 +45,7 @@ def holding_of(domain: Domain, pool: CpuPool, memory: CellMemory) -> Holding:
         max_vcpus=ours.max_vcpus if ours else 0,
         max_memory_mib=ours.max_memory_mib if ours else 0,
         shared_by_cell=shared_by_cell(pool, cells, vcpus) if ours and request.shared else {},
+        pool=ours.pool if ours else NO_POOL,
     )
 
 

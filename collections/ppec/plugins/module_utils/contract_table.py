@@ -73,6 +73,7 @@ ERRORS = {
     "host.unreachable": ("try-again", "The host can't be reached", 503),
     "host.not_enrolled": ("conflict", "The host has not enrolled yet", 409),
     "host.bridge_missing": ("conflict", "The host has no such bridge", 409),
+    "host.pool_missing": ("conflict", "The host has no such storage pool", 409),
     "retune.not_possible": ("no-capacity", "No retune within its bounds gives the room that is wanted", 409),
     "retune.outdated": ("conflict", "The host has moved on since the retune was planned", 409),
     "retune.failed": ("internal", "The retune failed and was taken back", 500),
