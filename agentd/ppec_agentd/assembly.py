@@ -18,6 +18,7 @@ from ppec_agentd.images import FetchLimits, ImageCache
 from ppec_agentd.inventory import Inventory
 from ppec_agentd.journal import Journal
 from ppec_agentd.ledger import Ledger
+from ppec_agentd.places import Places, Pool, vm_names
 from ppec_agentd.settings import Settings, StorageSettings
 from ppec_agentd.topology import Topology, declare_topology
 
@@ -61,7 +62,9 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
     """Everything the actions need; the ledger is still empty. Raises `hypervisor.unavailable`."""
     facts = await hypervisor.facts()
     disks: DiskMaker = FakeDisks() if settings.hypervisor == "fake" else QemuImg(settings.limits.command_timeout_s)
+    places = make_places(settings.storage)
     disk_mib = await asyncio.to_thread(usable_disk_mib, settings.storage)
+    pools_mib = await asyncio.to_thread(usable_pools_mib, settings.storage)
     ledger = Ledger(
         facts.topology,
         disk_mib,
@@ -69,6 +72,7 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
         reserved_memory_per_cell_mib=settings.reserve.memory_per_cell_mib,
         shared_cores_per_cell=settings.reserve.shared_cores_per_cell,
         shared_vcpus_per_cpu=settings.reserve.shared_vcpus_per_cpu,
+        pools_mib=pools_mib,
     )
     return HostContext(
         hypervisor=hypervisor,
@@ -81,22 +85,28 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
             FetchLimits(settings.limits.image_timeout_s, settings.limits.image_away_s),
         ),
         disks=disks,
-        vms_dir=settings.storage.vms,
+        places=places,
         starts=asyncio.Semaphore(settings.limits.concurrent_starts),
         preparations=asyncio.Semaphore(settings.limits.concurrent_preparations),
     )
 
 
+def make_places(storage: StorageSettings) -> Places:
+    pools = {name: Pool(name, pool.path, pool.mounted) for name, pool in sorted(storage.pools.items())}
+    return Places(storage.vms, pools)
+
+
 def make_eviction(settings: Settings, context: HostContext) -> ImageEviction:
     """The end of images that this host's VMs need no more."""
     storage = settings.storage
-    return ImageEviction(context.images, context.hypervisor, context.vms_dir, storage.image_keep_s)
+    return ImageEviction(context.images, context.hypervisor, context.places, storage.image_keep_s)
 
 
 def make_inventory(settings: Settings) -> Inventory | None:
     """A fake host has no parts."""
     storage = settings.storage
-    return None if settings.hypervisor == "fake" else Inventory((storage.vms, storage.images))
+    places = make_places(storage).folders
+    return None if settings.hypervisor == "fake" else Inventory((*places, storage.images))
 
 
 def prepare_state(storage: StorageSettings) -> Journal:
@@ -116,6 +126,27 @@ def usable_disk_mib(storage: StorageSettings) -> int:
     if storage.disk_mib is not None:
         return storage.disk_mib
     return (shutil.disk_usage(storage.vms).free + _held_bytes(storage.vms)) // MIB
+
+
+def usable_pools_mib(storage: StorageSettings) -> dict[str, int]:
+    """The same for each pool, by its name: nothing of one that can't be used now."""
+    return {
+        pool.name: _usable_pool_mib(pool, storage.pools[pool.name].disk_mib)
+        for pool in make_places(storage).pools.values()
+    }
+
+
+def _usable_pool_mib(pool: Pool, disk_mib: int | None) -> int:
+    """One that can't be read keeps the agent from nothing else."""
+    try:
+        if not (problem := pool.problem()):
+            held = sum(_held_bytes(pool.path / name) for name in vm_names(pool.path))
+            there_mib = (shutil.disk_usage(pool.path).free + held) // MIB
+            return there_mib if disk_mib is None else disk_mib
+    except OSError as error:
+        problem = str(error)
+    log.warning("pool_unusable", pool=pool.name, why=problem)
+    return 0
 
 
 def _held_bytes(folder: Path) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A VM's files: one folder per VM, a qcow2 overlay in it, and nothing outside it.
+"""A VM's files: one folder per VM in the own place, and its disk, a qcow2 overlay, in there or in one in a pool.
 
 `QemuImg` and `FakeDisks` make overlays; the second writes a description in place of a disk, so that the chain with the
 fake hypervisor needs no QEMU.
@@ -23,11 +23,13 @@ from ppec_contract.errors import PpecError
 MIB = 1024 * 1024
 # Of every disk in a VM's folder, and of nothing else there.
 DISK_SUFFIX = ".qcow2"
+ROOT_DISK = f"root{DISK_SUFFIX}"
 
 
 @dataclass(frozen=True, slots=True)
 class VmFolder:
-    """`<state>/vms/<vm_id>/`. Deleting it deletes what was made for the VM and nothing else."""
+    """`<state>/vms/<vm_id>/`, or `<pool>/<vm_id>/` with the root disk alone. Deleting it deletes what was made for the
+    VM there and nothing else."""
 
     root: Path
     vm_id: UUID
@@ -38,7 +40,7 @@ class VmFolder:
 
     @property
     def root_disk(self) -> Path:
-        return self.path / f"root{DISK_SUFFIX}"
+        return self.path / ROOT_DISK
 
     @property
     def seed(self) -> Path:
@@ -49,9 +51,12 @@ class VmFolder:
         return self.path / "console.log"
 
     def make(self) -> None:
-        """QEMU's user passes through it to the files it is given, and can't list it."""
+        """QEMU's user passes through it to the files it is given, and can't list it.
+
+        Never the place around it: in place of a file system that isn't mounted there would be a folder.
+        """
         with os_errors(f"the folder {self.path} can't be made", f"vm {self.vm_id}"):
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(exist_ok=True)
             self.path.chmod(0o711)
 
     def remove(self) -> bool:

@@ -7,14 +7,14 @@ should be is known from the journal, and from having seen them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
-from ppec_agentd.disks import VmFolder
 from ppec_agentd.hypervisor import Domain, DomainMetadata
 from ppec_agentd.ledger import Finding, FindingKind
+from ppec_agentd.places import Places, vm_id_of
 from ppec_contract.host import Drift, DriftKind
 from ppec_contract.vm import VcpuPin
 from ppec_contract.words import MAX_DRIFT, short, words
@@ -28,13 +28,15 @@ _FROM_AUDIT = {
 @dataclass(frozen=True, slots=True)
 class HostLook:
     """One look at the host. `expected` are the VMs that should be here, by id, with their names; `folders` the names
-    in the VMs' folder. VMs in `busy` are being changed by order: nothing is said of them."""
+    of the VMs' folders in each place, and `disks` those of them that have a root disk somewhere. VMs in `busy` are
+    being changed by order: nothing is said of them."""
 
     domains: tuple[Domain, ...]
-    vms_dir: Path
+    places: Places
     images_dir: Path
     expected: dict[UUID, str] = field(default_factory=dict)
-    folders: tuple[str, ...] = ()
+    folders: Mapping[Path, tuple[str, ...]] = field(default_factory=dict)
+    disks: frozenset[str] = frozenset()
     busy: frozenset[UUID] = frozenset()
     audit: tuple[Finding, ...] = ()
 
@@ -86,11 +88,16 @@ def _of_pins(granted: DomainMetadata, domain: Domain) -> Iterator[Drift]:
 
 
 def _of_disks(domain: Domain, look: HostLook) -> Iterator[Drift]:
-    """Its own disks lie in its folder, on images of the cache; nothing else is a VM's."""
-    folder = VmFolder(look.vms_dir, domain.vm_id)
+    """Its own disks lie in its folders, on images of the cache; nothing else is a VM's."""
+    pool = domain.metadata.pool if domain.metadata is not None else ""
+    folder, disk_folder = look.places.folder(domain.vm_id), look.places.disk_folder(domain.vm_id, pool)
+    if disk_folder is None:
+        yield _drift(DriftKind.DISKS, domain, f"in storage pool {pool}", "this host has no such pool any more")
+        return
     paths = {disk.path or disk.elsewhere for disk in domain.disks}
-    strange = sorted(path for path in paths if not path.startswith((f"{folder.path}/", f"{look.images_dir}/")))
-    own = str(folder.root_disk)
+    known = (f"{folder.path}/", f"{disk_folder.path}/", f"{look.images_dir}/")
+    strange = sorted(path for path in paths if not path.startswith(known))
+    own = str(disk_folder.root_disk)
     if strange:
         yield _drift(DriftKind.DISKS, domain, own, ", ".join(strange))
     elif own not in paths:
@@ -98,15 +105,24 @@ def _of_disks(domain: Domain, look: HostLook) -> Iterator[Drift]:
 
 
 def _of_the_absent(look: HostLook) -> Iterator[Drift]:
-    there = {domain.vm_id for domain in look.domains}
+    there = {domain.vm_id: domain for domain in look.domains}
     missing = {vm_id: name for vm_id, name in look.expected.items() if vm_id not in there and vm_id not in look.busy}
-    folders = set(look.folders)
     for vm_id, name in missing.items():
-        left = "its disk is there" if str(vm_id) in folders else "its disk is gone"
+        left = "its disk is there" if str(vm_id) in look.disks else "its disk is gone"
         yield _said(DriftKind.DOMAIN_REMOVED, vm_id, name, "defined", left)
-    accounted = {str(vm_id) for vm_id in (*there, *missing, *look.busy)}
-    for name in sorted(folders - accounted):
-        yield _said(DriftKind.ORPHANED_DISK, _uuid(name), name, "", f"{look.vms_dir}/{name}")
+    unsure = {str(vm_id) for vm_id in (*missing, *look.busy)}
+    for place, names in look.folders.items():
+        owned = {str(vm_id) for vm_id, domain in there.items() if place in _places_of(domain, look.places)}
+        for name in sorted({*names} - owned - unsure):
+            yield _said(DriftKind.ORPHANED_DISK, vm_id_of(name), name, "", f"{place}/{name}")
+
+
+def _places_of(domain: Domain, places: Places) -> set[Path]:
+    """Where a domain may have a folder. What one made by hand has, nobody knows."""
+    if domain.metadata is None:
+        return {*places.folders}
+    disk_folder = places.disk_folder(domain.vm_id, domain.metadata.pool)
+    return {places.own} if disk_folder is None else {places.own, disk_folder.root}
 
 
 def _crowded(finding: Finding) -> Drift:
@@ -134,10 +150,3 @@ def _pins(pins: dict[int, int]) -> str:
 
 def _numbers(numbers: Iterable[int]) -> str:
     return ",".join(map(str, sorted(numbers)))
-
-
-def _uuid(text: str) -> UUID | None:
-    try:
-        return UUID(text)
-    except ValueError:
-        return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -12,9 +13,11 @@ from uuid import UUID
 import structlog
 
 from ppec_agentd.actions.context import HostContext
+from ppec_agentd.disks import ROOT_DISK
 from ppec_agentd.drift import HostLook, find_drift
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.journal import LastWord
+from ppec_agentd.places import Places
 from ppec_contract.host import Drift
 
 log = structlog.get_logger(__name__)
@@ -26,7 +29,8 @@ class Before:
     """What the agent was doing before the domains were read: an action may begin and end meanwhile."""
 
     words: LastWords
-    folders: tuple[str, ...]
+    folders: Mapping[Path, tuple[str, ...]]
+    disks: frozenset[str]
 
 
 class DriftWatch:
@@ -43,7 +47,8 @@ class DriftWatch:
 
     async def before(self) -> Before:
         words = self._context.journal.last_words()
-        return Before(words, await asyncio.to_thread(_names, self._context.vms_dir))
+        folders, disks = await asyncio.to_thread(_listed, self._context.places)
+        return Before(words, folders, disks)
 
     def look(self, before: Before, domains: tuple[Domain, ...]) -> tuple[Drift, ...]:
         """What differs now, also kept as `drift`."""
@@ -54,10 +59,11 @@ class DriftWatch:
         found = find_drift(
             HostLook(
                 domains=domains,
-                vms_dir=context.vms_dir,
+                places=context.places,
                 images_dir=context.images.directory,
                 expected=self._expected(words, domains),
                 folders=before.folders,
+                disks=before.disks,
                 busy=frozenset(busy),
                 audit=context.ledger.audit(domains),
             )
@@ -95,11 +101,11 @@ def _words(drift: Drift) -> dict[str, str]:
     return {name: str(value) for name, value in drift.model_dump(mode="json").items() if value}
 
 
-def _names(folder: Path) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(entry.name for entry in os.scandir(folder)))
-    except OSError:
-        return ()
+def _listed(places: Places) -> tuple[Mapping[Path, tuple[str, ...]], frozenset[str]]:
+    """The names in each place, and which of them have a root disk in any."""
+    folders = places.names()
+    disks = {name for place, names in folders.items() for name in names if os.path.lexists(place / name / ROOT_DISK)}
+    return folders, frozenset(disks)
 
 
 def _ordinal(words: LastWords, vm_id: str) -> int:

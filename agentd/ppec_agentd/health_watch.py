@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from uuid import UUID
 
@@ -17,7 +18,7 @@ from ppec_agentd.hypervisor import Hypervisor
 from ppec_agentd.vm_use import read_vm_use
 from ppec_contract.errors import PpecError
 from ppec_contract.host import HealthFinding, HealthLevel, HostUse, Vitals
-from ppec_contract.words import MAX_VMS, short
+from ppec_contract.words import MAX_FILE_SYSTEMS, MAX_VMS, short
 
 log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 10.0
@@ -27,18 +28,20 @@ _NOBODY = UUID(int=0)
 
 
 class HealthWatch:
-    """`run` until cancelled. `folders` are those of VMs and of images, in this order."""
+    """`run` until cancelled. `places` have VMs' folders; disk space is looked at there and where images are."""
 
     def __init__(
         self,
         hypervisor: Hypervisor,
-        folders: tuple[Path, Path],
+        places: tuple[Path, ...],
+        images: Path,
         on_change: Callable[[], None] = lambda: None,
         *,
         probe_s: float = PROBE_S,
     ) -> None:
         self._hypervisor = hypervisor
-        self._folders = folders
+        self._places = places
+        self._folders = (*places, images)
         self._probe_s = probe_s
         self._book = HealthBook()
         self.on_change = on_change
@@ -76,8 +79,8 @@ class HealthWatch:
     def _use(self) -> HostUse:
         return HostUse(
             memory_available_mib=read_memory(Path("/")).available_mib,
-            free_mib={short(fs.path): fs.free_mib for fs in read_file_systems(self._folders)},
-            vms=read_vm_use(self._folders[0])[:MAX_VMS],
+            free_mib={short(fs.path): fs.free_mib for fs in islice(read_file_systems(self._folders), MAX_FILE_SYSTEMS)},
+            vms=read_vm_use(self._places)[:MAX_VMS],
         )
 
     async def _probe(self) -> LibvirtFigures:

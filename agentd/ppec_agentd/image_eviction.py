@@ -2,9 +2,9 @@
 """Images that no VM here needs any more leave the cache. `evictable` decides, `ImageEviction` does it.
 
 An image is in use when its sha256 stands in the metadata of any domain, or anywhere in the backing chain of any disk
-(`image_chains`): of those in the VMs' folders, whether a domain goes with them or not, and of the domains' disks
-elsewhere. If a chain can't be followed to its end, all images stay. An image in use is stamped as used at every look,
-so that its time begins when the last VM is gone.
+(`image_chains`): of those in the VMs' folders, storage pools' among them, whether a domain goes with them or not, and
+of the domains' disks elsewhere. If a chain can't be followed to its end, or a pool can't be seen, all images stay. An
+image in use is stamped as used at every look, so that its time begins when the last VM is gone.
 
 What a guest writes as it likes is never opened, for it may look like a disk that is built on anything: its console's
 log, and what QEMU opens as raw.
@@ -23,11 +23,12 @@ from pathlib import Path
 
 import structlog
 
-from ppec_agentd.disks import DISK_SUFFIX, VmFolder
+from ppec_agentd.disks import DISK_SUFFIX
 from ppec_agentd.hypervisor import Domain, Hypervisor, ObservedDisk
 from ppec_agentd.image_chains import Chains, names_in, read_disk
 from ppec_agentd.image_files import KeptImage
 from ppec_agentd.images import ImageCache
+from ppec_agentd.places import Places, Pool, vm_names
 from ppec_contract.errors import PpecError
 
 log = structlog.get_logger(__name__)
@@ -44,10 +45,10 @@ def evictable(kept: Iterable[KeptImage], in_use: frozenset[str], now_s: float, k
 class ImageEviction:
     """One look at most every `LONGEST_INTERVAL_S`, and no fewer than one per `keep_s`."""
 
-    def __init__(self, images: ImageCache, hypervisor: Hypervisor, vms_dir: Path, keep_s: float) -> None:
+    def __init__(self, images: ImageCache, hypervisor: Hypervisor, places: Places, keep_s: float) -> None:
         self._images = images
         self._hypervisor = hypervisor
-        self._vms_dir = vms_dir
+        self._places = places
         self._keep_s = keep_s
         self._due_s = 0.0
         self._untold: frozenset[str] = frozenset()
@@ -63,7 +64,7 @@ class ImageEviction:
         began = self._images.uses()
         domains = await self._hypervisor.domains()
         try:
-            chains = await asyncio.to_thread(chains_of, domains, self._vms_dir)
+            chains = await asyncio.to_thread(chains_of, domains, self._places)
             kept = await asyncio.to_thread(self._images.kept)
             named = [image for image in kept if image.sha256 in chains.named]
             await asyncio.to_thread(self._images.mark_used, named)
@@ -90,28 +91,47 @@ class ImageEviction:
         self._untold = frozenset(untold)
 
 
-def chains_of(domains: Iterable[Domain], vms_dir: Path) -> Chains:
+def chains_of(domains: Iterable[Domain], places: Places) -> Chains:
     """What all disks are built on. Raises OSError if the VMs' folders can't be listed."""
     chains = Chains(read_disk)
     for domain in domains:
         if domain.metadata is not None:
             chains.named.add(domain.metadata.image_sha256)
-        folder = VmFolder(vms_dir, domain.vm_id)
+        folders = places.folders_of(domain.vm_id)
+        known = {path for folder in folders for path in (folder.root_disk, folder.seed, folder.console_log)}
         for disk in domain.disks:
-            if Path(disk.path) in (folder.root_disk, folder.seed, folder.console_log):
+            if Path(disk.path) in known:
                 # The first is read below, the others never.
                 chains.named |= names_in(disk.path)
             else:
                 chains.follow(disk)
-    for path in _disks_in(vms_dir):
-        # As QEMU opens it. The VM may be deleted at this moment.
-        chains.follow(ObservedDisk(str(path), "qcow2"), may_be_gone=True)
+    _follow_disks(chains, _entries(places.own))
+    for pool in places.pools.values():
+        problem = _follow_pool(chains, pool)
+        if problem:
+            chains.untold.add(f"the disks of pool {pool.name} can't be seen: {problem}")
     return chains
 
 
-def _disks_in(vms_dir: Path) -> Iterator[Path]:
-    """What is named like a root disk in the VMs' folders; a folder may go at any moment."""
-    for folder in _entries(vms_dir):
+def _follow_pool(chains: Chains, pool: Pool) -> str:
+    """Why not all of its disks were seen; empty if they were."""
+    try:
+        _follow_disks(chains, (pool.path / name for name in vm_names(pool.path)))
+    except OSError as error:
+        return str(error)
+    # Asked last: one whose file system goes meanwhile must not look empty.
+    return pool.problem()
+
+
+def _follow_disks(chains: Chains, folders: Iterable[Path]) -> None:
+    for path in _disks_in(folders):
+        # As QEMU opens it. The VM may be deleted at this moment.
+        chains.follow(ObservedDisk(str(path), "qcow2"), may_be_gone=True)
+
+
+def _disks_in(folders: Iterable[Path]) -> Iterator[Path]:
+    """What is named like a root disk in VMs' folders; a folder may go at any moment."""
+    for folder in folders:
         if folder.is_dir():
             yield from (path for path in _entries(folder) if path.suffix == DISK_SUFFIX)
 

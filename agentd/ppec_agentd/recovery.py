@@ -65,6 +65,7 @@ async def recover(host: HostContext) -> Recovered:
     if host.journal.damaged_lines:
         log.error("journal_damaged", lines=host.journal.damaged_lines)
     domains = {domain.vm_id: domain for domain in await host.hypervisor.domains()}
+    _say_gone_pools(host, domains.values())
     host.ledger.follow(domains.values())
     adopted = len(domains)
     finished: list[str] = []
@@ -150,17 +151,20 @@ def _made_and_running(domain: Domain, operation_id: str) -> bool:
 async def _remove_orphan_folders(host: HostContext) -> tuple[str, ...]:
     present = {str(domain.vm_id) for domain in await host.hypervisor.domains()}
     gone = host.journal.gone_ids()
-    removed = []
-    for name in await asyncio.to_thread(_folder_names, host):
-        if name in present:
-            continue
-        if name in gone:
-            await asyncio.to_thread(host.folder(UUID(name)).remove)
-            removed.append(name)
-        else:
-            log.warning("folder_without_domain", path=str(host.vms_dir / name))
+    places = await asyncio.to_thread(host.places.names)
+    loose = {place / name: name for place, names in places.items() for name in names if name not in present}
+    for path, name in loose.items():
+        if name not in gone:
+            log.warning("folder_without_domain", path=str(path))
+    removed = sorted({name for name in loose.values() if name in gone})
+    for name in removed:
+        await asyncio.to_thread(host.places.remove, UUID(name))
     return tuple(removed)
 
 
-def _folder_names(host: HostContext) -> list[str]:
-    return sorted(path.name for path in host.vms_dir.iterdir()) if host.vms_dir.is_dir() else []
+def _say_gone_pools(host: HostContext, domains: Iterable[Domain]) -> None:
+    """Their VMs go on, and what they hold stays in the ledger; nothing new is made there."""
+    for domain in domains:
+        pool = domain.metadata.pool if domain.metadata is not None else ""
+        if pool and pool not in host.places.pools:
+            log.warning("pool_gone", pool=pool, vm_id=str(domain.vm_id), vm=domain.name)

@@ -17,7 +17,7 @@ from ppec_agentd.retune.plan import HostState
 from ppec_agentd.retune.tenants import host_state
 from ppec_contract.host import HostReport
 from ppec_contract.version import API_VERSION, Capability
-from ppec_contract.words import MAX_PARTS, MAX_VMS, short
+from ppec_contract.words import MAX_FILE_SYSTEMS, MAX_PARTS, MAX_VMS, short
 
 CAPABILITIES = tuple(sorted(capability.value for capability in Capability))
 
@@ -46,7 +46,7 @@ def host_report(
         vms=tuple(sorted((vm_info(domain) for domain in domains), key=lambda vm: vm.vm_id)[:MAX_VMS]),
         cpu=parts.cpu,
         drives=parts.drives[:MAX_PARTS],
-        file_systems=parts.file_systems,
+        file_systems=parts.file_systems[:MAX_FILE_SYSTEMS],
         nics=parts.nics[:MAX_PARTS],
         pools=ledger.pools(),
     )

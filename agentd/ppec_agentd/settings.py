@@ -7,6 +7,7 @@ Units stand last in each name; every number has bounds, which its refusal names.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,8 +18,9 @@ from ppec_agentd.domain_xml.build import DiskCache
 from ppec_agentd.topology import declare_topology
 from ppec_contract.agent import SOCKET_PATH
 from ppec_contract.errors import PpecError
-from ppec_contract.model import BridgeName, HostName, Model
+from ppec_contract.model import BridgeName, HostName, Model, ResourceName
 from ppec_contract.validation import between, parse
+from ppec_contract.words import MAX_POOLS
 
 DEFAULT_PATH = Path("/etc/ppec/agentd.toml")
 # sun_path holds 108 bytes with its final NUL; the agent binds a temporary name four bytes longer, then renames it.
@@ -53,8 +55,29 @@ class SocketSettings(Model):
         return path
 
 
+class PoolSettings(Model):
+    """A folder for disks of VMs that ask for this pool; it must be there, the agent doesn't make it.
+
+    `disk_mib` is what VMs may use; without it, what is free when the agent starts plus what VMs hold there already.
+    With `mounted` the pool is used only if a file system is mounted at `path`.
+    """
+
+    path: Path
+    disk_mib: Annotated[int, between(0, _LARGEST_MIB, "MiB")] | None = None
+    mounted: bool = False
+
+    @field_validator("path")
+    @classmethod
+    def _plain(cls, path: Path) -> Path:
+        # The agent's unit names it, too, where blanks, quotes, colons and percent signs mean something.
+        if not re.fullmatch(r"/[A-Za-z0-9._/+@-]+", str(path)) or ".." in path.parts:
+            raise ValueError("a pool's path is absolute, without .. and of letters, digits, dots and -_+@ alone")
+        return path
+
+
 class StorageSettings(Model):
     """`state_dir` holds the journal and one folder per VM; images are kept in `image_dir` (default: state_dir/images).
+    `pools`, by name, take disks of VMs that ask for them.
 
     `disk_mib` is what VMs may use; without it, what the file system had free plus what the VMs already hold. An image
     that no VM of the host needs is removed `image_keep_s` after it was last used: the folder is this agent's alone.
@@ -64,6 +87,18 @@ class StorageSettings(Model):
     image_dir: Path | None = None
     image_keep_s: Annotated[float, between(0.001, 3650 * _DAY_S, "s")] = 7 * 86400.0
     disk_mib: Annotated[int, between(0, _LARGEST_MIB, "MiB")] | None = None
+    pools: Annotated[dict[ResourceName, PoolSettings], Field(max_length=MAX_POOLS)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _pools_are_apart(self) -> StorageSettings:
+        """What is counted in one place must not be counted in another, nor taken for a VM's folder there."""
+        places = {"the VMs' own place": self.vms, "the images": self.images}
+        for name, pool in self.pools.items():
+            for other, path in places.items():
+                if pool.path.is_relative_to(path) or path.is_relative_to(pool.path):
+                    raise ValueError(f"pool {name} at {pool.path} and {other} at {path} must not lie in one another")
+            places[f"pool {name}"] = pool.path
+        return self
 
     @property
     def images(self) -> Path:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each VM uses now: from its QEMU process and from its folder.
+"""What each VM uses now: from its QEMU process and from its folders.
 
 libvirt is not asked: its statistics queue behind whatever else it does, and the kernel knows the same.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -18,16 +19,18 @@ _MIB = 1024 * 1024
 _HELD = re.compile(r"^(?:VmRSS|HugetlbPages):\s+(\d+) kB", re.MULTILINE)
 
 
-def read_vm_use(vms_dir: Path, root: Path = Path("/")) -> tuple[VmUse, ...]:
-    """Of every VM that runs or has a folder, ordered by id. Blocking."""
+def read_vm_use(places: Iterable[Path], root: Path = Path("/")) -> tuple[VmUse, ...]:
+    """Of every VM that runs or has a folder in any of the places, ordered by id. Blocking."""
     processes = dict(_processes(root))
-    folders = dict(_folders(vms_dir))
+    folders = Counter[UUID]()
+    for place in places:
+        folders.update(dict(_blocks(place)))
     return tuple(
         VmUse(
             vm_id=vm_id,
             cpu_time_ms=processes.get(vm_id, (0, 0))[0],
             memory_mib=processes.get(vm_id, (0, 0))[1],
-            disk_mib=folders.get(vm_id, 0),
+            disk_mib=folders[vm_id] * 512 // _MIB,
         )
         for vm_id in sorted(processes.keys() | folders.keys())
     )
@@ -55,15 +58,15 @@ def _processes(root: Path) -> Iterator[tuple[UUID, tuple[int, int]]]:
         yield vm_id, (round(cpu_ms), held_kib // 1024)
 
 
-def _folders(vms_dir: Path) -> Iterator[tuple[UUID, int]]:
-    """What each VM's files take up on the disk, in MiB."""
+def _blocks(place: Path) -> Iterator[tuple[UUID, int]]:
+    """What each VM's files take up on the disk, in blocks of 512 bytes."""
     try:
-        entries = list(os.scandir(vms_dir))
+        entries = list(os.scandir(place))
     except OSError:
         return
     for entry in entries:
         try:
             vm_id, files = UUID(entry.name), os.scandir(entry)
-            yield vm_id, sum(file.stat(follow_symlinks=False).st_blocks for file in files) * 512 // _MIB
+            yield vm_id, sum(file.stat(follow_symlinks=False).st_blocks for file in files)
         except (OSError, ValueError):
             continue

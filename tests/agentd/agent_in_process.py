@@ -41,19 +41,20 @@ class Agent:
 
     async def left_behind(self) -> dict[str, object]:
         """What is on the host: empty values mean nothing is."""
-        vms = self.context.vms_dir
-        totals = self.context.ledger.totals()
+        totals, pools = self.context.ledger.totals(), self.context.ledger.pools()
+        folders = self.context.places.names().values()
         return {
             "domains": [domain.name for domain in await self.hypervisor.domains()],
-            "folders": sorted(path.name for path in vms.iterdir()) if vms.is_dir() else [],
+            "folders": sorted({name for names in folders for name in names}),
             "held": [held.name for held in self.context.ledger.holdings()],
             "cores": totals.cores - totals.cores_free,
             "memory_mib": totals.memory_mib - totals.memory_free_mib,
             "disk_mib": totals.disk_mib - totals.disk_free_mib,
+            "pools_mib": sum(pool.size_mib - pool.free_mib for pool in pools),
         }
 
 
-NOTHING = {"domains": [], "folders": [], "held": [], "cores": 0, "memory_mib": 0, "disk_mib": 0}
+NOTHING = {"domains": [], "folders": [], "held": [], "cores": 0, "memory_mib": 0, "disk_mib": 0, "pools_mib": 0}
 
 
 @asynccontextmanager

@@ -28,6 +28,14 @@ def settings_of(folder: Path, **changes: Any) -> Settings:
     return Settings.model_validate(document)
 
 
+def settings_with_pool(folder: Path, **changes: Any) -> Settings:
+    """The same with storage pool `fast`, which is there."""
+    path = folder / "state" / "pools" / "fast"
+    path.mkdir(parents=True, exist_ok=True)
+    pools = {"fast": {"path": str(path), "disk_mib": 1000}}
+    return settings_of(folder, **changes | {"storage": {"pools": pools} | changes.get("storage", {})})
+
+
 @pytest.fixture
 def settings(short_dir: Path) -> Settings:
     return settings_of(short_dir)

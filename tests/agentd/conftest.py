@@ -15,7 +15,7 @@ from ppec_agentd.settings import Settings
 
 from .agent_in_process import NOTHING, open_agent
 from .agent_process import agent_process
-from .agent_settings import settings, settings_of
+from .agent_settings import settings, settings_of, settings_with_pool
 from .crash_points import CrashPoints, Scenario, crash_everywhere, memory_dir, tiny_vm
 from .fleet_certificates import FleetCa
 from .hypervisor_suite import host, libvirtd
@@ -46,6 +46,7 @@ class Words:
 
     open_agent: Callable[[Settings], Any] = open_agent
     settings_of: Callable[..., Settings] = settings_of
+    settings_with_pool: Callable[..., Settings] = settings_with_pool
     fleet_ca: Callable[[Path], FleetCa] = FleetCa
     crash_everywhere: Callable[..., CrashPoints] = crash_everywhere
     crash_scenario: Callable[..., Scenario] = Scenario

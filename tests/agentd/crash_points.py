@@ -250,13 +250,15 @@ async def assert_nothing_leaked(agent: Agent) -> None:
     assert len(held) == len(domains)
     assert totals.cores - totals.cores_free == len(taken)
     assert totals.memory_mib - totals.memory_free_mib == sum(metadata.memory_mib for metadata in held)
-    assert totals.disk_mib - totals.disk_free_mib == sum(metadata.disk_mib for metadata in held)
+    for pool, resource in {"": "disk_mib", "fast": "pool_fast_mib"}.items():
+        in_use = totals.amounts.get(resource, 0) - totals.free.get(resource, 0)
+        assert in_use == sum(metadata.disk_mib for metadata in held if metadata.pool == pool), resource
     for later, metadata in _next_starts(agent.settings):
         for resource in ("vcpus", "memory_mib"):
             assert later[resource] <= metadata[resource], "nobody holds what the next start will need"
     free = {cell.cell: cell.cores_free for cell in ledger.cells()}
     assert sum(free.values()) == totals.cores_free
-    assert_only_owned_files(agent.settings, {str(domain.vm_id) for domain in domains})
+    assert_only_owned_files(agent.settings, {str(metadata.vm_id): metadata.pool for metadata in held})
 
 
 def _next_starts(settings: Settings) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -272,14 +274,16 @@ def _cores(domain: Domain, core_of_cpu: Mapping[int, Any]) -> set[tuple[int, ...
     return {core_of_cpu[pin.pcpu].cpus for pin in pins}
 
 
-def assert_only_owned_files(settings: Settings, vm_ids: set[str]) -> None:
+def assert_only_owned_files(settings: Settings, pools: Mapping[str, str]) -> None:
+    """`pools` are those of the VMs' disks, by the VMs' ids."""
     tree = read_tree(settings.storage.state_dir)
-    loose = {name for name in tree if "/" not in name} - {JOURNAL, "fake-hypervisor.json", "images", "vms"}
+    loose = {name for name in tree if "/" not in name} - {JOURNAL, "fake-hypervisor.json", "images", "vms", "pools"}
     # The lab's hypervisor writes its own state aside first: an agent killed there leaves that one name.
     assert {name for name in loose if not name.startswith(".fake-hypervisor.json.")} == set()
-    of_vms = {name.removeprefix("vms/") for name in tree if name.startswith("vms/")}
-    whole = {f"{vm_id}{part}" for vm_id in vm_ids for part in ("", "/root.qcow2", "/seed.iso")}
-    assert of_vms == whole
+    of_vms = {name for name in tree if name.startswith(("vms/", "pools/fast/"))}
+    places = {vm_id: f"pools/{pool}" if pool else "vms" for vm_id, pool in pools.items()}
+    disks = {f"{place}/{vm_id}{part}" for vm_id, place in places.items() for part in ("", "/root.qcow2")}
+    assert of_vms == disks | {f"vms/{vm_id}{part}" for vm_id in pools for part in ("", "/seed.iso")}
     images = {name for name in tree if name.startswith("images/")}
     assert all(name.endswith((".raw", ".qcow2", ".verified")) and "/." not in name for name in images), images
 
@@ -382,15 +386,14 @@ async def _assert_recovered(scenario: Scenario, before: _Before, agent: Agent) -
 
 async def _assert_untouched(before: _Before, agent: Agent) -> None:
     now = {domain.vm_id: domain for domain in await agent.hypervisor.domains()}
-    files = read_tree(agent.settings.storage.vms)
-    then = {name.removeprefix("vms/"): content for name, content in before.files.items() if name.startswith("vms/")}
+    files = read_tree(agent.settings.storage.state_dir)
     for vm_id in before.untouched():
         assert now[vm_id] == before.domains[vm_id]
-        assert _of(files, vm_id) == _of(then, vm_id)
+        assert _of(files, vm_id) == _of(before.files, vm_id) != {}
 
 
 def _of(files: Tree, vm_id: UUID) -> Tree:
-    return {name: content for name, content in files.items() if name.partition("/")[0] == str(vm_id)}
+    return {name: content for name, content in files.items() if str(vm_id) in name.split("/")}
 
 
 def _vm_ids(request: WriteCall) -> set[UUID]:

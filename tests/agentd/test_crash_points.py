@@ -32,7 +32,7 @@ OFF, ON, PAUSED = VmState.STOPPED, VmState.RUNNING, VmState.PAUSED
 
 @pytest.fixture
 def settings(memory_dir: Path, words: Any) -> Any:
-    return words.settings_of(memory_dir)
+    return words.settings_with_pool(memory_dir)
 
 
 def journal_kinds(action: str) -> set[str]:
@@ -63,8 +63,8 @@ def assert_enumerated(found: Any, methods: set[str], action: str) -> None:
 
 
 def test_create(settings: Any, words: Any, tiny_vm: Any) -> None:
-    """Two at a time: one may stand while of the other nothing is left."""
-    neighbour, one, two = tiny_vm("neighbour"), tiny_vm("one"), tiny_vm("two", cells=[1])
+    """Two at a time, one with its disk in a pool: one may stand while of the other nothing is left."""
+    neighbour, one, two = tiny_vm("neighbour", pool="fast"), tiny_vm("one"), tiny_vm("two", cells=[1], pool="fast")
 
     async def prepare(agent: Any) -> Callable[[int], WriteCall]:
         await agent.create(neighbour, operation="before")
@@ -82,7 +82,7 @@ def test_create(settings: Any, words: Any, tiny_vm: Any) -> None:
 
 
 def test_delete(settings: Any, words: Any, tiny_vm: Any) -> None:
-    neighbour, one, two = tiny_vm("neighbour"), tiny_vm("one"), tiny_vm("two", cells=[1])
+    neighbour, one, two = tiny_vm("neighbour"), tiny_vm("one", pool="fast"), tiny_vm("two", cells=[1])
 
     async def prepare(agent: Any) -> Callable[[int], WriteCall]:
         await agent.create(neighbour, one, two, operation="before")

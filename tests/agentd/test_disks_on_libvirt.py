@@ -14,6 +14,7 @@ import pytest
 
 from ppec_agentd.hypervisor import Domain, ObservedDisk
 from ppec_agentd.image_eviction import chains_of
+from ppec_agentd.places import Places
 from ppec_lab.hypervisor_hosts import LibvirtHost
 from ppec_lab.private_libvirtd import private_libvirtd
 
@@ -81,10 +82,10 @@ def test_a_volume_is_found_while_its_pool_is_active(host: LibvirtHost, tmp_path:
     host.virsh("pool-define-as", "stock", "dir", "--target", str(pool))
     define(host, tmp_path, disk_element("volume", "vda", pool="stock", volume=path.name))
     assert seen(host).disks == (ObservedDisk("", "qcow2", "pool=stock volume=disk.qcow2"),)
-    assert chains_of([seen(host)], tmp_path / "vms").untold != set()
+    assert chains_of([seen(host)], Places(tmp_path / "vms")).untold != set()
     host.virsh("pool-start", "stock")
     assert seen(host).disks == (ObservedDisk(str(path), "qcow2"),)
-    chains = chains_of([seen(host)], tmp_path / "vms")
+    chains = chains_of([seen(host)], Places(tmp_path / "vms"))
     assert (chains.named, chains.untold) == ({A}, set())
 
 
@@ -104,7 +105,7 @@ def test_a_running_domains_chain_and_its_next_disk_count(host: LibvirtHost, tmp_
             ObservedDisk(str(tmp_path / "images" / f"{A}.raw"), "raw"),
             ObservedDisk(str(then), "qcow2"),
         )
-        chains = chains_of([domain], tmp_path / "vms")
+        chains = chains_of([domain], Places(tmp_path / "vms"))
         assert (chains.named, chains.untold) == ({A, B}, set())
     finally:
         host.virsh("destroy", str(vm_id))

@@ -16,12 +16,13 @@ from ppec_agentd.drift import HostLook, find_drift
 from ppec_agentd.hypervisor import Domain, DomainMetadata, ObservedDisk
 from ppec_agentd.ledger import Finding, FindingKind
 from ppec_agentd.observed import vm_info
+from ppec_agentd.places import Places, Pool
 from ppec_agentd.report import ReportSource
 from ppec_contract.host import Drift, DriftKind
 from ppec_contract.vm import VcpuPin, VmInfo, VmState
 from ppec_contract.words import MAX_DRIFT
 
-VMS, IMAGES, ID = Path("/s/vms"), Path("/s/images"), UUID(int=7)
+VMS, IMAGES, ID, OTHER = Path("/s/vms"), Path("/s/images"), UUID(int=7), UUID(int=9)
 PINS = (VcpuPin(vcpu=0, pcpu=2), VcpuPin(vcpu=1, pcpu=3))
 GRANTED = DomainMetadata(
     vm_id=ID,
@@ -45,7 +46,10 @@ DOMAIN = Domain(
     metadata=GRANTED,
     disks=(ObservedDisk(f"/s/vms/{ID}/root.qcow2"), ObservedDisk("/s/images/a.qcow2")),
 )
-LOOK = HostLook((DOMAIN,), VMS, IMAGES, expected={ID: "web"}, folders=(str(ID),))
+FAST = Path("/fast")
+PLACES = Places(VMS, {"fast": Pool("fast", FAST)})
+HERE = {VMS: (str(ID),), FAST: ()}
+LOOK = HostLook((DOMAIN,), PLACES, IMAGES, expected={ID: "web"}, folders=HERE, disks=frozenset({str(ID)}))
 
 
 def look(domain: Domain) -> HostLook:
@@ -59,6 +63,9 @@ def moved(*pcpus: int) -> tuple[VcpuPin, ...]:
 PENDING = replace(GRANTED, pending=True, vcpus=4, pins=(*PINS, *moved(0, 0, 4, 5)[2:]))
 AUDITED = Finding(FindingKind.PINS_OVERLAP, ID, "web", found=(3, 2), others=(UUID(int=8),))
 STRANGE_DISK = (*DOMAIN.disks, ObservedDisk("/mnt/x.img"))
+IN_FAST = (ObservedDisk(f"/fast/{ID}/root.qcow2"), ObservedDisk(f"/s/vms/{ID}/seed.iso"))
+POOLED = replace(DOMAIN, metadata=replace(GRANTED, pool="fast"), disks=IN_FAST)
+BOTH = {VMS: (str(ID),), FAST: (str(ID),)}
 
 CASES: list[tuple[HostLook, DriftKind, str, str]] = [
     (look(replace(DOMAIN, metadata=None)), DriftKind.MADE_BY_HAND, "", "2 vCPUs, 512 MiB"),
@@ -73,9 +80,24 @@ CASES: list[tuple[HostLook, DriftKind, str, str]] = [
     (look(replace(DOMAIN, disks=STRANGE_DISK)), DriftKind.DISKS, f"/s/vms/{ID}/root.qcow2", "/mnt/x.img"),
     (look(replace(DOMAIN, disks=())), DriftKind.DISKS, f"/s/vms/{ID}/root.qcow2", "detached"),
     (replace(LOOK, domains=()), DriftKind.DOMAIN_REMOVED, "defined", "its disk is there"),
-    (replace(LOOK, domains=(), folders=()), DriftKind.DOMAIN_REMOVED, "defined", "its disk is gone"),
+    (replace(LOOK, domains=(), folders={}, disks=frozenset()), DriftKind.DOMAIN_REMOVED, "defined", "its disk is gone"),
     (replace(LOOK, domains=(), expected={}), DriftKind.ORPHANED_DISK, "", f"/s/vms/{ID}"),
-    (replace(LOOK, folders=(str(ID), "keep")), DriftKind.ORPHANED_DISK, "", "/s/vms/keep"),
+    (replace(LOOK, folders={VMS: (str(ID), "keep")}), DriftKind.ORPHANED_DISK, "", "/s/vms/keep"),
+    (
+        replace(LOOK, domains=(), folders=BOTH, disks=frozenset()),
+        DriftKind.DOMAIN_REMOVED,
+        "defined",
+        "its disk is gone",
+    ),
+    (replace(LOOK, folders=BOTH), DriftKind.ORPHANED_DISK, "", f"/fast/{ID}"),
+    (replace(LOOK, folders=HERE | {FAST: (str(OTHER),)}), DriftKind.ORPHANED_DISK, "", f"/fast/{OTHER}"),
+    (look(replace(POOLED, disks=IN_FAST[1:])), DriftKind.DISKS, f"/fast/{ID}/root.qcow2", "detached"),
+    (look(replace(POOLED, disks=DOMAIN.disks)), DriftKind.DISKS, f"/fast/{ID}/root.qcow2", "detached"),
+    (look(replace(DOMAIN, disks=IN_FAST)), DriftKind.DISKS, f"/s/vms/{ID}/root.qcow2", f"/fast/{ID}/root.qcow2"),
+    (
+        look(replace(POOLED, metadata=replace(GRANTED, pool="gone"))),
+        *(DriftKind.DISKS, "in storage pool gone", "this host has no such pool any more"),
+    ),
     (replace(LOOK, audit=(AUDITED,)), DriftKind.PINS_OVERLAP, "", f"on CPUs 2,3 of {UUID(int=8)}"),
     (look(replace(DOMAIN, metadata=PENDING, pins=moved(2, 9))), DriftKind.PINS, "0:2 1:3 2:4 3:5", "0:2 1:9"),
 ]
@@ -89,7 +111,7 @@ def test_each_difference_is_found_and_nothing_beside_it(
     assert (drift.kind, drift.before, drift.after) == (kind, before, after)
     # Of what is being changed by order nothing is said.
     if drift.vm_id is not None:
-        assert find_drift(replace(seen, busy=frozenset({ID}))) == ()
+        assert find_drift(replace(seen, busy=frozenset({drift.vm_id}))) == ()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +120,8 @@ def test_each_difference_is_found_and_nothing_beside_it(
         LOOK,
         look(replace(DOMAIN, state=VmState.STOPPED)),
         look(replace(DOMAIN, metadata=PENDING)),
-        replace(LOOK, folders=()),
+        replace(LOOK, folders={}),
+        replace(LOOK, domains=(POOLED,), folders=BOTH),
         replace(LOOK, audit=(Finding(FindingKind.UNKNOWN_DOMAIN, ID, "web"),)),
     ],
     ids=[
@@ -106,6 +129,7 @@ def test_each_difference_is_found_and_nothing_beside_it(
         "stopped",
         "before-its-next-start",
         "no-folder-listed",
+        "in-a-pool",
         "audit-of-another",
     ],
 )
@@ -200,7 +224,9 @@ def test_drift_of_any_names_and_of_any_amount_can_be_told() -> None:
     """What somebody made by hand has the name they gave it, and a folder's name may be any bytes."""
     by_hand = replace(DOMAIN, vm_id=UUID(int=8), metadata=None, name="a\nb\x1b" + "x" * 500)
     elsewhere = tuple(ObservedDisk(f"/mnt/{'y' * 200}/{number}") for number in range(50))
-    strange = replace(LOOK, domains=(replace(DOMAIN, disks=elsewhere), by_hand), folders=(str(ID), "\udcff\udcfe"))
+    strange = replace(
+        LOOK, domains=(replace(DOMAIN, disks=elsewhere), by_hand), folders={VMS: (str(ID), "\udcff\udcfe")}
+    )
     told = find_drift(strange)
     assert [drift.kind for drift in told] == ["orphaned_disk", "disks", "made_by_hand"]
     assert [drift.name[:4] for drift in told] == ["??", "web", "a b?"]
@@ -208,5 +234,5 @@ def test_drift_of_any_names_and_of_any_amount_can_be_told() -> None:
     endless = replace(by_hand, vcpus=2**40, memory_mib=2**40, max_memory_mib=2**60, pins=PINS * 5000)
     seen = vm_info(endless)
     assert VmInfo.model_validate_json(seen.model_dump_json()) == seen
-    many = replace(LOOK, folders=tuple(f"left-{number:05}" for number in range(2 * MAX_DRIFT)))
+    many = replace(LOOK, folders={VMS: tuple(f"left-{number:05}" for number in range(2 * MAX_DRIFT))})
     assert len(find_drift(many)) == MAX_DRIFT

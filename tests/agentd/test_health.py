@@ -178,19 +178,22 @@ def test_what_vms_use(tmp_path: Path) -> None:
     write(tmp_path, {"proc/78/stat": stat.replace("77", "78"), "proc/78/cmdline": "qemu-img\0create\0"})
     write(tmp_path, {"proc/79/stat": "79 (bash) S", "proc/79/cmdline": command})
     write(tmp_path, {f"vms/{second}/root.qcow2": "x" * 3 * 2**20, "vms/keep/x": "y"})
-    assert read_vm_use(tmp_path / "vms", tmp_path) == (
-        VmUse(vm_id=first, cpu_time_ms=4000, memory_mib=2112),
+    # Its seed and its disk are in two places.
+    write(tmp_path, {f"vms/{first}/seed.iso": "x" * 2**20, f"fast/{first}/root.qcow2": "x" * 2 * 2**20})
+    places = (tmp_path / "vms", tmp_path / "fast", tmp_path / "none")
+    assert read_vm_use(places, tmp_path) == (
+        VmUse(vm_id=first, cpu_time_ms=4000, memory_mib=2112, disk_mib=3),
         VmUse(vm_id=second, disk_mib=3),
     )
-    assert read_vm_use(tmp_path / "none", tmp_path / "none") == ()
+    assert read_vm_use((tmp_path / "none",), tmp_path / "none") == ()
 
 
 def test_a_hypervisor_that_hangs_is_said_and_then_taken_back(settings: Any, words: Any) -> None:
     async def scenario() -> None:
         async with words.open_agent(settings) as agent:
             changes: list[None] = []
-            folders = (settings.storage.vms, settings.storage.images)
-            watch = HealthWatch(agent.hypervisor, folders, lambda: changes.append(None), probe_s=0.05)
+            folders = (settings.storage.vms,), settings.storage.images
+            watch = HealthWatch(agent.hypervisor, *folders, lambda: changes.append(None), probe_s=0.05)
 
             def libvirt() -> HealthFinding:
                 (found,) = (finding for finding in watch.findings if finding.check == "libvirt")

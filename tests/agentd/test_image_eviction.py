@@ -27,6 +27,7 @@ from ppec_agentd.image_eviction import ImageEviction, chains_of, evictable
 from ppec_agentd.image_files import KeptImage
 from ppec_agentd.image_format import built_on
 from ppec_agentd.images import CachedImage
+from ppec_agentd.places import Places, Pool
 from ppec_agentd.report import ReportSource
 from ppec_agentd.settings import Settings
 from ppec_contract.errors import PpecError
@@ -82,7 +83,7 @@ def test_an_image_is_recognised_however_it_is_named(text: str, found: set[str]) 
 
 def images_in_use(domains: list[Domain], vms_dir: Path) -> set[str]:
     """All that can be told, if all can."""
-    chains = chains_of(domains, vms_dir)
+    chains = chains_of(domains, Places(vms_dir))
     assert chains.untold == set()
     return chains.named
 
@@ -104,6 +105,32 @@ def test_a_disk_in_a_vms_folder_uses_its_image_without_any_domain(tmp_path: Path
     assert images_in_use([], tmp_path / "vms") == {A}
 
 
+@pytest.mark.parametrize("maker", [FakeDisks(), QemuImg(60)], ids=["fake", "qemu-img"])
+def test_so_does_one_in_a_storage_pool(tmp_path: Path, maker: FakeDisks | QemuImg) -> None:
+    image = tmp_path / f"{A}.raw"
+    image.write_bytes(bytes(1024 * 1024))
+    pool = Pool("fast", tmp_path / "fast")
+    places = Places(tmp_path / "vms", {"fast": pool})
+    folder = pool.path / str(uuid.uuid4())
+    folder.mkdir(parents=True)
+    asyncio.run(maker.make_overlay(folder / "root.qcow2", CachedImage(image, "raw", 1024 * 1024), 1))
+    # What others keep in a pool is not looked at.
+    (pool.path / "lost+found").mkdir()
+    (pool.path / "lost+found" / "old.qcow2").write_bytes(b"QFI\xfb")
+    chains = chains_of([], places)
+    assert (chains.named, chains.untold) == ({A}, set())
+
+
+@pytest.mark.parametrize("gone", ["missing", "not-mounted"])
+def test_disks_of_a_pool_that_cannot_be_seen_may_be_built_on_anything(tmp_path: Path, gone: str) -> None:
+    path = tmp_path / "fast"
+    if gone == "not-mounted":
+        path.mkdir()
+    chains = chains_of([], Places(tmp_path / "vms", {"fast": Pool("fast", path, mounted=True)}))
+    (why,) = chains.untold
+    assert why.startswith("the disks of pool fast can't be seen: ")
+
+
 @pytest.mark.parametrize("made_as", ["qcow2", "qcow", "qed"])
 @pytest.mark.parametrize("told", [True, False], ids=["told", "not told"])
 def test_disks_of_domains_made_by_hand_count(tmp_path: Path, made_as: str, told: bool) -> None:
@@ -113,7 +140,7 @@ def test_disks_of_domains_made_by_hand_count(tmp_path: Path, made_as: str, told:
     command = ["qemu-img", "create", "-q", "-f", made_as, "-F", "raw", "-b", str(image), str(elsewhere)]
     subprocess.run(command, check=True, timeout=60)
     by_hand = domain(str(elsewhere), f"/images/{B}.raw", "/dev/null", opened_as=made_as if told else "")
-    chains = chains_of([by_hand], tmp_path / "vms")
+    chains = chains_of([by_hand], Places(tmp_path / "vms"))
     assert chains.named == {A, B}
     assert bool(chains.untold) == (made_as == "qed"), "its chain is not followed"
 
@@ -122,7 +149,7 @@ def test_a_disk_that_cannot_be_understood_may_be_built_on_anything(tmp_path: Pat
     folder = tmp_path / "vms" / "vm"
     folder.mkdir(parents=True)
     (folder / "root.qcow2").write_bytes(b"QFI\xfb cut")
-    (reason,) = chains_of([], tmp_path / "vms").untold
+    (reason,) = chains_of([], Places(tmp_path / "vms")).untold
     assert reason == f"'{folder}/root.qcow2' can't be read: the qcow2 header is cut short"
 
 
@@ -162,7 +189,7 @@ def test_a_backing_file_of_odd_bytes_is_a_name_like_any_other(tmp_path: Path, na
     disk = tmp_path / "vms" / "vm" / "root.qcow2"
     disk.parent.mkdir(parents=True)
     disk.write_bytes(qcow2_header(104, len(name)) + name)
-    (reason,) = chains_of([], tmp_path / "vms").untold
+    (reason,) = chains_of([], Places(tmp_path / "vms")).untold
     assert repr(os.fsdecode(name))[1:-1] in reason
     reason.encode()
 
@@ -178,6 +205,7 @@ HOSTILE_LOGS = {
 def test_nothing_a_guest_says_on_its_console_counts(tmp_path: Path, log: bytes) -> None:
     vm_id = uuid.uuid4()
     folder = VmFolder(tmp_path / "vms", vm_id)
+    folder.root.mkdir()
     folder.make()
     folder.root_disk.write_bytes(qcow2_header(104, 68) + f"{A}.raw".encode())
     folder.console_log.write_bytes(log)

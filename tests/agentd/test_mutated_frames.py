@@ -304,7 +304,13 @@ class OnHost:
         return self._written, calls, ledger.totals(), ledger.holdings(), await hypervisor.domains(), self._files()
 
     def _files(self) -> list[str]:
-        return sorted(str(path) for path in self._agent.context.vms_dir.rglob("*"))
+        places = self._agent.context.places.folders
+        return sorted(str(path) for place in places for path in place.rglob("*"))
+
+
+@pytest.fixture
+def settings(words: Any, short_dir: Path) -> Any:
+    return words.settings_with_pool(short_dir)
 
 
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, PARTS))])
@@ -336,7 +342,7 @@ async def send_all(agent: Any, client: Client, vm: Any, part: int) -> Counter[st
     tally: Counter[str] = Counter()
     vms = (vm("one"), vm("other", vcpus=4))
     await stand(agent, vms, "standing")
-    messages = await all_frames(client, vms, vm("absent"))
+    messages = await all_frames(client, vms, vm("absent", pool="fast"))
     assert {message["method"].rpartition(".")[2] for message in messages} > set(METHODS)
     if part % 2:
         await agent.delete(vm("nobody").vm_id, operation=OPERATION, fence=HIGHEST)

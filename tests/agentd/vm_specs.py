@@ -45,7 +45,7 @@ def vm(image_file: Path) -> Callable[..., VmSpec]:
             "vcpus": 2,
             "memory_mib": 512,
             "cells": [0],
-            "root_disk": {"size_mib": 16, "image": image | changes.pop("image", {})},
+            "root_disk": {"size_mib": 16, "image": image | changes.pop("image", {}), "pool": changes.pop("pool", None)},
             "nics": [{"mac": f"52:54:00:00:{number // 256:02x}:{number % 256:02x}", "bridge": "br0"}],
         }
         return VmSpec.model_validate_json(json.dumps(document | changes, default=str))

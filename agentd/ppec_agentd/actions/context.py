@@ -19,6 +19,7 @@ from ppec_agentd.journal import Journal, Key
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.moments import Moments
 from ppec_agentd.observed import vm_info
+from ppec_agentd.places import Places
 from ppec_agentd.thaws import Thaws
 from ppec_contract.agent import Resized, Stage, VmProgress, VmsReply
 from ppec_contract.errors import PpecError
@@ -42,7 +43,7 @@ class HostContext:
     journal: Journal
     images: ImageCache
     disks: DiskMaker
-    vms_dir: Path
+    places: Places
     starts: asyncio.Semaphore
     preparations: asyncio.Semaphore
     moments: Moments = field(default_factory=Moments)
@@ -58,8 +59,31 @@ class HostContext:
         """Held by whoever changes the VM. Whoever needs several takes them in the order of the ids."""
         return self._vm_locks.setdefault(vm_id, asyncio.Lock())
 
+    @property
+    def vms_dir(self) -> Path:
+        return self.places.own
+
     def folder(self, vm_id: UUID) -> VmFolder:
-        return VmFolder(self.vms_dir, vm_id)
+        return self.places.folder(vm_id)
+
+    async def refuse_missing_pool(self, vm: VmSpec) -> VmFolder:
+        """The folder for the VM's disk. Raises `host.pool_missing`."""
+        name = vm.root_disk.pool or ""
+        folder, known = self.places.disk_folder(vm.vm_id, name), sorted(self.places.pools)
+        problem = f"wanted storage pool {name}, found {', '.join(known) or 'none'}"
+        hint = "Name the pool in the settings of the host's agent, or ask for another one."
+        if folder is not None:
+            why = await asyncio.to_thread(self.places.pools[name].problem) if name else ""
+            if not why:
+                return folder
+            problem, hint = f"storage pool {name} can't be used: {why}", "Mount it, or make its folder, on the host."
+        raise PpecError(
+            "host.pool_missing",
+            f"vm {vm.name}: {problem}",
+            hint=hint,
+            subject=f"vm {vm.name}",
+            details={"missing": [name], "found": known},
+        )
 
     async def refuse_missing_bridges(self, vm: VmSpec) -> None:
         """Raises `host.bridge_missing`."""

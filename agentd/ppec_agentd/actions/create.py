@@ -42,12 +42,13 @@ async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps)
         return _present(present, vm, operation_id)
     with steps.stage(Stage.ADMITTED):
         await host.refuse_missing_bridges(vm)
+        disk_folder = await host.refuse_missing_pool(vm)
         plan = host.ledger.reserve(_claim(vm))
     undo = UndoStack()
     undo.push("release", lambda: _release(host, vm.vm_id))
     try:
-        definition = _definition(vm, operation_id, plan, host.folder(vm.vm_id))
-        await _prepare(host, vm, steps, undo)
+        definition = _definition(vm, operation_id, plan, host.folder(vm.vm_id), disk_folder)
+        await _prepare(host, vm, steps, undo, disk_folder)
         undo.push("undefine", lambda: erase_domain(host, vm.vm_id, operation_id))
         with steps.stage(Stage.DEFINE):
             await host.hypervisor.define(definition)
@@ -74,6 +75,7 @@ def _claim(vm: VmSpec) -> Claim:
         policy=vm.numa,
         max_vcpus=vm.max_vcpus or 0,
         max_memory_mib=vm.max_memory_mib or 0,
+        pool=vm.root_disk.pool or "",
     )
 
 
@@ -106,7 +108,7 @@ async def undo_create(host: HostContext, vm_id: UUID, operation_id: str) -> None
     await erase_domain(host, vm_id, operation_id)
     present = await host.hypervisor.domain(vm_id)
     if present is None:
-        await asyncio.to_thread(host.folder(vm_id).remove)
+        await asyncio.to_thread(host.places.remove, vm_id)
         await _release(host, vm_id)
 
 
@@ -120,24 +122,27 @@ async def came_late(host: HostContext, domain: Domain) -> bool:
 
 async def came_back(host: HostContext, domain: Domain) -> bool:
     """Whether this is what a call that ended late makes of a deleted VM: a definition, off, and nothing else. One that
-    runs, or has a folder, was brought back by somebody and is left alone."""
+    runs, or has a folder anywhere, was brought back by somebody and is left alone."""
     if not domain.managed or domain.state is not VmState.STOPPED:
         return False
     if not host.journal.deleted((domain.vm_id,)):
         return False
-    return not await asyncio.to_thread(host.folder(domain.vm_id).path.exists)
+    return not await asyncio.to_thread(host.places.hold, domain.vm_id)
 
 
 async def _release(host: HostContext, vm_id: UUID) -> None:
     host.ledger.release(vm_id)
 
 
-async def _prepare(host: HostContext, vm: VmSpec, steps: Steps, undo: UndoStack) -> None:
+async def _prepare(host: HostContext, vm: VmSpec, steps: Steps, undo: UndoStack, disk_folder: VmFolder) -> None:
     """Image, then overlay on it; the seed meanwhile. Returns or raises only when both have ended."""
     folder = host.folder(vm.vm_id)
-    undo.push("remove_folder", lambda: asyncio.to_thread(folder.remove))
-    await asyncio.to_thread(folder.make)
-    done = await asyncio.gather(_disk(host, vm, steps, folder), _seed(host, vm, steps, folder), return_exceptions=True)
+    undo.push("remove_folder", lambda: asyncio.to_thread(host.places.remove, vm.vm_id))
+    for needed in dict.fromkeys((folder, disk_folder)):
+        await asyncio.to_thread(needed.make)
+    done = await asyncio.gather(
+        _disk(host, vm, steps, disk_folder), _seed(host, vm, steps, folder), return_exceptions=True
+    )
     for problem in done:
         if problem is not None:
             raise problem
@@ -159,7 +164,9 @@ async def _seed(host: HostContext, vm: VmSpec, steps: Steps, folder: VmFolder) -
             await asyncio.to_thread(lambda: write_whole(folder.seed, seed_iso(vm)))
 
 
-def _definition(vm: VmSpec, operation_id: str, plan: NumaPlan, folder: VmFolder) -> DomainDefinition:
+def _definition(
+    vm: VmSpec, operation_id: str, plan: NumaPlan, folder: VmFolder, disk_folder: VmFolder
+) -> DomainDefinition:
     return DomainDefinition(
         metadata=DomainMetadata(
             vm_id=vm.vm_id,
@@ -175,9 +182,10 @@ def _definition(vm: VmSpec, operation_id: str, plan: NumaPlan, folder: VmFolder)
             max_vcpus=vm.max_vcpus or 0,
             max_memory_mib=vm.max_memory_mib or 0,
             guest_cells=plan.guest_cells,
+            pool=vm.root_disk.pool or "",
         ),
         disks=(
-            Disk(str(folder.root_disk), "qcow2", boot_order=1),
+            Disk(str(disk_folder.root_disk), "qcow2", boot_order=1),
             Disk(str(folder.seed), "raw", read_only=True),
         ),
         nics=tuple(BridgeNic(nic.mac, nic.bridge) for nic in vm.nics),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Delete: pull the plug, remove the definition, wipe the VM's own folder, give back what it held.
+"""Delete: pull the plug, remove the definition, wipe the VM's own folders, give back what it held.
 
 There is no undo, on purpose: each step can be repeated, and a delete that broke off is finished by the next one.
 """
@@ -9,10 +9,14 @@ from __future__ import annotations
 import asyncio
 from uuid import UUID
 
+import structlog
+
 from ppec_agentd.actions.context import HostContext, Outcome, Steps, refuse_foreign
 from ppec_agentd.hypervisor import Domain
 from ppec_contract.agent import Stage
 from ppec_contract.errors import PpecError
+
+log = structlog.get_logger(__name__)
 
 
 async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
@@ -28,7 +32,9 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
         refuse_lingering(host, vm_id)
         domain = await _remove_domain(host, vm_id, steps) or domain
     with steps.stage(Stage.CLEANUP):
-        removed = await asyncio.to_thread(host.folder(vm_id).remove)
+        removed = await asyncio.to_thread(host.places.remove, vm_id)
+        if domain is not None:
+            await _say_what_is_left(host, domain)
     await host.thaws.forget(vm_id)
     released = host.ledger.release(vm_id)
     # A VM that is made anew under this id must not get what was still to be settled of this one.
@@ -36,6 +42,18 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
     if (move := host.open_seats.pop(vm_id, None)) is not None:
         await asyncio.to_thread(host.journal.append_abandoned, move)
     return Outcome(domain is not None or removed or released, None, domain.name if domain else "")
+
+
+async def _say_what_is_left(host: HostContext, domain: Domain) -> None:
+    """A pool that is gone, from the settings or from the machine, keeps no VM from being deleted. Once it is back, the
+    next recovery removes the disk, as the journal says that the VM is gone."""
+    name = domain.metadata.pool if domain.metadata is not None else ""
+    if not name:
+        return
+    pool = host.places.pools.get(name)
+    why = "it is not in the settings" if pool is None else await asyncio.to_thread(pool.problem)
+    if why:
+        log.warning("disk_left_in_pool", vm_id=str(domain.vm_id), vm=domain.name, pool=name, why=why)
 
 
 async def _remove_domain(host: HostContext, vm_id: UUID, steps: Steps) -> Domain | None:

@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Storage pools: a VM's disk lies, counts, fails and ends in the pool that it asked for, nothing of it elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from ppec_agentd.actions.create import came_back
+from ppec_agentd.assembly import usable_pools_mib
+from ppec_agentd.files import write_whole
+from ppec_agentd.places import Places, Pool
+from ppec_agentd.recovery import recover
+from ppec_agentd.report import ReportSource
+from ppec_agentd.settings import Settings
+from ppec_contract.agent import StopVms
+from ppec_contract.errors import PpecError
+from ppec_contract.host import HostReport, PoolReport
+from ppec_contract.vm import VmInfo
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def settings(words: Any, short_dir: Path) -> Settings:
+    made: Settings = words.settings_with_pool(short_dir)
+    return made
+
+
+def fast(settings: Settings) -> Path:
+    return settings.storage.pools["fast"].path
+
+
+def codes(results: Any) -> list[str]:
+    return [result.problem.code if result.problem else "" for result in results]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+async def report_of(agent: Any) -> HostReport:
+    return await ReportSource("h1", agent.context).build()
+
+
+def test_only_the_disk_goes_to_the_pool_and_counts_there(settings: Settings, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one, other = vm(pool="fast"), vm()
+            assert codes(await agent.create(one, other)) == ["", ""]
+            assert files(fast(settings)) == [str(one.vm_id), f"{one.vm_id}/root.qcow2"]
+            assert files(settings.storage.vms / str(one.vm_id)) == ["seed.iso"]
+            assert files(settings.storage.vms / str(other.vm_id)) == ["root.qcow2", "seed.iso"]
+            assert (fast(settings) / str(one.vm_id)).stat().st_mode & 0o777 == 0o711
+            domain = await agent.hypervisor.domain(one.vm_id)
+            assert domain.disks[0].path == f"{fast(settings)}/{one.vm_id}/root.qcow2"
+            report = await report_of(agent)
+            assert report.pools == (PoolReport(name="fast", size_mib=1000, free_mib=984),)
+            assert (report.disk_mib - report.disk_free_mib, report.drift) == (16, ())
+            assert {info.vm_id: info.pool for info in report.vms} == {one.vm_id: "fast", other.vm_id: ""}
+            assert "storage-pools" in report.capabilities
+            assert codes(await agent.delete(one.vm_id, other.vm_id, operation="op-2")) == ["", ""]
+            assert await agent.left_behind() == words.nothing
+            assert files(fast(settings)) == files(settings.storage.vms) == []
+
+    asyncio.run(scenario())
+
+
+def test_the_answer_says_what_the_next_look_does(settings: Settings, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            (made,) = await agent.create(vm(pool="fast"))
+            (seen,) = (await report_of(agent)).vms
+            assert isinstance(made.vm, VmInfo)
+            assert made.vm == seen
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_the_host_has_not_is_refused_by_name(settings: Settings, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            (refused,) = await agent.create(vm(name="web", pool="slow"))
+            assert refused.problem.code == "host.pool_missing"
+            assert refused.problem.detail == "vm web: wanted storage pool slow, found fast"
+            assert refused.problem.details == {"missing": ["slow"], "found": ["fast"]}
+            assert await agent.left_behind() == words.nothing
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("state", ["missing", "no-folder", "not-mounted"])
+def test_a_pool_that_cannot_be_used_is_refused_and_never_made(words: Any, vm: Any, short_dir: Path, state: str) -> None:
+    settings = words.settings_with_pool(short_dir)
+    if state == "not-mounted":
+        pools = {"fast": {"path": str(fast(settings)), "mounted": True}}
+        settings = words.settings_of(short_dir, storage={"pools": pools})
+    else:
+        fast(settings).rmdir()
+    if state == "no-folder":
+        fast(settings).write_text("")
+
+    async def scenario() -> None:
+        with capture_logs() as logs:
+            async with words.open_agent(settings) as agent:
+                refused, good = await agent.create(vm(pool="fast"), vm())
+                assert codes([refused, good]) == ["host.pool_missing", ""]
+                assert "storage pool fast can't be used: " in refused.problem.detail
+                assert (await report_of(agent)).pools == (PoolReport(name="fast", size_mib=0, free_mib=0),)
+                assert (await agent.left_behind())["folders"] == [str(good.vm.vm_id)]
+        assert [line["pool"] for line in logs if line["event"] == "pool_unusable"] == ["fast"]
+        assert files(short_dir / "state" / "pools") == ([] if state == "missing" else ["fast"])
+
+    asyncio.run(scenario())
+
+
+def test_a_full_pool_refuses_with_its_figures_and_the_own_place_does_not(
+    settings: Settings, words: Any, vm: Callable[..., Any]
+) -> None:
+    def of_size(size_mib: int, pool: str | None) -> Any:
+        spec = vm()
+        return spec.model_copy(update={"root_disk": replace_size(spec.root_disk, size_mib, pool)})
+
+    def replace_size(disk: Any, size_mib: int, pool: str | None) -> Any:
+        return disk.model_copy(update={"size_mib": size_mib, "pool": pool})
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            assert codes(await agent.create(of_size(900, "fast"))) == [""]
+            (refused,) = await agent.create(of_size(101, "fast"), operation="op-2")
+            assert refused.problem.code == "host.no_capacity"
+            assert refused.problem.details == {"resource": "pool_fast_mib", "wanted": 101, "free": 100}
+            assert codes(await agent.create(of_size(101, None), operation="op-3")) == [""]
+            assert codes(await agent.create(of_size(100, "fast"), operation="op-4")) == [""]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("step", ["domain", "define", "start", "disk"])
+def test_a_create_that_fails_at_any_step_leaves_nothing_in_the_pool(
+    settings: Settings, words: Any, vm: Any, step: str
+) -> None:
+    class FullDisk:
+        async def make_overlay(self, path: Path, image: object, size_mib: int) -> None:
+            await asyncio.to_thread(write_whole, path, b"half a disk")
+            raise PpecError("disk.full", "no room")
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            if step == "disk":
+                agent.context.disks = FullDisk()
+            else:
+                agent.hypervisor.faults.fail(step, PpecError("hypervisor.failed", "said no"))
+            (failed,) = await agent.create(vm(pool="fast"))
+            assert failed.problem is not None
+            assert await agent.left_behind() == words.nothing
+            assert files(fast(settings)) == []
+
+    asyncio.run(scenario())
+
+
+def test_the_books_are_rebuilt_after_a_restart(settings: Settings, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            await agent.create(vm(pool="fast"), vm())
+            before = await agent.left_behind()
+            assert (before["pools_mib"], before["disk_mib"]) == (16, 16)
+        async with words.open_agent(settings) as agent:
+            await recover(agent.context)
+            after = await agent.left_behind()
+            assert sorted(after.pop("held")) == sorted(before.pop("held"))
+            assert after == before
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_is_gone_is_said_and_its_vms_go_on(words: Any, vm: Any, short_dir: Path) -> None:
+    """Its settings come back later: then the disk of the VM that was deleted meanwhile goes, and the other's stays."""
+    with_pool, without = words.settings_with_pool(short_dir), words.settings_of(short_dir)
+    kept, deleted = vm(name="kept", pool="fast"), vm(name="deleted", pool="fast")
+
+    async def scenario() -> None:
+        async with words.open_agent(with_pool) as agent:
+            await agent.create(kept, deleted)
+        async with words.open_agent(without) as agent:
+            with capture_logs() as logs:
+                recovered = await recover(agent.context)
+                assert recovered.adopted == 2
+                report = await report_of(agent)
+                assert report.pools == ()
+                assert {info.name: info.pool for info in report.vms} == {"kept": "fast", "deleted": "fast"}
+                assert {(d.kind.value, d.name, d.before) for d in report.drift} == {
+                    ("disks", "kept", "in storage pool fast"),
+                    ("disks", "deleted", "in storage pool fast"),
+                }
+                assert agent.context.ledger.totals().free["pool_fast_mib"] == -32
+                assert codes(await agent.create(vm(pool="fast"), operation="op-2")) == ["host.pool_missing"]
+                assert codes(await agent.delete(deleted.vm_id, operation="op-3")) == [""]
+            said = [(line["event"], line.get("vm"), line.get("pool")) for line in logs]
+            assert {line for line in said if "pool" in line[0]} == {
+                ("pool_gone", "kept", "fast"),
+                ("pool_gone", "deleted", "fast"),
+                ("disk_left_in_pool", "deleted", "fast"),
+            }
+            assert agent.context.ledger.totals().free["pool_fast_mib"] == -16
+        async with words.open_agent(with_pool) as agent:
+            recovered = await recover(agent.context)
+            assert recovered.folders_removed == (str(deleted.vm_id),)
+            assert files(fast(with_pool)) == [str(kept.vm_id), f"{kept.vm_id}/root.qcow2"]
+            assert (await report_of(agent)).drift == ()
+            assert (await agent.left_behind())["pools_mib"] == 16
+
+    asyncio.run(scenario())
+
+
+def test_orphans_in_a_pool_are_named_and_what_is_no_vms_is_not(settings: Settings, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        stray = fast(settings) / str(UUID(int=5))
+        for folder in (stray, fast(settings) / "lost+found", fast(settings) / UUID(int=6).hex):
+            folder.mkdir()
+        async with words.open_agent(settings) as agent:
+            with capture_logs() as logs:
+                recovered = await recover(agent.context)
+            assert recovered.folders_removed == ()
+            assert [line["path"] for line in logs if line["event"] == "folder_without_domain"] == [str(stray)]
+            (drift,) = (await report_of(agent)).drift
+            assert (drift.kind, drift.vm_id, drift.after) == ("orphaned_disk", UUID(int=5), str(stray))
+            assert stray.is_dir()
+
+    asyncio.run(scenario())
+
+
+def test_a_domain_removed_by_hand_says_whether_its_disk_is_there(settings: Settings, words: Any, vm: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm(pool="fast")
+            await agent.create(one)
+            await agent.run(StopVms(operation_id="op-2", fence=1, vm_ids=(one.vm_id,), timeout_s=0, force=True))
+            source = ReportSource("h1", agent.context)
+            await source.build()
+            await agent.hypervisor.undefine(one.vm_id)
+            assert [d.after for d in (await source.build()).drift] == ["its disk is there"]
+            # Its seed is left, in the own place.
+            shutil.rmtree(fast(settings) / str(one.vm_id))
+            assert [d.after for d in (await source.build()).drift] == ["its disk is gone"]
+
+    asyncio.run(scenario())
+
+
+def test_a_definition_that_comes_late_is_left_alone_if_its_disk_is_in_a_pool(
+    settings: Settings, words: Any, vm: Any
+) -> None:
+    """A VM was deleted, and somebody brings its disk and its definition back."""
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one = vm(pool="fast")
+            await agent.create(one)
+            await agent.run(StopVms(operation_id="op-2", fence=1, vm_ids=(one.vm_id,), timeout_s=0, force=True))
+            domain = await agent.hypervisor.domain(one.vm_id)
+            await agent.delete(one.vm_id, operation="op-3")
+            assert await came_back(agent.context, domain)
+            (fast(settings) / str(one.vm_id)).mkdir()
+            assert not await came_back(agent.context, domain)
+
+    asyncio.run(scenario())
+
+
+# --- settings and sizes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 MiB of its own: nobody else takes of it."""
+    path = tmp_path / "small"
+    path.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(path)], check=True, timeout=30)
+    yield path
+    subprocess.run(["umount", str(path)], check=True, timeout=30)
+
+
+def test_a_pools_size_is_its_setting_or_what_is_free_and_held_by_vms(words: Any, tmp_path: Path, mounted: Path) -> None:
+    (tmp_path / "fixed").mkdir()
+    pools: dict[str, dict[str, Any]] = {
+        "fast": {"path": str(mounted), "mounted": True},
+        "fixed": {"path": str(tmp_path / "fixed"), "disk_mib": 77},
+    }
+    storage = words.settings_of(tmp_path, storage={"pools": pools}).storage
+    assert usable_pools_mib(storage) == {"fast": 16, "fixed": 77}
+    (mounted / str(UUID(int=1))).mkdir()
+    (mounted / str(UUID(int=1)) / "root.qcow2").write_bytes(b"x" * 5 * MIB)
+    assert usable_pools_mib(storage) == {"fast": 16, "fixed": 77}
+    (mounted / "others").write_bytes(b"x" * 3 * MIB)
+    assert usable_pools_mib(storage) == {"fast": 13, "fixed": 77}
+
+
+WRONG_POOLS: list[tuple[dict[str, Any], str]] = [
+    ({"fast": {}}, "storage.pools.fast.path\n  Field required"),
+    ({"Fast!": {"path": "/srv/fast"}}, "should match"),
+    ({"fast": {"path": "srv/fast"}}, "a pool's path is absolute"),
+    ({"fast": {"path": "/srv/../etc"}}, "a pool's path is absolute"),
+    ({"fast": {"path": "/srv/a b"}}, "a pool's path is absolute"),
+    ({"fast": {"path": "/srv/%h"}}, "a pool's path is absolute"),
+    ({"fast": {"path": "/srv/fast\n"}}, "a pool's path is absolute"),
+    ({"fast": {"path": "/srv/fast", "disk_mib": -1}}, "wanted 0 to"),
+    ({"fast": {"path": "/srv/fast", "size": 1}}, "Extra inputs"),
+    ({"a": {"path": "/srv/x"}, "b": {"path": "/srv/x"}}, "pool b at /srv/x and pool a at /srv/x"),
+    ({"a": {"path": "/srv/x"}, "b": {"path": "/srv/x/y"}}, "pool b at /srv/x/y and pool a at /srv/x"),
+    ({"a": {"path": "/var/lib/ppec/vms"}}, "pool a at /var/lib/ppec/vms and the VMs' own place"),
+    ({"a": {"path": "/var/lib"}}, "pool a at /var/lib and the VMs' own place"),
+    ({"a": {"path": "/var/lib/ppec/images/a"}}, "and the images at /var/lib/ppec/images"),
+    ({f"p{number}": {"path": f"/srv/p{number}"} for number in range(65)}, "at most 64"),
+]
+
+
+@pytest.mark.parametrize(("pools", "said"), WRONG_POOLS, ids=[said for _, said in WRONG_POOLS])
+def test_wrong_pools_are_refused(pools: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=r"\n") as refused:
+        Settings.model_validate({"host": "h1", "storage": {"pools": pools}})
+    assert said in str(refused.value)
+
+
+def test_a_mount_is_told_from_a_folder(tmp_path: Path, mounted: Path) -> None:
+    assert Pool("fast", mounted, mounted=True).problem() == ""
+    (mounted / "below").mkdir()
+    below = mounted / "below"
+    assert Pool("fast", below, mounted=True).problem() == f"no file system is mounted at {below}"
+    assert Pool("fast", tmp_path, mounted=True).problem() == f"no file system is mounted at {tmp_path}"
+    assert Pool("fast", tmp_path).problem() == ""
+    link = tmp_path / "link"
+    link.symlink_to(mounted)
+    assert Pool("fast", link, mounted=True).problem() == ""
+    assert "No such file" in Pool("fast", tmp_path / "none").problem()
+
+
+def test_places_without_pools_are_one(tmp_path: Path) -> None:
+    places, vm_id = Places(tmp_path), UUID(int=1)
+    assert places.folders == (tmp_path,)
+    assert places.disk_folder(vm_id, "") == places.folder(vm_id)
+    assert places.disk_folder(vm_id, "fast") is None
+    assert not places.hold(vm_id)
+    places.folder(vm_id).make()
+    (tmp_path / "keep").mkdir()
+    assert places.names() == {tmp_path: (str(vm_id), "keep")}
+    assert replace(places, pools={"fast": Pool("fast", tmp_path / "none")}).names() == places.names()
+    assert places.remove(vm_id)
+    assert not places.remove(vm_id)
