@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ppec_agentd.doctor import host_checks, machine_checks
+from ppec_agentd.doctor import host_checks, machine_checks, pool_checks
 from ppec_agentd.doctor.findings import Finding
 from ppec_agentd.doctor.snapshot import HostFactsSnapshot
 
@@ -35,6 +35,7 @@ CHECKS: tuple[Row, ...] = (
     Row(host_checks.libvirt),
     Row(host_checks.qemu_img, real=True),
     Row(host_checks.folders, real=True),
+    Row(pool_checks.pools, real=True),
     Row(host_checks.disk_space),
     Row(host_checks.group),
     Row(host_checks.socket),

@@ -44,7 +44,8 @@ _QEMU_USERS = ("libvirt-qemu", "qemu")
 def take_snapshot(settings: Settings, root: Path = Path("/")) -> HostFactsSnapshot:
     """Below `root` the kernel's files and the settings' paths; users, programs and libvirt are always this system's."""
     storage, tls = settings.storage, settings.tls
-    asked = (storage.vms, storage.images, settings.socket.path.parent, tls.key_path, Path("/dev/kvm"))
+    pools = tuple(pool.path for pool in storage.pools.values())
+    asked = (storage.vms, storage.images, *pools, settings.socket.path.parent, tls.key_path, Path("/dev/kvm"))
     paths = {path: look(root, path) for wanted in asked for path in (wanted, *wanted.parents)}
     return HostFactsSnapshot(
         settings=settings,
@@ -62,7 +63,7 @@ def take_snapshot(settings: Settings, root: Path = Path("/")) -> HostFactsSnapsh
         programs=frozenset(name for name in ("qemu-img",) if shutil.which(name)),
         groups={entry.gr_name: entry.gr_gid for entry in grp.getgrall()},
         paths=paths,
-        file_systems=tuple(_file_systems(root, (storage.state_dir, storage.images))),
+        file_systems=tuple(_file_systems(root, (storage.state_dir, storage.images, *pools))),
         huge_pages=tuple(machine.read_huge_pages(root)),
         bridges=frozenset(path.parent.name for path in (root / "sys/class/net").glob("*/bridge")),
         port_holders=machine.read_port_holders(root, (PROXY_PORT,)),
@@ -76,7 +77,8 @@ def look(root: Path, path: Path) -> PathFacts:
         found = (root / path.relative_to("/")).stat()
     except OSError:
         return PathFacts(path)
-    return PathFacts(path, _kind(found.st_mode), stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid)
+    mode = stat.S_IMODE(found.st_mode)
+    return PathFacts(path, _kind(found.st_mode), mode, found.st_uid, found.st_gid, found.st_dev, found.st_ino)
 
 
 def _kind(mode: int) -> PathKind:

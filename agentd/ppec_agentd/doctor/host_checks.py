@@ -72,7 +72,9 @@ def folders(host: HostFactsSnapshot) -> Iterator[Finding]:
         advice = "Install libvirt's QEMU driver, or name an existing user in /etc/libvirt/qemu.conf."
         yield Finding("folders", Level.ERROR, "QEMU's user", "not in the system's users", "a user", advice)
         return
-    for name, folder in (("VMs", host.settings.storage.vms), ("images", host.settings.storage.images)):
+    storage = host.settings.storage
+    pools = {f"pool {name}": pool.path for name, pool in storage.pools.items()}
+    for name, folder in {"VMs": storage.vms, "images": storage.images, **pools}.items():
         subject, closed = f"folder of {name}, {folder}", first_closed(user, folder, host.paths)
         if closed is not None:
             found = f"{closed.path} (mode {closed.mode:04o}, owner {closed.uid}:{closed.gid}) is closed to {user.name}"
@@ -81,7 +83,8 @@ def folders(host: HostFactsSnapshot) -> Iterator[Finding]:
         elif host.paths[folder].kind not in ("folder", "missing"):
             yield Finding("folders", Level.ERROR, subject, "is no folder", "a folder", "Move what is there away.")
         else:
-            made = "" if host.paths[folder].kind == "folder" else "; the agent will make it"
+            # A pool that is missing is another check's to say.
+            made = "; the agent will make it" if host.paths[folder].kind == "missing" and name not in pools else ""
             yield Finding("folders", Level.OK, subject, f"{user.name} can pass through{made}")
 
 

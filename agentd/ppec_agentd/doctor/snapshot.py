@@ -15,13 +15,16 @@ PathKind = Literal["missing", "folder", "file", "socket", "device", "other"]
 
 @dataclass(frozen=True, slots=True)
 class PathFacts:
-    """A path as stat(2) shows it. `mode` holds the permission bits alone."""
+    """A path as stat(2) shows it. `mode` holds the permission bits alone; `device` and `inode` tell one file, or file
+    system, from another."""
 
     path: Path
     kind: PathKind = "missing"
     mode: int = 0
     uid: int = 0
     gid: int = 0
+    device: int = 0
+    inode: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,23 @@ def space(size_mib: int, free_mib: int, **more: Any) -> tuple[FileSystemFacts, .
     return (FileSystemFacts(STATE, size_mib, free_mib, **more),)
 
 
+FAST, SLOW = Path("/srv/fast"), Path("/srv/slow")
+SRV = folder(Path("/srv"), 0o755)
+
+
+def pooled(*facts: PathFacts, pools: dict[str, Any] | None = None, **storage: Any) -> dict[str, Any]:
+    """A host with pools; of `fast` alone, unless they are given. Paths of `facts` are as these say."""
+    known = {"fast": {"path": str(FAST)}} if pools is None else pools
+    there = {FAST: replace(folder(FAST), device=9, inode=1), SLOW: replace(folder(SLOW), device=9, inode=2)}
+    there |= {facts.path: facts for facts in facts}
+    return {
+        "settings": settings(storage={"pools": known, **storage}),
+        "paths": paths(SRV, *there.values()),
+    }
+
+
+BOTH_POOLS = {"fast": {"path": str(FAST), "disk_mib": 5}, "slow": {"path": str(SLOW)}}
+
 # Each: the fault, the check that has to find it, how bad it is, and words of what is found or advised.
 FAULTS: list[tuple[dict[str, Any], str, Level, str]] = [
     ({"architecture": None, "machine": "vax"}, "architecture", Level.ERROR, "vax"),
@@ -114,6 +131,20 @@ FAULTS: list[tuple[dict[str, Any], str, Level, str]] = [
     ({"paths": paths(folder(STATE, 0o700))}, "folders", Level.ERROR, "chmod o+x /var/lib/ppec"),
     ({"paths": paths(folder(Path("/var/lib"), 0o750))}, "folders", Level.ERROR, "/var/lib (mode 0750"),
     ({"paths": paths(PathFacts(VMS, "file"))}, "folders", Level.ERROR, "is no folder"),
+    (pooled(folder(SRV.path, 0o700)), "folders", Level.ERROR, "chmod o+x /srv"),
+    (pooled(folder(FAST, 0o700)), "folders", Level.ERROR, "folder of pool fast"),
+    (pooled(PathFacts(FAST)), "pools", Level.ERROR, "install -d -m 0711 /srv/fast"),
+    (pooled(PathFacts(FAST, "file")), "pools", Level.ERROR, "is no folder"),
+    (pooled(replace(folder(FAST, 0o777), device=9)), "pools", Level.ERROR, "mode 0777, owner 0:0"),
+    (pooled(replace(folder(FAST), uid=64055, device=9)), "pools", Level.ERROR, "owner 64055:0"),
+    (
+        pooled(replace(folder(FAST), inode=1), pools={"fast": {"path": str(FAST), "mounted": True}}, disk_mib=1),
+        *("pools", Level.ERROR, "mount /srv/fast"),
+    ),
+    (pooled(replace(folder(FAST), device=0, inode=0)), "pools", Level.ERROR, "as that of the VMs' own place"),
+    (pooled(replace(folder(SLOW), device=9, inode=1), pools=BOTH_POOLS), "pools", Level.ERROR, "as that of pool fast"),
+    (pooled(replace(folder(FAST), inode=1)), "pools", Level.WARNING, "file system of the VMs' own place"),
+    (pooled(pools=BOTH_POOLS), "pools", Level.WARNING, "file system of pool fast"),
     ({"file_systems": space(1000, 500, read_only=True)}, "disk-space", Level.ERROR, "read-only"),
     ({"file_systems": space(10**6, 10**5, free_inodes_percent=1)}, "disk-space", Level.ERROR, "inodes"),
     ({"file_systems": space(100_000, 1_900)}, "disk-space", Level.ERROR, "1900 of 100000 MiB free (1 %)"),
@@ -141,6 +172,12 @@ FINE: list[tuple[dict[str, Any], str]] = [
     ({"port_holders": {7443: "systemd"}}, "proxy-port"),
     ({"paths": paths(PathFacts(VMS), PathFacts(IMAGES))}, "folders"),
     ({"paths": paths(folder(STATE, 0o700)), "qemu_user": UserFacts("root", 0, frozenset({0}))}, "folders"),
+    (pooled(), "pools"),
+    (pooled(), "folders"),
+    (pooled(PathFacts(FAST)), "folders"),
+    (pooled(pools={"fast": {"path": str(FAST), "mounted": True}}), "pools"),
+    (pooled(replace(folder(FAST), inode=1), pools={"fast": {"path": str(FAST), "disk_mib": 5}}, disk_mib=5), "pools"),
+    (pooled(pools={name: pool | {"disk_mib": 5} for name, pool in BOTH_POOLS.items()}), "pools"),
     ({"cgroups": CgroupFacts("hybrid", frozenset({"cpuset", "memory"}))}, "cgroups"),
     ({"libvirt": LibvirtFacts("u", "", "10.0.0", "10.1.2")}, "libvirt"),
     ({"architecture": "aarch64", "cpu": replace(NO_VMX, flags=frozenset())}, "virtualisation"),
