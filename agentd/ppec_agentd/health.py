@@ -73,6 +73,14 @@ class LibvirtFigures:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolFigures:
+    """`problem` says why no disk can be made there now."""
+
+    name: str
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class HealthFigures:
     """One look. `ecc` None: the machine doesn't count errors of its memory."""
 
@@ -83,6 +91,7 @@ class HealthFigures:
     clock: ClockFigures
     libvirt: LibvirtFigures
     smart: SmartFigures = field(default_factory=SmartFigures)
+    pools: tuple[PoolFigures, ...] = ()
 
 
 def judge(figures: HealthFigures) -> tuple[HealthFinding, ...]:
@@ -104,6 +113,11 @@ def _disks(figures: HealthFigures) -> Iterator[HealthFinding]:
         level = ERROR if fs.free_mib < 256 or percent < 2 else WARNING if fs.free_mib < 2048 or percent < 10 else OK
         found = f"{fs.free_mib} of {fs.size_mib} MiB free ({percent} %)"
         yield _said(check=f"disk-space {fs.path}", level=level, found=found)
+
+
+def _pools(figures: HealthFigures) -> Iterator[HealthFinding]:
+    for pool in figures.pools:
+        yield _said(f"storage-pool {pool.name}", ERROR if pool.problem else OK, pool.problem or "can be used")
 
 
 def _memory(figures: HealthFigures) -> Iterator[HealthFinding]:
@@ -176,6 +190,7 @@ def _libvirt(figures: HealthFigures) -> Iterator[HealthFinding]:
 
 CHECKS: tuple[Callable[[HealthFigures], Iterator[HealthFinding]], ...] = (
     _disks,
+    _pools,
     _memory,
     _ecc,
     _drives,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ppec_agentd.health import (
@@ -15,9 +15,11 @@ from ppec_agentd.health import (
     HealthFigures,
     LibvirtFigures,
     MemoryFigures,
+    PoolFigures,
 )
 from ppec_agentd.inventory import file_systems
 from ppec_agentd.kernel_clock import read_kernel_clock
+from ppec_agentd.places import Pool
 from ppec_agentd.smart_reader import SMART_FILE
 from ppec_agentd.smart_reader import read_figures as read_smart_figures
 
@@ -25,7 +27,11 @@ _MIB = 1024 * 1024
 
 
 def read_figures(
-    folders: tuple[Path, ...], libvirt: LibvirtFigures, root: Path = Path("/"), smart_file: Path = SMART_FILE
+    folders: tuple[Path, ...],
+    libvirt: LibvirtFigures,
+    root: Path = Path("/"),
+    smart_file: Path = SMART_FILE,
+    pools: Iterable[Pool] = (),
 ) -> HealthFigures:
     """Blocking: some dozens of small files."""
     return HealthFigures(
@@ -36,6 +42,7 @@ def read_figures(
         clock=read_clock(),
         libvirt=libvirt,
         smart=read_smart_figures(smart_file),
+        pools=tuple(PoolFigures(pool.name, pool.problem()) for pool in pools),
     )
 
 

@@ -15,6 +15,7 @@ import structlog
 from ppec_agentd.health import HealthBook, LibvirtFigures, judge
 from ppec_agentd.health_figures import read_figures, read_file_systems, read_memory
 from ppec_agentd.hypervisor import Hypervisor
+from ppec_agentd.places import Places
 from ppec_agentd.vm_use import read_vm_use
 from ppec_contract.errors import PpecError
 from ppec_contract.host import HealthFinding, HealthLevel, HostUse, Vitals
@@ -33,7 +34,7 @@ class HealthWatch:
     def __init__(
         self,
         hypervisor: Hypervisor,
-        places: tuple[Path, ...],
+        places: Places,
         images: Path,
         on_change: Callable[[], None] = lambda: None,
         *,
@@ -41,7 +42,7 @@ class HealthWatch:
     ) -> None:
         self._hypervisor = hypervisor
         self._places = places
-        self._folders = (*places, images)
+        self._folders = (*places.folders, images)
         self._probe_s = probe_s
         self._book = HealthBook()
         self.on_change = on_change
@@ -62,7 +63,8 @@ class HealthWatch:
     async def look(self) -> None:
         """One look at everything; never waits for libvirt longer than `probe_s`."""
         libvirt = await self._probe()
-        figures = await asyncio.to_thread(read_figures, self._folders, libvirt)
+        pools = tuple(self._places.pools.values())
+        figures = await asyncio.to_thread(read_figures, self._folders, libvirt, pools=pools)
         changes = self._book.enter(judge(figures))
         for change in changes:
             finding = change.finding
@@ -80,7 +82,7 @@ class HealthWatch:
         return HostUse(
             memory_available_mib=read_memory(Path("/")).available_mib,
             free_mib={short(fs.path): fs.free_mib for fs in islice(read_file_systems(self._folders), MAX_FILE_SYSTEMS)},
-            vms=read_vm_use(self._places)[:MAX_VMS],
+            vms=read_vm_use(self._places.folders)[:MAX_VMS],
         )
 
     async def _probe(self) -> LibvirtFigures:

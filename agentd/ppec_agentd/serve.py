@@ -60,7 +60,7 @@ class Daemon:
             if not await self._reached("recovery", lambda: recover(context)):
                 return
             source = ReportSource(settings.host, context, make_inventory(settings))
-            health = HealthWatch(hypervisor, context.places.folders, settings.storage.images)
+            health = HealthWatch(hypervisor, context.places, settings.storage.images)
             reporter = self._reporter(source, health)
             actions = Actions(context, reporter.touch if reporter else lambda: None)
             housekeeping = Housekeeping(actions, source, (make_eviction(settings, context).once_due,))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -91,6 +92,53 @@ def test_a_batch_lives_and_ends_on_real_libvirt(agent: Any, daemon: PrivateLibvi
     report = agent.client().call("GetReport")["parameters"]["report"]
     assert report["cells"][0]["cores_free"] == 8
     assert report["domain_type"] == "qemu"
+
+
+def open_files(vm_id: str) -> set[str]:
+    """What the QEMU of this VM has open."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"-uuid\0{vm_id}\0".encode() in (process / "cmdline").read_bytes():
+                found |= {str(link.readlink()) for link in (process / "fd").iterdir()}
+    return found
+
+
+def test_a_disk_in_a_storage_pool(
+    agent_process: Callable[..., Any], daemon: PrivateLibvirtd, vm: Any, short_dir: Path
+) -> None:
+    """QEMU works on that file and no other; a restart of the agent finds it in the books, a delete removes it."""
+    pool = short_dir / "fast"
+    pool.mkdir(mode=0o711)
+    agent = agent_process(
+        hypervisor="libvirt",
+        storage={"pools": {"fast": {"path": str(pool), "disk_mib": 100}}},
+        libvirt={"uri": daemon.uri, "domain_type": "qemu", "disk_cache": "writeback"},
+        lab={"topology": "sockets=1,cores=8,threads=1,memory_mib=4096"},
+    )
+    agent.start()
+    one, other = vm(**SMALL, pool="fast"), vm(**SMALL)
+    made = results(agent.client().call("CreateVms", create(one, other)))
+    assert [(r["problem"], r["vm"]["pool"]) for r in made] == [(None, "fast"), (None, "")]
+    in_pool, in_own = pool / str(one.vm_id) / "root.qcow2", agent.settings.storage.vms / str(other.vm_id) / "root.qcow2"
+    disks = {str(in_pool), str(in_own)}
+    assert open_files(str(one.vm_id)) & disks == {str(in_pool)}
+    assert open_files(str(other.vm_id)) & disks == {str(in_own)}
+    info = subprocess.run(["qemu-img", "info", "-U", str(in_pool)], check=True, capture_output=True, text=True)
+    assert f"{agent.settings.storage.images}/" in info.stdout
+
+    agent.kill()
+    agent.start()
+    report = agent.client().call("GetReport")["parameters"]["report"]
+    assert report["pools"] == [{"name": "fast", "size_mib": 100, "free_mib": 84}]
+    assert {vm["vm_id"]: vm["pool"] for vm in report["vms"]} == {str(one.vm_id): "fast", str(other.vm_id): ""}
+    assert report.get("drift", []) == []
+    refused = results(agent.client().call("CreateVms", create(vm(**SMALL, pool="slow"))))
+    assert refused[0]["problem"]["code"] == "host.pool_missing"
+
+    results(agent.client().call("DeleteVms", delete(one, other)))
+    assert list(pool.iterdir()) == list(agent.settings.storage.vms.iterdir()) == []
+    assert virsh(daemon, "list", "--all", "--name") == ""
 
 
 def test_each_switch_on_a_real_vm(agent: Any, vm: Any) -> None:

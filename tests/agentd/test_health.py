@@ -192,7 +192,7 @@ def test_a_hypervisor_that_hangs_is_said_and_then_taken_back(settings: Any, word
     async def scenario() -> None:
         async with words.open_agent(settings) as agent:
             changes: list[None] = []
-            folders = (settings.storage.vms,), settings.storage.images
+            folders = agent.context.places, settings.storage.images
             watch = HealthWatch(agent.hypervisor, *folders, lambda: changes.append(None), probe_s=0.05)
 
             def libvirt() -> HealthFinding:

@@ -19,6 +19,7 @@ from structlog.testing import capture_logs
 from ppec_agentd.actions.create import came_back
 from ppec_agentd.assembly import usable_pools_mib
 from ppec_agentd.files import write_whole
+from ppec_agentd.health_watch import HealthWatch
 from ppec_agentd.places import Places, Pool
 from ppec_agentd.recovery import recover
 from ppec_agentd.report import ReportSource
@@ -272,6 +273,23 @@ def test_a_definition_that_comes_late_is_left_alone_if_its_disk_is_in_a_pool(
             assert await came_back(agent.context, domain)
             (fast(settings) / str(one.vm_id)).mkdir()
             assert not await came_back(agent.context, domain)
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_fails_while_the_agent_runs_is_an_error_of_the_hosts_health(settings: Settings, words: Any) -> None:
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            watch = HealthWatch(agent.hypervisor, agent.context.places, settings.storage.images)
+
+            def said() -> list[tuple[str, str]]:
+                return [(f.level.value, f.found) for f in watch.findings if f.check == "storage-pool fast"]
+
+            await watch.look()
+            assert said() == [("ok", "can be used")]
+            fast(settings).rmdir()
+            await watch.look()
+            assert said() == [("error", f"{fast(settings)}: No such file or directory")]
 
     asyncio.run(scenario())
 

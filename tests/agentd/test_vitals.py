@@ -45,7 +45,7 @@ class Sink:
 
 def watch_of(agent: Any) -> HealthWatch:
     storage = agent.settings.storage
-    return HealthWatch(agent.hypervisor, (storage.vms,), storage.images, probe_s=0.05)
+    return HealthWatch(agent.hypervisor, agent.context.places, storage.images, probe_s=0.05)
 
 
 def test_vitals_are_told_first_on_a_change_and_once_an_interval(settings: Any, words: Any) -> None:
