@@ -215,6 +215,7 @@ def _info(spec: VmSpec, operation_id: str) -> VmInfo:
         image_sha256=spec.root_disk.image.sha256,
         macs=tuple(nic.mac for nic in spec.nics),
         operation_id=operation_id,
+        pool=spec.root_disk.pool or "",
     )
 
 

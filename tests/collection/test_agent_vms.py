@@ -68,6 +68,24 @@ def test_a_vm_that_differs_is_a_failure_that_names_the_difference(agent, spec):
     assert not outcome["changed"]
 
 
+def test_a_disk_in_another_pool_is_a_difference(agent, spec):
+    def pooled(name, pool):
+        disk = spec(name)["root_disk"]
+        return spec(name, root_disk={**disk, **({"pool": pool} if pool else {})})
+
+    made = execute(params("present", pooled("a", "fast"), pooled("b", None)), agent, False)
+    assert {name: vm.get("pool") for name, vm in made["diff"]["after"]["vms"].items()} == {"a": "fast", "b": None}
+    for state in ("present", "absent"):
+        assert not execute(params(state, pooled("a", "fast")), agent, True).get("failed")
+    again = execute(params("present", pooled("a", "slow"), pooled("b", "fast")), agent, False)
+    assert again["failed_names"] == ["a", "b"]
+    said = [result["problem"]["detail"] for result in again["vms"]]
+    assert "pool wanted slow, found fast" in said[0]
+    assert "pool wanted fast, found " in said[1]
+    # Who asks for none takes the VM where it is, and an agent that knows no pools says nothing of one.
+    assert not execute(params("present", pooled("a", None)), agent, False).get("failed")
+
+
 def test_order_of_cells_and_nics_is_no_difference(agent, spec):
     nics = [{"mac": f"52:54:00:00:00:0{n}", "bridge": "br0"} for n in (1, 2)]
     execute(params("present", spec("a", cells=[0, 1], nics=nics)), agent, False)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,45 @@ def test_agent_settings_of_every_shape(tmp_path: Path) -> None:
     assert (loaded.socket.allowed_uids, loaded.socket.frame_timeout_s, loaded.socket.group) == ((7, 8), 2.5, "ppec")
     assert (loaded.lab.topology, loaded.lab.bridges) == ("sockets=2,cores=4", ("br0", "br1"))
     assert loaded.lab.delays_s == {"start": 0.5}
+
+
+POOLS = [
+    {"name": "fast", "path": "/srv/fast"},
+    {"name": "slow.1", "path": "/srv/slow", "disk_mib": 7, "mounted": True},
+]
+
+
+def test_storage_pools_are_the_agents_and_its_unit_may_write_there(tmp_path: Path) -> None:
+    """A name with a dot is one name, and settings by hand are added to the role's."""
+    by_hand = {"storage": {"disk_mib": 99, "pools": {"third": {"path": "/srv/third"}, "fast": {"disk_mib": 5}}}}
+    variables = {"ppec_storage_pools": POOLS, "ppec_agentd_settings": by_hand}
+    storage = agentd_settings.load(rendered(tmp_path, "agentd", "agentd.toml.j2", variables)).storage
+    assert storage.disk_mib == 99
+    assert {name: (str(pool.path), pool.disk_mib, pool.mounted) for name, pool in storage.pools.items()} == {
+        "fast": ("/srv/fast", 5, False),
+        "slow.1": ("/srv/slow", 7, True),
+        "third": ("/srv/third", None, False),
+    }
+    unit = rendered(tmp_path, "agentd", "ppec-agentd.service.j2", variables).read_text()
+    written = [line.partition("=")[2] for line in unit.splitlines() if line.startswith("ReadWritePaths=")]
+    assert written == ["/var/lib/ppec", "-/srv/fast", "-/srv/slow", "-/srv/third"]
+
+
+def test_without_pools_the_unit_writes_to_the_agents_own_folders_alone(tmp_path: Path) -> None:
+    variables = {"ppec_agentd_settings": {"storage": {"image_dir": "/srv/images"}}}
+    unit = rendered(tmp_path, "agentd", "ppec-agentd.service.j2", variables).read_text()
+    assert [line for line in unit.splitlines() if line.startswith("ReadWritePaths=")] == [
+        "ReadWritePaths=/var/lib/ppec /srv/images"
+    ]
+
+
+@pytest.mark.parametrize("name", ["a b", 'x"\n[socket]\npath = "/tmp/s', "fast\n", "é"])
+def test_a_name_that_is_none_is_refused_by_the_agent_and_nothing_else(tmp_path: Path, name: str) -> None:
+    variables = {"ppec_storage_pools": [{"name": name, "path": "/srv/fast"}]}
+    path = rendered(tmp_path, "agentd", "agentd.toml.j2", variables)
+    assert tomllib.loads(path.read_text())["storage"]["pools"] == {name: {"path": "/srv/fast"}}
+    with pytest.raises(PpecError, match=r": storage\.pools\."):
+        agentd_settings.load(path)
 
 
 @pytest.mark.parametrize("text", ['a"b\\c', 'x"\n[socket]\npath = "/tmp/s', "ü€😀", "tab\there"])

@@ -10,7 +10,7 @@ _SHOWN = ("state", "vcpus", "memory_mib", "cells", "disk_mib", "image_sha256", "
 
 def shown(vm):
     """The part of a VmInfo that a diff shows (user data and tags are not in it), or None."""
-    return None if vm is None else {key: vm[key] for key in _SHOWN if key in vm}
+    return None if vm is None else {**{key: vm[key] for key in _SHOWN if key in vm}, **_pool(vm)}
 
 
 def as_info(spec):
@@ -21,6 +21,7 @@ def as_info(spec):
         "memory_mib": spec["memory_mib"],
         "cells": spec["cells"],
         "disk_mib": disk["size_mib"],
+        **_pool(disk),
         "image_sha256": disk["image"]["sha256"],
         "macs": [nic["mac"] for nic in spec.get("nics", [])],
     }
@@ -47,6 +48,11 @@ def predicted(spec, found, state, power):
     if state == "resized":
         return {**shown(found), "vcpus": spec["vcpus"], "memory_mib": spec["memory_mib"]}
     return {**shown(found), "state": power.get(state, found["state"])}
+
+
+def _pool(named):
+    """Of a disk that is wanted, or of a VM; none is the host's own place, where agents that know no pools keep all."""
+    return {"pool": named["pool"]} if named.get("pool") else {}
 
 
 def _comparable(key, value):
