@@ -66,24 +66,19 @@ class HostContext:
     def folder(self, vm_id: UUID) -> VmFolder:
         return self.places.folder(vm_id)
 
-    async def refuse_missing_pool(self, vm: VmSpec) -> VmFolder:
-        """The folder for the VM's disk. Raises `host.pool_missing`."""
-        name = vm.root_disk.pool or ""
-        folder, known = self.places.disk_folder(vm.vm_id, name), sorted(self.places.pools)
-        problem = f"wanted storage pool {name}, found {', '.join(known) or 'none'}"
-        hint = "Name the pool in the settings of the host's agent, or ask for another one."
-        if folder is not None:
-            why = await asyncio.to_thread(self.places.pools[name].problem) if name else ""
-            if not why:
-                return folder
-            problem, hint = f"storage pool {name} can't be used: {why}", "Mount it, or make its folder, on the host."
-        raise PpecError(
-            "host.pool_missing",
-            f"vm {vm.name}: {problem}",
-            hint=hint,
-            subject=f"vm {vm.name}",
-            details={"missing": [name], "found": known},
-        )
+    async def disk_folder(self, vm: VmSpec) -> VmFolder:
+        """Where the VM's disk is to be. Raises `host.pool_missing`."""
+        name, known = vm.root_disk.pool or "", sorted(self.places.pools)
+        folder = self.places.disk_folder(vm.vm_id, name)
+        if folder is None:
+            hint = "Name the pool in the settings of the host's agent, or ask for another one."
+            found = ", ".join(known) or "none"
+            raise _pool_missing(vm, known, f"wanted storage pool {name}, found {found}", hint)
+        why = await asyncio.to_thread(self.places.pools[name].problem) if name else ""
+        if why:
+            hint = "Mount it, or make its folder, on the host; then restart its agent."
+            raise _pool_missing(vm, known, f"storage pool {name} can't be used: {why}", hint)
+        return folder
 
     async def refuse_missing_bridges(self, vm: VmSpec) -> None:
         """Raises `host.bridge_missing`."""
@@ -159,6 +154,16 @@ async def as_it_is(host: HostContext, vm_id: UUID) -> VmInfo | None:
     except PpecError:
         return None
     return vm_info(domain) if domain is not None else None
+
+
+def _pool_missing(vm: VmSpec, known: list[str], problem: str, hint: str) -> PpecError:
+    return PpecError(
+        "host.pool_missing",
+        f"vm {vm.name}: {problem}",
+        hint=hint,
+        subject=f"vm {vm.name}",
+        details={"missing": [vm.root_disk.pool], "found": known},
+    )
 
 
 def vm_not_found(vm_id: UUID) -> PpecError:

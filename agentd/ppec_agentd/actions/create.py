@@ -42,7 +42,7 @@ async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps)
         return _present(present, vm, operation_id)
     with steps.stage(Stage.ADMITTED):
         await host.refuse_missing_bridges(vm)
-        disk_folder = await host.refuse_missing_pool(vm)
+        disk_folder = await host.disk_folder(vm)
         plan = host.ledger.reserve(_claim(vm))
     undo = UndoStack()
     undo.push("release", lambda: _release(host, vm.vm_id))
