@@ -21,6 +21,7 @@ from ppec_contract.host import (
     HealthLevel,
     HostUse,
     NicReport,
+    PoolReport,
 )
 from ppec_contract.model import HostName, Labels, Model, ResourceName
 from ppec_contract.retune import RetuneBounds, RetuneWant
@@ -66,7 +67,8 @@ class HostLiveness(StrEnum):
 
 class HostView(Model):
     """A host. What stands from `cpu` on is told of one host alone, not in lists; `health_level` is the worst of its
-    checks. `use` is what it last said, if this replica heard it."""
+    checks. What is free of cells, disk and pools is by the record. `use` is what it last said, if this replica heard
+    it."""
 
     name: HostName
     rack: ResourceName
@@ -97,6 +99,7 @@ class HostView(Model):
     drives: tuple[DriveReport, ...] = ()
     file_systems: tuple[FileSystemReport, ...] = ()
     nics: tuple[NicReport, ...] = ()
+    pools: tuple[PoolReport, ...] = ()
     health: tuple[HealthFinding, ...] = ()
     drift: tuple[Drift, ...] = ()
     use: HostUse | None = None

@@ -27,6 +27,7 @@ from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import LOCK_TIMEOUT_S, MIGRATION_LOCK, Database
 from ppec_orchestrator.store.faults import TransactionLostError, is_reference_violation, is_unique_violation
 from ppec_orchestrator.store.migrations.upgrade import alembic_config, newest_revision
+from ppec_orchestrator.store.reservations import release
 
 VRF = {"name": "red", "description": ""}
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -340,6 +341,54 @@ def test_addresses_survive_the_migration_that_makes_their_tables_anew(empty_data
         ]
         connection.execute(tables.prefix.delete())
         assert connection.execute(select(tables.address)).all() == [], "they refer to the new table"
+
+
+def test_what_hosts_and_vms_hold_survives_that_they_may_have_pools_and_drives(empty_database: Database) -> None:
+    vm_id = UUID(int=7)
+    image = "1, 'i', 'raw', 'x86_64', '0', 1, 1"
+    one = f"'{vm_id.hex}', 'v', 'active', 'f', 1, 2, 64, 500, '', '{{}}', '2026-11-20 12:00:00+00:00', 'op', 'running'"
+    of_vm = "id, name, record, flavor, image_id, vcpus, memory_mib, disk_mib, user_data, labels, created_at"
+    with empty_database.write() as connection:
+        command.upgrade(alembic_config(connection), "0013")
+        for statement in (
+            "INSERT INTO vrf (id, name, description) VALUES (1, 'red', '')",
+            "INSERT INTO datacentre (id, name, region) VALUES (1, 'd1', 'north')",
+            "INSERT INTO cluster (id, name, datacentre_id, architecture) VALUES (1, 'c1', 1, 'x86_64')",
+            "INSERT INTO rack (id, name, cluster_id) VALUES (1, 'r1', 1)",
+            "INSERT INTO flavor (id, name, vcpus, memory_mib, disk_mib) VALUES (1, 'f', 2, 64, 500)",
+            (
+                "INSERT INTO image (id, name, format, architecture, sha256, size_bytes, virtual_size_mib) "
+                f"VALUES ({image})"
+            ),
+            (
+                "INSERT INTO host (id, name, rack_id, vrf_id, address, port, draining, generation, "
+                "agent_started_at_unix_ms, report_sequence, disk_mib, disk_used_mib) "
+                "VALUES (1, 'h1', 1, 1, 'a', 1, false, 4, 0, 0, 1000, 500)"
+            ),
+            (
+                "INSERT INTO host_cell (host_id, cell, socket, threads_per_core, cores, memory_mib, cores_reserved, "
+                "memory_reserved_mib, cores_used, memory_used_mib) VALUES (1, 0, 0, 1, 8, 4096, 0, 0, 2, 64)"
+            ),
+            f"INSERT INTO vm ({of_vm}, operation_id, observed) VALUES ({one})",
+            f"INSERT INTO allocation (vm_id, host_id, disk_mib) VALUES ('{vm_id.hex}', 1, 500)",
+            f"INSERT INTO allocation_cell (vm_id, cell, cores, memory_mib) VALUES ('{vm_id.hex}', 0, 2, 64)",
+        ):
+            connection.exec_driver_sql(statement)
+    empty_database.migrate()
+    with empty_database.write() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+        flavor = connection.execute(select(tables.flavor)).one()
+        vm = connection.execute(select(tables.vm)).one()
+        assert (flavor.nvme_drives, vm.id, vm.pool, vm.nvme_drives) == (0, vm_id, None, 0)
+        # On the host's own disk, where it was, and from there it is given back.
+        assert release(connection, [vm_id]) == 1
+        assert connection.execute(select(tables.host.c.disk_used_mib)).scalar_one() == 0
+        pool = {"host_id": 1, "name": "ssd", "size_mib": 10}
+        connection.execute(insert(tables.host_pool).values(pool))
+        with pytest.raises(IntegrityError), connection.begin_nested():
+            connection.execute(update(tables.host_pool).values(used_mib=-1))
+        connection.execute(tables.host.delete())
+        assert connection.execute(select(tables.host_pool)).all() == []
 
 
 def test_two_processes_may_migrate_at_once(tmp_path: Path) -> None:

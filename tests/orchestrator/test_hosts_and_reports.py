@@ -25,7 +25,8 @@ def cell(number: int = 0, **values: int) -> dict[str, Any]:
     figures = {"cores": 8, "cores_reserved": 1, "cores_free": 7, "threads_per_core": 2, "socket": number}
     memory = {"memory_mib": 16384, "memory_reserved_mib": 2048, "memory_free_mib": 14336}
     shared = {"cores_shared": 0, "shared_vcpus": 0, "shared_vcpus_free": 0, "huge_pages": []}
-    return {"cell": number, **figures, **memory, **shared, **values}
+    drives = {"nvme_drives": 0, "nvme_drives_free": 0}
+    return {"cell": number, **figures, **memory, **shared, **drives, **values}
 
 
 def report(**values: Any) -> dict[str, Any]:

@@ -54,6 +54,7 @@ async def chosen_vms(  # noqa: PLR0913, PLR0917 - one parameter per filter
     observed: VmState | None = None,
     image: Filter = None,
     flavor: Filter = None,
+    pool: Filter = None,
     label: LabelFilter = [],  # noqa: B006 - FastAPI copies it
     q: SearchText = None,
 ) -> VmFilter:
@@ -66,6 +67,7 @@ async def chosen_vms(  # noqa: PLR0913, PLR0917 - one parameter per filter
         observed=observed,
         image=image,
         flavor=flavor,
+        pool=pool,
         labels=wanted_labels(label),
         text=wanted_text(q),
     )

@@ -45,8 +45,11 @@ FLAVOR = Resource(
         ("memory MiB>", lambda flavor: _up_to(flavor.memory_mib, flavor.max_memory_mib)),
         ("disk MiB>", "disk_mib"),
     ),
-    rarely=(("policy", lambda flavor: _policy(flavor.numa)),),
-    silent=("max_vcpus", "max_memory_mib", "numa"),
+    rarely=(
+        ("NVMe drives>", lambda flavor: flavor.nvme_drives or "-"),
+        ("policy", lambda flavor: _policy(flavor.numa)),
+    ),
+    silent=("nvme_drives", "max_vcpus", "max_memory_mib", "numa"),
 )
 DATACENTRE = Resource(
     "data centre", "/v1/datacentres", "DatacentreView", (("datacentre", "name"), ("region", "region"))
@@ -77,6 +80,7 @@ def create_flavor(  # noqa: PLR0913, PLR0917 - an option each
     vcpus: Annotated[int, typer.Option(help="vCPUs, an even number.")],
     memory_mib: Annotated[int, typer.Option(help="Memory, MiB.")],
     disk_mib: Annotated[int, typer.Option(help="Root disk, MiB.")],
+    nvme_drives: Annotated[int | None, typer.Option(help="NVMe drives of its host that it gets whole.")] = None,
     max_vcpus: Annotated[int | None, typer.Option(help="vCPUs it can grow to while it runs.")] = None,
     max_memory: Annotated[int | None, typer.Option(help="Memory it can grow to while it runs, MiB.")] = None,
     cpus: Annotated[Cpus | None, typer.Option(help="Cores of its own (the default), or CPUs shared.")] = None,
@@ -86,7 +90,7 @@ def create_flavor(  # noqa: PLR0913, PLR0917 - an option each
 ) -> None:
     """Create a flavor."""
     values = {"name": name, "vcpus": vcpus, "memory_mib": memory_mib, "disk_mib": disk_mib}
-    values |= {"max_vcpus": max_vcpus, "max_memory_mib": max_memory}
+    values |= {"nvme_drives": nvme_drives, "max_vcpus": max_vcpus, "max_memory_mib": max_memory}
     asked = {"cpus": cpus, "smt": smt, "multi_cell": multi_cell or None, "huge_page_kib": _PAGES_KIB.get(huge_pages)}
     numa = {word: value for word, value in asked.items() if value is not None}
     create(context, FLAVOR, "FlavorCreate", values | ({"numa": numa} if numa else {}))

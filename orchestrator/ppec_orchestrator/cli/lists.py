@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppec_orchestrator.cli.resources import Resource, made_columns
+from ppec_orchestrator.cli.resources import Resource, columns_for
 from ppec_orchestrator.cli.session import Session, session_of
 
 Query = Mapping[str, str | list[str] | None]
@@ -65,12 +65,12 @@ def _page(session: Session, resource: Resource, query: Query, part: Part) -> Non
     if session.output.as_json:
         session.output.json(page)
     else:
-        session.output.items(page.items, made_columns(resource.columns))
+        session.output.items(page.items, columns_for(resource, page.items))
 
 
 def _first(session: Session, resource: Resource, query: Query, limit: int) -> None:
     found = list(islice(session.client.items(resource.path, resource.view_class(), query, limit + 1), limit + 1))
-    session.output.items(found[:limit], made_columns(resource.columns))
+    session.output.items(found[:limit], columns_for(resource, found[:limit]))
     if len(found) > limit:
         session.output.say(f"these are the first {limit}; -q and the other options narrow them, --all shows them all")
 
@@ -78,9 +78,8 @@ def _first(session: Session, resource: Resource, query: Query, limit: int) -> No
 def _tables(session: Session, resource: Resource, found: Iterator[dict[str, Any]]) -> None:
     """A table for each part: the widths of columns are known only when all of a table is."""
     view = resource.view_class()
-    columns = made_columns(resource.columns)
     for items in _parts(view.model_validate(item) for item in found):
-        session.output.items(items, columns)
+        session.output.items(items, columns_for(resource, items))
 
 
 def _parts(items: Iterable[Any]) -> Iterator[list[Any]]:

@@ -60,8 +60,13 @@ def show_items(
     session = session_of(context)
     found = session.client.items(resource.path, resource.view_class(), query)
     items = list(islice(found, limit))
+    session.output.items(items, columns_for(resource, items))
+
+
+def columns_for(resource: Resource, items: Sequence[Any]) -> list[Any]:
+    """Of a table of these items."""
     rarely = [column for column in made_columns(resource.rarely) if any(column.cell(item) != "-" for item in items)]
-    session.output.items(items, made_columns(resource.columns) + rarely)
+    return made_columns(resource.columns) + rarely
 
 
 def made_columns(columns: Columns) -> list[Any]:

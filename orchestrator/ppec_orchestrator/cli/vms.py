@@ -46,6 +46,8 @@ VM = Resource(
         ("address", lambda vm: ", ".join(str(a.address) for a in vm.addresses) or "-"),
         ("labels", lists.shown_labels),
     ),
+    rarely=(("pool", "pool"), ("NVMe drives>", lambda vm: vm.nvme_drives or "-")),
+    silent=("pool", "nvme_drives", "drives"),
 )
 
 app = typer.Typer(help="Virtual machines.", no_args_is_help=True)
@@ -62,6 +64,7 @@ def list_vms(  # noqa: PLR0913, PLR0917 - one parameter per option
     observed: Annotated[Observed | None, typer.Option(help="Only those of which their host says this.")] = None,
     image: Annotated[str | None, typer.Option(help="Only those made from this image.")] = None,
     flavor: Annotated[str | None, typer.Option(help="Only those of this flavor.")] = None,
+    pool: Annotated[str | None, typer.Option(help="Only those with their disks in this storage pool.")] = None,
     label: lists.Labels = None,
     architecture: lists.Architecture = None,
     region: lists.Region = None,
@@ -83,6 +86,7 @@ def list_vms(  # noqa: PLR0913, PLR0917 - one parameter per option
         "observed": observed,
         "image": image,
         "flavor": flavor,
+        "pool": pool,
         "label": label,
         "architecture": architecture,
         "region": region,

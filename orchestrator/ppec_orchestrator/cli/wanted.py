@@ -36,6 +36,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "vcpus": _option(int | None, "In place of a flavor, with --memory-mib and --disk-mib."),
     "memory_mib": _option(int | None, "In place of a flavor."),
     "disk_mib": _option(int | None, "In place of a flavor."),
+    "nvme_drives": _option(int | None, "Besides a size of its own: NVMe drives of its host that each gets whole."),
+    "pool": _option(str | None, "The storage pool of their disks; without one, where a host keeps VMs by itself."),
     "items": _option(str | None, "A JSON file with a list of VMs of different sizes (`name`, `flavor` or `size`, …)."),
     "name": _option(str | None, "Name of one VM, or of a batch: NAME-1, NAME-2, …"),
     "count": _option(int | None, "How many."),
@@ -87,8 +89,8 @@ def takes_a_request(command: Callable[..., None]) -> Callable[..., None]:
 
 # Options that go into the request as they are.
 _AS_THEY_ARE = (
-    "image", "flavor", "name", "count", "policy", "at_least", "region", "datacentre", "cluster", "rack", "host", "vrf",
-    "max_moves",
+    "image", "flavor", "pool", "name", "count", "policy", "at_least", "region", "datacentre", "cluster", "rack", "host",
+    "vrf", "max_moves",
 )  # fmt: skip
 
 
@@ -97,7 +99,7 @@ def request(options: dict[str, Any], subject: str) -> VmsCreate:
     from ppec_contract.api_vms import VmsCreate
     from ppec_contract.validation import parse
 
-    sizes = {name: options[name] for name in ("vcpus", "memory_mib", "disk_mib")}
+    sizes = {name: options[name] for name in ("vcpus", "memory_mib", "disk_mib", "nvme_drives")}
     apart = [_rule(text, apart=True) for text in options["apart"] or ()]
     together = [_rule(text, apart=False) for text in options["together"] or ()]
     given: dict[str, Any] = {name: options[name] for name in _AS_THEY_ARE}

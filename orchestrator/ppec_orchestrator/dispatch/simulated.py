@@ -23,6 +23,7 @@ from ppec_contract.run import PlanAction, RunEvent, RunResult
 from ppec_contract.vm import Moment, Size, VmInfo, VmSpec, VmState
 from ppec_orchestrator.dispatch.port import HostTarget, RunRequest, vm_ids_in
 from ppec_orchestrator.dispatch.simulated_retune import carried_out, planned, refuse_overfull
+from ppec_orchestrator.dispatch.simulated_storage import drives_for, refuse_without_room
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,10 @@ class SimulatedFleet:
         self.cells = 2
         # How many cores each cell has; None: as many as are wanted. Nobody but creates and retunes looks at it.
         self.cell_cores: int | None = None
+        # How many NVMe drives are near each cell, and how large each host's storage pools are; None: as many and as
+        # large as are wanted.
+        self.cell_drives: int | None = None
+        self.pools_mib: Mapping[str, int] | None = None
         self.faults: FaultScript = no_faults
         # (action, host, VM) of every deed that was really done, journal answers left out.
         self.deeds: list[tuple[str, str, UUID]] = []
@@ -224,7 +229,8 @@ class SimulatedFleet:
         mine = self.vms[host]
         if vm_id in mine or not isinstance(what, VmSpec):
             raise PpecError("vm.exists", f"vm {name} is on host {host}")
-        made = _info(what)
+        refuse_without_room(mine.values(), what, self.pools_mib)
+        made = _info(what, drives_for(mine.values(), what, self.cell_drives))
         refuse_overfull([*mine.values(), made], self.cell_cores, "host.no_capacity")
         return made
 
@@ -398,7 +404,7 @@ def _switched(vm: VmInfo, state: VmState) -> VmInfo:
     return vm.model_copy(update={"state": state, **size, **({"pending": None} if size else {})})
 
 
-def _info(spec: VmSpec) -> VmInfo:
+def _info(spec: VmSpec, drives: tuple[str, ...]) -> VmInfo:
     return VmInfo(
         vm_id=spec.vm_id,
         name=spec.name,
@@ -408,6 +414,8 @@ def _info(spec: VmSpec) -> VmInfo:
         memory_mib=spec.memory_mib,
         cells=spec.cells,
         disk_mib=spec.root_disk.size_mib,
+        pool=spec.root_disk.pool or "",
+        nvme_drives=drives,
         macs=tuple(nic.mac for nic in spec.nics),
     )
 

@@ -319,7 +319,7 @@ def _new_vms(answered: _Answered, operation: Accepted) -> list[NewVm]:
         NewVm(
             place.vm_id, place.name, size.flavor or "", meant.image_id, size.vcpus, size.memory_mib, size.disk_mib,
             answered.user_data, meant.input.request.labels, operation.operation_id, size.max_vcpus, size.max_memory_mib,
-            size.numa,
+            size.numa, size.pool, size.nvme_drives,
         )
         for place in answered.placed
         for size in (meant.input.size_of(place.name),)

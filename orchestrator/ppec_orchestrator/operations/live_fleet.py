@@ -239,11 +239,16 @@ def _with(
         else each
         for each in host.cells
     ]
+    disks: Counter[str] = Counter()
+    for place in placements:
+        disks[place.pool] += place.disk_mib
+    pools = {name: replace(pool, free_mib=pool.free_mib - disks[name]) for name, pool in host.pools.items()}
     new = (seated.new(place, asked[place.vm_id], host.vrf) for place in placements)
     return replace(
         host,
         cells=tuple(cells),
-        disk_free_mib=host.disk_free_mib - sum(place.disk_mib for place in placements),
+        disk_free_mib=host.disk_free_mib - disks[""],
+        pools=pools,
         vms=tuple(sorted((*host.vms, *new), key=lambda vm: vm.vm_id)),
         generation=host.generation + 1,
         mark=mark,

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, select
 
-from ppec_contract.api_placement import VmSize
+from ppec_contract.api_placement import VmItem, VmSize
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy
@@ -42,8 +42,8 @@ def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalo
     """Raises `….not_found` of whatever the request names, `request.invalid` for disks smaller than the image, and what
     `wanted_networks.candidates` raises. Several requests share a `catalogue` of the transaction."""
     catalogue = catalogue or Catalogue(conn)
-    own = {item.name: catalogue.size(item.flavor, item.size) for item in asked.items if item.flavor or item.size}
-    common = catalogue.size(asked.flavor, asked.size) if asked.flavor or asked.size else next(iter(own.values()))
+    own = {item.name: _size_of(item, asked, catalogue) for item in asked.items}
+    common = _common_size(asked, catalogue) or next(iter(own.values()))
     source = catalogue.image(asked.image)
     _check_places(conn, asked)
     _check_disks(asked, source.virtual_size_mib, [common, *own.values()])
@@ -66,6 +66,19 @@ def new_plan_request(meant: Meant, asked: VmsCreate) -> PlanRequest:
     """Of all its VMs, with ids made for them."""
     named = ((uuid.uuid4(), name, frozenset[str]()) for name in _names(asked))
     return meant.input.plan_request(meant.input.vm_requests(named))
+
+
+def _common_size(asked: VmsCreate, catalogue: Catalogue) -> SizeMeant | None:
+    """Of VMs that say no other; None where each has its own."""
+    if not asked.flavor and not asked.size:
+        return None
+    return catalogue.size(asked.flavor, asked.size).model_copy(update={"pool": asked.pool})
+
+
+def _size_of(item: VmItem, asked: VmsCreate, catalogue: Catalogue) -> SizeMeant:
+    """What the item leaves out is the request's."""
+    said = item if item.flavor or item.size else asked
+    return catalogue.size(said.flavor, said.size).model_copy(update={"pool": item.pool or asked.pool})
 
 
 class Catalogue:
@@ -103,6 +116,7 @@ class Catalogue:
             vcpus=row.vcpus,
             memory_mib=row.memory_mib,
             disk_mib=row.disk_mib,
+            nvme_drives=row.nvme_drives,
             max_vcpus=row.max_vcpus,
             max_memory_mib=row.max_memory_mib,
             numa=NumaPolicy(**row.numa),

@@ -84,7 +84,8 @@ def _approved(kept: StoredPlan) -> PlanView:
 def restored(stored: StoredPlan) -> Restored:
     places = stored.places
     placed = tuple(
-        Placement(**{**place, "vm_id": UUID(place["vm_id"]), "cells": tuple(place["cells"])})
+        # One that was kept before there were pools doesn't name any.
+        Placement(**{"pool": "", **place, "vm_id": UUID(place["vm_id"]), "cells": tuple(place["cells"])})
         for place in places["placed"]
     )
     refused = tuple(

@@ -312,12 +312,17 @@ def refusal(refused: Sequence[Refusal], shape: Shape, fleet: Fleet, wanted: int)
     what = f"vm {first.name}" if wanted == 1 else f"{len(refused)} of {wanted} VMs"
     return PpecError(
         "placement.no_capacity",
-        f"{what} ({shape.vcpus} vCPUs, {shape.memory_mib} MiB, disk {shape.disk_mib} MiB) found no place: "
-        + first.sentence(),
+        f"{what} ({_size_words(shape)}) found no place: " + first.sentence(),
         hint=_hint(refused, wanted),
         subject=f"vm {first.name}",
         details=details,
     )
+
+
+def _size_words(shape: Shape) -> str:
+    disk = f"disk {shape.disk_mib} MiB" + (f" in pool {shape.pool}" if shape.pool else "")
+    drives = [f"{shape.nvme} NVMe drive{'s' if shape.nvme > 1 else ''}"] if shape.nvme else []
+    return ", ".join([f"{shape.vcpus} vCPUs", f"{shape.memory_mib} MiB", disk, *drives])
 
 
 def _hint(refused: Sequence[Refusal], wanted: int) -> str:

@@ -24,7 +24,8 @@ def vm_spec(placed: PlacedVm) -> VmSpec:
         max_memory_mib=placed.max_memory_mib,
         numa=placed.numa,
         cells=placed.cells,
-        root_disk=RootDisk(size_mib=placed.disk_mib, image=placed.image),
+        root_disk=RootDisk(size_mib=placed.disk_mib, image=placed.image, pool=placed.pool),
+        nvme_drives=placed.nvme_drives,
         nics=nics(placed.vm_id, placed.addresses),
         user_data=placed.user_data,
     )

@@ -22,8 +22,8 @@ from ppec_orchestrator.store.vm_groups import group_of
 
 
 class SizeMeant(Model):
-    """A VM's size, and how it sits on its host; `flavor` is where that came from, empty for a size of the request's
-    own."""
+    """A VM's size, how it sits on its host, and the storage pool of its disk (None: the host's own); `flavor` is where
+    the size came from, empty for one of the request's own."""
 
     vcpus: int
     memory_mib: int
@@ -32,23 +32,29 @@ class SizeMeant(Model):
     max_memory_mib: int | None = None
     numa: NumaPolicy = Field(default_factory=NumaPolicy)
     flavor: str | None = None
+    nvme_drives: int = 0
+    pool: str | None = None
 
     @property
     def shape(self) -> Shape:
-        return Shape(self.vcpus, self.memory_mib, self.disk_mib, self.numa)
+        return Shape(self.vcpus, self.memory_mib, self.disk_mib, self.numa, self.pool or "", self.nvme_drives)
 
     @property
     def capabilities(self) -> frozenset[str]:
         """What a host's agent must know to make such VMs."""
-        ordinary = self.numa == NumaPolicy() and self.max_vcpus is None and self.max_memory_mib is None
-        return frozenset() if ordinary else frozenset({Capability.VM_POLICIES.value})
+        asked = {
+            Capability.VM_POLICIES: self.numa != NumaPolicy() or bool(self.max_vcpus or self.max_memory_mib),
+            Capability.STORAGE_POOLS: self.pool is not None,
+            Capability.NVME_DRIVES: self.nvme_drives > 0,
+        }
+        return frozenset(capability.value for capability, wanted in asked.items() if wanted)
 
 
 class CreateInput(SizeMeant):
     """A create: the request without user data (the VMs' rows have it), and what its names meant when it was accepted.
 
     A flavor may be deleted while a batch is being made; what was asked for stays the same. `sizes` are of VMs, by name,
-    that have one of their own.
+    that have a size or pool of their own.
     """
 
     request: VmsCreate

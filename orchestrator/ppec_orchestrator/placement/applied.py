@@ -67,7 +67,7 @@ def _host(
     for place in places:
         request = asked[place.vm_id]
         _count(used, place.cells, place.per_cell, 1)
-        disk[request.profile.shape.pool] += place.disk_mib
+        disk[place.pool] += place.disk_mib
         profile = seated_profile(request.profile, host.vrf)
         seated[place.vm_id] = SeatedVm(place.vm_id, place.name, profile, place.cells, request.groups)
     cells = tuple(

@@ -89,9 +89,11 @@ class _Turns:
             taken = {resource: part.get(resource, 0) for resource in place.per_cell}
             if place.per_cell != taken:
                 yield f"{vm.name} takes {place.per_cell} of cell {cell}, not {taken}"
-        host_id, disk_mib = self._hosts[row].host_id, vm.profile.shape.disk_mib
+        host_id, disk_mib, pool = self._hosts[row].host_id, vm.profile.shape.disk_mib, vm.profile.shape.pool
         if (place.host_id, place.disk_mib) != (host_id, disk_mib):
             yield f"{vm.name} takes {place.disk_mib} MiB of disk of host {place.host_id}, not {disk_mib} of {host_id}"
+        if place.pool != pool:
+            yield f"{vm.name} takes disk of pool {place.pool!r}, not of {pool!r}"
 
     def _wrong_evidence(self, vm: VmRequest, row: int, why: Evidence, candidates: BoolArray) -> Iterator[str]:
         host, ranks, count = self._hosts[row].name, self._replay.ranks(vm), np.count_nonzero(candidates)

@@ -97,8 +97,11 @@ def has_nvme(fleet: Fleet, profile: Profile) -> BoolArray:
 
 
 def has_pool(fleet: Fleet, profile: Profile) -> BoolArray:
+    """One without a size is gone, though VMs' disks are still held there."""
     pool = profile.shape.pool
-    return _mask(fleet, lambda host: pool in host.pools) if pool else _everywhere(fleet)
+    if not pool:
+        return _everywhere(fleet)
+    return _mask(fleet, lambda host: pool in host.pools and host.pools[pool].size_mib > 0)
 
 
 def cell_large_enough(fleet: Fleet, profile: Profile) -> BoolArray:

@@ -14,7 +14,8 @@ from ppec_orchestrator.placement.reasons import Reason
 
 class Placement(NamedTuple):
     """One VM's place: a host and the NUMA cells it fits in. All figures but the disk's are of each of these cells:
-    whole physical cores or shared vCPUs, ordinary memory or huge pages, NVMe drives."""
+    whole physical cores or shared vCPUs, ordinary memory or huge pages, NVMe drives. The disk is of the storage `pool`,
+    or (with "") the host's own."""
 
     vm_id: UUID
     name: str
@@ -22,6 +23,7 @@ class Placement(NamedTuple):
     host: str
     cells: tuple[int, ...]
     disk_mib: int
+    pool: str
     # In the order of `CELL_RESOURCES`.
     cores: int
     memory_mib: int

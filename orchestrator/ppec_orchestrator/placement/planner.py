@@ -2,7 +2,7 @@
 """The planner: places a batch of VMs one after the other and says of every other VM why not.
 
 >>> plan(fleet, request).placed[0]
-Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), disk_mib=20480, cores=4, memory_mib=8192, …)
+Placement(vm_id=…, name='web-1', host_id=3, host='h3', cells=(1,), disk_mib=20480, pool='', cores=4, memory_mib=8192, …)
 """
 
 from __future__ import annotations
@@ -260,7 +260,8 @@ class _Batch:
             self.openings.changed(row)
         host = self.fleet.hosts[row]
         cells = tuple([host.cells[column].cell for column in taken.columns])
-        place = Placement(vm.vm_id, vm.name, host.host_id, host.name, cells, taken.disk_mib, *taken.part.each)
+        amounts = taken.part.each
+        place = Placement(vm.vm_id, vm.name, host.host_id, host.name, cells, taken.disk_mib, taken.pool, *amounts)
         epoch, searched = self.workspace.epoch, bool(self._seats)
         evidence = Evidence(vm.vm_id, step, found.candidates, found.score, found.broken, epoch, found.moves, searched)
         return place, evidence

@@ -51,7 +51,7 @@ _WORDS: Mapping[Reason, str] = {
     Reason.LABELS: "without the labels wanted, or with those avoided",
     Reason.SILENT: "silent",
     Reason.DRAINING: "draining",
-    Reason.AGENT_TOO_OLD: "with an agent too old for the flavor's policy or maxima",
+    Reason.AGENT_TOO_OLD: "with an agent too old for what is asked",
     Reason.NOT_SERVED: "that the prefixes asked for do not serve",
     Reason.NO_SIBLINGS: "without SMT siblings",
     Reason.NO_SHARED_CPUS: "without CPUs set aside for sharing",

@@ -14,10 +14,20 @@ from typing import Any
 from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, func, or_, select, true
 
 from ppec_contract.version import Capability
-from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState
 from ppec_orchestrator.store.changes import Horizon
 from ppec_orchestrator.store.seated import Home, SeatedVms
-from ppec_orchestrator.store.tables import cluster, datacentre, host, host_cell, host_removal, prefix, rack, vrf
+from ppec_orchestrator.store.tables import (
+    cluster,
+    datacentre,
+    host,
+    host_cell,
+    host_pool,
+    host_removal,
+    prefix,
+    rack,
+    vrf,
+)
 from ppec_orchestrator.store.utilisation import free_counts
 
 # A create may have several cells of a host opened, by as many retunes.
@@ -83,7 +93,7 @@ class HostReader:
     def read(self, conn: Connection, alive_since: datetime, ids: Collection[int] | None = None) -> list[HostState]:
         """Those with these ids, or all of them; ids that are no host's are left out."""
         rows = conn.execute(_HOSTS).all() if ids is None else conn.execute(_SOME_HOSTS, {"ids": ids}).all()
-        cells = _cells(conn, ids)
+        cells, pools = _cells(conn, ids), _pools(conn, ids)
         announced = {row.id: frozenset((row.facts or {}).get("capabilities", ())) for row in rows}
         homes = {row.id: Home(row.architecture, row.vrf_name, _OPENS_CELLS in announced[row.id]) for row in rows}
         vms = self.seated.read(conn, homes, ids)
@@ -109,6 +119,7 @@ class HostReader:
                 generation=row.generation,
                 mark=row.changed,
                 labels=row.labels,
+                pools=pools.get(row.id, {}),
             )
             for row in rows
         ]
@@ -146,6 +157,8 @@ _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
 _SOME_HOSTS = _HOSTS.where(host.c.id.in_(_IDS))
 _CELLS = select(host_cell).order_by(host_cell.c.host_id, host_cell.c.cell)
 _SOME_CELLS = _CELLS.where(host_cell.c.host_id.in_(_IDS))
+_POOLS = select(host_pool).order_by(host_pool.c.host_id, host_pool.c.name)
+_SOME_POOLS = _POOLS.where(host_pool.c.host_id.in_(_IDS))
 
 
 def _cells(conn: Connection, ids: Collection[int] | None) -> Mapping[int, list[CellState]]:
@@ -174,6 +187,14 @@ def _cells(conn: Connection, ids: Collection[int] | None) -> Mapping[int, list[C
                 memory_reserved_mib=row.memory_reserved_mib,
             )
         )
+    return found
+
+
+def _pools(conn: Connection, ids: Collection[int] | None) -> Mapping[int, dict[str, PoolState]]:
+    rows = conn.execute(_POOLS) if ids is None else conn.execute(_SOME_POOLS, {"ids": ids})
+    found: dict[int, dict[str, PoolState]] = {}
+    for row in rows:
+        found.setdefault(row.host_id, {})[row.name] = PoolState(row.size_mib, row.size_mib - row.used_mib)
     return found
 
 

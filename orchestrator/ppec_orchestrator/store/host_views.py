@@ -21,13 +21,15 @@ from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.host_lists import HostFilter
 from ppec_orchestrator.store.json_text import quoted
 from ppec_orchestrator.store.paging import Documents, Slice
-from ppec_orchestrator.store.tables import allocation, cluster, datacentre, host, host_cell, rack, vrf
+from ppec_orchestrator.store.tables import allocation, cluster, datacentre, host, host_cell, host_pool, rack, vrf
 
 # Of a host's row: name, enrolled_at and last_seen_at in, liveness and the true last_seen_at out.
 Judge = Callable[[str, datetime | None, datetime | None], tuple[HostLiveness, datetime | None]]
 
 # What of a report is shown of one host alone.
 _DETAILS = ("cpu", "drives", "file_systems", "nics", "drift")
+# What a cell tells besides, which is made of the record.
+_MADE_OF_CELLS = ("nvme_drives", "nvme_drives_free")
 # What is made for every host; what remains of a `HostView` is of a report.
 _MADE = (
     "name", "rack", "cluster", "datacentre", "vrf", "address", "port", "liveness", "draining", "labels", "cells",
@@ -40,24 +42,37 @@ _SILENT = {
     if name not in _MADE
 }
 _SILENT_CELL = to_json(
-    {name: field.default for name, field in CellReport.model_fields.items() if not field.is_required()}
+    {
+        name: field.default
+        for name, field in CellReport.model_fields.items()
+        if not field.is_required() and name not in _MADE_OF_CELLS
+    }
 ).decode()[1:]
 
 
 def get_host(conn: Connection, name: str, judge: Judge) -> HostView:
-    """With what its last report says of its parts and of drift, as the report's own JSON is."""
+    """With its pools, and what its last report says of its parts and of drift, as the report's own JSON is."""
     row = conn.execute(select(host.c.id, host.c.report, host.c.health).where(host.c.name == name)).one_or_none()
     if row is None:
         raise not_found("host", "host", name)
     report = row.report or {}
     told = {part: report[part] for part in _DETAILS if report.get(part)}
     listed = conn.execute(_rows(select(host.c.id).where(host.c.id == row.id))).one()
-    document = from_json(_document(listed, judge)[1])
+    document = from_json(_document(listed, judge)[1]) | {"pools": _pools(conn, row.id)}
     try:
         return HostView.model_validate_json(to_json(document | told | {"health": row.health or ()}))
     except ValueError:
         # Stored before reports had bounds; the host's next one replaces it.
         return HostView.model_validate_json(to_json(document))
+
+
+def _pools(conn: Connection, host_id: int) -> list[dict[str, Any]]:
+    """Sizes as reported; what is free is by the record."""
+    pools = select(host_pool).where(host_pool.c.host_id == host_id).order_by(host_pool.c.name)
+    return [
+        {"name": row.name, "size_mib": row.size_mib, "free_mib": max(row.size_mib - row.used_mib, 0)}
+        for row in conn.execute(pools)
+    ]
 
 
 def page(conn: Connection, wanted: Slice, chosen: HostFilter, judge: Judge) -> Documents:
@@ -76,7 +91,7 @@ def _cells_text() -> ColumnElement[str]:
     numbers = (
         host_cell.c.cell, host_cell.c.socket, host_cell.c.threads_per_core, host_cell.c.cores,
         host_cell.c.cores_reserved, host_cell.c.cores_used, host_cell.c.memory_mib, host_cell.c.memory_reserved_mib,
-        host_cell.c.memory_used_mib,
+        host_cell.c.memory_used_mib, host_cell.c.nvme, host_cell.c.nvme_used,
     )  # fmt: skip
     text: ColumnElement[str] = cast(numbers[0], Text)
     for number in numbers[1:]:
@@ -159,6 +174,19 @@ def _cells(text: str) -> str:
     return ",".join(
         f'{{"cell":{cell},"socket":{socket},"threads_per_core":{threads},"cores":{cores + reserved},'
         f'"cores_reserved":{reserved},"cores_free":{max(cores - used, 0)},"memory_mib":{memory + memory_reserved},'
-        f'"memory_reserved_mib":{memory_reserved},"memory_free_mib":{max(memory - memory_used, 0)},{_SILENT_CELL}'
-        for cell, socket, threads, cores, reserved, used, memory, memory_reserved, memory_used in cells
+        f'"memory_reserved_mib":{memory_reserved},"memory_free_mib":{max(memory - memory_used, 0)},'
+        f'"nvme_drives":{drives},"nvme_drives_free":{max(drives - drives_used, 0)},{_SILENT_CELL}'
+        for (
+            cell,
+            socket,
+            threads,
+            cores,
+            reserved,
+            used,
+            memory,
+            memory_reserved,
+            memory_used,
+            drives,
+            drives_used,
+        ) in cells
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hosts report, applied to the record: the host's facts and cells, and what it observes of its VMs.
+"""What hosts report, applied to the record: the host's facts, cells and pools, and what it observes of its VMs.
 
 What is decided (VM records, their hosts and sizes) is never touched by a report. In which of its cells a VM sits is the
 host's own matter: see `seats.py`.
@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, not_, or_, select, update
 
-from ppec_contract.host import CellReport, HostReport
+from ppec_contract.host import CellReport, HostReport, PoolReport
 from ppec_contract.model import canonical_json
 from ppec_contract.vm import VmState
 from ppec_orchestrator.liveness import MessageId
@@ -22,7 +22,7 @@ from ppec_orchestrator.store import sizes
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.cells import used_column
 from ppec_orchestrator.store.seats import follow
-from ppec_orchestrator.store.tables import allocation, host, host_cell, vm
+from ppec_orchestrator.store.tables import allocation, host, host_cell, host_pool, vm
 
 # The part of a report that host lists show.
 FACTS = (
@@ -122,6 +122,7 @@ def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
     if updated.rowcount != 1:
         return False
     _apply_cells(conn, new.host_id, report.cells)
+    _apply_pools(conn, new.host_id, report.pools)
     if new.clock_was_set_back:
         forgotten = {"seen_started_at_unix_ms": None, "seen_tick": None}
         conn.execute(update(allocation).where(allocation.c.host_id == new.host_id).values(forgotten))
@@ -144,6 +145,27 @@ def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) 
             conn.execute(_cell(update(host_cell), host_id, number).values(_NO_ROOM))
         else:
             conn.execute(_cell(delete(host_cell), host_id, number))
+
+
+def _apply_pools(conn: Connection, host_id: int, pools: tuple[PoolReport, ...]) -> None:
+    known = {row.name: row for row in conn.execute(select(host_pool).where(host_pool.c.host_id == host_id))}
+    # A name that is there twice would be one pool of the record.
+    for name, size_mib in {pool.name: pool.size_mib for pool in pools}.items():
+        row = known.pop(name, None)
+        if row is None:
+            conn.execute(insert(host_pool).values(host_id=host_id, name=name, size_mib=size_mib))
+        elif row.size_mib != size_mib:
+            conn.execute(_pool(update(host_pool), host_id, name).values(size_mib=size_mib))
+    for name, row in known.items():
+        # As with a cell that is gone.
+        if row.used_mib:
+            conn.execute(_pool(update(host_pool), host_id, name).values(size_mib=0))
+        else:
+            conn.execute(_pool(delete(host_pool), host_id, name))
+
+
+def _pool(statement: Any, host_id: int, name: str) -> Any:
+    return statement.where(host_pool.c.host_id == host_id, host_pool.c.name == name)
 
 
 def _answered_after(new: NewReport) -> ColumnElement[bool]:
@@ -172,6 +194,7 @@ def _cell_values(cell: CellReport) -> dict[str, int]:
         "shared_vcpus": cell.shared_vcpus,
         "pages_2m": _pages(cell, 2048),
         "pages_1g": _pages(cell, 1024 * 1024),
+        "nvme": cell.nvme_drives,
     }
 
 

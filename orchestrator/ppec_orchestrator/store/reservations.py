@@ -31,7 +31,7 @@ from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.changes import ChangeMark
 from ppec_orchestrator.store.faults import is_held, store_error
 from ppec_orchestrator.store.rows import insert_rows
-from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell
+from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell, host_pool
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -77,11 +77,12 @@ ROOM = Terms()
 
 @dataclass(frozen=True, slots=True)
 class _Share:
-    """What a plan takes of one host."""
+    """What a plan takes of one host: of its own disk, of its pools by name, of its cells by number."""
 
     host_id: int
     host: str
     disk_mib: int
+    pools: Mapping[str, int]
     cells: Mapping[int, Mapping[CellResource, int]]
 
 
@@ -111,7 +112,7 @@ def reserve(
     insert_rows(
         conn,
         allocation,
-        [{"vm_id": p.vm_id, "host_id": p.host_id, "disk_mib": p.disk_mib} for p in placements],
+        [{"vm_id": p.vm_id, "host_id": p.host_id, "disk_mib": p.disk_mib, "pool": p.pool or None} for p in placements],
     )
     insert_rows(
         conn,
@@ -140,6 +141,7 @@ _ROWS = (
 _LOCK = _ROWS.with_for_update(key_share=True)
 _LOCK_FREE = _ROWS.with_for_update(key_share=True, skip_locked=True)
 _CELLS = select(host_cell).where(host_cell.c.host_id.in_(_IDS))
+_POOLS = select(host_pool).where(host_pool.c.host_id.in_(_IDS))
 
 
 def lost_hosts(conn: Connection, placements: Sequence[Placement], terms: Terms = ROOM) -> list[str]:
@@ -175,7 +177,27 @@ def _lost(conn: Connection, shares: Sequence[_Share], hosts: Mapping[int, AnyRow
     cells = {(row.host_id, row.cell): row for row in rows}
     names = {share.host for share in doubtful}
     shifts = seats.shifts(conn, [move for move in terms.moves if move.host in names])
-    return [share.host for share in doubtful if not _fits(share, hosts.get(share.host_id), cells, shifts)]
+    short = _short_of_pools(conn, doubtful)
+    return [
+        share.host
+        for share in doubtful
+        if share.host_id in short or not _fits(share, hosts.get(share.host_id), cells, shifts)
+    ]
+
+
+def _short_of_pools(conn: Connection, shares: Sequence[_Share]) -> set[int]:
+    """The ids of hosts whose pools, as far as they have them, can't take their share."""
+    wanting = [share for share in shares if share.pools]
+    if not wanting:
+        return set()
+    rows = conn.execute(_POOLS, {"ids": [share.host_id for share in wanting]})
+    free = {(row.host_id, row.name): row.size_mib - row.used_mib for row in rows}
+    return {
+        share.host_id
+        for share in wanting
+        for pool, mib in share.pools.items()
+        if mib > free.get((share.host_id, pool), 0)
+    }
 
 
 def _fits(
@@ -206,7 +228,9 @@ def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = 
     ids = list(vm_ids)
     ipdb.release(conn, ids, now=now)
     held = conn.execute(
-        select(allocation.c.vm_id, allocation.c.host_id, allocation.c.disk_mib).where(allocation.c.vm_id.in_(ids))
+        select(allocation.c.vm_id, allocation.c.host_id, allocation.c.disk_mib, allocation.c.pool).where(
+            allocation.c.vm_id.in_(ids)
+        )
     ).all()
     if not held:
         return 0
@@ -222,10 +246,14 @@ def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = 
         .where(allocation_cell.c.vm_id.in_(ids))
         .group_by(allocation.c.host_id, allocation_cell.c.cell)
     ).all()
-    disk_mib: dict[int, int] = defaultdict(int)
+    # By pool, None the host's own disk: every host is among these, for its generation.
+    disks: dict[int, Counter[str | None]] = defaultdict(Counter)
     for row in held:
-        disk_mib[row.host_id] += row.disk_mib
-    conn.execute(_HOST_TAKES, [{"row": host_id, "disk": -mib} for host_id, mib in sorted(disk_mib.items())])
+        disks[row.host_id][row.pool] += row.disk_mib
+    conn.execute(_HOST_TAKES, [{"row": host_id, "disk": -mine[None]} for host_id, mine in sorted(disks.items())])
+    _take_of_pools(
+        conn, [(host_id, pool, -mib) for host_id, mine in disks.items() for pool, mib in mine.items() if pool]
+    )
     if taken:
         amounts = ({f"more_{each}": -int(part._mapping[each]) for each in CELL_RESOURCES} for part in taken)
         conn.execute(
@@ -255,7 +283,11 @@ def _shares(placements: Sequence[Placement]) -> list[_Share]:
         for p in mine:
             for cell in p.cells:
                 cells[cell].update(p.per_cell)
-        shares.append(_Share(host_id, mine[0].host, sum(p.disk_mib for p in mine), cells))
+        disks = Counter[str]()
+        for p in mine:
+            disks[p.pool] += p.disk_mib
+        own_mib = disks.pop("", 0)
+        shares.append(_Share(host_id, mine[0].host, own_mib, disks, cells))
     return sorted(shares, key=lambda share: share.host_id)
 
 
@@ -272,9 +304,23 @@ _CELL_TAKES = (
     .values({used_column(each): used_column(each) + bindparam(f"more_{each}") for each in CELL_RESOURCES})
 )
 
+_POOL_TAKES = (
+    update(host_pool)
+    .where(host_pool.c.host_id == bindparam("row"), host_pool.c.name == bindparam("pool"))
+    .values(used_mib=host_pool.c.used_mib + bindparam("more"))
+)
+
+
+def _take_of_pools(conn: Connection, takes: Iterable[tuple[int, str, int]]) -> None:
+    """Of (host id, pool, MiB)."""
+    rows = [{"row": host_id, "pool": pool, "more": mib} for host_id, pool, mib in takes]
+    if rows:
+        conn.execute(_POOL_TAKES, rows)
+
 
 def _take(conn: Connection, shares: Sequence[_Share], mark: int) -> None:
     conn.execute(_MARKED_TAKES, [{"row": each.host_id, "disk": each.disk_mib, "mark": mark} for each in shares])
+    _take_of_pools(conn, [(each.host_id, pool, mib) for each in shares for pool, mib in each.pools.items()])
     conn.execute(
         _CELL_TAKES,
         [

@@ -43,7 +43,6 @@ class SeatedVms:
         found: dict[int, list[SeatedVm]] = {}
         groups = groups_on(conn, host_ids)
         cells: list[int] = []
-        drives = 0
         last: Any = None
         statement = _STATEMENTS[conn.dialect.name]
         if host_ids is None:
@@ -55,20 +54,17 @@ class SeatedVms:
                 continue  # allocated on a host that came after the hosts were read
             vm_id = row[1]
             if last is not None and last[1] != vm_id:
-                found.setdefault(last[0], []).append(self._seated(last, homes[last[0]], cells, drives, groups))
-                cells, drives = [], 0
-            cells.append(row[-2])
-            drives += row[-1]
+                found.setdefault(last[0], []).append(self._seated(last, homes[last[0]], cells, groups))
+                cells = []
+            cells.append(row[-1])
             last = row
         if last is not None:
-            found.setdefault(last[0], []).append(self._seated(last, homes[last[0]], cells, drives, groups))
+            found.setdefault(last[0], []).append(self._seated(last, homes[last[0]], cells, groups))
         return found
 
     def new(self, place: Placement, vm: VmRequest, vrf: str) -> SeatedVm:
         """As it will be read, once the placement is committed."""
-        asked = vm.profile.shape
-        shape = Shape(asked.vcpus, asked.memory_mib, asked.disk_mib, asked.numa, nvme=asked.nvme)
-        seated = Profile(shape, vm.profile.architecture, Where(vrf=vrf))
+        seated = Profile(vm.profile.shape, vm.profile.architecture, Where(vrf=vrf))
         return SeatedVm(
             place.vm_id,
             place.name,
@@ -78,11 +74,9 @@ class SeatedVms:
             movable=False,  # not made yet
         )
 
-    def _seated(
-        self, row: Any, home: Home, cells: list[int], drives: int, groups: Mapping[UUID, tuple[Group, ...]]
-    ) -> SeatedVm:
+    def _seated(self, row: Any, home: Home, cells: list[int], groups: Mapping[UUID, tuple[Group, ...]]) -> SeatedVm:
         sat = tuple(cells)
-        profile = self._profile((row[3:9], drives, home.architecture, home.vrf))
+        profile = self._profile((row[3:11], home.architecture, home.vrf))
         sits = self._cells.setdefault(sat, sat)
         movable = home.opens_cells and _movable(profile) and _stands(row)
         return SeatedVm(row[1], row[2], profile, sits, groups.get(row[1], ()), movable=movable)
@@ -90,14 +84,15 @@ class SeatedVms:
     def _profile(self, key: tuple[Any, ...]) -> Profile:
         found = self._profiles.get(key)
         if found is None:
-            (vcpus, memory_mib, held_vcpus, held_memory_mib, disk_mib, numa), drives, architecture, vrf = key
+            (vcpus, memory_mib, held_vcpus, held_memory_mib, disk_mib, numa, pool, drives), architecture, vrf = key
             # What it holds is what the larger of both sizes takes (`sizes.py`).
             shape = Shape(
                 max(vcpus, held_vcpus or 0),
                 max(memory_mib, held_memory_mib or 0),
                 disk_mib,
                 NumaPolicy(**json.loads(numa)),
-                nvme=drives,
+                pool or "",
+                drives,
             )
             # Elsewhere it would have to stay in its VRF: its addresses are of there.
             found = self._profiles[key] = Profile(shape, architecture, Where(vrf=vrf))
@@ -114,7 +109,7 @@ def _movable(profile: Profile) -> bool:
 
 def _stands(row: Any) -> bool:
     """Whether the VM is made, and not about to be of another size: its host moves no other."""
-    record, held_vcpus = row[9], row[5]
+    record, held_vcpus = row[11], row[5]
     return record == VmRecord.ACTIVE.value and held_vcpus is None
 
 
@@ -130,9 +125,10 @@ def _statement(numa: ColumnElement[str]) -> Select[Any]:
             vm.c.held_memory_mib,
             allocation.c.disk_mib,
             numa,
+            allocation.c.pool,
+            vm.c.nvme_drives,
             vm.c.record,
             allocation_cell.c.cell,
-            allocation_cell.c.nvme,
         )
         .select_from(allocation)
         .join(vm, vm.c.id == allocation.c.vm_id)

@@ -83,6 +83,7 @@ class VmFilter:
     observed: VmState | None = None
     image: str | None = None
     flavor: str | None = None
+    pool: str | None = None
     labels: tuple[WantedLabel, ...] = ()
     text: str | None = None
 
@@ -222,6 +223,8 @@ def _always(chosen: VmFilter) -> _Way:
     sources = [_by_label(label) for label in chosen.labels]
     if (hosts := chosen.place.hosts()) is not None:
         sources.append(_on(hosts))
+    if chosen.pool is not None:
+        sources.append(_in_pool(chosen.pool))
     conditions: list[ColumnElement[bool]] = []
     if chosen.name is not None:
         conditions.append(vm.c.name == chosen.name)
@@ -283,6 +286,11 @@ def _on(hosts: Select[Any] | Sequence[int]) -> _Source:
     # A set of hosts is made once, where VMs are tried.
     there = held.where(allocation.c.vm_id == vm.c.id, allocation.c.host_id.in_(hosts).is_(true()))
     return _Source(held.where(allocation.c.host_id.in_(hosts)), _looked_up(there))
+
+
+def _in_pool(pool: str) -> _Source:
+    pooled = vm.alias("pooled")
+    return _Source(select(pooled.c.id.label("vm_id")).where(pooled.c.pool == pool), vm.c.pool == pool)
 
 
 def _by_label(wanted: WantedLabel) -> _Source:

@@ -48,8 +48,16 @@ def show(conn: Connection, ref: str, silent_before: datetime) -> VmView:
     one = Keys(select(vm.c.name, vm.c.id).where(vm.c.id == known.vm_id), in_order=True)
     row = conn.execute(_rows(one, silent_before)).one()
     view = VmView.model_validate_json(_document(row, _names(conn)))
-    groups = rules_of(conn, known.vm_id)
-    return view.model_copy(update={"groups": groups}) if groups else view
+    return view.model_copy(update={"groups": rules_of(conn, known.vm_id), "drives": _drives(conn, view)})
+
+
+def _drives(conn: Connection, view: VmView) -> tuple[str, ...]:
+    """As its host last reported: which drives it gives, it alone decides."""
+    if not view.nvme_drives or view.host is None:
+        return ()
+    report = conn.execute(select(host.c.report).where(host.c.name == view.host)).scalar_one_or_none() or {}
+    mine = (vm.get("nvme_drives", ()) for vm in report.get("vms", ()) if vm["vm_id"] == str(view.vm_id))
+    return tuple(next(mine, ()))
 
 
 def page(conn: Connection, wanted: Slice, chosen: VmFilter, bounds: Bounds = BOUNDS) -> Documents:
@@ -100,6 +108,8 @@ def _rows(keys: Keys, silent_before: datetime) -> Select[Any]:
         vm.c.vcpus,
         vm.c.memory_mib,
         vm.c.disk_mib,
+        vm.c.pool,
+        vm.c.nvme_drives,
         _host.c.name,
         cells.where(allocation_cell.c.vm_id == vm.c.id).scalar_subquery(),
         cast(vm.c.pins, Text),
@@ -125,22 +135,23 @@ def _placed(vms: FromClause) -> FromClause:
 
 def _document(row: Sequence[Any], names: _Names) -> bytes:
     (
-        number, name, record, observed, observed_at, flavor, image_id, vcpus, memory_mib, disk_mib, host_name, cells,
-        pins, vrf_id, addresses, labels, created_at, operation_id, held_vcpus, held_memory_mib,
+        number, name, record, observed, observed_at, flavor, image_id, vcpus, memory_mib, disk_mib, pool, nvme_drives,
+        host_name, cells, pins, vrf_id, addresses, labels, created_at, operation_id, held_vcpus, held_memory_mib,
     ) = row  # fmt: skip
     vm_id = number if len(number) == _UUID_LENGTH else _dashed(number)
     known = f'"vm":{quoted(name)},"vm_id":"{vm_id}"'
     held = "null" if held_vcpus is None else f'{{"vcpus":{held_vcpus},"memory_mib":{held_memory_mib}}}'
-    # Groups and use are told of one VM alone.
+    # Groups, use and which drives it has are told of one VM alone.
     return (
         f'{{"vm_id":"{vm_id}","name":{quoted(name)},"record":"{record}","observed":"{observed}",'
         f'"observed_at":{quoted_or_null(observed_at)},"flavor":{quoted_or_null(flavor or None)},'
         f'"image":{names.images[image_id]},"vcpus":{vcpus},"memory_mib":{memory_mib},"disk_mib":{disk_mib},'
+        f'"pool":{quoted_or_null(pool)},"nvme_drives":{nvme_drives},'
         f'"host":{quoted_or_null(host_name)},"cells":[{_cells(cells) if cells else ""}],'
         f'"pins":{"[]" if pins in _NO_PINS else pins},"vrf":{names.vrfs.get(vrf_id, "null")},'
         f'"addresses":[{_addresses(addresses, names, known) if addresses else ""}],"labels":{labels},'
         f'"created_at":"{created_at}","operation_id":{quoted(operation_id)},"held":{held},'
-        '"groups":[],"use":null}'
+        '"groups":[],"use":null,"drives":[]}'
     ).encode()
 
 

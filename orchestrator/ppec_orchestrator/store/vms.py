@@ -39,6 +39,8 @@ class NewVm:
     max_vcpus: int | None = None
     max_memory_mib: int | None = None
     numa: NumaPolicy = field(default_factory=NumaPolicy)
+    pool: str | None = None
+    nvme_drives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class PlacedVm:
     max_vcpus: int | None = None
     max_memory_mib: int | None = None
     numa: NumaPolicy = field(default_factory=NumaPolicy)
+    pool: str | None = None
+    nvme_drives: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,8 @@ def insert_vms(conn: Connection, new: Sequence[NewVm], now: datetime) -> None:
                 "max_vcpus": one.max_vcpus,
                 "max_memory_mib": one.max_memory_mib,
                 "numa": one.numa.model_dump(mode="json", exclude_defaults=True),
+                "pool": one.pool,
+                "nvme_drives": one.nvme_drives,
                 "user_data": one.user_data,
                 "labels": dict(one.labels),
                 "created_at": now,
@@ -207,6 +213,8 @@ def placed(conn: Connection, vm_ids: Collection[UUID], image_url: Callable[[str]
             max_vcpus=row.max_vcpus,
             max_memory_mib=row.max_memory_mib,
             numa=NumaPolicy(**row.numa),
+            pool=row.pool,
+            nvme_drives=row.nvme_drives,
         )
         for row in rows
     ]

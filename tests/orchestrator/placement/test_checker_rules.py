@@ -292,6 +292,7 @@ SAID: dict[str, tuple[Callable[[Plan], Plan], str]] = {
     "less of a cell": (lambda p: _last(p, memory_mib=1), "v1 takes {'cores': 2, 'memory_mib': 1,"),
     "of something else": (lambda p: _last(p, nvme=1), "v1 takes {'cores': 2,"),
     "more disk": (lambda p: _last(p, disk_mib=41), "v1 takes 41 MiB of disk of host 1, not 40 of 1"),
+    "another pool": (lambda p: _last(p, pool="slow"), "v1 takes disk of pool 'slow', not of ''"),
     "another host's number": (lambda p: _last(p, host_id=2), "v1 takes 40 MiB of disk of host 2, not 40 of 1"),
     "too many candidates": (lambda p: _why(p, candidates=3), "v0: 3 candidates are claimed, there are 2"),
     "too few candidates": (lambda p: _why(p, candidates=1), "v0: 1 candidates are claimed, there are 2"),

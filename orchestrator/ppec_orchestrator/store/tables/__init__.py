@@ -19,6 +19,7 @@ from ppec_orchestrator.store.tables.hosts import (
     host_cell,
     host_event,
     host_label,
+    host_pool,
     host_removal,
     host_search,
 )
@@ -55,6 +56,7 @@ __all__ = [
     "host_cell",
     "host_event",
     "host_label",
+    "host_pool",
     "host_removal",
     "host_search",
     "idempotency_key",

@@ -40,6 +40,7 @@ flavor = Table(
     Column("vcpus", Integer, nullable=False),
     Column("memory_mib", Integer, nullable=False),
     Column("disk_mib", Integer, nullable=False),
+    Column("nvme_drives", Integer, nullable=False, server_default="0"),
     Column("max_vcpus", Integer),
     Column("max_memory_mib", Integer),
     # A `NumaPolicy`, without what is at its default.

@@ -2,7 +2,7 @@
 """Tables of hosts: what they have and what of it is in use, their labels and events, how they enrol.
 
 Capacity lives in `host_cell`: its `…_used` columns are sums over `allocation_cell` rows and change only together with
-them and with `host.generation` (compare-and-swap).
+them and with `host.generation` (compare-and-swap). So are a host's own disk and its pools, sums over `allocation` rows.
 """
 
 from __future__ import annotations
@@ -136,6 +136,18 @@ host_cell = Table(
     CheckConstraint("pages_2m_used >= 0", name="pages_2m_used_not_negative"),
     CheckConstraint("pages_1g_used >= 0", name="pages_1g_used_not_negative"),
     CheckConstraint("nvme_used >= 0", name="nvme_used_not_negative"),
+)
+
+# Storage pools for VMs' disks, besides the host's own. One that is gone while disks are there stays, without a size.
+host_pool = Table(
+    "host_pool",
+    metadata,
+    Column("host_id", ForeignKey("host.id", ondelete="CASCADE"), primary_key=True),
+    Column("name", String(63), primary_key=True),
+    Column("size_mib", BigInteger, nullable=False),
+    Column("used_mib", BigInteger, nullable=False, server_default="0"),
+    CheckConstraint("used_mib >= 0", name="used_not_negative"),
+    sqlite_with_rowid=False,
 )
 
 enrolment_token = Table(

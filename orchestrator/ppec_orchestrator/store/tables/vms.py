@@ -23,6 +23,7 @@ from sqlalchemy import (
 
 from ppec_orchestrator.store.tables.schema import UtcTime, metadata
 
+_POOLED = text("pool IS NOT NULL")
 _ODD = text("record <> 'active' OR observed <> 'running'")
 
 vm = Table(
@@ -52,6 +53,9 @@ vm = Table(
     Column("max_vcpus", Integer),
     Column("max_memory_mib", Integer),
     Column("numa", JSON, nullable=False, server_default="{}"),
+    Column("nvme_drives", Integer, nullable=False, server_default="0"),
+    # The storage pool of its disk; null for the host's own disk.
+    Column("pool", String(63)),
     # A name is taken by every VM but the failed ones, which keep theirs only as history.
     Index(
         "uq_vm_name_live",
@@ -74,6 +78,8 @@ vm = Table(
         sqlite_where=_ODD,
         postgresql_where=_ODD,
     ),
+    # Most VMs are in no pool.
+    Index("ix_vm_pool", "pool", "id", sqlite_where=_POOLED, postgresql_where=_POOLED),
 )
 # What the index of odd VMs says, with nothing bound, so that it is seen to be the same.
 VM_IS_ODD: ColumnElement[bool] = or_(
@@ -108,6 +114,8 @@ allocation = Table(
     Column("vm_id", ForeignKey("vm.id", ondelete="CASCADE"), primary_key=True),
     Column("host_id", ForeignKey("host.id"), nullable=False),
     Column("disk_mib", BigInteger, nullable=False),
+    # Of which pool of the host; null for its own disk.
+    Column("pool", String(63)),
     # The moment, by the host's agent, of the latest answer about the VM: a report from before it says nothing of it.
     # Kept here, because another host's moments are of another order.
     Column("seen_started_at_unix_ms", BigInteger),
