@@ -30,6 +30,7 @@ PREFIX = {
     "addresses_free": 250,
 }
 ORDINARY = {
+    "nvme_drives": 0,
     "max_vcpus": None,
     "max_memory_mib": None,
     "numa": {"cpus": "dedicated", "smt": "prefer", "multi_cell": False, "huge_page_kib": 0},
@@ -87,6 +88,7 @@ def test_create_show_list_delete(orchestrator: Any, ppec: Any, line: str, path: 
             "512..1024 1 shared, huge pages 2M",
         ),
         ("--max-vcpus 8", {"max_vcpus": 8}, "2..8"),
+        ("--nvme-drives 2", {"nvme_drives": 2}, "f 2 512 1 2"),
     ],
 )
 def test_a_flavor_says_how_its_vms_sit_where_it_is_not_the_ordinary_way(
@@ -99,6 +101,7 @@ def test_a_flavor_says_how_its_vms_sit_where_it_is_not_the_ordinary_way(
     assert shown in " ".join(ppec("flavor", "list").out.split())
     told = ppec("flavor", "show", "f").out
     assert ("numa" in told, "max vcpus" in told) == ("numa" in sent, "max_vcpus" in sent)
+    assert ("nvme drives" in told) is ("nvme_drives" in sent)
 
 
 def test_an_ordinary_flavor_has_no_word_of_policies(orchestrator: Any, ppec: Any) -> None:

@@ -64,6 +64,29 @@ def test_at_least_is_a_best_effort(orchestrator: Any, ppec: Any) -> None:
     assert (sent["count"], sent["at_least"], sent["mode"]) == (50, 30, "best-effort")
 
 
+@pytest.mark.parametrize("command", ["vm create", "explain"])
+def test_a_pool_and_drives_are_asked_for(orchestrator: Any, ppec: Any, command: str) -> None:
+    size = ("--vcpus", "2", "--memory-mib", "512", "--disk-mib", "1024")
+    ppec(*command.split(), "--image", "tiny", *size, "--nvme-drives", "2", "--pool", "ssd")
+    sent = orchestrator.requests[0].json
+    assert sent["pool"] == "ssd"
+    assert sent["size"] == {"vcpus": 2, "memory_mib": 512, "disk_mib": 1024, "nvme_drives": 2}
+
+
+def test_pools_and_drives_are_shown_where_vms_have_them(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.vms = {"a": make.vm(0, "a")}
+    assert "pool" not in ppec("vm", "list").out
+    assert "drives" not in ppec("vm", "show", "a").out
+    orchestrator.vms["b"] = make.vm(1, "b", pool="ssd", nvme_drives=1, drives=("0000:01:00.0",))
+    listed = [line.split() for line in ppec("vm", "list").out.splitlines()]
+    assert listed[0][-3:] == ["pool", "NVMe", "drives"]
+    assert {row[0]: row[-2:] for row in listed[2:]} == {"a": ["-", "-"], "b": ["ssd", "1"]}
+    shown = ppec("vm", "show", "b").out
+    assert [word in shown for word in ("ssd", "nvme drives", "0000:01:00.0")] == [True] * 3
+    assert ppec("vm", "list", "--pool", "ssd").code == 0
+    assert orchestrator.requests[-1].query["pool"] == "ssd"
+
+
 def test_a_mistake_is_found_before_anything_is_sent(orchestrator: Any, ppec: Any) -> None:
     for wrong in (
         ["--name", "{{ x }}"],

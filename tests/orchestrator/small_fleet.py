@@ -19,8 +19,17 @@ NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 SHAPE = Shape(vcpus=2, memory_mib=1024, disk_mib=1000)
 
 
-def make_fleet(conn: Connection, hosts: int = 2, cores: int = 4, addresses: str = "10.0.0.0/26") -> None:
-    """`hosts` hosts of one cell each in one rack, served by one prefix whose addresses do not rest."""
+def make_fleet(
+    conn: Connection,
+    hosts: int = 2,
+    cores: int = 4,
+    addresses: str = "10.0.0.0/26",
+    *,
+    pool_mib: int = 0,
+    drives: int = 0,
+) -> None:
+    """`hosts` hosts of one cell each in one rack, served by one prefix whose addresses do not rest. Of the storage pool
+    `ssd`, if any, each has as much, and near its cell as many NVMe drives."""
     conn.execute(insert(t.datacentre).values(id=1, name="d1", region="r"))
     conn.execute(insert(t.cluster).values(id=1, name="c1", datacentre_id=1, architecture="x86_64"))
     conn.execute(insert(t.rack).values(id=1, name="r1", cluster_id=1))
@@ -46,17 +55,22 @@ def make_fleet(conn: Connection, hosts: int = 2, cores: int = 4, addresses: str 
             )
         )  # fmt: skip
         conn.execute(
-            insert(t.host_cell).values(host_id=n, cell=0, socket=0, threads_per_core=1, cores=cores, memory_mib=65536)
+            insert(t.host_cell).values(
+                host_id=n, cell=0, socket=0, threads_per_core=1, cores=cores, memory_mib=65536, nvme=drives
+            )
         )
+        if pool_mib:
+            conn.execute(insert(t.host_pool).values(host_id=n, name="ssd", size_mib=pool_mib))
 
 
-def add_vms(conn: Connection, vm_ids: list[UUID]) -> None:
+def add_vms(conn: Connection, vm_ids: list[UUID], shape: Shape = SHAPE) -> None:
     conn.execute(
         insert(t.vm),
         [
             {
                 "id": vm_id, "name": f"v{vm_id.hex[:12]}", "record": "creating", "flavor": "f", "image_id": 1,
-                "vcpus": 2,                 "memory_mib": 1024, "disk_mib": 1000,
+                "vcpus": shape.vcpus, "memory_mib": shape.memory_mib, "disk_mib": shape.disk_mib,
+                "pool": shape.pool or None, "nvme_drives": shape.nvme,
                 "user_data": "", "labels": {}, "created_at": NOW,
                 "operation_id": "op",
             }
@@ -71,6 +85,8 @@ def held(conn: Connection) -> dict[str, int]:
         "cores": conn.execute(select(func.sum(t.host_cell.c.cores_used))).scalar_one(),
         "memory_mib": int(conn.execute(select(func.sum(t.host_cell.c.memory_used_mib))).scalar_one()),
         "disk_mib": int(conn.execute(select(func.sum(t.host.c.disk_used_mib))).scalar_one()),
+        "pools_mib": int(conn.execute(select(func.sum(t.host_pool.c.used_mib))).scalar_one() or 0),
+        "drives": int(conn.execute(select(func.sum(t.host_cell.c.nvme_used))).scalar_one()),
         "allocations": conn.execute(select(func.count()).select_from(t.allocation)).scalar_one(),
         "cells": conn.execute(select(func.count()).select_from(t.allocation_cell)).scalar_one(),
         "addresses": conn.execute(

@@ -13,11 +13,13 @@ CLUSTER = {"name": "c1", "datacentre": "dc1"}
 RACK = {"name": "r1", "cluster": "c1"}
 FLAVOR = {"name": "small", "vcpus": 2, "memory_mib": 512, "disk_mib": 1024}
 ORDINARY = {
+    "nvme_drives": 0,
     "max_vcpus": None,
     "max_memory_mib": None,
     "numa": {"cpus": "dedicated", "smt": "prefer", "multi_cell": False, "huge_page_kib": 0},
 }
 SPECIAL = {
+    "nvme_drives": 2,
     "max_vcpus": 8,
     "max_memory_mib": 1024,
     "numa": {"cpus": "dedicated", "smt": "isolate", "multi_cell": True, "huge_page_kib": 2048},

@@ -5,13 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from uuid import uuid4
 
 from fastapi.testclient import TestClient
+from small_fleet import NOW, SHAPE, add_vms, make_fleet
+from sqlalchemy import update
 
+from ppec_contract.api_placement import Policy
 from ppec_orchestrator.api.services import Services
 from ppec_orchestrator.fleets.reading import read_fleet
+from ppec_orchestrator.placement.fleet import PoolState
+from ppec_orchestrator.placement.planner import plan
+from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.roles import Role
+from ppec_orchestrator.store import tables as t
+from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.fleet import load_fleet
+from ppec_orchestrator.store.reservations import reserve
 
 
 def test_the_live_fleet_is_exported(ipv4_site: TestClient, services: Services) -> None:
@@ -28,6 +39,31 @@ def test_the_live_fleet_is_exported(ipv4_site: TestClient, services: Services) -
     assert read.hosts == tuple(replace(host, generation=0, mark=0) for host in live.hosts)
     assert [host.name for host in read.hosts] == ["h1", "h2"]
     assert read.free_addresses == live.free_addresses == {1: 29}
+
+
+def test_pools_and_drives_are_exported_as_the_planner_sees_them(database: Database, client: TestClient) -> None:
+    """Also those that shrank under a VM, or went."""
+    shape = replace(SHAPE, pool="ssd", nvme=2)
+    with database.write() as conn:
+        make_fleet(conn, hosts=3, pool_mib=5000, drives=4)
+        live = load_fleet(conn, now=NOW, silent_after_s=30)
+        vm_ids = [uuid4() for _ in range(3)]
+        request = PlanRequest.alike([(each, each.hex[:9]) for each in vm_ids], shape, "x86_64", policy=Policy.SPREAD)
+        add_vms(conn, vm_ids, shape)
+        reserve(conn, plan(live, request).placed)
+        for host_id, size_mib in ((1, 500), (2, 0)):
+            conn.execute(update(t.host_pool).where(t.host_pool.c.host_id == host_id).values(size_mib=size_mib))
+        live = load_fleet(conn, now=NOW, silent_after_s=30)
+    read = read_fleet(client.get("/v1/fleet").content, "the fleet").fleet
+    assert read.hosts == tuple(replace(host, mark=0) for host in live.hosts)
+    assert [host.pools["ssd"] for host in read.hosts] == [
+        PoolState(500, -500), PoolState(0, -1000), PoolState(5000, 4000),
+    ]  # fmt: skip
+    assert [(host.cells[0].nvme, host.cells[0].nvme_free) for host in read.hosts] == [(4, 2)] * 3
+    assert {vm.profile.shape for host in read.hosts for vm in host.vms} == {shape}
+    asked = PlanRequest.alike([(uuid4(), "more")], replace(shape, disk_mib=4001), "x86_64")
+    (refused,) = plan(read, asked).refused
+    assert refused.reasons == {Reason.DISK: 2, Reason.NO_POOL: 1} == plan(live, asked).refused[0].reasons
 
 
 def test_an_empty_fleet_is_one_too(client: TestClient) -> None:

@@ -235,6 +235,60 @@ def test_what_a_host_observes_of_its_vms(agent: HostAgent, services: Services, v
     assert _observed(services, vm_on_h1) == ("unknown", False, None)
 
 
+def test_a_host_is_shown_with_its_pools_and_drives(site: TestClient, agent: HostAgent, services: Services) -> None:
+    """What is free of them is by the record, whatever the report says."""
+    pools = [{"name": "ssd", "size_mib": 500, "free_mib": 1}, {"name": "nfs", "size_mib": 900, "free_mib": 900}]
+    agent.put(report(cells=[cell(0, nvme_drives=4, nvme_drives_free=1), cell(1)], pools=pools), 1)
+    with services.database.write() as conn:
+        conn.execute(update(tables.host_pool).where(tables.host_pool.c.name == "ssd").values(used_mib=120))
+        conn.execute(update(tables.host_cell).where(tables.host_cell.c.cell == 0).values(nvme_used=1))
+    view = site.get("/v1/hosts/h1").json()
+    assert view["pools"] == [
+        {"name": "nfs", "size_mib": 900, "free_mib": 900}, {"name": "ssd", "size_mib": 500, "free_mib": 380},
+    ]  # fmt: skip
+    assert [(each["nvme_drives"], each["nvme_drives_free"]) for each in view["cells"]] == [(4, 3), (0, 0)]
+    (listed,) = site.get("/v1/hosts").json()["items"]
+    assert (listed["pools"], listed["cells"]) == ([], view["cells"])
+
+
+def test_a_pool_that_is_gone_stays_without_a_size_while_disks_are_in_it(
+    site: TestClient, agent: HostAgent, services: Services
+) -> None:
+    def told(sequence: int, **sizes_mib: int) -> dict[str, tuple[int, int]]:
+        pools = [{"name": name, "size_mib": mib, "free_mib": mib} for name, mib in sizes_mib.items()]
+        assert agent.put(report(pools=pools), sequence).status_code == 200
+        with services.database.read() as conn:
+            rows = conn.execute(select(tables.host_pool)).all()
+        return {row.name: (row.size_mib, row.used_mib) for row in rows}
+
+    assert told(1, ssd=500, nfs=900) == {"ssd": (500, 0), "nfs": (900, 0)}
+    with services.database.write() as conn:
+        conn.execute(update(tables.host_pool).where(tables.host_pool.c.name == "ssd").values(used_mib=120))
+    assert told(2, nfs=800) == {"ssd": (0, 120), "nfs": (800, 0)}
+    assert told(3, ssd=100) == {"ssd": (100, 120)}, "and what holds nothing goes"
+    assert site.get("/v1/hosts/h1").json()["pools"] == [{"name": "ssd", "size_mib": 100, "free_mib": 0}]
+    with services.database.write() as conn:
+        conn.execute(update(tables.host_pool).values(used_mib=0))
+    assert told(4) == {}
+
+
+def test_a_vm_is_shown_with_the_drives_that_its_host_says_it_has(
+    site: TestClient, agent: HostAgent, services: Services, vm_on_h1: UUID
+) -> None:
+    with services.database.write() as conn:
+        conn.execute(update(tables.vm).values(pool="ssd", nvme_drives=2))
+    told = site.get("/v1/vms/v1").json()
+    assert (told["pool"], told["nvme_drives"], told["drives"]) == ("ssd", 2, [])
+    drives = ["0000:01:00.0", "0000:02:00.0"]
+    others = vm_info(uuid.uuid4(), name="v2", nvme_drives=["0000:03:00.0"])
+    agent.put(report(vms=[others, vm_info(vm_on_h1, pool="ssd", nvme_drives=drives)]), 1)
+    assert site.get("/v1/vms/v1").json()["drives"] == drives
+    (listed,) = site.get("/v1/vms").json()["items"]
+    assert (listed["pool"], listed["nvme_drives"], listed["drives"]) == ("ssd", 2, [])
+    assert [vm["name"] for vm in site.get("/v1/vms?pool=ssd").json()["items"]] == ["v1"]
+    assert site.get("/v1/vms?pool=nfs").json()["items"] == []
+
+
 def test_a_host_says_nothing_of_anothers_vms(
     site: TestClient, services: Services, vm_on_h1: UUID, host_client: Callable[[str], TestClient]
 ) -> None:

@@ -14,7 +14,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 from small_fleet import NOW, SHAPE, add_vms, make_fleet
-from sqlalchemy import Connection, event, insert, select, text, update
+from sqlalchemy import Connection, delete, event, insert, select, text, update
 
 from ppec_contract.api_hosts import HostLiveness, HostUpdate
 from ppec_contract.api_ipdb import NetworkWanted
@@ -35,6 +35,7 @@ from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.reservations import release, reserve
 
 SILENT_AFTER_S = 30
+SHAPES = (SHAPE, replace(SHAPE, pool="ssd"), replace(SHAPE, nvme=2), replace(SHAPE, pool="san", nvme=1))
 
 
 def watch(database: Database, clock: Any) -> LiveFleet:
@@ -56,8 +57,15 @@ def take(database: Database, made: Plan) -> None:
     if not made.placed:
         return
     with database.write() as conn:
-        add_vms(conn, [place.vm_id for place in made.placed])
+        add_placed(conn, made)
         reserve(conn, made.placed)
+
+
+def add_placed(conn: Connection, made: Plan) -> None:
+    """Of the shape that the plan's VMs have in common."""
+    first = made.placed[0]
+    shape = replace(SHAPE, pool=first.pool, nvme=first.nvme)
+    add_vms(conn, [place.vm_id for place in made.placed], shape)
 
 
 def same(one: Fleet, other: Fleet) -> None:
@@ -89,15 +97,18 @@ class _World:
         self.hosts = 6
 
     def create(self) -> None:
-        take(self.database, plan(whole(self.database, self.clock), asked(self.dice.randint(1, 5))))
+        take(self.database, plan(whole(self.database, self.clock), self._asked()))
+
+    def _asked(self) -> PlanRequest:
+        return asked(self.dice.randint(1, 5), self.dice.choice(SHAPES))
 
     def create_here(self) -> None:
         """By who keeps the fleet: what it committed itself it doesn't read again."""
-        request = asked(self.dice.randint(1, 5))
+        request = self._asked()
 
         def writes(conn: Connection, planned: Planned) -> None:
             if planned.plan.placed:
-                add_vms(conn, [place.vm_id for place in planned.plan.placed])
+                add_placed(conn, planned.plan)
             planned.reserve(conn)
 
         def commit(writes: Callable[[Connection], None]) -> None:
@@ -147,6 +158,19 @@ class _World:
                 conn.execute(update(t.host_cell).where(mine).values(memory_mib=70000))
                 conn.execute(update(t.host).where(t.host.c.id == host_id).values(report_sequence=2))
 
+    def pools(self) -> None:
+        """As a report has them: one comes, grows, shrinks, or goes unless there is a disk in it."""
+        host_id, name = self.dice.randint(1, 3), self.dice.choice(("ssd", "san"))
+        mine = (t.host_pool.c.host_id == host_id, t.host_pool.c.name == name)
+        with self.database.write() as conn:
+            if conn.execute(update(t.host).where(t.host.c.id == host_id).values(report_sequence=3)).rowcount == 0:
+                return
+            if conn.execute(select(t.host_pool).where(*mine)).first() is None:
+                conn.execute(insert(t.host_pool).values(host_id=host_id, name=name, size_mib=3000))
+            else:
+                conn.execute(update(t.host_pool).where(*mine).values(size_mib=self.dice.choice((0, 1500, 6000))))
+                conn.execute(delete(t.host_pool).where(*mine, t.host_pool.c.used_mib == 0))
+
     def silence(self) -> None:
         self.clock.forward(SILENT_AFTER_S / 2 + 1)
 
@@ -191,7 +215,7 @@ def test_after_any_changes_by_anybody_it_equals_a_whole_load(
     dice = random.Random(seed)
     mine, others = open_database(), open_database()
     with mine.write() as conn:
-        make_fleet(conn, hosts=6, cores=6)
+        make_fleet(conn, hosts=6, cores=6, pool_mib=5000, drives=3)
         cells = [{"host_id": n, "cell": 1, "socket": 1, "threads_per_core": 1, "cores": 6, "memory_mib": 9000}
                  for n in range(1, 7)]  # fmt: skip
         conn.execute(insert(t.host_cell), cells)
@@ -207,7 +231,7 @@ def test_after_any_changes_by_anybody_it_equals_a_whole_load(
             live.plan(asked(3))
         if round_ % 4 == 3:
             same(live.current(), whole(mine, clock))
-            request = asked(4)
+            request = asked(4, dice.choice(SHAPES))
             alike(live.plan(request)[0], plan(whole(mine, clock), request))
 
 

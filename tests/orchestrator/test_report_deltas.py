@@ -36,7 +36,7 @@ from ..contract.host_reports import report, reports, vm
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 VMS = 4
-STATE = (tables.host, tables.host_cell, tables.vm, tables.allocation, tables.allocation_cell)
+STATE = (tables.host, tables.host_cell, tables.host_pool, tables.vm, tables.allocation, tables.allocation_cell)
 
 
 @dataclass

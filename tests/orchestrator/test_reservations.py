@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
 import pytest
 from small_fleet import NOW, SHAPE, add_vms, held, make_fleet
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.plan import Placement
@@ -24,40 +25,45 @@ from ppec_orchestrator.store.fleet import load_fleet
 from ppec_orchestrator.store.ipdb import addresses_of
 from ppec_orchestrator.store.reservations import LostRaceError, release, reserve
 
+POOLED, DRIVEN = replace(SHAPE, pool="ssd"), replace(SHAPE, nvme=2)
+SHAPES = pytest.mark.parametrize("shape", [SHAPE, POOLED, DRIVEN], ids=["plain", "pool", "drives"])
 
-def commit(database: Database, vm_ids: list[UUID], placements: Sequence[Placement]) -> None:
+
+def commit(database: Database, vm_ids: list[UUID], placements: Sequence[Placement], shape: Shape = SHAPE) -> None:
     with database.write() as conn:
-        add_vms(conn, vm_ids)
+        add_vms(conn, vm_ids, shape)
         reserve(conn, placements)
 
 
-def plan_on(database: Database, vm_ids: list[UUID]) -> tuple[Placement, ...]:
+def plan_on(database: Database, vm_ids: list[UUID], shape: Shape = SHAPE) -> tuple[Placement, ...]:
     with database.read() as conn:
         fleet = load_fleet(conn, now=NOW, silent_after_s=30)
-    request = PlanRequest.alike([(v, f"v{v.hex[:12]}") for v in vm_ids], SHAPE, "x86_64")
+    request = PlanRequest.alike([(v, f"v{v.hex[:12]}") for v in vm_ids], shape, "x86_64")
     return plan(fleet, request).placed
 
 
-NOTHING = {"cores": 0, "memory_mib": 0, "disk_mib": 0, "allocations": 0, "cells": 0, "addresses": 0}
-
-
-def expected(vms: int) -> dict[str, int]:
-    per_vm = {"cores": 2, "memory_mib": 1024, "disk_mib": 1000, "allocations": 1, "cells": 1, "addresses": 1}
+def expected(vms: int, shape: Shape = SHAPE) -> dict[str, int]:
+    disk = {"disk_mib": 0 if shape.pool else 1000, "pools_mib": 1000 if shape.pool else 0, "drives": shape.nvme}
+    per_vm = {"cores": 2, "memory_mib": 1024, **disk, "allocations": 1, "cells": 1, "addresses": 1}
     return {name: vms * figure for name, figure in per_vm.items()}
 
 
-def test_what_is_reserved_is_given_back_whole(database: Database) -> None:
+NOTHING = expected(0)
+
+
+@SHAPES
+def test_what_is_reserved_is_given_back_whole(database: Database, shape: Shape) -> None:
     vm_ids = [uuid4() for _ in range(3)]
     with database.write() as conn:
-        make_fleet(conn)
-    placements = plan_on(database, vm_ids)
+        make_fleet(conn, pool_mib=2000, drives=4)
+    placements = plan_on(database, vm_ids, shape)
     with database.write() as conn:
-        add_vms(conn, vm_ids)
+        add_vms(conn, vm_ids, shape)
         reserve(conn, placements)
         granted = addresses_of(conn, vm_ids)
     assert len({a.address for addresses in granted.values() for a in addresses}) == 3
     with database.read() as conn:
-        assert held(conn) == expected(3)
+        assert held(conn) == expected(3, shape)
     with database.write() as conn:
         assert release(conn, vm_ids) == 3
     with database.write() as conn:
@@ -65,19 +71,35 @@ def test_what_is_reserved_is_given_back_whole(database: Database) -> None:
         assert held(conn) == NOTHING
 
 
-def test_a_plan_whose_room_is_gone_loses_and_leaves_nothing(database: Database) -> None:
+@SHAPES
+def test_a_plan_whose_room_is_gone_loses_and_leaves_nothing(database: Database, shape: Shape) -> None:
+    """One kind of room alone: of the others there is enough."""
     with database.write() as conn:
-        make_fleet(conn, hosts=1, cores=2)
+        make_fleet(conn, hosts=1, cores=2 if shape is SHAPE else 8, pool_mib=1999, drives=3)
     first, second = [uuid4()], [uuid4()]
-    both = [plan_on(database, first), plan_on(database, second)]
+    both = [plan_on(database, first, shape), plan_on(database, second, shape)]
     with database.write() as conn:
-        add_vms(conn, first)
+        add_vms(conn, first, shape)
         reserve(conn, both[0])
     with pytest.raises(LostRaceError) as lost:
-        commit(database, second, both[1])
+        commit(database, second, both[1], shape)
     assert lost.value.details == {"hosts": ["h1"]}
     with database.read() as conn:
-        assert held(conn) == expected(1)
+        assert held(conn) == expected(1, shape)
+
+
+def test_a_pool_that_went_or_shrank_after_the_plan_takes_nothing(database: Database) -> None:
+    with database.write() as conn:
+        make_fleet(conn, hosts=1, pool_mib=1000)
+    vm_ids = [uuid4()]
+    placements = plan_on(database, vm_ids, POOLED)
+    for change in (update(t.host_pool).values(size_mib=999), delete(t.host_pool)):
+        with database.write() as conn:
+            conn.execute(change)
+        with pytest.raises(LostRaceError):
+            commit(database, vm_ids, placements, POOLED)
+    with database.read() as conn:
+        assert held(conn) == NOTHING
 
 
 def test_a_plan_that_still_fits_does_not_lose_to_another_on_the_same_host(database: Database) -> None:
@@ -129,23 +151,25 @@ def test_the_record_decides_the_fleet(database: Database) -> None:
     assert plan(fleet, request).refused[0].reasons == {Reason.SILENT: 2, Reason.VM_LARGER_THAN_CELL: 1}
 
 
+@SHAPES
 @pytest.mark.parametrize("room", [1, 7])
 def test_of_many_clients_racing_for_the_last_room_exactly_as_many_win_as_there_is_room(
-    open_database: Callable[[], Database], room: int
+    open_database: Callable[[], Database], room: int, shape: Shape
 ) -> None:
     replicas = [open_database(), open_database()]
+    cores = 2 * room if shape is SHAPE else 64
     with replicas[0].write() as conn:
-        make_fleet(conn, hosts=1, cores=2 * room, addresses="10.0.0.0/24")
+        make_fleet(conn, 1, cores, "10.0.0.0/24", pool_mib=1000 * room + 999, drives=2 * room + 1)
 
     def client(number: int) -> bool:
         database, vm_id = replicas[number % 2], uuid4()
         for _ in range(200):
-            placements = plan_on(database, [vm_id])
+            placements = plan_on(database, [vm_id], shape)
             if not placements:
                 return False
             try:
                 with database.write() as conn:
-                    add_vms(conn, [vm_id])
+                    add_vms(conn, [vm_id], shape)
                     reserve(conn, placements)
             except (LostRaceError, TransactionLostError):
                 continue
@@ -156,7 +180,7 @@ def test_of_many_clients_racing_for_the_last_room_exactly_as_many_win_as_there_i
         won = sum(pool.map(client, range(24)))
     assert won == room
     with replicas[0].read() as conn:
-        assert held(conn) == expected(room)
+        assert held(conn) == expected(room, shape)
 
 
 def test_reserving_nothing_changes_nothing(database: Database) -> None:

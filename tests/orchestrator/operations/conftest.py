@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import func, insert, select
 
 from ppec_contract.api_operations import OperationView
 from ppec_contract.api_vms import VmsCreate, VmView
@@ -40,6 +40,8 @@ from ppec_orchestrator.store.paging import Slice
 
 # What test modules here share.
 sys.path.append(str(Path(__file__).parent))
+from storage_sums import assert_storage_summed
+
 WAIT_S = 60.0
 # The longest there may be, and longer than any test: what takes an operation from its living owner is the test, never
 # a slow machine.
@@ -260,7 +262,7 @@ class World:
             cores = {row.host_id: int(row.cores) for row in summed}
             by_host = select(tables.host_cell.c.host_id, func.sum(tables.host_cell.c.cores_used))
             used = {row[0]: int(row[1]) for row in conn.execute(by_host.group_by(tables.host_cell.c.host_id))}
-            storage_is_summed(conn)
+            assert_storage_summed(conn)
         living = {vm_id for vm_id, record in vms.items() if record != "failed"}
         assert set(allocations) == living, "room is held by exactly the living VMs"
         assert {vm_id for vm_id in held if vm_id in vms} == living, "and so are addresses"
@@ -294,25 +296,6 @@ def world(open_database: Callable[[], Database], tmp_path: Path) -> Iterator[Wor
     # Not those of databases: they are closed after this.
     left = wait_until(lambda: not (own_threads() - before) or None, "every thread of the replicas has ended")
     assert left
-
-
-def storage_is_summed(conn: Connection) -> None:
-    """Of its own disk, its pools and its drives a host has given what VMs hold, and no more than it has."""
-    held = Counter[tuple[int, str | None]]()
-    for row in conn.execute(select(tables.allocation)):
-        held[row.host_id, row.pool] += row.disk_mib
-    hosts, pools = conn.execute(select(tables.host)).all(), conn.execute(select(tables.host_pool)).all()
-    given = {(row.id, None): row.disk_used_mib for row in hosts} | {(p.host_id, p.name): p.used_mib for p in pools}
-    assert {key: mib for key, mib in given.items() if mib} == held
-    assert all(row.disk_used_mib <= row.disk_mib for row in hosts)
-    assert all(pool.used_mib <= pool.size_mib for pool in pools)
-    drives = Counter[tuple[int, int]]()
-    of_vms = select(tables.allocation.c.host_id, tables.allocation_cell.c.cell, tables.allocation_cell.c.nvme)
-    for host_id, cell, nvme in conn.execute(of_vms.join(tables.allocation_cell)):
-        drives[host_id, cell] += nvme
-    cells = conn.execute(select(tables.host_cell)).all()
-    assert {(cell.host_id, cell.cell): cell.nvme_used for cell in cells if cell.nvme_used} == +drives
-    assert all(cell.nvme_used <= cell.nvme for cell in cells)
 
 
 def own_threads() -> set[threading.Thread]:

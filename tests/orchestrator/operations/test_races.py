@@ -13,8 +13,10 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import Connection, func, insert, select, update
+from storage_given import POOL, give_storage
+from storage_sums import assert_storage_summed
 
-from ppec_contract.api_placement import GroupRule, Policy
+from ppec_contract.api_placement import GroupRule, Policy, VmSize
 from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
@@ -67,14 +69,17 @@ def race(acceptors: list[Creation], bodies: list[VmsCreate]) -> Counter[str]:
         return Counter(pool.map(one, range(len(bodies))))
 
 
-def check_sums(database: Database, vms: int) -> None:
+def check_sums(database: Database, vms: int, *, pooled: bool = False) -> None:
     """Every table says that so many small VMs are there, and no host has given more than it has."""
     with database.read() as conn:
         cells = conn.execute(select(t.host_cell)).all()
         assert all(cell.cores_used <= cell.cores and cell.memory_used_mib <= cell.memory_mib for cell in cells)
         assert sum(cell.cores_used for cell in cells) == vms
         assert sum(cell.memory_used_mib for cell in cells) == vms * MEMORY_MIB
-        assert conn.execute(select(func.sum(t.host.c.disk_used_mib))).scalar() == vms * DISK_MIB
+        own_mib = conn.execute(select(func.sum(t.host.c.disk_used_mib))).scalar_one()
+        pools_mib = conn.execute(select(func.sum(t.host_pool.c.used_mib))).scalar_one()
+        assert (pools_mib if pooled else own_mib) == vms * DISK_MIB
+        assert (own_mib if pooled else pools_mib) in {0, None}
         for table in (t.vm, t.allocation, t.allocation_cell, t.operation_item):
             assert conn.execute(select(func.count()).select_from(table)).scalar() == vms, table.name
         granted = conn.execute(select(t.address.c.vm_id).where(t.address.c.vm_id.is_not(None))).scalars().all()
@@ -100,6 +105,26 @@ def test_of_64_clients_as_many_win_as_there_are_slots(
     ends = race(acceptors, bodies)
     assert ends == {"won": slots // each, "placement.no_capacity": CLIENTS - slots // each}
     check_sums(world.database, slots)
+
+
+@pytest.mark.parametrize("orchestrators", [1, 2])
+@pytest.mark.parametrize("what", ["pool", "drives"])
+def test_of_64_clients_as_many_win_as_there_is_left_of_pools_or_drives(
+    world: Any, open_database: Callable[[], Database], what: str, orchestrators: int
+) -> None:
+    """Of all else there is enough. On three hosts, ten slots and parts that are too small for one more."""
+    leave_room_for(world.database, 300)
+    for number, mine in ((1, 4), (2, 3), (3, 3)):
+        give_storage(world, f"h{number}", pool_mib=mine * DISK_MIB + DISK_MIB - 1, drives=2 * mine + 1)
+    size = VmSize(vcpus=VCPUS, memory_mib=MEMORY_MIB, disk_mib=DISK_MIB, nvme_drives=2)
+    wanted: dict[str, Any] = {"pool": POOL} if what == "pool" else {"flavor": None, "size": size}
+    acceptors = [acceptor(world, open_database()) for _ in range(orchestrators)]
+    policies = list(Policy)
+    bodies = [world.batch(1, policy=policies[number % len(policies)], **wanted) for number in range(CLIENTS)]
+    assert race(acceptors, bodies) == {"won": 10, "placement.no_capacity": CLIENTS - 10}
+    check_sums(world.database, 10, pooled=what == "pool")
+    with world.database.read() as conn:
+        assert_storage_summed(conn)
 
 
 @pytest.mark.parametrize("orchestrators", [1, 2])

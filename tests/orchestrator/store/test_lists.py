@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, delete, event, insert, select, update
+from sqlalchemy import Engine, Text, cast, delete, event, insert, select, update
 
 from ppec_contract.api_hosts import HostLiveness, HostView
 from ppec_contract.api_vms import VmRecord, VmView
@@ -90,6 +90,10 @@ def world(database: Database) -> World:
         conn.execute(update(tables.vm).where(tables.vm.c.id == chosen[1]).values(record="creating"))
         conn.execute(delete(tables.allocation).where(tables.allocation.c.vm_id == chosen[1]))
         conn.execute(update(tables.vm).where(tables.vm.c.id == chosen[2]).values(observed="unknown"))
+        for pool, first in (("ssd", "0"), ("san", "1"), ("san", "2"), ("san", "3")):
+            conn.execute(
+                update(tables.vm).where(cast(tables.vm.c.id, Text).like(f"{first}%")).values(pool=pool, nvme_drives=2)
+            )
         conn.execute(update(tables.cluster).where(tables.cluster.c.name == "c01").values(architecture="aarch64"))
         label_host(conn, "h00003", {"shape": "odd", "room%": "A"})
     return _seen(database)
@@ -106,6 +110,7 @@ def test_every_item_is_as_the_contract_has_it(world: World) -> None:
         for item in host_views.page(conn, Slice(HOSTS), HostFilter(BEFORE), judge).items:
             assert json.loads(item) == HostView.model_validate_json(item).model_dump(mode="json")
     assert {len(vm.addresses) for vm in world.vms} == {0, 1, 2}
+    assert {(vm.pool, vm.nvme_drives) for vm in world.vms} == {(None, 0), ("ssd", 2), ("san", 2)}
     assert {vm.observed for vm in world.vms} == {VmState.RUNNING, VmState.STOPPED, VmState.PAUSED, VmState.UNKNOWN}
     assert {host.liveness for host in world.hosts.values()} == {
         HostLiveness.UP, HostLiveness.UNKNOWN, HostLiveness.REGISTERED,
@@ -195,6 +200,7 @@ def _fits(world: World, vm: VmView, chosen: VmFilter) -> bool:
         (chosen.observed, vm.observed),
         (chosen.image, vm.image),
         (chosen.flavor, vm.flavor),
+        (chosen.pool, vm.pool),
     )
     labels = (f"{key}={value}" for key, value in vm.labels.items())
     text = chosen.text
@@ -240,6 +246,7 @@ VM_FILTERS = st.builds(
     observed=maybe(*VmState),
     image=maybe(*IMAGES[:2], "none"),
     flavor=maybe(FLAVORS[0].name, FLAVORS[-1].name),
+    pool=maybe("ssd", "san", "none"),
     labels=LABELS,
     text=TEXTS,
 )

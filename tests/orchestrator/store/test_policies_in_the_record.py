@@ -101,7 +101,7 @@ def commit(conn: Connection, shape: Shape, places: Sequence[Placement]) -> None:
             insert(t.vm).values(
                 id=place.vm_id, name=place.name, record="creating", flavor="f", image_id=1, vcpus=shape.vcpus,
                 memory_mib=shape.memory_mib, disk_mib=1, labels={}, created_at=NOW, operation_id="op",
-                numa=shape.numa.model_dump(mode="json", exclude_defaults=True),
+                numa=shape.numa.model_dump(mode="json", exclude_defaults=True), nvme_drives=shape.nvme,
             )
         )  # fmt: skip
     reserve(conn, places)
@@ -192,3 +192,19 @@ def test_a_cell_that_is_gone_stays_while_vms_hold_its_pages(database: Database) 
         assert apply_report(conn, NewReport(1, MessageId(1, 2), said.digest(), said, MessageId(1, 1)), now=NOW)
         rows = conn.execute(select(t.host_cell).order_by(t.host_cell.c.cell)).all()
     assert [(row.cell, row.shared_vcpus, row.shared_vcpus_used) for row in rows] == [(place.cells[0], 0, 4), (7, 0, 0)]
+
+
+def test_drives_over_cells_are_counted_near_each(database: Database) -> None:
+    """As many near each, rounded up, as the host gives them; and read again as they were asked for."""
+    across = Shape(12, 1000, 1, ACROSS, nvme=3)
+    with database.write() as conn:
+        a_host(conn)
+        conn.execute(update(t.host_cell).values(nvme=3))
+        (place,) = places = planned(conn, across, [uuid4()])
+        commit(conn, across, places)
+        assert [each["nvme"] for each in used(conn)] == [2, 2]
+        (host,) = load_fleet(conn, now=NOW, silent_after_s=30).hosts
+        assert [vm.profile.shape for vm in host.vms] == [across]
+        assert planned(conn, Shape(4, 1000, 1, ACROSS, nvme=3), [uuid4()]) == (), "one is left near each"
+        assert release(conn, [place.vm_id]) == 1
+        assert used(conn) == [dict.fromkeys(CELL_RESOURCES, 0)] * 2
