@@ -32,12 +32,14 @@ _KINDS = {
     OtherSize: "other-size",
     FreeRoom: "free-room",
 }
-# What requests call the rules that the planner has other words for. Some are the orchestrator's own, such as `failed`.
+# What requests call the rules and resources that the planner has other words for. Some are the orchestrator's own, such
+# as `failed`.
 IN_REQUESTS = {
     "labels": "host_labels",
     "without": "avoid_labels",
     "one-cell": "numa.multi_cell",
     "spare": "n_plus_one",
+    "nvme": "nvme_drives",
 }
 
 
@@ -72,9 +74,9 @@ def _view(change: Change) -> ChangeView:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it: names of fields are strings, and so are numbers of cells."""
+    """As JSON has it: names of fields are strings, and so are numbers of cells; resources as requests call them."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {IN_REQUESTS.get(str(key), str(key)): _plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     return value

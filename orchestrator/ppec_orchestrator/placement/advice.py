@@ -116,8 +116,8 @@ class _Adviser:
         yield from (change for change in options if self._would_fit_on(change.apply(self.fleet, self.vm)[0]))
 
     def other_size(self) -> Iterator[Change]:
-        """The largest that fits with fewer vCPUs, less memory or a smaller disk; if none of these helps alone, with
-        fewer vCPUs and less memory in proportion."""
+        """The largest that fits with fewer vCPUs, less memory, a smaller disk or fewer drives; if none of these helps
+        alone, with fewer vCPUs and less memory in proportion."""
         shape = self.vm.profile.shape
         page_mib = max(shape.numa.huge_page_kib // 1024, 1)
         least_pages = -(-LEAST_MEMORY_MIB // page_mib)
@@ -125,6 +125,7 @@ class _Adviser:
             (1, shape.vcpus // 2, lambda units: replace(shape, vcpus=2 * units)),
             (least_pages, shape.memory_mib // page_mib, lambda units: replace(shape, memory_mib=units * page_mib)),
             (1, shape.disk_mib, lambda units: replace(shape, disk_mib=units)),
+            (1, shape.nvme, lambda units: replace(shape, nvme=units)),
         ]
 
         def in_proportion(units: int) -> Shape:
@@ -135,9 +136,10 @@ class _Adviser:
         found = found or [size for size in (self._largest(1, shape.vcpus // 2, in_proportion),) if size]
         for size in found:
             lost = max(
-                1 - size.vcpus / shape.vcpus, 1 - size.memory_mib / shape.memory_mib, 1 - size.disk_mib / shape.disk_mib
-            )
-            yield OtherSize(size.vcpus, size.memory_mib, size.disk_mib, lost)
+                1 - size.vcpus / shape.vcpus, 1 - size.memory_mib / shape.memory_mib,
+                1 - size.disk_mib / shape.disk_mib, 1 - size.nvme / shape.nvme if shape.nvme else 0.0,
+            )  # fmt: skip
+            yield OtherSize(size.vcpus, size.memory_mib, size.disk_mib, lost, size.nvme)
 
     def free(self) -> Iterator[Change]:
         """The hosts with the least to free, of those that would do but for room."""

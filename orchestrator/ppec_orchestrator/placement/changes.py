@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from ppec_contract.version import Capability
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.plan import Evidence, Move, Plan
-from ppec_orchestrator.placement.request import ANY_NETWORK, Spare, SpareRule, VmRequest, Where
+from ppec_orchestrator.placement.request import ANY_NETWORK, Profile, Spare, SpareRule, VmRequest, Where
 
 # What is said of the parts of a request that can be given up.
 RULES: Mapping[str, str] = {
@@ -29,6 +30,7 @@ RULES: Mapping[str, str] = {
     "networks": "take addresses of any prefix",
     "failed": "try the hosts where it failed before",
     "one-cell": "let it span NUMA cells",
+    "pool": "have its disk in no pool",
     "spare": "do without N+1",
 }
 _WORDS: Mapping[CellResource, str] = {
@@ -125,16 +127,19 @@ class OtherSize:
     memory_mib: int
     disk_mib: int
     lost: float
+    nvme_drives: int = 0
 
     @property
     def cost(self) -> tuple[int, float]:
         return 4, self.lost
 
     def sentence(self) -> str:
-        return f"ask for {self.vcpus} vCPUs, {self.memory_mib} MiB and a disk of {self.disk_mib} MiB"
+        drives = f", with {self.nvme_drives} NVMe drives" if self.nvme_drives else ""
+        return f"ask for {self.vcpus} vCPUs, {self.memory_mib} MiB and a disk of {self.disk_mib} MiB{drives}"
 
     def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
         smaller = replace(vm.profile.shape, vcpus=self.vcpus, memory_mib=self.memory_mib, disk_mib=self.disk_mib)
+        smaller = replace(smaller, nvme=self.nvme_drives)
         return fleet, replace(vm, profile=replace(vm.profile, shape=smaller))
 
 
@@ -167,7 +172,7 @@ class FreeRoom:
             for resource, amount in amounts.items()
         ]
         if room.disk_mib:
-            parts.append(f"{room.disk_mib} MiB of disk")
+            parts.append(f"{room.disk_mib} MiB of {f'pool {room.pool}' if room.pool else 'disk'}")
         others = len(self.rooms) - 1
         elsewhere = self.rooms[1].host if others == 1 else f"any of {others} more hosts"
         return f"free {' and '.join(parts)} of {room.host}" + (f", or as much on {elsewhere}" if others else "")
@@ -199,7 +204,8 @@ def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
     one_cell = [] if vm.profile.shape.numa.multi_cell or vm.profile.shape.numa.cpus.value == "shared" else ["one-cell"]
     spared = ["spare"] if spare.mode is Spare.REQUIRED else []
     groups = [f"group:{group.name}" for group in vm.groups if group.hard]
-    return narrowed + networks + failed + groups + one_cell + spared
+    pool = ["pool"] if vm.profile.shape.pool else []
+    return narrowed + networks + failed + groups + one_cell + pool + spared
 
 
 def spare_after(change: Change, spare: SpareRule) -> SpareRule:
@@ -217,11 +223,18 @@ def _without(vm: VmRequest, rule: str) -> VmRequest:
         return replace(vm, excluded_hosts=frozenset())
     if rule == "networks":
         return replace(vm, profile=replace(profile, networks=ANY_NETWORK))
-    if rule == "one-cell":
-        numa = profile.shape.numa.model_copy(update={"multi_cell": True})
-        return replace(vm, profile=replace(profile, shape=replace(profile.shape, numa=numa)))
+    if rule in {"one-cell", "pool"}:
+        return replace(vm, profile=_of_other_shape(profile, rule))
     where = replace(profile.where, **{rule: getattr(Where(), rule)})
     return replace(vm, profile=replace(profile, where=where))
+
+
+def _of_other_shape(profile: Profile, given_up: str) -> Profile:
+    if given_up == "pool":
+        known = profile.capabilities - {Capability.STORAGE_POOLS.value}
+        return replace(profile, shape=replace(profile.shape, pool=""), capabilities=known)
+    numa = profile.shape.numa.model_copy(update={"multi_cell": True})
+    return replace(profile, shape=replace(profile.shape, numa=numa))
 
 
 def _rule_words(rule: str) -> str:

@@ -17,7 +17,9 @@ from uuid import UUID
 import pytest
 from sqlalchemy import delete, insert, select, update
 from starlette.testclient import TestClient
+from storage_given import give_storage, storage_used
 
+from ppec_contract.api_placement import VmSize
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.api.app import create_app
@@ -395,10 +397,45 @@ def test_a_rule_to_give_up_is_called_as_it_was_asked_for(world: Any, api: TestCl
     assert api.post("/v1/vms", json=without).status_code == 202
 
 
+def test_pools_and_drives_are_advised_on_in_the_words_of_requests(world: Any, api: TestClient) -> None:
+    give_storage(world, "h1", "h2", "h3", pool_mib=8192, drives=2)
+    size = {"vcpus": 2, "memory_mib": 1024, "disk_mib": 8192, "nvme_drives": 2}
+    asked = {"image": "debian", "name": "a", "size": size, "pool": "ssd", "count": 3}
+    assert set(created(world, api, flavor=None, **asked).values()) == {"h1", "h2", "h3"}
+    full = api.post("/v1/vms", json=asked | {"name": "b"}).json()
+    assert full["details"]["reasons"] == {"nvme": 3}
+    assert "disk 8192 MiB in pool ssd, 2 NVMe drives" in full["detail"]
+    only_pool = api.post("/v1/vms", json=asked | {"name": "b", "count": 1, "size": size | {"nvme_drives": 0}}).json()
+    first = only_pool["details"]["changes"][0]
+    assert (only_pool["details"]["reasons"], first["details"]["rules"]) == ({"disk": 3}, ["pool"])
+    only_drives = {name: value for name, value in asked.items() if name != "pool"} | {"name": "b", "count": 1}
+    changes = api.post("/v1/vms", json=only_drives).json()["details"]["changes"]
+    (free,) = (change for change in changes if change["kind"] == "free-room")
+    assert [room["cells"] for room in free["details"]["rooms"]] == [{"0": {"nvme_drives": 2}}] * 3
+
+
+def test_a_plan_with_pools_and_drives_is_executed_as_it_was_shown(world: Any, api: TestClient) -> None:
+    give_storage(world, "h2", pool_mib=20_000, drives=3)
+    size = {"vcpus": 2, "memory_mib": 1024, "disk_mib": 8192, "nvme_drives": 1}
+    asked = {"flavor": None, "size": size, "pool": "ssd", "count": 2}
+    view = planned(api, name="web", **asked)
+    other = planned(api, name="web", **asked | {"pool": None})
+    assert [place["host"] for place in view["placed"]] == ["h2", "h2"]
+    assert view["plan_id"] != other["plan_id"]
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
+    assert world.ended(answer.json()["operation_id"]).state == "succeeded"
+    assert storage_used(world)["h2"] == (0, 16_384, 2)
+    assert {(vm["pool"], vm["nvme_drives"]) for vm in api.get("/v1/vms?pool=ssd").json()["items"]} == {("ssd", 1)}
+    # The room is gone: the other plan stands on that host as it was.
+    assert code(api.post(f"/v1/plans/{other['plan_id']}/execute")) == (409, "plan.outdated")
+    world.assert_consistent()
+
+
 def test_requests_have_the_words_that_advice_calls_their_rules_by() -> None:
     words = {IN_REQUESTS.get(rule, rule) for rule in RULES} - {"failed"}
     fields = {f"numa.{name}" for name in NumaPolicy.model_fields} | set(VmsCreate.model_fields)
     assert words <= fields
+    assert set(IN_REQUESTS.values()) <= fields | set(VmSize.model_fields)
 
 
 def test_n_plus_one_keeps_room_for_the_loss_of_a_host(world: Any, api: TestClient) -> None:

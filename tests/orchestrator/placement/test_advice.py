@@ -16,7 +16,7 @@ from ppec_orchestrator.placement.advice import advise, helps
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize, Retune
 from ppec_orchestrator.placement.checker import check
-from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.request import Group, Level, Profile, Shape, VmRequest, Where
 
@@ -139,6 +139,36 @@ def test_labels_can_be_given_up(where: Where) -> None:
     fleet = Fleet.build([host("h1", labels={"old": "yes"})])
     rule = "labels" if where.labels else "without"
     assert advise(fleet, vm(None, where))[0] == GiveUp((rule,))
+
+
+def test_a_pool_that_is_full_or_nowhere_may_be_given_up_or_freed() -> None:
+    fleet = Fleet.build([host("h1", pools={"ssd": PoolState(20, 9)}), host("h2")])
+    pooled = vm(Shape(4, 1024, 10, pool="ssd"))
+    offered = advise(fleet, pooled)
+    assert [change.sentence() for change in offered] == [
+        "have its disk in no pool",
+        "ask for 4 vCPUs, 1024 MiB and a disk of 9 MiB",
+        "free 1 MiB of pool ssd of h1",
+    ]
+    assert all(helps(change, fleet, pooled) for change in offered)
+    nowhere = vm(Shape(4, 1024, 10, pool="san"))
+    assert [change.sentence() for change in advise(fleet, nowhere)] == ["have its disk in no pool"]
+
+
+def test_agents_that_know_no_pools_are_asked_for_none() -> None:
+    fleet = Fleet.build([host("h1", capabilities=frozenset({"nvme-drives"}))])
+    known = frozenset({"storage-pools", "nvme-drives"})
+    asked = replace(vm(), profile=Profile(Shape(4, 1024, 10, pool="ssd"), "x86_64", capabilities=known))
+    assert [change.sentence() for change in advise(fleet, asked)] == ["have its disk in no pool"]
+
+
+def test_fewer_drives_may_be_asked_for_or_some_freed() -> None:
+    drives = [replace(cell(number), nvme=4, nvme_free=free) for number, free in ((0, 2), (1, 1))]
+    fleet = Fleet.build([host("h1", *drives)])
+    asked = vm(Shape(4, 1024, 10, nvme=4))
+    offered = {type(change): change.sentence() for change in advise(fleet, asked)}
+    assert offered[OtherSize] == "ask for 4 vCPUs, 1024 MiB and a disk of 10 MiB, with 2 NVMe drives"
+    assert offered[FreeRoom] == "free 2 NVMe drives in cell 0 of h1"
 
 
 def test_nothing_is_offered_where_nothing_helps() -> None:
