@@ -18,15 +18,17 @@ from sqlalchemy import Connection, Table, delete, func, insert, select, text, up
 
 from ppec_contract.api_ipdb import PrefixCreate
 from ppec_contract.api_vms import VmRecord
-from ppec_contract.host import CellReport, DriveReport, HostReport, NicReport
+from ppec_contract.host import CellReport, DriveReport, HostReport, NicReport, PoolReport
 from ppec_contract.vm import VcpuPin, VmInfo, VmState
 from ppec_lab.generated_fleet import (
     ARCHITECTURES,
     CLUSTERS_PER_DATACENTRE,
+    DRIVES_PER_SOCKET,
     DUAL,
     FLAVORS,
     HOSTS_PER_RACK,
     IMAGES,
+    POOL,
     RACKS_PER_CLUSTER,
     RESERVED_CORES,
     RESERVED_MIB,
@@ -112,6 +114,14 @@ class _Writer:
         self._insert(tables.host, map(self._host, hosts))
         self._insert(tables.host_cell, (row for host in hosts for row in _cells(host)))
         self._insert(
+            tables.host_pool,
+            (
+                {"host_id": h.number + 1, "name": POOL, "size_mib": h.pool_mib, "used_mib": h.pool_used_mib}
+                for h in hosts
+                if h.pool_mib
+            ),
+        )
+        self._insert(
             tables.host_label, (row for host in hosts for row in _labels("host_id", host.number + 1, host.labels))
         )
         self._insert(
@@ -178,12 +188,21 @@ class _Writer:
         )
         self._insert(
             tables.allocation,
-            ({"vm_id": v.vm_id, "host_id": h.number + 1, "disk_mib": v.flavor.disk_mib} for h, v in placed),
+            (
+                {"vm_id": v.vm_id, "host_id": h.number + 1, "disk_mib": v.flavor.disk_mib, "pool": v.pool}
+                for h, v in placed
+            ),
         )
         self._insert(
             tables.allocation_cell,
             (
-                {"vm_id": v.vm_id, "cell": v.socket, "cores": v.flavor.vcpus, "memory_mib": v.flavor.memory_mib}
+                {
+                    "vm_id": v.vm_id,
+                    "cell": v.socket,
+                    "cores": v.flavor.vcpus,
+                    "memory_mib": v.flavor.memory_mib,
+                    "nvme": len(v.drives),
+                }
                 for _, v in placed
             ),
         )
@@ -197,6 +216,8 @@ class _Writer:
             "vcpus": vm.flavor.vcpus,
             "memory_mib": vm.flavor.memory_mib,
             "disk_mib": vm.flavor.disk_mib,
+            "pool": vm.pool,
+            "nvme_drives": len(vm.drives),
             "user_data": "#cloud-config\n{}\n",
             "labels": vm.labels,
             "created_at": self._now - timedelta(days=300) + timedelta(minutes=vm.number),
@@ -281,6 +302,8 @@ def _cells(host: GeneratedHost) -> Iterator[dict[str, Any]]:
             "memory_reserved_mib": RESERVED_MIB,
             "cores_used": socket.cores_used,
             "memory_used_mib": socket.memory_used_mib,
+            "nvme": DRIVES_PER_SOCKET,
+            "nvme_used": socket.drives_used,
         }
 
 
@@ -319,6 +342,8 @@ def _report(host: GeneratedHost) -> HostReport:
             memory_mib=socket.memory_mib + RESERVED_MIB,
             memory_reserved_mib=RESERVED_MIB,
             memory_free_mib=socket.memory_mib - socket.memory_used_mib,
+            nvme_drives=DRIVES_PER_SOCKET,
+            nvme_drives_free=DRIVES_PER_SOCKET - socket.drives_used,
         )
         for number, socket in enumerate(host.sockets)
     )
@@ -327,7 +352,7 @@ def _report(host: GeneratedHost) -> HostReport:
         boot_id=f"{host.number:032x}",
         agent_version="0.1.0",
         api_version=1,
-        capabilities=("vm-lifecycle", "vm-policies"),
+        capabilities=("vm-lifecycle", "vm-policies", "storage-pools", "nvme-drives"),
         architecture=host.architecture,
         domain_type="kvm",
         libvirt_version="9.0.0",
@@ -344,7 +369,14 @@ def _report(host: GeneratedHost) -> HostReport:
         nics=tuple(
             NicReport(name=f"eth{n}", mac=f"02:00:00:00:00:0{n}", state="up", speed_mbit=25000) for n in range(2)
         ),
+        pools=_pools(host),
     )
+
+
+def _pools(host: GeneratedHost) -> tuple[PoolReport, ...]:
+    if not host.pool_mib:
+        return ()
+    return (PoolReport(name=POOL, size_mib=host.pool_mib, free_mib=host.pool_mib - host.pool_used_mib),)
 
 
 def _info(host: GeneratedHost, vm: GeneratedVm) -> VmInfo:
@@ -359,6 +391,8 @@ def _info(host: GeneratedHost, vm: GeneratedVm) -> VmInfo:
         pins=_pins(host, vm),
         disk_mib=vm.flavor.disk_mib,
         operation_id=_OPERATION,
+        pool=vm.pool or "",
+        nvme_drives=tuple(f"000{vm.socket}:{drive + 1:02x}:00.0" for drive in vm.drives),
     )
 
 

@@ -22,6 +22,9 @@ VRFS = ("red", "green", "blue", "grey")
 DUAL = ("blue",)
 RESERVED_CORES, RESERVED_MIB = 2, 8 * 1024
 SOCKETS = 2
+# Near each socket, for VMs; and a storage pool that some hosts have.
+DRIVES_PER_SOCKET = 2
+POOL, POOL_MIB = "san", 20 * 1024 * 1024
 # What a host keeps free of memory on each socket, and of disk.
 _SPARE_MIB = 1024
 _MEAN_FILL, _SPREAD = 0.65, 0.18
@@ -77,6 +80,7 @@ class Socket:
     memory_mib: int
     cores_used: int = 0
     memory_used_mib: int = 0
+    drives_used: int = 0
 
 
 @dataclass(slots=True)
@@ -91,6 +95,7 @@ class GeneratedHost:
     draining: bool
     sockets: list[Socket]
     disk_used_mib: int = 0
+    pool_used_mib: int = 0
     vms: list[GeneratedVm] = field(default_factory=list)
 
     @property
@@ -108,6 +113,11 @@ class GeneratedHost:
     @property
     def vrf(self) -> str:
         return VRFS[self.rack % len(VRFS)]
+
+    @property
+    def pool_mib(self) -> int:
+        """Of the pool `POOL`, which every fourth host has."""
+        return POOL_MIB if self.known and self.number % 4 == 0 else 0
 
     @property
     def architecture(self) -> str:
@@ -143,6 +153,9 @@ class GeneratedVm:
     observed: str
     socket: int
     first_core: int
+    pool: str | None = None
+    # Of the drives near its socket, counted over all of its VMs.
+    drives: range = range(0)
 
 
 @dataclass(frozen=True)
@@ -199,12 +212,25 @@ def _fill(dice: random.Random, host: GeneratedHost, fill: float, most: int, numb
             misses += 1
             continue
         room = host.sockets[socket]
-        host.vms.append(_vm(dice, next(numbers), flavor, host.architecture, socket, room.cores_used))
+        made = _vm(dice, next(numbers), flavor, host.architecture, socket, room.cores_used)
+        host.vms.append(made)
         room.cores_used += flavor.vcpus
         room.memory_used_mib += flavor.memory_mib
-        host.disk_used_mib += flavor.disk_mib
+        _store(host, room, made)
         added += 1
     return added
+
+
+def _store(host: GeneratedHost, room: Socket, vm: GeneratedVm) -> None:
+    """Some VMs have their disk in the host's pool, some a drive of their own."""
+    if vm.number % 5 == 0 and host.pool_mib - host.pool_used_mib >= vm.flavor.disk_mib:
+        vm.pool = POOL
+        host.pool_used_mib += vm.flavor.disk_mib
+    else:
+        host.disk_used_mib += vm.flavor.disk_mib
+    if vm.number % 20 == 0 and room.drives_used < DRIVES_PER_SOCKET:
+        vm.drives = range(room.drives_used, room.drives_used + 1)
+        room.drives_used += 1
 
 
 def _vm(

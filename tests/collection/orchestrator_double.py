@@ -160,6 +160,7 @@ def _vm(create: VmsCreate, operation_id: str) -> VmView:
         record="creating",
         observed="unknown",
         flavor=create.flavor,
+        pool=create.pool,
         image=create.image,
         vcpus=2,
         memory_mib=512,

@@ -61,6 +61,13 @@ def test_created_once_and_waited_for(do, orchestrator):
     assert second["diff"]["before"] == second["diff"]["after"] == first["diff"]["after"]
 
 
+def test_a_pool_is_asked_for_once_and_compared_where_it_is_given(do, orchestrator):
+    first, second, third = do(**WEB, pool="ssd"), do(**WEB, pool="ssd"), do(**WEB)
+    assert [first["changed"], second["changed"], third["changed"]] == [True, False, False]
+    assert orchestrator.changes == [("/v1/vms", {"name": "web-1", **WEB, "pool": "ssd", "policy": "balanced"})]
+    assert first["vm"]["pool"] == "ssd"
+
+
 def sizes(result):
     return [{key: result["diff"][when].get(key) for key in ("vcpus", "memory_mib")} for when in ("before", "after")]
 
@@ -243,6 +250,7 @@ def test_power_needs_a_vm(do, state, check_mode):
     [
         ({"flavor": "large"}, "flavor wanted large, found small"),
         ({"image": "big"}, "image wanted big, found tiny"),
+        ({"pool": "ssd"}, "pool wanted ssd, found None"),
         ({"vrf": "lab"}, "vrf wanted lab, found prod"),
         ({"host": "h9"}, "host wanted h9, found h1"),
         ({"rack": "r9"}, "rack wanted r9, found r1"),

@@ -10,10 +10,13 @@ from ppec_contract.vm import VmInfo, VmSpec
 
 
 def refuse_without_room(vms: Collection[VmInfo], spec: VmSpec, pools_mib: Mapping[str, int] | None) -> None:
-    """Raises `host.no_capacity` where the VM's pool is not there, or too full; None: every pool is, and has room."""
+    """Raises `host.pool_missing`, or `host.no_capacity` of a pool that is too full; None: every pool is there, and has
+    room."""
     pool = spec.root_disk.pool
     if pool is None or pools_mib is None:
         return
+    if pool not in pools_mib:
+        raise PpecError("host.pool_missing", f"vm {spec.name} wants pool {pool}", subject=f"vm {spec.name}")
     free_mib = pools_mib.get(pool, 0) - sum(vm.disk_mib for vm in vms if vm.pool == pool)
     if free_mib < spec.root_disk.size_mib:
         raise PpecError(

@@ -10,6 +10,7 @@ _REFUSED_BEFORE_CHANGE = frozenset(
     {
         "host.no_capacity",
         "host.bridge_missing",
+        "host.pool_missing",
         "vm.exists",
         "vm.odd_vcpus",
         "vm.exceeds_socket",
@@ -26,6 +27,8 @@ _REFUSED_BEFORE_CHANGE = frozenset(
     }
 )
 
+# What a host says of one VM: others may be well there.
+_OF_ONE_VM = frozenset({"host.no_capacity", "host.pool_missing"})
 _HOST_SUBJECTS = frozenset({"host", "agent", "auth", "hypervisor"})
 
 
@@ -44,4 +47,4 @@ def may_have_left_something(problem: Problem) -> bool:
 
 def whole_host(problem: Problem) -> bool:
     """Whether the host as such is out of order, so that no other VM should be moved to it now."""
-    return problem.code.split(".")[0] in _HOST_SUBJECTS and problem.code != "host.no_capacity"
+    return problem.code.split(".")[0] in _HOST_SUBJECTS and problem.code not in _OF_ONE_VM

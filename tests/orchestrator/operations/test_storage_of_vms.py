@@ -165,6 +165,28 @@ def test_a_vm_that_fails_on_one_host_takes_pool_and_drives_of_another(world: Any
     world.assert_consistent()
 
 
+def test_a_host_that_lost_its_pool_is_left_by_those_that_want_it(world: Any) -> None:
+    """The others of the batch stay, and come there."""
+    give_storage(world, "h1", "h2", pool_mib=100_000)
+    gone = Fault.of("host.pool_missing")
+    pooled = {"a", "b"}
+
+    def faults(action: Any, host: str, vm_id: Any) -> Fault | None:
+        return gone if (action, host) == ("CreateVms", "h1") and world.vm(str(vm_id)).pool else None
+
+    world.fleet.faults = faults
+    items = tuple(VmItem(name=name, pool=POOL if name in pooled else None) for name in ("a", "b", "c", "d"))
+    asked = VmsCreate(image="debian", flavor="small", items=items, policy=Policy.SPREAD)
+    view = world.ended(world.replica().create(asked, world.ask).operation_id)
+    assert view.state is OperationState.SUCCEEDED, view.problem
+    stand = {item.name: item.host for item in view.items}
+    assert {stand[name] for name in pooled} == {"h2"}
+    assert "h1" in {stand["c"], stand["d"]}
+    assert "DeleteVms" not in {action for action, _, _ in world.fleet.deeds}, "nothing was left to be removed"
+    assert storage_used(world)["h2"][1] == 2 * DISK_MIB
+    world.assert_consistent()
+
+
 def test_of_a_batch_that_fails_nothing_is_kept(world: Any) -> None:
     give_storage(world, "h1", "h2", pool_mib=100_000, drives=4)
     fault = Fault.of("hypervisor.failed")
