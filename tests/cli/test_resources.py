@@ -157,6 +157,13 @@ def test_hosts(orchestrator: Any, ppec: Any) -> None:
     memory = {"memory_mib": 4096, "memory_reserved_mib": 512, "memory_free_mib": 3000}
     orchestrator.resources["hosts"] = [HOST | {"cells": [cell | memory, cell | memory | {"cell": 1}]}]
     assert "10/16" in ppec("host", "list").out
+    assert "drives" not in ppec("host", "list").out
+    drives, pool = {"nvme_drives": 2, "nvme_drives_free": 1}, {"name": "ssd", "size_mib": 500, "free_mib": 380}
+    orchestrator.resources["hosts"] = [
+        HOST | {"cells": [cell | memory | drives, cell | memory | {"cell": 1}], "pools": [pool]}
+    ]
+    assert "1/2" in ppec("host", "list").out
+    assert "name ssd, size_mib 500, free_mib 380" in ppec("host", "show", "h1").out
     assert ppec("host", "drain", "h1", "-o", "json").json["draining"] is True
     assert "up, draining" in ppec("host", "list").out
     assert ppec("host", "undrain", "h1", "-o", "json").json["draining"] is False

@@ -27,6 +27,11 @@ def _memory(host: HostView) -> str:
     return f"{sum(c.memory_free_mib for c in host.cells)}/{sum(c.memory_mib for c in host.cells)}"
 
 
+def _drives(host: HostView) -> str:
+    drives = sum(c.nvme_drives for c in host.cells)
+    return f"{sum(c.nvme_drives_free for c in host.cells)}/{drives}" if drives else "-"
+
+
 HOST = Resource(
     "host",
     "/v1/hosts",
@@ -48,6 +53,7 @@ HOST = Resource(
         ("agent", "agent_version"),
         ("labels", lists.shown_labels),
     ),
+    rarely=(("NVMe drives free>", _drives),),
 )
 
 app = typer.Typer(help="Bare-metal hosts.", no_args_is_help=True)

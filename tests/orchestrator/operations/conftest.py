@@ -281,6 +281,8 @@ class World:
             assert conn.execute(taken).scalar_one() == 0
             assert conn.execute(select(func.sum(tables.host_cell.c.cores_used))).scalar_one() == 0
             assert conn.execute(select(func.sum(tables.host.c.disk_used_mib))).scalar_one() == 0
+            assert conn.execute(select(func.sum(tables.host_pool.c.used_mib))).scalar_one() in {None, 0}
+            assert conn.execute(select(func.sum(tables.host_cell.c.nvme_used))).scalar_one() == 0
         assert self.fleet.everywhere() == []
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 from engine_crashes import QUICK, CrashingDatabase
 from sqlalchemy import Connection, update
+from storage_given import POOL, give_storage
 from structlog.testing import capture_logs
 
 from ppec_contract.api_operations import ItemState, OperationState
-from ppec_contract.api_placement import Policy
+from ppec_contract.api_placement import Policy, VmSize
 from ppec_contract.api_vms import VmAction, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault, SimulatedDispatcher
@@ -37,6 +38,10 @@ def broken_h1(action: str, host: str, vm: Any) -> Fault | None:
     return lost if (action, host) == ("CreateVms", "h1") else None
 
 
+# Of small VMs' size. Their disks and drives have to be given back as everything else.
+STORED = {
+    "flavor": None, "pool": POOL, "size": VmSize(vcpus=2, memory_mib=1024, disk_mib=8192, nvme_drives=1),
+}  # fmt: skip
 SCENARIOS = {
     "clean": (None, 4, OperationState.SUCCEEDED),
     "moved": (broken_h1, 4, OperationState.SUCCEEDED),
@@ -57,12 +62,14 @@ def test_crash_at_every_write_of_a_create(
     """Each write is once the last of its process; another finishes, and it comes out as if nothing had happened."""
     faults, size, wanted = SCENARIOS[scenario]
     world.settings(**QUICK)
+    give_storage(world, "h1", "h2", "h3", pool_mib=10**6, drives=64)
     for at in count(1):
         database = CrashingDatabase(database_url, committed=committed)
         dying = world.replica(f"dying-{at}", database=database)
         database.arm(at)
         world.fleet.faults = faults or world.fleet.faults
-        accepted = world.replica("accepting", start=False).create(world.batch(size, policy=Policy.SPREAD), world.ask)
+        asked = world.batch(size, policy=Policy.SPREAD, **STORED)
+        accepted = world.replica("accepting", start=False).create(asked, world.ask)
         finished = world.wait_until(
             lambda a=accepted, d=database: d.dead.is_set() or world.show(a.operation_id).state.ended, "crash or end"
         )
@@ -92,9 +99,10 @@ def test_crash_at_every_write_of_a_create(
 @pytest.mark.parametrize("committed", [False, True])
 def test_crash_at_every_write_of_a_delete(world: Any, database_url: str, committed: bool) -> None:
     world.settings(**QUICK)
+    give_storage(world, "h1", "h2", "h3", pool_mib=10**6, drives=64)
     for at in count(1):
         with world.running(name="maker") as maker:
-            made = world.ended(maker.create(world.batch(4, policy=Policy.SPREAD), world.ask).operation_id)
+            made = world.ended(maker.create(world.batch(4, policy=Policy.SPREAD, **STORED), world.ask).operation_id)
         names = tuple(item.name for item in made.items)
         database = CrashingDatabase(database_url, committed=committed)
         dying = world.replica(f"dying-{at}", database=database)
@@ -126,10 +134,11 @@ def test_random_faults_leak_nothing(world: Any, seed: int) -> None:
         return Fault.of(dice.choice(codes), whole_host=dice.random() < 0.4, done=dice.random() < 0.5)
 
     world.settings(**QUICK)
+    give_storage(world, "h1", "h2", "h3", pool_mib=10**6, drives=64)
     replica = world.replica()
     world.fleet.faults = faults
     modes = ["all-or-nothing", "best-effort"]
-    accepted = [replica.create(world.batch(3, mode=modes[at % 2]), world.ask) for at in range(3)]
+    accepted = [replica.create(world.batch(3, mode=modes[at % 2], **STORED), world.ask) for at in range(3)]
     for one in accepted:
         view = world.ended(one.operation_id)
         assert view.state is not OperationState.CANCELLED
