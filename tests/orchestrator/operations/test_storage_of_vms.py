@@ -18,6 +18,7 @@ from ppec_contract.errors import PpecError
 from ppec_contract.version import Capability
 from ppec_contract.vm import VmSpec
 from ppec_orchestrator.dispatch.simulated import Fault
+from ppec_orchestrator.operations.outcomes import may_have_left_something, may_move, whole_host
 from ppec_orchestrator.store import tables
 
 DISK_MIB = 8192
@@ -185,6 +186,22 @@ def test_a_host_that_lost_its_pool_is_left_by_those_that_want_it(world: Any) -> 
     assert "DeleteVms" not in {action for action, _, _ in world.fleet.deeds}, "nothing was left to be removed"
     assert storage_used(world)["h2"][1] == 2 * DISK_MIB
     world.assert_consistent()
+
+
+@pytest.mark.parametrize(
+    ("code", "whole"),
+    [
+        ("host.unreachable", True),
+        ("host.bridge_missing", True),
+        ("host.no_capacity", False),
+        ("host.pool_missing", False),
+    ],
+)
+def test_a_pool_that_is_missing_is_no_fault_of_the_whole_host(code: str, whole: bool) -> None:
+    """Others that have to move may come there."""
+    problem = PpecError(code, "…").problem()
+    assert (whole_host(problem), may_move(problem)) == (whole, True)
+    assert may_have_left_something(problem) is (code == "host.unreachable")
 
 
 def test_of_a_batch_that_fails_nothing_is_kept(world: Any) -> None:
