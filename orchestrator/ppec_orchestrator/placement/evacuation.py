@@ -19,7 +19,7 @@ from uuid import UUID
 
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SeatedVm
 from ppec_orchestrator.placement.havens import Evacuee, Havens, too_many
-from ppec_orchestrator.placement.plan import Exposed
+from ppec_orchestrator.placement.plan import Evacuation, Exposed
 from ppec_orchestrator.placement.request import Group, Level
 from ppec_orchestrator.placement.seats import Room, Seat
 from ppec_orchestrator.placement.workspace import Workspace
@@ -52,17 +52,6 @@ class Shelter:
     without_place: tuple[Evacuee, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Evacuation:
-    """A failure domain, and the host and cells that each of its VMs would restart in; or those without a place, as few
-    as were found."""
-
-    domain: str
-    cluster: str
-    seats: Mapping[UUID, tuple[str, tuple[int, ...]]]
-    without_place: tuple[SeatedVm, ...] = ()
-
-
 def evacuations(fleet: Fleet, level: Level) -> tuple[Evacuation, ...]:
     """What the loss of each host (or rack) that has VMs would lead to, each alone; by cluster, then name."""
     workspace = Workspace(fleet)
@@ -73,14 +62,19 @@ def evacuations(fleet: Fleet, level: Level) -> tuple[Evacuation, ...]:
         if not evacuees:
             continue
         shelter = find_shelter(havens, frozenset(rows), evacuees)
-        seats = {
-            claim.evacuee.vm.vm_id: (host.name, tuple(host.cells[column].cell for column in claim.seat.columns))
-            for row, claims in shelter.claims.items()
-            for host in (fleet.hosts[row],)
-            for claim in claims
-        }
-        found.append(Evacuation(name, cluster, seats, tuple(each.vm for each in shelter.without_place)))
+        without = tuple(each.vm for each in shelter.without_place)
+        found.append(Evacuation(name, cluster, seats_in(fleet, shelter.claims), without))
     return tuple(found)
+
+
+def seats_in(fleet: Fleet, claims: Claims) -> dict[UUID, tuple[str, tuple[int, ...]]]:
+    """By VM, the name of its host and the numbers of its cells there."""
+    return {
+        claim.evacuee.vm.vm_id: (host.name, tuple([host.cells[column].cell for column in claim.seat.columns]))
+        for row, here in claims.items()
+        for host in (fleet.hosts[row],)
+        for claim in here
+    }
 
 
 def exposed(fleet: Fleet, level: Level) -> tuple[Exposed, ...]:

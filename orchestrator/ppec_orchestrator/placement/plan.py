@@ -9,6 +9,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
+from ppec_orchestrator.placement.fleet import SeatedVm
 from ppec_orchestrator.placement.reasons import Reason
 
 
@@ -95,14 +96,28 @@ class Exposed:
 
 
 @dataclass(frozen=True, slots=True)
+class Evacuation:
+    """A failure domain that has VMs, and by VM the host and cells that each would restart in, were it lost; or those
+    without a place, as few as were found."""
+
+    domain: str
+    cluster: str
+    seats: Mapping[UUID, tuple[str, tuple[int, ...]]]
+    without_place: tuple[SeatedVm, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """`placed` and `refused` together hold every VM of the request, each in the request's order; `evidence` is in the
-    order of `placed`. `exposed` names what the rule about spare room found unprotected."""
+    order of `placed`. `exposed` names what the rule about spare room found unprotected. `evacuations`, where the rule
+    is `witnessed`, are those of the fleet after the plan, of all domains with VMs in the clusters that it touches:
+    those that it comes to, and those with members of its hard groups. An exposed domain is given no seats there."""
 
     placed: tuple[Placement, ...]
     refused: tuple[Refusal, ...]
     evidence: tuple[Evidence, ...] = ()
     exposed: tuple[Exposed, ...] = field(default=())
+    evacuations: tuple[Evacuation, ...] = field(default=())
 
     @property
     def moves(self) -> tuple[Move, ...]:

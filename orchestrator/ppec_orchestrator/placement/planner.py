@@ -184,6 +184,7 @@ class _Batch:
             refused=tuple(answer for answer in answers if isinstance(answer, Refusal)),
             evidence=tuple(evidence for _, evidence in placed),
             exposed=self.spare.exposed() if self.spare is not None else (),
+            evacuations=self.spare.evacuations() if self.spare is not None and self.request.spare.witnessed else (),
         )
 
     def give_back(self) -> None:

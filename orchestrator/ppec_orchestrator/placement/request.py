@@ -118,10 +118,11 @@ class SpareRule:
     """N+1 for the clusters that the plan touches; `level` is what may be lost: one host, or one rack.
 
     Required, no VM is placed where that would leave a loss that can't be made good, or would be lost so itself; as a
-    warning, the plan names what can't."""
+    warning, the plan names what can't. `witnessed` has the plan say where each VM would restart."""
 
     mode: Spare = Spare.OFF
     level: Level = Level.HOST
+    witnessed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,12 @@ from ppec_orchestrator.placement.evacuation import (
     evacuees_of,
     exposure,
     find_shelter,
+    seats_in,
 )
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SeatedVm
 from ppec_orchestrator.placement.groups import hard_names
 from ppec_orchestrator.placement.havens import Evacuee, Havens, seated_profile
-from ppec_orchestrator.placement.plan import Exposed
+from ppec_orchestrator.placement.plan import Evacuation, Exposed
 from ppec_orchestrator.placement.request import Group, Level, Profile, Spare, VmRequest
 from ppec_orchestrator.placement.seats import Room, Seat
 from ppec_orchestrator.placement.workspace import Workspace
@@ -96,11 +97,14 @@ class Witnesses:
                     raise LookupError(f"cluster {cluster} is looked at too late: its groups have grown")
                 self._write(index, found)
 
-    def look_at_members_for_good(self, names: Iterable[str]) -> None:
-        """Looks at the clusters with members of these groups: a new one anywhere may be in the way of theirs."""
+    def look_at_members_for_good(self, names: Iterable[str]) -> set[str]:
+        """Looks at the clusters with members of these groups, and says which: a new one anywhere may be in the way of
+        theirs."""
         members = {row for name in names for row in self._workspace.groups.members(name)}
-        for cluster in sorted({self._fleet.hosts[row].cluster for row in members}):
+        clusters = {self._fleet.hosts[row].cluster for row in members}
+        for cluster in sorted(clusters):
             self.look_at_for_good(cluster)
+        return clusters
 
     def safe(self, row: int) -> bool:
         """Whether everything that would be lost with the host in this row has a place. Its cluster was looked at."""
@@ -125,6 +129,15 @@ class Witnesses:
                 without = [each.vm for each in state.shelter.without_place]
                 found.append(exposure(self._names[index][1], without))
         return sorted(found, key=lambda each: each.domain)
+
+    def evacuations(self, cluster: str) -> Iterator[Evacuation]:
+        """The witnesses of the domains that have VMs. Of one without, nobody keeps the claims current."""
+        for index in self._of_cluster[cluster]:
+            state = self._known(index)
+            without = tuple(each.vm for each in state.shelter.without_place)
+            if state.evacuees:
+                seats = {} if without else seats_in(self._fleet, state.shelter.claims)
+                yield Evacuation(self._names[index][1], cluster, seats, without)
 
     # --- the plan goes on, and back --------------------------------------------------------------------------------
 
@@ -295,6 +308,8 @@ class SpareGuard:
         self._fleet = fleet
         self._mark = witnesses.mark()
         self._touched: list[str] = []
+        # Those with members of the batch's hard groups, wherever it is placed.
+        self._linked: set[str] = set()
         self._profiles: dict[tuple[int, str], Profile] = {}
         # Rows closed to all that are alike. A place that would break the rule goes on doing so, for room gets less.
         self._closed: dict[tuple[int, tuple[Group, ...]], set[int]] = {}
@@ -304,7 +319,8 @@ class SpareGuard:
     def begin(self, vms: Iterable[VmRequest]) -> None:
         """Nothing of the batch is placed yet: its last moment to look at what a member of a group may disturb from
         afar. All other clusters are looked at when the first VM comes to them."""
-        self._witnesses.look_at_members_for_good({name for vm in vms for name in hard_names(vm.groups)})
+        names = {name for vm in vms for name in hard_names(vm.groups)}
+        self._linked = self._witnesses.look_at_members_for_good(names)
 
     def closed(self, vm: VmRequest) -> IntArray | None:
         """The rows that the rule has closed to the VM so far; None for none."""
@@ -394,6 +410,11 @@ class SpareGuard:
     def exposed(self) -> tuple[Exposed, ...]:
         """In the clusters that the plan touched."""
         return tuple(each for cluster in sorted(self._touched) for each in self._witnesses.exposed(cluster))
+
+    def evacuations(self) -> tuple[Evacuation, ...]:
+        """Those that the plan relied on, as it leaves them."""
+        clusters = sorted(self._linked.union(self._touched))
+        return tuple(each for cluster in clusters for each in self._witnesses.evacuations(cluster))
 
     def give_back(self) -> None:
         self._witnesses.back_to(self._mark)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.applied import applied
-from ppec_orchestrator.placement.evacuation import Evacuation, evacuations, exposed
+from ppec_orchestrator.placement.evacuation import evacuations, exposed
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
-from ppec_orchestrator.placement.plan import Exposed, Plan
+from ppec_orchestrator.placement.plan import Evacuation, Exposed, Plan
 from ppec_orchestrator.placement.planner import Planner, plan
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import (
