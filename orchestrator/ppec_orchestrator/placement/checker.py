@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks a plan against its fleet and request: what the planner worked out is not believed.
 
-The plan is played through step by step (`replay.py`), by rules in plain words (`host_rules.py`), and what it says of
-itself held against that. None of the three has any of the planner's code but its data, so that a plan on which both
-agree is right."""
+The plan is played through step by step, by rules in plain words (`replay.py`), and what it says of itself held against
+that. Of the fleet as it then is, each domain that N+1 keeps is lost, and its VMs put to where the plan says that they
+restart. Neither file has any of the planner's code but its data, so that a plan on which both agree is right.
+
+Three things are taken from the planner, as each is a search of its own and an error there is on the safe side: which
+hosts N+1 closes to a VM, which hosts moves could open, and that a domain which is named as exposed is."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
-from ppec_orchestrator.placement.host_rules import Seat
-from ppec_orchestrator.placement.plan import Evidence, Placement, Plan, Refusal
-from ppec_orchestrator.placement.replay import Ranks, Replay
-from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, VmRequest
+from ppec_orchestrator.placement.fleet import Fleet
+from ppec_orchestrator.placement.plan import Evacuation, Evidence, Exposed, Placement, Plan, Refusal
+from ppec_orchestrator.placement.replay import Replay
+from ppec_orchestrator.placement.request import PlanRequest, Spare, VmRequest
 
 # Sums come out a little different in another order, and a root near zero makes much of a little. What `pack` counts is
 # whole, and so never this near.
@@ -25,7 +28,8 @@ _SLACK = 1e-6
 
 def check(fleet: Fleet, request: PlanRequest, plan: Plan) -> list[str]:
     """The faults found, none for a sound plan. Every VM is answered once; each placement fits where it stands, when its
-    turn came, and none of the hosts that fit was better; where a VM was refused, none did fit."""
+    turn came, and none of the hosts that fit was better; where a VM was refused, none did fit. With N+1, for which the
+    rule must have been `witnessed`, what is lost with a domain restarts elsewhere."""
     answered = Counter([place.vm_id for place in plan.placed] + [refusal.vm_id for refusal in plan.refused])
     if answered != Counter(vm.vm_id for vm in request.vms):
         return ["the plan does not answer each VM of the request once"]
@@ -33,90 +37,113 @@ def check(fleet: Fleet, request: PlanRequest, plan: Plan) -> list[str]:
         return ["the plan has not the evidence of each placement, in their order"]
     steps: dict[int, tuple[Placement, Evidence] | Refusal] = {one.step: one for one in plan.refused}
     steps |= {why.step: (place, why) for place, why in zip(plan.placed, plan.evidence, strict=True)}
-    by_id, turns = {vm.vm_id: vm for vm in request.vms}, _Turns(Replay(fleet, request), plan)
-    faults: list[str] = []
-    for step in sorted(steps):
-        answer = steps[step]
+    replay, by_id = Replay(fleet, request), {vm.vm_id: vm for vm in request.vms}
+    faults = [] if len(steps) == len(request.vms) else ["two VMs were planned in one step"]
+    for _, answer in sorted(steps.items()):
         if isinstance(answer, Refusal):
-            faults += turns.refused(by_id[answer.vm_id], answer)
+            faults += _refused(replay, by_id[answer.vm_id], answer)
         else:
-            faults += turns.placed(by_id[answer[0].vm_id], *answer)
-    return faults if len(steps) == len(request.vms) else [*faults, "two VMs were planned in one step"]
+            faults += _placed(replay, by_id[answer[0].vm_id], *answer)
+    return [*faults, *_losses(replay, plan)] if request.spare.mode is not Spare.OFF else faults
 
 
-class _Turns:
-    """One VM after the other: what is wrong with its answer."""
-
-    def __init__(self, replay: Replay, plan: Plan) -> None:
-        self._replay, self._hosts, self._request = replay, replay.fleet.hosts, replay.request
-        # Which hosts N+1 closes is not worked out here, but for those that the plan itself says can't be lost.
-        self._all_open = self._request.spare.mode is not Spare.REQUIRED
-        by_host = not self._all_open and self._request.spare.level is Level.HOST
-        self._exposed = {each.domain for each in plan.exposed} if by_host else set()
-
-    def refused(self, vm: VmRequest, refusal: Refusal) -> Iterator[str]:
-        """It fits nowhere, and each host is counted under a reason."""
-        fits = np.flatnonzero(self._replay.candidates(vm)).tolist() if self._all_open else []
-        if fits:
-            yield f"{vm.name} was refused, but fits {self._hosts[fits[0]].name}"
-        counted = sum(refusal.reasons.values())
-        if counted != len(self._hosts):
-            yield f"{vm.name}: {counted} hosts have a reason, of {len(self._hosts)}"
-
-    def placed(self, vm: VmRequest, place: Placement, why: Evidence) -> Iterator[str]:
-        """Its moves can be made, it fits, and it won as the evidence says. From now on it stands there."""
-        replay = self._replay
-        if why.epoch > replay.epoch:
-            replay.start_epoch(why.epoch)
-        if len(why.moves) > self._request.most_moves:
-            yield f"{vm.name} moves {len(why.moves)} VMs, {self._request.most_moves} may be moved"
-        stuck = [f"{move.name} can't move to cells {move.cells_after}" for move in why.moves if not replay.move(move)]
-        if stuck:
-            yield from stuck
-            return
-        row, candidates = replay.fleet.index.get(place.host, -1), replay.candidates(vm)
-        seats = replay.seats(row, vm.profile) if row >= 0 and candidates[row] else ()
-        seat = next((seat for seat in seats if tuple(sorted(seat)) == place.cells), None)
-        if seat is None:
-            yield f"{vm.name} does not fit cells {place.cells} of {place.host}"
-            return
-        yield from self._wrong_amounts(vm, row, place, seat)
-        yield from self._wrong_evidence(vm, row, why, candidates)
-        replay.take(row, vm, seat)
-
-    def _wrong_amounts(self, vm: VmRequest, row: int, place: Placement, seat: Seat) -> Iterator[str]:
-        for cell, part in seat.items():
-            taken = {resource: part.get(resource, 0) for resource in place.per_cell}
-            if place.per_cell != taken:
-                yield f"{vm.name} takes {place.per_cell} of cell {cell}, not {taken}"
-        host_id, disk_mib, pool = self._hosts[row].host_id, vm.profile.shape.disk_mib, vm.profile.shape.pool
-        if (place.host_id, place.disk_mib) != (host_id, disk_mib):
-            yield f"{vm.name} takes {place.disk_mib} MiB of disk of host {place.host_id}, not {disk_mib} of {host_id}"
-        if place.pool != pool:
-            yield f"{vm.name} takes disk of pool {place.pool!r}, not of {pool!r}"
-
-    def _wrong_evidence(self, vm: VmRequest, row: int, why: Evidence, candidates: BoolArray) -> Iterator[str]:
-        host, ranks, count = self._hosts[row].name, self._replay.ranks(vm), np.count_nonzero(candidates)
-        if host in self._exposed:
-            yield f"{vm.name} is on {host}, whose VMs would have no place if it were lost"
-        # Neither is it worked out which other hosts moves could open.
-        comparable = self._all_open and not why.moves
-        if not why.moves and (count < why.candidates or (self._all_open and count > why.candidates)):
-            yield f"{vm.name}: {why.candidates} candidates are claimed, there are {count}"
-        broken, score = int(ranks.broken[row]), float(ranks.score[row])
-        if broken != why.broken or not abs(score - why.score) <= _SLACK:
-            claimed = f"a score of {why.score} and {why.broken} broken groups are claimed"
-            yield f"{vm.name} on {host}: {claimed}, it is {score} and {broken}"
-        better = _better(ranks, row, np.flatnonzero(candidates)) if comparable and not why.searched else None
-        if better is not None:
-            yield f"{vm.name}: {self._hosts[better].name} would have been better than {host}"
+def _refused(replay: Replay, vm: VmRequest, refusal: Refusal) -> Iterator[str]:
+    """It fits nowhere, and each host is counted under a reason."""
+    rows, counted = np.flatnonzero(replay.candidates(vm)), sum(refusal.reasons.values())
+    if len(rows) and replay.all_open:
+        yield f"{vm.name} was refused, but fits {replay.hosts[rows[0]].name}"
+    if counted != len(replay.hosts):
+        yield f"{vm.name}: {counted} hosts have a reason, of {len(replay.hosts)}"
 
 
-def _better(ranks: Ranks, row: int, rows: IntArray) -> int | None:
-    """One of the hosts in `rows` that goes before the one in `row`."""
-    for rank in (ranks.broken, *ranks.apart, ranks.score, *ranks.names):
+def _placed(replay: Replay, vm: VmRequest, place: Placement, why: Evidence) -> Iterator[str]:
+    """Its moves can be made, it fits, and it won as the evidence says. From now on it stands there."""
+    if why.epoch > replay.epoch:
+        replay.start_epoch(why.epoch)
+    if len(why.moves) > replay.request.most_moves:
+        yield f"{vm.name} moves {len(why.moves)} VMs, {replay.request.most_moves} may be moved"
+    stuck = [f"{move.name} can't move to cells {move.cells_after}" for move in why.moves if not replay.move(move)]
+    row, candidates = replay.fleet.index.get(place.host, -1), replay.candidates(vm)
+    columns = replay.seat(row, vm.profile.shape, place.cells, new=True) if row >= 0 and candidates[row] else []
+    if stuck or not columns:
+        yield from stuck or [f"{vm.name} does not fit cells {place.cells} of {place.host}"]
+        return
+    rows, ranks, count = np.flatnonzero(candidates), replay.ranks(vm), int(candidates.sum())
+    score, broken = float(ranks["score"][row]), int(ranks["broken"][row])
+    if why.moves or (count > why.candidates and not replay.all_open):
+        count = why.candidates
+    if abs(score - why.score) <= _SLACK:
+        score = why.score
+    yield from _differences(vm, why, why._replace(candidates=count, score=score, broken=broken))
+    for rank in ranks.values() if replay.all_open and not why.moves and not why.searched else ():
         above = rank[rows] - rank[row]
         if above.min() < -_SLACK:
-            return int(rows[above.argmin()])
+            yield f"{vm.name}: {replay.hosts[rows[above.argmin()]].name} would have been better than {place.host}"
+            break
         rows = rows[abs(above) <= _SLACK]
-    return None
+    yield from _differences(vm, place, replay.place(vm, row, columns))
+
+
+def _differences(vm: VmRequest, said: Placement | Evidence, found: Placement | Evidence) -> list[str]:
+    fields = zip(said._fields, said, found, strict=True)
+    return [f"{vm.name}: {field} is said to be {claim}, it is {fact}" for field, claim, fact in fields if claim != fact]
+
+
+# --- N+1 --------------------------------------------------------------------------------------------------------------
+
+
+def _losses(replay: Replay, plan: Plan) -> Iterator[str]:
+    """Each domain is lost alone, of the clusters that the plan comes to, or that have members of its hard groups: all
+    VMs restart, or it is exposed. Then it is named, if in such a cluster, and nothing is placed there if that is ruled
+    out."""
+    rule, hosts, index = replay.request.spare, replay.hosts, replay.fleet.index
+    placed = {place.vm_id: hosts[index[place.host]].cluster for place in plan.placed if place.host in index}
+    groups = {group for vm in replay.request.vms if vm.vm_id in placed for group in vm.groups if group.hard}
+    touched = {*placed.values()} | {hosts[row].cluster for group in groups for row in replay.members[group.name]}
+    domains: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for row, host in enumerate(hosts):
+        domains[host.cluster, replay.fleet.domain(row, rule.level)].append(row)
+    said, exposed = {(each.cluster, each.domain): each for each in plan.evacuations}, set[Exposed]()
+    for (cluster, domain), rows in domains.items():
+        if cluster not in touched and (cluster, domain) not in said:
+            continue
+        each = said.get((cluster, domain), Evacuation(domain, cluster, {}))
+        if not each.without_place:
+            yield from _restarts(replay, each, rows)
+            continue
+        named = Exposed(domain, min(vm.name for vm in each.without_place), len(each.without_place))
+        exposed.add(named)
+        if cluster in placed.values() and named not in plan.exposed:
+            yield f"{domain} has VMs that would have no place if it were lost, and is not named as exposed"
+        new = [vm.name for row in rows for vm in replay.vms[hosts[row].name].values() if vm.vm_id in placed]
+        if new and rule.mode is Spare.REQUIRED:
+            yield f"{new[0]} is on {domain}, whose VMs would have no place if it were lost"
+    if not exposed >= {*plan.exposed}:
+        yield "a domain is named as exposed whose VMs would restart"
+
+
+def _restarts(replay: Replay, said: Evacuation, lost: Sequence[int]) -> Iterator[str]:
+    """All of the domain's VMs at once, while everybody else stays in place: elsewhere in the cluster, where they keep
+    their addresses, and where they may stand and have room."""
+    vms = {vm.vm_id: (vm, replay.hosts[row]) for row in lost for vm in replay.vms[replay.hosts[row].name].values()}
+    if said.seats.keys() != vms.keys():
+        yield f"{said.domain} has {len(vms)} VMs, and where they would restart is said of {len(said.seats)}"
+        return
+    names, taken = {group.name for vm, _ in vms.values() for group in vm.groups}, []
+    members = {name: [row for row in replay.members[name] if row not in lost] for name in names}
+    for vm_id, (name, cells) in said.seats.items():
+        (vm, old), row = vms[vm_id], replay.fleet.index.get(name, -1)
+        shape, new = vm.profile.shape, replay.hosts[row]
+        near = (new.cluster, new.vrf) == (old.cluster, old.vrf) and {*chain(*old.prefixes)} <= {*chain(*new.prefixes)}
+        kept = all(replay.keeps(group, members[group.name])[row] for group in vm.groups if group.hard)
+        stands = row not in (-1, *lost) and near and kept and replay.may_stand(vm.profile)[row]
+        columns = replay.seat(row, shape, cells) if stands else []
+        if not columns:
+            yield f"{vm.name} can't restart in cells {cells} of {name} when {said.domain} is lost"
+            continue
+        replay.take(row, shape, columns)
+        taken.append((row, shape, columns))
+        for group in vm.groups:
+            members[group.name].append(row)
+    for each in taken:
+        replay.take(*each, sign=-1)

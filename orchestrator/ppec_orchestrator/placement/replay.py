@@ -1,205 +1,267 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fleet as a plan changes it: which hosts a VM fits, and what decides between them. What one host has room for is
-`host_rules.py`'s word, asked once for all VMs of a profile and again when the host has changed.
+"""The fleet as a plan changes it, by the rules in plain words: where a VM fits, what decides between the hosts that it
+fits, and what it takes there. For the checker, and with none of the planner's code but its data.
 
-Arrays have shape (hosts,), in the fleet's order."""
+All is worked out anew for each VM, of all hosts at once, so that nothing has to be kept current but what is free.
+Arrays have shape (hosts,) or (cells, hosts), in the fleet's order, which is that of the hosts' names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
-from uuid import UUID
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ppec_contract.api_placement import Policy
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet, IntArray
-from ppec_orchestrator.placement.host_rules import Seat, cpus, gives, granted, left, may_stand, part_of, seats, units
-from ppec_orchestrator.placement.plan import Move
-from ppec_orchestrator.placement.request import Group, Level, PlanRequest, Profile, Shape, VmRequest
+from ppec_contract.vm import CpuPolicy, SmtPolicy
+from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState, IntArray, SeatedVm
+from ppec_orchestrator.placement.plan import Move, Placement
+from ppec_orchestrator.placement.request import (
+    Group,
+    Level,
+    Network,
+    PlanRequest,
+    Profile,
+    Shape,
+    Spare,
+    VmRequest,
+    Where,
+)
 
 Floats = NDArray[np.float64]
-_DOMAINS = {Level.HOST: "name", Level.RACK: "rack", Level.DATACENTRE: "datacentre"}
-# The figures that `balanced` evens out, with Ganeti's weights; what of cells counts in them, and how much a unit of it.
-_MEMORY, _DISK, _CPUS, _VMS = range(4)
-_WEIGHTS = (1, 1, 1, 4 + 1 / 320)
-_COUNTED = {_MEMORY: {"memory_mib": 1, "pages_2m": 2, "pages_1g": 1024}, _CPUS: {"cores": 1, "shared_vcpus": 1}}
-_RESERVED = {_MEMORY: "memory_reserved_mib", _CPUS: "cores_reserved"}
-_FREE = {each: f"{each}_free" for counted in _COUNTED.values() for each in (*counted, "nvme")}
-_FREE["memory_mib"] = "memory_free_mib"
-
-
-class Ranks(NamedTuple):
-    """What decides between the hosts that a VM fits, in this order; lower is better. `apart` counts VMs of the batch on
-    the host, then in its rack, where these are kept apart; `names` decide between scores that are whole."""
-
-    broken: IntArray
-    apart: tuple[IntArray, ...]
-    score: Floats
-    names: tuple[IntArray, ...]
-
-
-@dataclass(slots=True)
-class _Known:
-    """Of the VMs of one profile: where they may stand, and what they would leave there after so many changes."""
-
-    stand: set[int]
-    lefts: Floats
-    seen: int = 0
+_PLACES = ("region", "datacentre", "cluster", "rack", "vrf")
+_PAGES = {0: "memory_mib", 2048: "pages_2m", 1048576: "pages_1g"}
+_MIB = {"memory_mib": 1, "pages_2m": 2, "pages_1g": 1024}
+# Ganeti's, of memory, disk, CPUs and VMs: the figures that `balanced` evens out.
+_WEIGHTS = np.array([1, 1, 1, 4 + 1 / 320])
+_MOST_CELLS = 16
 
 
 class Replay:
-    def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
-        self.fleet, self.request, hosts = fleet, request, fleet.hosts
-        self._free = [{c.cell: {r: getattr(c, name) for r, name in _FREE.items()} for c in h.cells} for h in hosts]
-        self._disk_mib = [{"": h.disk_free_mib} | {name: p.free_mib for name, p in h.pools.items()} for h in hosts]
-        self._addresses = dict(fleet.free_addresses)
-        # No VM takes more addresses than so many: of a prefix that has them it matters to nobody how many there are.
-        networks = max((len(vm.profile.networks) for vm in request.vms), default=0)
-        self._most_addresses = networks * max((len(host.prefixes) for host in hosts), default=0)
-        # By level the number of each host's domain, in the order of their names.
-        self._domains: dict[Level, IntArray] = {
-            level: np.unique([getattr(host, name) for host in hosts], return_inverse=True)[1]
-            for level, name in _DOMAINS.items()
-        }
-        self._members: dict[str, list[int]] = {}
-        for row, host in enumerate(hosts):
-            self._join(row, (group for vm in host.vms for group in vm.groups))
-        self._batch: IntArray = np.array([request.batch_hosts.get(host.name, 0) for host in hosts], dtype=np.int64)
-        self._moved: dict[UUID, tuple[int, ...]] = {}
-        # Shape (figures, hosts): of the whole machine, its own reserve included; and what is unused. VMs use one each.
-        self._whole, self._unused = np.ones((2, len(_WEIGHTS), len(hosts)), dtype=np.int64)
-        for figure, counted in _COUNTED.items():
-            self._whole[figure] = fleet.cells[_RESERVED[figure]].sum(axis=1)
-            self._whole[figure] += sum(fleet.cells[each].sum(axis=1) * unit for each, unit in counted.items())
-            self._unused[figure] = sum(fleet.cells[_FREE[each]].sum(axis=1) * unit for each, unit in counted.items())
-        self._whole[_DISK], self._unused[_DISK] = fleet.disk_mib, fleet.disk_free_mib
-        self._unused[_VMS] = [-len(host.vms) for host in hosts]
-        self._whole = self._whole.clip(min=1)
-        self._most_threads: IntArray = fleet.threads_per_core.max(axis=1)
-        self.epoch = -1
-        self._known: dict[Profile, _Known] = {}
-        # Rows, in the order they changed in; all of them are new at first.
-        self._changes = list(range(len(hosts)))
+    """`all_open`: N+1 closes no host. Which it closes, where it may, is not worked out."""
 
-    # --- which hosts a VM fits ---------------------------------------------------------------------------------------
+    def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
+        hosts, cells = fleet.hosts, {name: figure.T.copy() for name, figure in fleet.cells.items()}
+        self.fleet, self.hosts, self.request, self.epoch = fleet, hosts, request, -1
+        self.all_open = request.spare.mode is not Spare.REQUIRED
+        self._threads, self._sockets, self._shared = cells["threads_per_core"], cells["socket"], cells["shared_cpus"]
+        self._free = {each: cells[f"{each}_free"] for each in ("cores", "shared_vcpus", "pages_2m", "pages_1g", "nvme")}
+        self._free["memory_mib"] = cells["memory_free_mib"]
+        # By pool; less than nothing where a host has no such pool.
+        self._disk_mib = defaultdict(lambda: np.full(len(hosts), -1), {"": fleet.disk_free_mib.copy()})
+        # By the name of the host; and by that of the group, the rows of its VMs' hosts.
+        self.vms = {host.name: {vm.vm_id: vm for vm in host.vms} for host in hosts}
+        self.members: defaultdict[str, list[int]] = defaultdict(list)
+        for row, host in enumerate(hosts):
+            for group in (group for vm in host.vms for group in vm.groups):
+                self.members[group.name].append(row)
+            for name, pool in host.pools.items():
+                self._disk_mib[name][row] = pool.free_mib
+        self._addresses = dict(fleet.free_addresses)
+        # The prefixes of hosts, once each, and which of these a host has; and by level the number of its domain.
+        self._prefixes = list(dict.fromkeys(host.prefixes for host in hosts))
+        self._served = np.array([self._prefixes.index(host.prefixes) for host in hosts])
+        names = {level: [fleet.domain(row, level) for row in range(len(hosts))] for level in Level}
+        self._domains = {level: np.unique(each, return_inverse=True)[1] for level, each in names.items()}
+        self._standing: dict[Profile, BoolArray] = {}
+        self._batch: IntArray = np.array([request.batch_hosts.get(host.name, 0) for host in hosts], dtype=np.int64)
+        self._count: IntArray = np.array([len(host.vms) for host in hosts], dtype=np.int64)
+        # Of the whole machine, its own reserve included. VMs are just counted.
+        machine = cells | {"memory_mib": cells["memory_mib"] + cells["memory_reserved_mib"]}
+        machine["cores"] = cells["cores"] + cells["cores_reserved"]
+        self._whole = _figures(machine, fleet.disk_mib, 0 * self._count).clip(min=1)
+
+    # --- where a VM fits ---------------------------------------------------------------------------------------------
 
     def candidates(self, vm: VmRequest) -> BoolArray:
-        fits: BoolArray = self._lefts(vm.profile) < np.inf
-        shut = vm.excluded_hosts | self.request.contended_hosts
+        networks, shut = vm.profile.networks, vm.excluded_hosts | self.request.contended_hosts
+        enough = np.array([granted(each, networks, self._addresses) is not None for each in self._prefixes])
+        fits: BoolArray = self.may_stand(vm.profile) & enough[self._served] & (self._lefts(vm.profile.shape) < np.inf)
         fits[[self.fleet.index[name] for name in shut if name in self.fleet.index]] = False
         for group in vm.groups:
-            if group.hard:
-                fits &= self._keeps(group)
+            fits &= not group.hard or self.keeps(group, self.members[group.name])
         return fits
 
-    def seats(self, row: int, profile: Profile) -> Iterator[Seat]:
-        """In the cells of a host that is a candidate."""
-        return seats(self.fleet.hosts[row], profile.shape, self._free[row])
+    def may_stand(self, profile: Profile) -> BoolArray:
+        """Whatever is free in cells and prefixes."""
+        if profile not in self._standing:
+            self._standing[profile] = np.array([_may_stand(host, profile) for host in self.hosts], dtype=np.bool_)
+        return np.logical_and(self._standing[profile], self._disk_mib[profile.shape.pool] >= profile.shape.disk_mib)
 
-    def _keeps(self, group: Group) -> BoolArray:
-        """Apart: none of the group in the host's domain. Together: all of them there, or there are none."""
-        domains, members = self._domains[group.level], self._members.get(group.name, [])
+    def keeps(self, group: Group, members: Sequence[int]) -> BoolArray:
+        """Where members are on the hosts in these rows. Apart: none of them is in a host's domain. Together: one is, or
+        there are none."""
+        domains = self._domains[group.level]
         taken = np.zeros(len(domains), dtype=np.bool_)
         taken[domains[members]] = True
         here: BoolArray = taken[domains]
         return ~here if group.apart else here | (not members)
 
-    def _lefts(self, profile: Profile) -> Floats:
-        """`left` of each host, infinite where the VM does not fit."""
-        hosts = self.fleet.hosts
-        if profile not in self._known:
-            stand = {row for row, host in enumerate(hosts) if may_stand(host, profile)}
-            self._known[profile] = _Known(stand, np.full(len(hosts), np.inf))
-        known = self._known[profile]
-        for row in known.stand.intersection(self._changes[known.seen :]):
-            host, shape = hosts[row], profile.shape
-            room = self._disk_mib[row].get(shape.pool, -1) >= shape.disk_mib
-            fits = room and granted(host, profile.networks, self._addresses) is not None
-            known.lefts[row] = left(host, shape, self._free[row]) if fits else np.inf
-        known.seen = len(self._changes)
-        return known.lefts
+    def seat(self, row: int, shape: Shape, cells: Sequence[int], *, new: bool = False) -> list[int]:
+        """The columns of these cells if the VM can have just them, in equal parts, of cores of one width; or none. A
+        `new` one has the fewest that will do, and of one socket if one has enough."""
+        columns, count, threads = self._columns(row, cells), len(cells), self._threads[:, row]
+        if not columns or len(columns) != count or any(threads[columns] != threads[columns[0]]):
+            return []
+        able, sockets = self._able(shape, count, [row])[:, 0], self._sockets[:, row]
+        near = max(Counter(zip(sockets[able].tolist(), threads[able].tolist(), strict=True)).values(), default=0)
+        far = near >= count and any(sockets[columns] != sockets[columns[0]])
+        fewer = any(self._enough(shape, less, [row])[0] for less in range(1, count))
+        return columns if all(able[columns]) and not (new and (far or fewer)) else []
 
-    # --- what decides between them -----------------------------------------------------------------------------------
+    def _columns(self, row: int, cells: Sequence[int]) -> list[int]:
+        return [column for column, cell in enumerate(self.hosts[row].cells) if cell.cell in cells]
 
-    def ranks(self, vm: VmRequest) -> Ranks:
-        broken: IntArray = np.zeros(len(self.fleet.hosts), dtype=np.int64)
+    def _enough(self, shape: Shape, count: int, rows: slice | list[int] = slice(None)) -> BoolArray:
+        """Whether the VM could have so many cells of one width."""
+        able, threads = self._able(shape, count, rows), self._threads[:, rows]
+        of_width = [(able & (threads == width)).sum(axis=0) >= count for width in np.unique(threads)]
+        enough: BoolArray = np.logical_or.reduce(of_width)
+        return enough
+
+    def _able(self, shape: Shape, count: int, rows: slice | list[int] = slice(None)) -> BoolArray:
+        """The cells that could be one of so many, each with a core and memory of its own."""
+        wanted, most = needs(shape, self._threads[:, rows]), _MOST_CELLS if shape.numa.multi_cell else 1
+        cpus, memory, _ = wanted.values()
+        able: BoolArray = self._usable(shape)[:, rows] & (cpus >= count) & (memory >= count) & (count <= most)
+        for resource, amount in wanted.items():
+            able &= self._free[resource][:, rows] >= -(-amount // count)
+        return able
+
+    def _usable(self, shape: Shape) -> BoolArray:
+        """The cells that could serve the VM, were they only large enough."""
+        if shape.numa.cpus is CpuPolicy.SHARED:
+            return self._shared >= shape.vcpus
+        return self._threads >= (2 if shape.numa.smt is SmtPolicy.REQUIRE else 1)
+
+    # --- what decides between hosts that it fits ---------------------------------------------------------------------
+
+    def ranks(self, vm: VmRequest) -> dict[str, NDArray[Any]]:
+        """Lower is better, by the first that differs. `spread` has VMs of a batch on hosts of their own, then in racks;
+        scores of `pack` are whole numbers, and of the same the first by name wins."""
+        policy, shape, racks = self.request.policy, vm.profile.shape, self._domains[Level.RACK]
+        broken: IntArray = np.zeros(len(self.hosts), dtype=np.int64)
         for group in vm.groups:
-            if not group.hard:
-                broken += ~self._keeps(group)
-        if self.request.policy is Policy.PACK:
-            return Ranks(broken, (), self._lefts(vm.profile), (self._domains[Level.HOST],))
-        if self.request.policy is Policy.BALANCED:
-            return Ranks(broken, (), self._balanced(vm.profile.shape), ())
-        racks = self._domains[Level.RACK]
-        in_rack = np.bincount(racks, self._batch).astype(np.int64)[racks]
-        return Ranks(broken, (self._batch, in_rack), self._balanced(vm.profile.shape), ())
+            broken += not group.hard and ~self.keeps(group, self.members[group.name])
+        if policy is Policy.PACK:
+            return {"broken": broken, "score": self._lefts(shape), "name": np.arange(len(self.hosts))}
+        if policy is Policy.BALANCED:
+            return {"broken": broken, "score": self._balanced(shape)}
+        in_rack = np.bincount(racks, self._batch)[racks]
+        return {"broken": broken, "host": self._batch, "rack": in_rack, "score": self._balanced(shape)}
 
-    def start_epoch(self, epoch: int) -> None:
-        """`balanced` scores with the sums over all hosts as they are now."""
-        shares = self._unused / self._whole
-        self.epoch, self._means, self._variances = epoch, shares.mean(axis=1), shares.var(axis=1)
+    def _lefts(self, shape: Shape) -> Floats:
+        """CPUs left, then MiB or pages, in the cell with the fewest; over several cells, their number and the host's
+        CPUs. Infinite where the VM does not fit."""
+        (cpu, cpus), (memory, units), _ = needs(shape, self._threads).items()
+        in_cell = (self._free[cpu] - cpus) * 2.0**40 + (self._free[memory] - units)
+        lefts: Floats = np.where(self._able(shape, 1), in_cell, np.inf).min(axis=0)
+        for count in range(2, len(self._threads) + 1 if shape.numa.multi_cell else 2):
+            on_host = (count - 1) * 2.0**53 + (self._free[cpu] * self._usable(shape)).sum(axis=0) * 2.0**40
+            lefts = np.where((lefts == np.inf) & self._enough(shape, count), on_host, lefts)
+        return lefts
 
     def _balanced(self, shape: Shape) -> Floats:
         """Ganeti's score with the VM there: the sums are those of the epoch's begin, the host's own figures today's."""
-        n, memory_mib = len(self.fleet.hosts), units(shape) * (shape.numa.huge_page_kib or 1024) // 1024
-        fewest_cpus = cpus(shape, self._most_threads)
-        score = np.zeros(n)
-        for figure, need in enumerate((memory_mib, 0 if shape.pool else shape.disk_mib, fewest_cpus, 1)):
-            off = self._unused[figure] / self._whole[figure] - self._means[figure]
-            by = need / self._whole[figure]
-            variance = self._variances[figure] + (by * (1 - 1 / n) - 2 * off) * by / n
-            score += _WEIGHTS[figure] * np.sqrt(variance.clip(min=0))
+        (_, cpus), (memory, units), _ = needs(shape, self._threads.max(axis=0)).items()
+        needed, n = (units * _MIB[memory], 0 if shape.pool else shape.disk_mib, cpus, 1), len(self.hosts)
+        by = np.array([need / whole for need, whole in zip(needed, self._whole, strict=True)])
+        variances = self._variances + (by * (1 - 1 / n) - 2 * (self._shares() - self._means)) * by / n
+        score: Floats = _WEIGHTS @ np.sqrt(variances.clip(min=0))
         return score
+
+    def start_epoch(self, epoch: int) -> None:
+        """`balanced` scores with the sums over all hosts as they are now."""
+        self.epoch, shares = epoch, self._shares()
+        self._means, self._variances = shares.mean(axis=1, keepdims=True), shares.var(axis=1, keepdims=True)
+
+    def _shares(self) -> Floats:
+        """Of what is unused."""
+        shares: Floats = _figures(self._free, self._disk_mib[""], -self._count) / self._whole
+        return shares
 
     # --- how a plan changes it ---------------------------------------------------------------------------------------
 
-    def take(self, row: int, vm: VmRequest, seat: Seat) -> None:
-        host, shape = self.fleet.hosts[row], vm.profile.shape
-        for prefix in granted(host, vm.profile.networks, self._addresses) or ():
-            if prefix in self._addresses:
-                self._addresses[prefix] -= 1
-                if self._addresses[prefix] < self._most_addresses:
-                    self._changes += [
-                        at for at, h in enumerate(self.fleet.hosts) if any(prefix in f for f in h.prefixes)
-                    ]
-        self._disk_mib[row][shape.pool] -= shape.disk_mib
-        self._unused[_DISK, row] = self._disk_mib[row][""]
-        self._unused[_VMS, row] -= 1
+    def place(self, vm: VmRequest, row: int, columns: list[int]) -> Placement:
+        """From now on it stands there, as its record will have it: it may restart anywhere in the host's VRF."""
+        host, shape = self.hosts[row], vm.profile.shape
+        taken = granted(host.prefixes, vm.profile.networks, self._addresses) or {}
+        for prefix in self._addresses.keys() & taken.keys():
+            self._addresses[prefix] -= taken[prefix]
+        cells = tuple(host.cells[column].cell for column in columns)
+        profile = Profile(shape, vm.profile.architecture, Where(vrf=host.vrf))
+        self.vms[host.name][vm.vm_id] = SeatedVm(vm.vm_id, vm.name, profile, cells, vm.groups, movable=False)
+        for group in vm.groups:
+            self.members[group.name].append(row)
         self._batch[row] += 1
-        self._join(row, vm.groups)
-        self._give(row, seat, -1)
+        self._count[row] += 1
+        parts = dict.fromkeys(self._free, 0) | self.take(row, shape, columns)
+        return Placement(vm.vm_id, vm.name, host.host_id, host.name, cells, shape.disk_mib, shape.pool, **parts)
 
     def move(self, move: Move) -> bool:
-        """A VM changes to as many other cells of its host, if these have the room before it leaves its own."""
-        row = self.fleet.index.get(move.host, -1)
-        vm = next((each for each in self.fleet.hosts[row].vms if each.vm_id == move.vm_id), None) if row >= 0 else None
-        if vm is None or not vm.movable or self._moved.get(vm.vm_id, vm.cells) != move.cells_before:
+        """A VM changes to cells of its host that give it the same, and have it free before the VM leaves its own."""
+        row, vm = self.fleet.index.get(move.host, -1), self.vms.get(move.host, {}).get(move.vm_id)
+        if vm is None or not vm.movable or vm.cells != move.cells_before:
             return False
-        before, after = (self._seat(row, vm.profile.shape, cells) for cells in (move.cells_before, move.cells_after))
-        alike = before and list(before.values()) == list(after.values())
-        if not alike or not all(gives(self._free[row][cell], part) for cell, part in after.items()):
+        shape, threads = vm.profile.shape, self._threads[:, row]
+        before, after = self._columns(row, vm.cells), self.seat(row, shape, move.cells_after)
+        if len(before) != len(after) or needs(shape, threads[before[0]]) != needs(shape, threads[after[0]]):
             return False
-        self._give(row, before, 1)
-        self._give(row, after, -1)
-        self._moved[vm.vm_id] = move.cells_after
+        self.take(row, shape, after)
+        self.take(row, shape, before, -1)
+        self.vms[move.host][vm.vm_id] = replace(vm, cells=move.cells_after)
         return True
 
-    def _seat(self, row: int, shape: Shape, numbers: tuple[int, ...]) -> Seat:
-        """What the VM takes of these cells; nothing if they could not be its own."""
-        parts = {c.cell: part_of(shape, c, len(numbers)) for c in self.fleet.hosts[row].cells if c.cell in numbers}
-        return {cell: part for cell, part in parts.items() if part} if sorted(parts) == sorted(numbers) else {}
+    def take(self, row: int, shape: Shape, columns: list[int], sign: int = 1) -> dict[str, int]:
+        """A VM takes its part of each of these cells; with a sign of -1, it gives it back."""
+        wanted = needs(shape, self._threads[columns[0], row]).items()
+        parts = {resource: -(-int(amount) // len(columns)) for resource, amount in wanted}
+        for resource, part in parts.items():
+            self._free[resource][columns, row] -= sign * part
+        self._disk_mib[shape.pool][row] -= sign * shape.disk_mib
+        return parts
 
-    def _give(self, row: int, seat: Seat, sign: int) -> None:
-        for cell, part in seat.items():
-            for resource, amount in part.items():
-                self._free[row][cell][resource] += sign * amount
-            for figure, counted in _COUNTED.items():
-                self._unused[figure, row] += sign * sum(part.get(each, 0) * unit for each, unit in counted.items())
-        self._changes.append(row)
 
-    def _join(self, row: int, groups: Iterable[Group]) -> None:
-        for group in groups:
-            self._members.setdefault(group.name, []).append(row)
+def needs(shape: Shape, threads: IntArray) -> dict[str, IntArray | int]:
+    """CPUs, memory and drives, in cells whose cores have so many threads: whole cores, as SMT siblings never serve two
+    VMs, or shared vCPUs; MiB, or huge pages."""
+    shared, isolated = shape.numa.cpus is CpuPolicy.SHARED, shape.numa.smt is SmtPolicy.ISOLATE
+    cpus, memory = -(-shape.vcpus // (1 if shared or isolated else threads)), _PAGES[shape.numa.huge_page_kib]
+    return {"shared_vcpus" if shared else "cores": cpus, memory: shape.memory_mib // _MIB[memory], "nvme": shape.nvme}
+
+
+def granted(
+    prefixes: Sequence[Sequence[int]], networks: Iterable[Network], left: Mapping[int, int]
+) -> Mapping[int, int] | None:
+    """How many addresses a VM on a host with these prefixes gets of each, networks that name prefixes first; None where
+    one is lacking. `left` counts those of prefixes that have an end."""
+    chosen: Counter[int] = Counter()
+    for network in sorted(networks, key=lambda each: each is None):
+        named = [[prefix for family in prefixes for prefix in family if network and prefix in network]]
+        for family in prefixes if network is None else named:
+            free = [prefix for prefix in family if left.get(prefix, 1 + chosen[prefix]) > chosen[prefix]]
+            if not free:
+                return None
+            chosen[free[0]] += 1
+    return chosen if prefixes else None
+
+
+def _may_stand(host: HostState, profile: Profile) -> bool:
+    where, served = profile.where, {prefix for family in host.prefixes for prefix in family}
+    places = all(getattr(where, place) in (None, getattr(host, place)) for place in _PLACES)
+    there = places and where.host in (None, host.name)
+    # A label without a value stands for any.
+    labels = {(key, value) for key, own in host.labels.items() for value in ("", own)}
+    labelled = where.labels <= labels and not where.without & labels
+    reached = all(network is None or served & network for network in (*profile.networks, *profile.fixed))
+    known = profile.capabilities <= host.capabilities and profile.architecture == host.architecture
+    return host.live and not host.draining and known and there and labelled and reached
+
+
+def _figures(cells: Mapping[str, IntArray], disk_mib: IntArray, vms: IntArray) -> IntArray:
+    """Memory, disk, CPUs and VMs, of shape (figures, hosts)."""
+    memory_mib = sum(cells[each].sum(axis=0) * mib for each, mib in _MIB.items())
+    return np.array([memory_mib, disk_mib, cells["cores"].sum(axis=0) + cells["shared_vcpus"].sum(axis=0), vms])

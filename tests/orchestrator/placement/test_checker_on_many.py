@@ -24,7 +24,7 @@ from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, Spa
 from .fleets import a_fleet, a_request
 
 SEEDS = st.integers(0, 2**32)
-MORE = {"most_moves": (0, 0, 3), "spare": (SpareRule(), SpareRule(), SpareRule(Spare.REQUIRED))}
+MORE = {"most_moves": (0, 0, 3), "spare": (SpareRule(), SpareRule(), SpareRule(Spare.REQUIRED, witnessed=True))}
 
 
 def placement(made: Plan, at: int, **change: object) -> Plan:

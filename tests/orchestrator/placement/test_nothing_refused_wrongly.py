@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import combinations
 from uuid import UUID
 
 import numpy as np
@@ -41,12 +42,18 @@ def _placeable(replay: Replay, vms: Sequence[VmRequest]) -> bool:
     for at, vm in enumerate(vms):
         rest = [*vms[:at], *vms[at + 1 :]]
         for row in np.flatnonzero(replay.candidates(vm)).tolist():
-            for seat in list(replay.seats(row, vm.profile)):
+            for columns in _seats(replay, row, vm):
                 after = deepcopy(replay)
-                after.take(row, vm, seat)
+                after.place(vm, row, columns)
                 if _placeable(after, rest):
                     return True
     return False
+
+
+def _seats(replay: Replay, row: int, vm: VmRequest) -> list[list[int]]:
+    numbers = [cell.cell for cell in replay.hosts[row].cells]
+    chosen = (cells for count in range(1, len(numbers) + 1) for cells in combinations(numbers, count))
+    return [columns for cells in chosen if (columns := replay.seat(row, vm.profile.shape, cells, new=True))]
 
 
 @settings(max_examples=200, deadline=None)
