@@ -131,6 +131,22 @@ def test_a_plan_is_checked_by_who_shares_no_code_with_the_planner(program: Progr
     assert (ran.code, ran.err) == (0, f"Checked: {placed} placements and {refused} refusals hold.\n")
 
 
+def test_with_n_plus_one_the_check_loses_every_domain(program: Program, fleet: str) -> None:
+    command = ["plan", "--fleet", fleet, "--n-plus-one", "required", "--check"]
+    answer = program(*command, "--evidence", "-o", "json").json
+    assert answer["faults"] == []
+    exposed, told = {each["domain"] for each in answer["exposed"]}, answer["evacuations"]
+    assert {each["domain"] for each in told if each["without_place"]} == exposed
+    assert answer["domains_checked"] == len(told) - len(exposed) > 0
+    new = {each["vm"] for each in answer["placed"]}
+    restarts = [(each["domain"], restart) for each in told for restart in each["restarts"]]
+    assert new <= {restart["vm"] for _, restart in restarts}
+    assert all(restart["host"] != domain and restart["cells"] for domain, restart in restarts)
+    ran = program(*command)
+    held = f"{len(answer['placed'])} placements and {len(answer['refused'])} refusals hold"
+    assert ran.err == f"Checked: {held}, and {answer['domains_checked']} domains can be lost (N+1).\n"
+
+
 def test_faults_end_with_an_exit_code_of_ours() -> None:
     refuse_faults(())
     with pytest.raises(PpecError, match="2 faults, the first of them: v1 does not fit") as refused:

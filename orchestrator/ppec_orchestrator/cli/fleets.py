@@ -188,7 +188,8 @@ def _show(output: Output, outcome: Outcome) -> None:
     if answer.faults:
         output.results.print(rows(("faults",), [(fault,) for fault in answer.faults[:_SHOWN_FAULTS]]))
     elif answer.faults is not None:
-        output.say(f"Checked: {len(answer.placed)} placements and {len(answer.refused)} refusals hold.")
+        lost = "" if answer.domains_checked is None else f", and {answer.domains_checked} domains can be lost (N+1)"
+        output.say(f"Checked: {len(answer.placed)} placements and {len(answer.refused)} refusals hold{lost}.")
 
 
 def _cells(cells: tuple[int, ...]) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ppec_contract.model import Model
+from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan
 
 
@@ -52,8 +53,25 @@ class ExposedDomain(Model):
     without_place: int
 
 
+class RestartOf(Model):
+    vm: str
+    host: str
+    cells: tuple[int, ...]
+
+
+class LostDomain(Model):
+    """`placement.plan.Evacuation`: where the VMs of a host or rack would restart were it lost, or those that could not.
+    `vm` is a name; of two VMs with one name, both have a line."""
+
+    domain: str
+    cluster: str
+    restarts: tuple[RestartOf, ...]
+    without_place: tuple[str, ...]
+
+
 class PlanAnswer(Model):
-    """`load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch, `check_cpu_s` the search for `faults`.
+    """`load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch, `check_cpu_s` the search for `faults`, in
+    which `domains_checked` were lost, and all that they have restarted where the plan says.
     `executable` as in the API's `PlanView`: whether VMs would be made of it; of a batch that needs all of its VMs none
     are if one is refused."""
 
@@ -64,7 +82,9 @@ class PlanAnswer(Model):
     executable: bool
     exposed: tuple[ExposedDomain, ...] | None = None
     moves: tuple[MovedVm, ...] | None = None
+    evacuations: tuple[LostDomain, ...] | None = None
     faults: tuple[str, ...] | None = None
+    domains_checked: int | None = None
     check_cpu_s: float | None = None
 
 
@@ -85,6 +105,23 @@ def refused(plan: Plan, *, with_evidence: bool) -> tuple[RefusedVm, ...]:
 
 def exposed(plan: Plan) -> tuple[ExposedDomain, ...]:
     return tuple(ExposedDomain(domain=e.domain, vm=e.vm, without_place=e.without_place) for e in plan.exposed)
+
+
+def evacuations(plan: Plan, fleet: Fleet) -> tuple[LostDomain, ...]:
+    """`fleet` is the one that the plan was made on: what its VMs are called."""
+    names = {vm.vm_id: vm.name for host in fleet.hosts for vm in host.vms}
+    names |= {place.vm_id: place.name for place in plan.placed}
+    return tuple(
+        LostDomain(
+            domain=each.domain,
+            cluster=each.cluster,
+            restarts=tuple(
+                RestartOf(vm=names[vm_id], host=host, cells=cells) for vm_id, (host, cells) in each.seats.items()
+            ),
+            without_place=tuple(vm.name for vm in each.without_place),
+        )
+        for each in plan.evacuations
+    )
 
 
 def moved(moves: Iterable[Move]) -> tuple[MovedVm, ...]:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ppec_contract.api_placement import MAX_PLAN_MOVES, Policy
@@ -19,7 +19,7 @@ from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
 from ppec_contract.model import Model
 from ppec_orchestrator.fleets import snapshot
-from ppec_orchestrator.fleets.answer import PlanAnswer, exposed, moved, placed, refused
+from ppec_orchestrator.fleets.answer import PlanAnswer, evacuations, exposed, moved, placed, refused
 from ppec_orchestrator.fleets.faults import REQUESTS
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
@@ -104,7 +104,7 @@ def plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Out
 
 
 def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
-    rule = _spare_rule(options.spare)
+    rule = replace(_spare_rule(options.spare), witnessed=options.check or options.evidence)
     _refuse_moves_beyond_bounds(options.most_moves)
     started_s = time.process_time()
     file = _read(fleet)
@@ -126,10 +126,17 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
         plan_cpu_s=round(planned_s - loaded_s, 6),
         exposed=None if rule.mode is Spare.OFF else exposed(plan),
         moves=moved(plan.moves) if options.most_moves else None,
+        evacuations=evacuations(plan, file.fleet) if options.evidence and rule.mode is not Spare.OFF else None,
         faults=faults,
+        domains_checked=_held(plan) if options.check and rule.mode is not Spare.OFF else None,
         check_cpu_s=round(checked_s - planned_s, 6) if options.check else None,
     )
     return _outcome(answer, file.fleet, batch, plan)
+
+
+def _held(plan: Plan) -> int:
+    """Domains that can be lost, as the plan has it."""
+    return sum(not each.without_place for each in plan.evacuations)
 
 
 def _batch(file: FleetFile, requests: Path | None) -> tuple[VmRequest, ...]:
