@@ -61,9 +61,9 @@ class Replay:
             for name, pool in host.pools.items():
                 self._disk_mib[name][row] = pool.free_mib
         self._addresses = dict(fleet.free_addresses)
-        # The prefixes of hosts, once each, and which of these a host has; and by level the number of its domain.
-        self._prefixes = list(dict.fromkeys(host.prefixes for host in hosts))
-        self._served = np.array([self._prefixes.index(host.prefixes) for host in hosts])
+        # Numbers for the prefixes that hosts have, and each host's; and by level the number of its domain.
+        self._prefixes = {each: number for number, each in enumerate(dict.fromkeys(host.prefixes for host in hosts))}
+        self._served: IntArray = np.array([self._prefixes[host.prefixes] for host in hosts], dtype=np.int64)
         names = {level: [fleet.domain(row, level) for row in range(len(hosts))] for level in Level}
         self._domains = {level: np.unique(each, return_inverse=True)[1] for level, each in names.items()}
         self._standing: dict[Profile, BoolArray] = {}
@@ -78,8 +78,9 @@ class Replay:
 
     def candidates(self, vm: VmRequest) -> BoolArray:
         networks, shut = vm.profile.networks, vm.excluded_hosts | self.request.contended_hosts
-        enough = np.array([granted(each, networks, self._addresses) is not None for each in self._prefixes])
-        fits: BoolArray = self.may_stand(vm.profile) & enough[self._served] & (self._lefts(vm.profile.shape) < np.inf)
+        granting = [granted(each, networks, self._addresses) is not None for each in self._prefixes]
+        enough: BoolArray = np.array(granting, dtype=np.bool_)[self._served]
+        fits: BoolArray = self.may_stand(vm.profile) & enough & (self._lefts(vm.profile.shape) < np.inf)
         fits[[self.fleet.index[name] for name in shut if name in self.fleet.index]] = False
         for group in vm.groups:
             fits &= not group.hard or self.keeps(group, self.members[group.name])

@@ -199,6 +199,14 @@ def test_a_host_that_the_vm_or_the_plan_is_kept_from() -> None:
         assert check(fleet, each, plan(fleet, each)) == []
 
 
+@pytest.mark.parametrize("policy", list(Policy))
+def test_a_fleet_without_hosts(policy: Policy) -> None:
+    fleet, request = Fleet.build([]), PlanRequest(vms(PLAIN), policy)
+    sound = plan(fleet, request)
+    assert len(sound.refused) == 1
+    assert check(fleet, request, sound) == []
+
+
 # --- what earlier VMs have taken --------------------------------------------------------------------------------------
 
 OVERDRAWN: dict[str, dict[str, Any]] = {
