@@ -75,7 +75,7 @@ def _placed(replay: Replay, vm: VmRequest, place: Placement, why: Evidence) -> I
     if abs(score - why.score) <= _SLACK:
         score = why.score
     yield from _differences(vm, why, why._replace(candidates=count, score=score, broken=broken))
-    for rank in ranks.values() if replay.all_open and not why.moves and not why.searched else ():
+    for rank in ranks.values() if replay.all_open and not why.searched else ():
         above = rank[rows] - rank[row]
         if above.min() < -_SLACK:
             yield f"{vm.name}: {replay.hosts[rows[above.argmin()]].name} would have been better than {place.host}"

@@ -141,12 +141,13 @@ class Replay:
     # --- what decides between hosts that it fits ---------------------------------------------------------------------
 
     def ranks(self, vm: VmRequest) -> dict[str, NDArray[Any]]:
-        """Lower is better, by the first that differs. `spread` has VMs of a batch on hosts of their own, then in racks;
-        scores of `pack` are whole numbers, and of the same the first by name wins."""
+        """Lower is better, by the first that differs, between candidates: these break soft groups alone. `spread` has
+        VMs of a batch on hosts of their own, then in racks; scores of `pack` are whole numbers, and of the same the
+        first by name wins."""
         policy, shape, racks = self.request.policy, vm.profile.shape, self._domains[Level.RACK]
         broken: IntArray = np.zeros(len(self.hosts), dtype=np.int64)
         for group in vm.groups:
-            broken += not group.hard and ~self.keeps(group, self.members[group.name])
+            broken += ~self.keeps(group, self.members[group.name])
         if policy is Policy.PACK:
             return {"broken": broken, "score": self._lefts(shape), "name": np.arange(len(self.hosts))}
         if policy is Policy.BALANCED:

@@ -132,6 +132,46 @@ def test_cells_of_two_sockets_where_one_has_enough() -> None:
     assert check(fleet, request, _last(sound, cells=(1, 2))) == ["v0 does not fit cells (1, 2) of h1"]
 
 
+def test_a_vm_over_several_cells_has_the_fewest_that_will_do_and_each_of_its_own() -> None:
+    wide = replace(PLAIN, shape=Shape(16, 1024, 40, NumaPolicy(multi_cell=True)))
+    fleet, request = Fleet.build([a_host()]), PlanRequest(vms(wide), Policy.PACK)
+    assert plan(fleet, request).placed[0].cells == (0,)
+    half = _last(plan(fleet, request), cells=(0, 1), cores=4, memory_mib=512)
+    assert check(fleet, request, half) == ["v0 does not fit cells (0, 1) of h1"]
+    wider = replace(request, vms=vms(replace(PLAIN, shape=Shape(32, 1024, 40, NumaPolicy(multi_cell=True)))))
+    sound = plan(fleet, wider)
+    assert (sound.placed[0].cells, check(fleet, wider, sound)) == ((0, 1), [])
+    for strange in ((0, 0), (0, 7)):
+        assert check(fleet, wider, _last(sound, cells=strange)) == [f"v0 does not fit cells {strange} of h1"]
+
+
+def test_cells_without_siblings_are_nothing_to_a_vm_that_needs_them() -> None:
+    shape = Shape(32, 1024, 40, NumaPolicy(multi_cell=True, smt=SmtPolicy.REQUIRE))
+    odd = replace(CELLS[0], cell=2, threads_per_core=1)
+    fleet, request = (
+        Fleet.build([a_host(cells=(*CELLS, odd))]),
+        PlanRequest(vms(replace(PLAIN, shape=shape)), Policy.PACK),
+    )
+    sound = plan(fleet, request)
+    assert (sound.placed[0].cells, check(fleet, request, sound)) == ((0, 1), [])
+
+
+def test_no_vm_has_more_than_sixteen_cells() -> None:
+    many = tuple(replace(CELLS[0], cell=number, cores_free=1, memory_free_mib=64) for number in range(20))
+    fleet, numa = Fleet.build([a_host(cells=many)]), NumaPolicy(multi_cell=True)
+    request = PlanRequest(vms(*(replace(PLAIN, shape=Shape(vcpus, 17, 1, numa)) for vcpus in (34, 32))), Policy.PACK)
+    sound = plan(fleet, request)
+    assert ([each.name for each in sound.refused], len(sound.placed[0].cells)) == (["v0"], 16)
+    assert check(fleet, request, sound) == []
+
+
+def test_a_vm_without_a_disk_needs_the_pool_all_the_same() -> None:
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(4, 1024, 0, pool="fast"))), Policy.PACK)
+    sound = plan(Fleet.build([a_host()]), request)
+    assert check(Fleet.build([a_host()]), request, sound) == []
+    assert check(Fleet.build([a_host(pools={})]), request, sound) == ["v0 does not fit cells (0,) of h1"]
+
+
 PARTS: dict[str, tuple[Shape, dict[str, Any]]] = {
     "a core": (Shape(4, 1536, 1, NumaPolicy(multi_cell=True)), {"memory_free_mib": 512}),
     "a page": (Shape(16, 2048, 1, NumaPolicy(multi_cell=True, huge_page_kib=1048576)), {"cores_free": 3}),
@@ -329,6 +369,11 @@ def test_an_answer_with_one_fault(fault: str) -> None:
     assert found.startswith(words)
 
 
+def test_a_host_of_no_fleet_is_none_of_its_hosts() -> None:
+    fleet, request = Fleet.build([a_host("h1"), a_host("h2")]), PlanRequest(vms(PLAIN), Policy.PACK)
+    assert check(fleet, request, _last(plan(fleet, request), host="h9")) == ["v0 does not fit cells (0,) of h9"]
+
+
 def test_a_soft_group_that_is_not_said_to_be_broken() -> None:
     rather = Group("rather apart", hard=False)
     fleet = Fleet.build([a_host(vms=(member(rather),))])
@@ -427,6 +472,44 @@ def test_moves_that_may_not_be() -> None:
     assert check(_half_full(cores_free=3), request, sound) == stuck
     assert check(_half_full(), replace(request, most_moves=0), sound) == ["v0 moves 1 VMs, 0 may be moved"]
     assert check(_half_full(), request, _moves(sound)) == [f"v0 does not fit cells {sound.placed[0].cells} of h1"]
+
+
+def test_a_move_to_cells_that_give_it_more() -> None:
+    """Eight vCPUs are eight cores there."""
+    widths = (replace(CELLS[0], cores_free=4), replace(CELLS[1], threads_per_core=1))
+    fleet = Fleet.build([a_host(cells=widths, vms=(_seated(0, 0),))])
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(2, 1024, 10))), Policy.PACK, most_moves=1)
+    sound = plan(fleet, request)
+    assert check(fleet, request, sound) == []
+    found = check(fleet, request, _moves(sound, Move(UUID(int=90), "old0", "h1", (0,), (1,))))
+    assert found == ["old0 can't move to cells (1,)"]
+
+
+def test_what_the_plan_places_is_not_moved_by_it() -> None:
+    fleet, request = Fleet.build([a_host()]), PlanRequest(vms(PLAIN, PLAIN), Policy.PACK, most_moves=1)
+    sound = plan(fleet, request)
+    new = Move(sound.placed[0].vm_id, "v0", "h1", (0,), (1,))
+    moved = replace(sound, evidence=(sound.evidence[0], sound.evidence[1]._replace(moves=(new,))))
+    assert check(fleet, request, moved) == ["v0 can't move to cells (1,)"]
+
+
+def test_moves_for_a_vm_that_has_a_better_host_without() -> None:
+    full = replace(_half_full().hosts[0], name="h2", host_id=2)
+    fleet, move = Fleet.build([a_host("h1"), full]), Move(UUID(int=90), "old0", "h2", (0,), (1,))
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(16, 1024, 10))), most_moves=1)
+    there = plan(fleet, replace(request, vms=vms(request.vms[0].profile, excluded_hosts=frozenset({"h1"}))))
+    assert there.moves == (move,)
+    found = check(fleet, request, there)
+    assert found == ["v0: h1 would have been better than h2"]
+
+
+def test_hosts_that_moves_would_open_are_not_counted_again() -> None:
+    h2 = replace(_half_full().hosts[0], name="h2", host_id=2, vms=tuple(_seated(2 + cell, cell) for cell in (0, 1)))
+    fleet = Fleet.build([_half_full().hosts[0], h2])
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(16, 1024, 10))), most_moves=1)
+    sound = plan(fleet, request)
+    assert sound.evidence[0].candidates == 2
+    assert check(fleet, request, sound) == []
 
 
 def test_a_vm_that_was_moved_is_where_it_went() -> None:
