@@ -18,8 +18,11 @@ from ppec_agentd.images import FetchLimits, ImageCache
 from ppec_agentd.inventory import Inventory
 from ppec_agentd.journal import Journal
 from ppec_agentd.ledger import Ledger
+from ppec_agentd.nvme.drive import DrivePort
+from ppec_agentd.nvme.host_drives import HostDrives
+from ppec_agentd.nvme.settling import SettlingDrives
 from ppec_agentd.places import Places, Pool, vm_names
-from ppec_agentd.settings import Settings, StorageSettings
+from ppec_agentd.settings import NvmeSettings, Settings, StorageSettings
 from ppec_agentd.topology import Topology, declare_topology
 
 log = structlog.get_logger(__name__)
@@ -54,6 +57,7 @@ def _fake(settings: Settings, topology: Topology) -> Hypervisor:
             deaf_guests=settings.lab.deaf_guests,
             delays_s=settings.lab.delays_s,
             fail_every=settings.lab.fail_every,
+            nvme_drives=settings.lab.nvme_drives,
         )
     )
 
@@ -65,6 +69,7 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
     places = make_places(settings.storage)
     disk_mib = await asyncio.to_thread(usable_disk_mib, settings.storage)
     pools_mib = await asyncio.to_thread(usable_pools_mib, settings.storage)
+    port = _drive_port(settings, hypervisor)
     ledger = Ledger(
         facts.topology,
         disk_mib,
@@ -73,6 +78,7 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
         shared_cores_per_cell=settings.reserve.shared_cores_per_cell,
         shared_vcpus_per_cpu=settings.reserve.shared_vcpus_per_cpu,
         pools_mib=pools_mib,
+        cell_by_drive=await asyncio.to_thread(_cell_by_drive, settings.nvme, port, facts.topology),
     )
     return HostContext(
         hypervisor=hypervisor,
@@ -88,12 +94,31 @@ async def make_context(settings: Settings, hypervisor: Hypervisor, journal: Jour
         places=places,
         starts=asyncio.Semaphore(settings.limits.concurrent_starts),
         preparations=asyncio.Semaphore(settings.limits.concurrent_preparations),
+        drives=SettlingDrives(hypervisor, ledger, port, settings.storage.drives),
     )
 
 
 def make_places(storage: StorageSettings) -> Places:
     pools = {name: Pool(name, pool.path, pool.mounted) for name, pool in sorted(storage.pools.items())}
     return Places(storage.vms, pools)
+
+
+def _drive_port(settings: Settings, hypervisor: Hypervisor) -> DrivePort:
+    if settings.hypervisor != "fake":
+        return HostDrives(settings.nvme.erase_timeout_s, settings.storage.drives)
+    from ppec_agentd.fake_nvme import FakeNvme
+
+    if not isinstance(hypervisor, FakeNvme):
+        raise TypeError("a fake machine has its drives with its domains")
+    return hypervisor
+
+
+def _cell_by_drive(nvme: NvmeSettings, port: DrivePort, topology: Topology) -> dict[str, int]:
+    """Near the first cell is what says no cell, or one that this host doesn't have: a machine with one cell names
+    none."""
+    near = {address: port.read(address).cell for address in nvme.drives}
+    first = topology.cells[0].cell
+    return {address: first if cell not in topology.by_cell else cell for address, cell in near.items()}
 
 
 def make_eviction(settings: Settings, context: HostContext) -> ImageEviction:

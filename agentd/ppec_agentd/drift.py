@@ -72,6 +72,7 @@ def _of_domain(domain: Domain, look: HostLook) -> Iterator[Drift]:
         before, after = (_numbers(cells) for cells in (granted.cells, domain.memory_cells))
         yield _drift(DriftKind.MEMORY_CELLS, domain, before, after or "any")
     yield from _of_disks(domain, look)
+    yield from _of_drives(granted, domain)
 
 
 def _differs(found: int, held: int, granted: DomainMetadata) -> bool:
@@ -102,6 +103,17 @@ def _of_disks(domain: Domain, look: HostLook) -> Iterator[Drift]:
         yield _drift(DriftKind.DISKS, domain, own, ", ".join(strange))
     elif own not in paths:
         yield _drift(DriftKind.DISKS, domain, own, "detached")
+
+
+def _of_drives(granted: DomainMetadata, domain: Domain) -> Iterator[Drift]:
+    """Devices of the host's: NVMe drives are all that a VM is given of them."""
+    given, found = sorted(granted.nvme_drives), sorted(domain.host_devices)
+    if given != found:
+        yield _drift(DriftKind.DISKS, domain, _devices(given), _devices(found))
+
+
+def _devices(addresses: list[str]) -> str:
+    return f"NVMe drives {', '.join(addresses)}" if addresses else "no NVMe drives"
 
 
 def _of_the_absent(look: HostLook) -> Iterator[Drift]:

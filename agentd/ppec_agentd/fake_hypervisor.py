@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from ppec_agentd.fake_faults import FaultPlan, Hang
 from ppec_agentd.fake_guests import FakeGuests
+from ppec_agentd.fake_nvme import FakeNvme
 from ppec_agentd.fake_resize import OFF as _OFF
 from ppec_agentd.fake_resize import FakeResize, shown, started_anew
 from ppec_agentd.hypervisor import (
@@ -44,7 +45,8 @@ _ENDS = (EventKind.STOPPED, EventKind.CRASHED, EventKind.REBOOTED)
 
 @dataclass(frozen=True, slots=True)
 class FakeOptions:
-    """`state_file` None keeps the domains in memory. `deaf_guests` don't obey the power button, nor let go of vCPUs."""
+    """`state_file` None keeps the domains in memory. `deaf_guests` don't obey the power button, nor let go of vCPUs.
+    `nvme_drives` are the machine's, by PCI address, each with its cell."""
 
     topology: Topology
     architecture: Architecture = "x86_64"
@@ -53,13 +55,15 @@ class FakeOptions:
     deaf_guests: bool = False
     delays_s: dict[str, float] = field(default_factory=dict)
     fail_every: dict[str, int] = field(default_factory=dict)
+    nvme_drives: dict[str, int] = field(default_factory=dict)
 
 
-class FakeHypervisor(FakeResize, FakeGuests):
+class FakeHypervisor(FakeResize, FakeGuests, FakeNvme):
     """`Hypervisor` on records. Also what its tests do by hand on a real host: `make_by_hand`, `crash`, `cut_off`."""
 
     def __init__(self, options: FakeOptions) -> None:
         FakeGuests.__init__(self)
+        FakeNvme.__init__(self, options.nvme_drives, options.state_file)
         self._options = options
         self._fanout = EventFanout()
         self._domains: dict[UUID, Domain] = {}
@@ -131,6 +135,7 @@ class FakeHypervisor(FakeResize, FakeGuests):
             raise PpecError("vm.wrong_state", f"can't start vm {vm_id}: it is paused", subject=f"vm {vm_id}")
         changed = domain.state in _OFF
         if changed:
+            self.take_drives(domain)
             self._put(replace(domain, state=VmState.RUNNING), EventKind.STARTED)
         return changed
 
@@ -205,6 +210,7 @@ class FakeHypervisor(FakeResize, FakeGuests):
 
     def crash(self, vm_id: UUID) -> None:
         """The guest dies."""
+        self.give_drives(self._must_find(vm_id))
         self._put(started_anew(replace(self._must_find(vm_id), state=VmState.CRASHED)), EventKind.CRASHED)
 
     def cut_off(self) -> None:
@@ -244,6 +250,9 @@ class FakeHypervisor(FakeResize, FakeGuests):
             effect()
         self._lingering[vm_id] -= not hang.unseen
 
+    def _all(self) -> tuple[Domain, ...]:
+        return tuple(self._domains.values())
+
     def _find(self, vm_id: UUID) -> Domain | None:
         return self._domains.get(vm_id)
 
@@ -256,6 +265,7 @@ class FakeHypervisor(FakeResize, FakeGuests):
         domain = self._domains.get(vm_id)
         if domain is None or domain.state in _OFF:
             return False
+        self.give_drives(domain)
         self._put(started_anew(replace(domain, state=VmState.STOPPED)), EventKind.STOPPED)
         return True
 
@@ -290,6 +300,7 @@ def _domain(definition: DomainDefinition, state: VmState) -> Domain:
         disks=tuple(ObservedDisk(disk.path, disk.format) for disk in definition.disks),
         max_vcpus=max(vm.vcpus, vm.max_vcpus),
         max_memory_mib=max(vm.memory_mib, vm.max_memory_mib),
+        host_devices=vm.nvme_drives,
     )
 
 

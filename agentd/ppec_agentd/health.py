@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ppec_agentd.smart import SmartFigures
@@ -82,7 +82,8 @@ class PoolFigures:
 
 @dataclass(frozen=True, slots=True)
 class HealthFigures:
-    """One look. `ecc` None: the machine doesn't count errors of its memory."""
+    """One look. `ecc` None: the machine doesn't count errors of its memory. `vm_drives` are those for VMs, by address,
+    with why one can't be handed over."""
 
     file_systems: tuple[FileSystemFigures, ...]
     memory: MemoryFigures
@@ -92,6 +93,7 @@ class HealthFigures:
     libvirt: LibvirtFigures
     smart: SmartFigures = field(default_factory=SmartFigures)
     pools: tuple[PoolFigures, ...] = ()
+    vm_drives: Mapping[str, str] = field(default_factory=dict)
 
 
 def judge(figures: HealthFigures) -> tuple[HealthFinding, ...]:
@@ -168,6 +170,11 @@ def _smart(figures: HealthFigures) -> Iterator[HealthFinding]:
         yield _said(check=f"smart {drive.name}", level=level, found=found)
 
 
+def _vm_drives(figures: HealthFigures) -> Iterator[HealthFinding]:
+    for address, problem in figures.vm_drives.items():
+        yield _said(check=f"vm-drive {address}", level=ERROR if problem else OK, found=problem or "for VMs")
+
+
 def _clock(figures: HealthFigures) -> Iterator[HealthFinding]:
     clock = figures.clock
     if clock.problem:
@@ -195,6 +202,7 @@ CHECKS: tuple[Callable[[HealthFigures], Iterator[HealthFinding]], ...] = (
     _ecc,
     _drives,
     _smart,
+    _vm_drives,
     _clock,
     _libvirt,
 )

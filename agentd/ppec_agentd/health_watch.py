@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from uuid import UUID
@@ -29,7 +30,8 @@ _NOBODY = UUID(int=0)
 
 
 class HealthWatch:
-    """`run` until cancelled. `places` have VMs' folders; disk space is looked at there and where images are."""
+    """`run` until cancelled. `places` have VMs' folders; disk space is looked at there and where images are. `drives`
+    says what is wrong with each drive for VMs, "" for nothing."""
 
     def __init__(
         self,
@@ -39,11 +41,13 @@ class HealthWatch:
         on_change: Callable[[], None] = lambda: None,
         *,
         probe_s: float = PROBE_S,
+        drives: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._hypervisor = hypervisor
         self._places = places
         self._folders = (*places.folders, images)
         self._probe_s = probe_s
+        self._drives = drives
         self._book = HealthBook()
         self.on_change = on_change
 
@@ -65,6 +69,7 @@ class HealthWatch:
         libvirt = await self._probe()
         pools = tuple(self._places.pools.values())
         figures = await asyncio.to_thread(read_figures, self._folders, libvirt, pools=pools)
+        figures = replace(figures, vm_drives=self._drives())
         changes = self._book.enter(judge(figures))
         for change in changes:
             finding = change.finding

@@ -60,7 +60,8 @@ class DomainMetadata:
     `vcpus`, `memory_mib`, `pins` and `guest_cells` are what the VM *holds*: the larger of what it runs with and what it
     will have at its next start. Where the two differ, the running domain's metadata says so (`pending`), and the
     definition for the next start has metadata of its own. `max_vcpus` and `max_memory_mib` are how far the VM can grow
-    while it runs, 0 for no further. Everything below `pins` is absent from domains of the first version.
+    while it runs, 0 for no further. `nvme_drives` are the PCI addresses of the host's drives that it was given whole.
+    Everything below `pins` is absent from domains of the first version.
     """
 
     vm_id: UUID
@@ -78,6 +79,7 @@ class DomainMetadata:
     guest_cells: tuple[GuestCell, ...] = ()
     pending: bool = False
     pool: str = ""
+    nvme_drives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ class Seat:
 
 @dataclass(frozen=True, slots=True)
 class DomainDefinition:
-    """All it takes to define a domain; vCPUs, memory, cells, pins and names are those of `metadata`.
+    """All it takes to define a domain; vCPUs, memory, cells, pins, NVMe drives and names are those of `metadata`.
 
     `emulator_cpus` are the host CPUs for QEMU's own threads and its I/O threads (the reserved cores); empty leaves
     them to the scheduler. `threads_per_core` is the SMT width the guest is shown, so that siblings look like siblings.
@@ -155,7 +157,8 @@ class Domain:
 
     `vcpus` and `memory_mib` are what it has now (what it will start with, if it doesn't run), `max_vcpus` and
     `max_memory_mib` what it can have before its next start. `next` is the metadata of the definition for the next
-    start, where the running domain's metadata says that this differs (`pending`).
+    start, where the running domain's metadata says that this differs (`pending`). `host_devices` are the PCI addresses
+    of the host's devices that it has, or takes when it starts.
     """
 
     vm_id: UUID
@@ -171,6 +174,7 @@ class Domain:
     max_vcpus: int = 0
     max_memory_mib: int = 0
     next: DomainMetadata | None = None
+    host_devices: tuple[str, ...] = ()
 
     @property
     def managed(self) -> bool:
@@ -308,6 +312,14 @@ class Hypervisor(GuestPort, Protocol):
 
         Returns when the kernel has copied the memory. Broken off anywhere, it may be repeated, or taken back with the
         seat before. Raises ``vm.not_found``; ``vm.wrong_state`` if the domain doesn't run.
+        """
+
+    async def reattach(self, address: str) -> bool:
+        """Give the PCI device back to the host's own driver, which it may get a moment later. False if there is no such
+        device.
+
+        Ending a domain does that by itself; a device is left behind when the hypervisor's daemon died meanwhile. Raises
+        ``vm.wrong_state`` while a domain that runs has it.
         """
 
     async def undefine(self, vm_id: UUID) -> bool:

@@ -23,6 +23,7 @@ from ppec_agentd.libvirt_connection import LibvirtConnection, LibvirtOptions
 from ppec_agentd.libvirt_console import LibvirtConsole
 from ppec_agentd.libvirt_domains import STATES, false_if_gone, find, find_name, unless, wrong_state
 from ppec_agentd.libvirt_guest_agent import LibvirtGuestAgent
+from ppec_agentd.libvirt_host_devices import LibvirtHostDevices
 from ppec_agentd.libvirt_power import LibvirtPower
 from ppec_agentd.libvirt_reseat import LibvirtReseat
 from ppec_agentd.libvirt_resize import LibvirtResize
@@ -44,7 +45,9 @@ _UNDEFINE_ALL = (
 )
 
 
-class LibvirtHypervisor(LibvirtGuestAgent, LibvirtConsole, LibvirtPower, LibvirtResize, LibvirtReseat):
+class LibvirtHypervisor(
+    LibvirtGuestAgent, LibvirtConsole, LibvirtPower, LibvirtResize, LibvirtReseat, LibvirtHostDevices
+):
     """`Hypervisor` on one libvirt connection."""
 
     def __init__(self, options: LibvirtOptions | None = None) -> None:
@@ -109,10 +112,12 @@ class LibvirtHypervisor(LibvirtGuestAgent, LibvirtConsole, LibvirtPower, Libvirt
             find_volume = partial(_volume_path, domain.connect())
             seen = observe(xml, STATES.get(state, VmState.UNKNOWN), find_volume)
             if not seen.domain.managed and domain.isActive() and domain.isPersistent():
-                # By hand, a disk may be given to the next start alone.
+                # By hand, a disk or a device may be given to the next start alone.
                 later = observe(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), VmState.STOPPED, find_volume)
                 disks = dict.fromkeys((*seen.domain.disks, *later.domain.disks))
-                seen = replace(seen, domain=replace(seen.domain, disks=tuple(disks)))
+                devices = dict.fromkeys((*seen.domain.host_devices, *later.domain.host_devices))
+                both = replace(seen.domain, disks=tuple(disks), host_devices=tuple(devices))
+                seen = replace(seen, domain=both)
             if seen.domain.metadata is not None and seen.domain.metadata.pending and domain.isPersistent():
                 later = observe(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE), VmState.STOPPED, find_volume)
                 seen = replace(seen, domain=replace(seen.domain, next=later.domain.metadata))

@@ -9,9 +9,14 @@ from uuid import UUID
 
 import libvirt
 
+from ppec_agentd.domain_xml.observe import observe
 from ppec_agentd.libvirt_connection import LibvirtConnection, LibvirtOptions
-from ppec_agentd.libvirt_domains import STATES, false_if_gone, must_find, unless, wrong_state
+from ppec_agentd.libvirt_domains import STATES, false_if_gone, find, must_find, unless, wrong_state
 from ppec_contract.vm import VmState
+
+# A guest that has a device of the host's has all its memory made and locked before it starts: so much in a second on a
+# slow host. libvirt answers only then.
+LOCKED_MIB_PER_S = 1024
 
 
 class LibvirtPower:
@@ -31,7 +36,16 @@ class LibvirtPower:
             already = domain.isActive() == 1 and not starting
             return unless(already, domain.create, done=lambda: domain.isActive() == 1)
 
-        return await self._connection.call("start", vm_id, work, self._options.start_timeout_s)
+        return await self._connection.call("start", vm_id, work, await self._start_timeout_s(vm_id))
+
+    async def _start_timeout_s(self, vm_id: UUID) -> float:
+        def locked_mib(connection: Any) -> int:
+            domain = find(connection, vm_id)
+            seen = None if domain is None else observe(domain.XMLDesc(), VmState.UNKNOWN).domain
+            return seen.memory_mib if seen is not None and seen.host_devices else 0
+
+        memory_mib = await self._connection.call("look at", vm_id, locked_mib)
+        return self._options.start_timeout_s + memory_mib / LOCKED_MIB_PER_S
 
     async def shutdown(self, vm_id: UUID) -> bool:
         def work(connection: Any) -> bool:

@@ -30,6 +30,7 @@ def vm_info(domain: Domain) -> VmInfo:
         max_memory_mib=min(domain.max_memory_mib, MOST_SEEN_MIB),
         numa=ours.numa if ours else None,
         pending=Size(vcpus=domain.next.vcpus, memory_mib=domain.next.memory_mib) if domain.next else None,
+        nvme_drives=ours.nvme_drives if ours else (),
         pool=ours.pool if ours else "",
     )
 
@@ -53,5 +54,6 @@ def started_info(definition: DomainDefinition, architecture: str) -> VmInfo:
         max_vcpus=size.most_vcpus,
         max_memory_mib=size.most_memory_mib,
         numa=vm.numa,
+        nvme_drives=vm.nvme_drives,
         pool=vm.pool,
     )

@@ -21,7 +21,7 @@ By the journal's intents without an answer:
 Then domains are taken back that turned up after their create was undone, as the journal says (the hypervisor finished
 a call late), and folders are removed of VMs that the journal says are gone (deleted, or never made whole). Any other
 folder without a domain is left and named in the log: somebody may have undefined the domain by hand, and the disk is
-all there is.
+all there is. NVMe drives that no domain has are looked at last: those that are not clean are taken back and erased.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ async def recover(host: HostContext) -> Recovered:
     await _fit_resized(host, domains.values())
     late = await _undo_late_domains(host)
     removed = await _remove_orphan_folders(host)
+    await host.drives.once()
     recovered = Recovered(adopted, tuple(finished), tuple(undone), late, removed)
     if frozen:
         log.info("frozen_guests", vm_ids=[str(vm_id) for vm_id in frozen])

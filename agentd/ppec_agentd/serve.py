@@ -60,10 +60,13 @@ class Daemon:
             if not await self._reached("recovery", lambda: recover(context)):
                 return
             source = ReportSource(settings.host, context, make_inventory(settings))
-            health = HealthWatch(hypervisor, context.places, settings.storage.images)
+            health = HealthWatch(hypervisor, context.places, settings.storage.images, drives=context.drives.standing)
             reporter = self._reporter(source, health)
             actions = Actions(context, reporter.touch if reporter else lambda: None)
-            housekeeping = Housekeeping(actions, source, (make_eviction(settings, context).once_due,))
+            if reporter is not None:
+                context.drives.on_change = reporter.touch
+            chores = (context.drives.once, make_eviction(settings, context).once_due)
+            housekeeping = Housekeeping(actions, source, chores)
             unsubscribe = hypervisor.on_event(lambda event: _heard(event, housekeeping, reporter))
             server = Server(settings.socket, Service(actions, source))
             await server.open(handed_over)
@@ -72,6 +75,7 @@ class Daemon:
             # Who waits for work under way gets its answer still.
             server.stop_listening()
             left = await actions.drain(DRAIN_S)
+            await context.drives.close()
             await context.thaws.close()
             context.images.close()
             await server.close()

@@ -15,12 +15,13 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from ppec_agentd.domain_xml.build import DiskCache
+from ppec_agentd.nvme.drive import PciAddress
 from ppec_agentd.topology import declare_topology
 from ppec_contract.agent import SOCKET_PATH
 from ppec_contract.errors import PpecError
 from ppec_contract.model import BridgeName, HostName, Model, ResourceName
 from ppec_contract.validation import between, parse
-from ppec_contract.words import MAX_POOLS
+from ppec_contract.words import MAX_PARTS, MAX_POOLS
 
 DEFAULT_PATH = Path("/etc/ppec/agentd.toml")
 # sun_path holds 108 bytes with its final NUL; the agent binds a temporary name four bytes longer, then renames it.
@@ -113,8 +114,23 @@ class StorageSettings(Model):
         return self.state_dir / "journal.log"
 
     @property
+    def drives(self) -> Path:
+        return self.state_dir / "drives"
+
+    @property
     def fake_hypervisor(self) -> Path:
         return self.state_dir / "fake-hypervisor.json"
+
+
+class NvmeSettings(Model):
+    """Which NVMe drives of the machine VMs may have whole, by PCI address (``0000:3b:00.0``).
+
+    They are erased before each hand-over; of one in use by the host nothing is touched, and it is left out. An erasing
+    may take `erase_timeout_s`.
+    """
+
+    drives: Annotated[tuple[PciAddress, ...], Field(max_length=MAX_PARTS)] = ()
+    erase_timeout_s: Seconds = 3600.0
 
 
 class LibvirtSettings(Model):
@@ -156,6 +172,7 @@ class LabSettings(Model):
     `topology` is `topology.declare_topology`'s text, e.g. ``sockets=2,cores=4,threads=2,memory_mib=8192``; `bridges`
     are the bridges the fake hypervisor has, `delays_s` slows its methods by name (``start = 0.5``), `fail_every` has
     every so-manieth call of a method fail (``start = 20``), and with `deaf_guests` its guests ignore the power button.
+    `nvme_drives` are the drives its machine has, each with its cell (``"0000:3b:00.0" = 1``).
     """
 
     topology: str | None = None
@@ -163,6 +180,7 @@ class LabSettings(Model):
     delays_s: dict[str, Annotated[float, between(0, 600, "s")]] = Field(default_factory=dict)
     fail_every: dict[str, Annotated[int, between(2, 1_000_000)]] = Field(default_factory=dict)
     deaf_guests: bool = False
+    nvme_drives: dict[PciAddress, Annotated[int, between(0, 1024)]] = Field(default_factory=dict)
 
     @field_validator("topology")
     @classmethod
@@ -219,6 +237,7 @@ class Settings(Model):
     hypervisor: Literal["libvirt", "fake"] = "libvirt"
     socket: SocketSettings = SocketSettings()
     storage: StorageSettings = StorageSettings()
+    nvme: NvmeSettings = NvmeSettings()
     libvirt: LibvirtSettings = LibvirtSettings()
     reserve: ReserveSettings = ReserveSettings()
     expect: ExpectSettings = ExpectSettings()

@@ -163,6 +163,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "orchestrator.unavailable": ErrorRow(_T, "The orchestrator does not answer"),
     "store.unavailable": ErrorRow(_T, "The database does not answer"),
     "disk.full": ErrorRow(_P, "The storage has no room left"),
+    "disk.not_erased": ErrorRow(_I, "The drive could not be erased"),
     "internal.error": ErrorRow(_I, "An error of ours; the log has the details"),
 }
 

@@ -69,5 +69,6 @@ async def open_agent(settings: Settings) -> AsyncIterator[Agent]:
         yield Agent(settings, hypervisor, context, actions, Service(actions, ReportSource(settings.host, context)))
     finally:
         await actions.drain(10)
+        await context.drives.close()
         await hypervisor.close()
         journal.close()

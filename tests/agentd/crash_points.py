@@ -27,10 +27,12 @@ import pytest
 from ppec_agentd.fake_faults import FaultPlan
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.images import CachedImage
+from ppec_agentd.ledger import DriveState
+from ppec_agentd.nvme.drive import HOST_DRIVER
 from ppec_agentd.recovery import recover
 from ppec_agentd.settings import Settings
 from ppec_contract.agent import CreateVms, ResizeVms, RetuneHost, WriteCall
-from ppec_contract.vm import VmSpec
+from ppec_contract.vm import VmSpec, VmState
 
 from .agent_in_process import NOTHING, Agent, open_agent
 
@@ -258,7 +260,21 @@ async def assert_nothing_leaked(agent: Agent) -> None:
             assert later[resource] <= metadata[resource], "nobody holds what the next start will need"
     free = {cell.cell: cell.cores_free for cell in ledger.cells()}
     assert sum(free.values()) == totals.cores_free
+    await assert_drives_are_safe(agent, domains)
     assert_only_owned_files(agent.settings, {str(metadata.vm_id): metadata.pool for metadata in held})
+
+
+async def assert_drives_are_safe(agent: Agent, domains: tuple[Domain, ...]) -> None:
+    """Each has the data of one VM at most, and of none once nobody has it; none is lost."""
+    await agent.context.drives.idle()
+    holders = {drive: domain for domain in domains for drive in domain.host_devices}
+    assert len(holders) == sum(len(domain.host_devices) for domain in domains), "a drive has two owners"
+    for address, state in agent.context.ledger.drives().items():
+        drive, holder = agent.hypervisor.drives[address], holders.get(address)
+        assert state is (DriveState.FREE if holder is None else DriveState.HELD)
+        assert set(drive.writers) <= ({holder.vm_id} if holder is not None else set()), "another VM's data"
+        at_home = holder is None or holder.state in (VmState.STOPPED, VmState.CRASHED)
+        assert (drive.driver == HOST_DRIVER) == at_home
 
 
 def _next_starts(settings: Settings) -> list[tuple[dict[str, Any], dict[str, Any]]]:
@@ -277,7 +293,9 @@ def _cores(domain: Domain, core_of_cpu: Mapping[int, Any]) -> set[tuple[int, ...
 def assert_only_owned_files(settings: Settings, pools: Mapping[str, str]) -> None:
     """`pools` are those of the VMs' disks, by the VMs' ids."""
     tree = read_tree(settings.storage.state_dir)
-    loose = {name for name in tree if "/" not in name} - {JOURNAL, "fake-hypervisor.json", "images", "vms", "pools"}
+    known = {JOURNAL, "fake-hypervisor.json", "images", "vms", "pools"}
+    known |= {"drives", "fake-nvme.json", ".fake-nvme.json.partial"}
+    loose = {name for name in tree if "/" not in name} - known
     # The lab's hypervisor writes its own state aside first: an agent killed there leaves that one name.
     assert {name for name in loose if not name.startswith(".fake-hypervisor.json.")} == set()
     of_vms = {name for name in tree if name.startswith(("vms/", "pools/fast/"))}
@@ -343,6 +361,7 @@ async def _recorded(scenario: Scenario) -> tuple[_Before, CrashPoints]:
         before = _Before(request, domains, read_tree(scenario.settings.storage.state_dir))
         watch = _Watch(agent)
         results = await agent.run(request(1))
+        await agent.context.drives.idle()
         found = watch.so_far()
         assert [result.problem for result in results] == [None] * len(results)
         await agent.actions.settle()
@@ -356,6 +375,7 @@ async def _recover_and_repeat(scenario: Scenario, before: _Before) -> CrashPoint
     async with open_agent(scenario.settings) as agent:
         watch = _Watch(agent)
         await recover(agent.context)
+        await agent.context.drives.idle()
         inner = watch.so_far()
         await _assert_recovered(scenario, before, agent)
     once = read_tree(state_dir)

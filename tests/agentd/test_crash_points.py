@@ -99,6 +99,50 @@ def test_delete(settings: Any, words: Any, tiny_vm: Any) -> None:
     assert found.counted["undefine", "after"] == 2
 
 
+DRIVES = {f"0000:0{number}:00.0": number // 4 for number in range(1, 6)}
+
+
+@pytest.fixture
+def settings_with_drives(memory_dir: Path, words: Any) -> Any:
+    return words.settings_of(memory_dir, nvme={"drives": list(DRIVES)}, lab={"nvme_drives": DRIVES})
+
+
+def test_create_with_drives(settings_with_drives: Any, words: Any, tiny_vm: Any) -> None:
+    """One that was handed over and not used is erased all the same, whenever the agent dies."""
+    neighbour, one = tiny_vm("neighbour", nvme_drives=1), tiny_vm("one", nvme_drives=2)
+
+    async def prepare(agent: Any) -> Callable[[int], WriteCall]:
+        await agent.context.drives.once()
+        await agent.context.drives.idle()
+        await agent.create(neighbour, operation="before")
+        return lambda fence: CreateVms(operation_id="op-1", fence=fence, vms=(one,))
+
+    async def some(agent: Any) -> None:
+        assert {"neighbour"} <= set(await states(agent)) <= {"neighbour", "one"}
+
+    done = one_of({"neighbour": ON, "one": ON})
+    found = words.crash_everywhere(words.crash_scenario(settings_with_drives, prepare, some, done))
+    assert_enumerated(found, {"domain", "disk", "define", "start"}, "CreateVms")
+
+
+def test_delete_with_drives(settings_with_drives: Any, words: Any, tiny_vm: Any) -> None:
+    """Killed while a drive is being erased, too: before its record says so, and after."""
+    neighbour, one = tiny_vm("neighbour", nvme_drives=1), tiny_vm("one", nvme_drives=2)
+
+    async def prepare(agent: Any) -> Callable[[int], WriteCall]:
+        await agent.context.drives.once()
+        await agent.context.drives.idle()
+        await agent.create(neighbour, one, operation="before")
+        return lambda fence: DeleteVms(operation_id="op-1", fence=fence, vm_ids=(one.vm_id,))
+
+    async def some(agent: Any) -> None:
+        assert {"neighbour"} <= set(await states(agent)) <= {"neighbour", "one"}
+
+    found = words.crash_everywhere(words.crash_scenario(settings_with_drives, prepare, some, one_of({"neighbour": ON})))
+    assert {"erase", "domains"} <= found.kinds
+    assert found.counted["erase", "before"] == found.counted["erase", "after"] == 2
+
+
 def stop_by(timeout_s: float, *, force: bool) -> Callable[[int, tuple[UUID, ...]], WriteCall]:
     return lambda fence, ids: StopVms(operation_id="op-1", fence=fence, vm_ids=ids, timeout_s=timeout_s, force=force)
 

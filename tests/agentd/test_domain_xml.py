@@ -149,6 +149,12 @@ CASES: dict[str, tuple[DomainDefinition, HostProfile]] = {
         KVM,
     ),
     "aarch64-growing-both": (sized(2, (5, 6), max_vcpus=4, max_memory_mib=8192), HostProfile("aarch64", "kvm")),
+    # --- what it has of the host's
+    "x86_64-nvme-drives": (
+        sized(4, (5, 13, 6, 14), nvme_drives=("0000:3b:00.0", "0001:c1:1f.7"), threads_per_core=2),
+        KVM,
+    ),
+    "aarch64-nvme-drive": (sized(2, (5, 6), nvme_drives=("000c:01:00.0",)), HostProfile("aarch64", "kvm")),
     "x86_64-pending-resize": (
         sized(4, (5, 13, 6, 14), pending=True, max_vcpus=8, max_memory_mib=8192, threads_per_core=2),
         KVM,
@@ -252,6 +258,7 @@ def test_what_is_built_is_read_back(case: str) -> None:
     assert domain.memory_mib == 4096
     assert domain.macs == tuple(nic.mac for nic in definition.nics)
     assert domain.disks == tuple(ObservedDisk(disk.path, disk.format) for disk in definition.disks)
+    assert domain.host_devices == definition.metadata.nvme_drives
     assert domain.pins == (definition.metadata.pins if profile.bind else ())
     assert domain.memory_cells == (definition.metadata.cells if profile.bind else ())
 
@@ -289,6 +296,7 @@ METADATA = st.builds(
     ).map(tuple),
     pending=st.booleans(),
     pool=XML_TEXT,
+    nvme_drives=st.lists(XML_TEXT).map(tuple),
 )
 
 
@@ -331,6 +339,12 @@ def test_a_domain_made_by_hand_is_read_without_metadata() -> None:
         <disk type='file'><driver name='qemu' type='vmdk'/><source file='/srv/pet.vmdk'/>
         <backingStore type='file'><format type='raw'/><source file='/srv/base'/></backingStore></disk>
         <disk type='network'><driver name='qemu' type='raw'/><source protocol='rbd' name='pool/pet'/></disk>
+        <disk type='nvme'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'>
+        <address domain='0x0000' bus='0x02' slot='0x1f' function='0x1'/></source></disk>
+        <hostdev mode='subsystem' type='pci' managed='no'><source>
+        <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source>
+        <address type='pci' domain='0x0000' bus='0x09' slot='0x00' function='0x0'/></hostdev>
+        <hostdev mode='subsystem' type='usb'><source><vendor id='0x1'/><product id='0x2'/></source></hostdev>
         <interface type='network'><mac address='52:54:00:AA:00:01'/></interface></devices></domain>"""
     domain = observe(xml, VmState.PAUSED).domain
     assert not domain.managed
@@ -340,7 +354,9 @@ def test_a_domain_made_by_hand_is_read_without_metadata() -> None:
         ObservedDisk("/dev/vg/pet"),
         *(ObservedDisk("/srv/pet.vmdk", "vmdk"), ObservedDisk("/srv/base", "raw")),
         ObservedDisk("", "raw", "protocol=rbd name=pool/pet"),
+        ObservedDisk("", "raw", "type=pci managed=yes namespace=1"),
     )
+    assert domain.host_devices == ("0000:01:00.0", "0000:02:1f.1")
     assert domain.macs == ("52:54:00:aa:00:01",)
 
 

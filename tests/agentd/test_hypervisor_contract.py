@@ -399,6 +399,32 @@ async def test_a_lost_connection_comes_back_by_itself(host: SuiteHost) -> None:
         await heard_again.until(EventKind.DEFINED)
 
 
+async def test_a_vm_has_the_drives_it_is_given(host: SuiteHost) -> None:
+    """This machine has none at these addresses: the VM is defined all the same, and refused at its start."""
+    wanted = host.definition(nvme_drives=("ffff:fe:00.0", "ffff:ff:1f.7"))
+    vm_id = wanted.metadata.vm_id
+    async with host.opened() as hypervisor:
+        await hypervisor.define(wanted)
+        domain = await hypervisor.domain(vm_id)
+        assert domain is not None
+        assert domain.metadata == wanted.metadata
+        assert domain.host_devices == wanted.metadata.nvme_drives
+        later = replace(wanted, metadata=replace(wanted.metadata, memory_mib=128))
+        await hypervisor.redefine(later)
+        domain = await hypervisor.domain(vm_id)
+        assert domain is not None
+        assert (domain.memory_mib, domain.host_devices) == (128, wanted.metadata.nvme_drives)
+        await refused("vm.start_failed", hypervisor.start(vm_id))
+        domain = await hypervisor.domain(vm_id)
+        assert domain is not None
+        assert domain.state is VmState.STOPPED
+
+
+async def test_a_device_that_is_not_there_is_not_given_back(host: SuiteHost) -> None:
+    async with host.opened() as hypervisor:
+        assert await hypervisor.reattach("ffff:ff:1f.7") is False
+
+
 async def test_pins_are_those_asked_for(host: SuiteHost) -> None:
     guest = host.definition()
     crossed = tuple(

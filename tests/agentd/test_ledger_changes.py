@@ -11,12 +11,21 @@ from typing import Any
 import pytest
 
 from ppec_agentd.hypervisor import Domain
-from ppec_agentd.ledger import Claim, FindingKind, Ledger, Move
+from ppec_agentd.ledger import Claim, DriveState, FindingKind, Ledger, Move
 from ppec_agentd.topology import declare_topology, parse_capabilities
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, VcpuPin, VmState
 
-from .ledger_host import DISK_MIB, ORDINARY_MIB, claim, domain_of, new_ledger
+from .ledger_host import (
+    CELL_BY_DRIVE,
+    DISK_MIB,
+    ORDINARY_MIB,
+    TOPOLOGY,
+    claim,
+    domain_of,
+    new_ledger,
+    with_free_drives,
+)
 
 
 def reserved(ledger: Ledger, *claims: Claim) -> list[uuid.UUID]:
@@ -34,6 +43,38 @@ def refused(act: Any) -> PpecError:
 
 def figures(error: PpecError) -> tuple[object, ...]:
     return error.code, error.details["resource"], error.details["wanted"], error.details["free"]
+
+
+# --- drives -------------------------------------------------------------------------------------------------------
+
+
+def test_drives_come_from_the_cells_named_as_many_from_each() -> None:
+    ledger = with_free_drives(new_ledger())
+    error = refused(lambda: ledger.reserve(claim((0,), nvme_drives=3)))
+    assert figures(error) == ("host.no_capacity", "nvme_drives", 3, 2)
+    assert error.details["cells"] == [0]
+    wide = claim((0, 1), NumaPolicy(multi_cell=True), vcpus=4, nvme_drives=3)
+    ledger.reserve(wide)
+    held = ledger.holding(wide.vm_id)
+    assert held is not None
+    assert sorted(CELL_BY_DRIVE[drive] for drive in held.drives) == [0, 0, 1, 1]
+    assert [(cell.nvme_drives, cell.nvme_drives_free) for cell in ledger.cells()] == [(2, 0), (2, 0), (2, 2), (0, 0)]
+
+
+def test_no_drive_is_free_before_somebody_says_so() -> None:
+    ledger = new_ledger()
+    assert set(ledger.drives().values()) == {DriveState.SETTLING}
+    assert refused(lambda: ledger.reserve(claim(nvme_drives=1))).details["free"] == 0
+    assert figures(refused(lambda: with_free_drives(ledger).reserve(claim((3,), nvme_drives=1))))[3] == 0
+
+
+def test_a_vm_with_drives_is_not_moved() -> None:
+    ledger = with_free_drives(new_ledger())
+    (vm_id,) = reserved(ledger, claim(nvme_drives=1))
+    pins = tuple(VcpuPin(vcpu=vcpu, pcpu=cpu) for vcpu, cpu in enumerate(TOPOLOGY.by_cell[1].cores[3].cpus))
+    error = refused(lambda: ledger.repin([Move(vm_id, pins, (1,))]))
+    assert error.code == "request.invalid"
+    assert "its memory is locked there" in error.message
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger with every policy: no interleaving of reserve, resize, repin, commit, revert, release and crash leaks or
-books twice."""
+books twice, nor is a drive given away that has not settled since its last VM."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ppec_agentd.ledger import Holding, Move
+from ppec_agentd.ledger import DriveState, Holding, Move
 from ppec_agentd.numa import PinRequest, plan_pins
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy, VcpuPin
 
-from .ledger_host import ORDINARY_MIB, TOPOLOGY, claim, domain_of, new_ledger
+from .ledger_host import CELL_BY_DRIVE, ORDINARY_MIB, TOPOLOGY, claim, domain_of, new_ledger, with_free_drives
 
 REFUSALS = {"host.no_capacity", "vm.exceeds_socket"}
 SHARED = NumaPolicy(cpus=CpuPolicy.SHARED)
@@ -38,17 +38,21 @@ class LedgerChanges(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = new_ledger()
+        self.ledger = with_free_drives(new_ledger())
         # vCPUs and memory now, and before the pending change.
         self.sizes: dict[uuid.UUID, tuple[int, int]] = {}
         self.before: dict[uuid.UUID, tuple[int, int]] = {}
         self.committed: set[uuid.UUID] = set()
+        # Drives erased since their last VM, and what each VM was given.
+        self.settled = set(CELL_BY_DRIVE)
+        self.given: dict[uuid.UUID, frozenset[str]] = {}
 
     def some(self, data: Any) -> uuid.UUID | None:
         return data.draw(st.sampled_from(sorted(self.sizes))) if self.sizes else None
 
     def picture(self) -> object:
-        return self.ledger.totals(), self.ledger.cells(), sorted(self.ledger.holdings(), key=lambda held: held.vm_id)
+        seen = self.ledger.totals(), self.ledger.cells(), self.ledger.drives()
+        return *seen, sorted(self.ledger.holdings(), key=lambda held: held.vm_id)
 
     @rule(
         policy=st.sampled_from(POLICIES),
@@ -57,15 +61,17 @@ class LedgerChanges(RuleBasedStateMachine):
         pages=st.integers(1, 400),
         growth=st.sampled_from([0, 2, 4]),
         pool=st.sampled_from(["", "fast"]),
+        drives=st.sampled_from([0, 0, 1, 2, 3]),
     )
     def reserve(
-        self, policy: NumaPolicy, cells: tuple[int, ...], vcpus: int, pages: int, growth: int, pool: str
+        self, policy: NumaPolicy, cells: tuple[int, ...], vcpus: int, pages: int, growth: int, *, pool: str, drives: int
     ) -> None:
         memory_mib = 1024 if policy.huge_page_kib == 1048576 else 2 * pages
         if policy.multi_cell:
             cells = (0, 1, 2, 3)[: len(cells) * 2]
         most = vcpus + growth if growth else 0
-        wanted = claim(cells, policy, pool, vcpus=vcpus, memory_mib=memory_mib, max_vcpus=most, disk_mib=30)
+        sizes = {"vcpus": vcpus, "memory_mib": memory_mib, "max_vcpus": most, "disk_mib": 30, "nvme_drives": drives}
+        wanted = claim(cells, policy, pool, **sizes)
         before = self.picture()
         try:
             self.ledger.reserve(wanted)
@@ -74,6 +80,25 @@ class LedgerChanges(RuleBasedStateMachine):
             assert self.picture() == before
         else:
             self.sizes[wanted.vm_id] = vcpus, memory_mib
+            self._given(wanted.vm_id, cells, drives)
+
+    def _given(self, vm_id: uuid.UUID, cells: tuple[int, ...], wanted: int) -> None:
+        held = self.ledger.holding(vm_id)
+        assert held is not None
+        assert held.drives <= self.settled
+        each = -(-wanted // len(cells))
+        assert Counter(CELL_BY_DRIVE[drive] for drive in held.drives) == Counter({c: each for c in cells if each})
+        self.given[vm_id] = held.drives
+        self.settled -= held.drives
+
+    @rule(drive=st.sampled_from(sorted(CELL_BY_DRIVE)), state=st.sampled_from(DriveState))
+    def a_drive_settles_or_fails(self, drive: str, state: DriveState) -> None:
+        """Said of a drive that a VM has, it means nothing."""
+        if state is DriveState.HELD:
+            return
+        self.ledger.mark_drive(drive, state)
+        if not any(drive in given for given in self.given.values()):
+            (self.settled.add if state is DriveState.FREE else self.settled.discard)(drive)
 
     @rule(data=st.data(), vcpus=st.sampled_from([2, 4, 6, 8]), pages=st.integers(1, 400))
     def resize(self, data: Any, vcpus: int, pages: int) -> None:
@@ -101,7 +126,7 @@ class LedgerChanges(RuleBasedStateMachine):
         """To cores that are free now, as a retune plans it."""
         vm_id = self.some(data)
         held = self.ledger.holding(vm_id) if vm_id else None
-        if held is None or held.policy.multi_cell:
+        if held is None or held.policy.multi_cell or held.drives:
             return
         request = PinRequest(held.vcpus, cell, held.subject, held.policy, held.max_vcpus)
         try:
@@ -115,7 +140,10 @@ class LedgerChanges(RuleBasedStateMachine):
         alike = [
             held
             for held in self.ledger.holdings()
-            if not held.policy.multi_cell and not held.pending and held.policy.cpus is CpuPolicy.DEDICATED
+            if not held.policy.multi_cell
+            and not held.pending
+            and not held.drives
+            and held.policy.cpus is CpuPolicy.DEDICATED
         ]
         alike.sort(key=lambda held: held.vm_id)
         if len(alike) < 2:
@@ -175,6 +203,7 @@ class LedgerChanges(RuleBasedStateMachine):
             assert self.ledger.release(vm_id)
             assert not self.ledger.release(vm_id)
             del self.sizes[vm_id]
+            del self.given[vm_id]
             self.before.pop(vm_id, None)
             self.committed.discard(vm_id)
 
@@ -188,6 +217,8 @@ class LedgerChanges(RuleBasedStateMachine):
                 self.sizes[held.vm_id] = there[-1].vcpus, there[-1].memory_mib
         self.sizes = {held.vm_id: self.sizes[held.vm_id] for held in there}
         self.before = {}
+        self.given = {held.vm_id: held.drives for held in there}
+        self.settled = set()
         self.ledger = new_ledger()
         self.ledger.follow(domain_of(held) for held in there)
         for held in there:
@@ -197,6 +228,7 @@ class LedgerChanges(RuleBasedStateMachine):
             assert rebuilt.plan.shared_cpus == held.plan.shared_cpus
             assert [c.vcpus for c in rebuilt.plan.guest_cells] == [c.vcpus for c in held.plan.guest_cells]
             assert rebuilt.plan.emulator_cpus == held.plan.emulator_cpus
+            assert rebuilt.drives == held.drives
 
     @rule()
     def read_the_hypervisor(self) -> None:
@@ -220,6 +252,21 @@ class LedgerChanges(RuleBasedStateMachine):
         self.ledger.follow([domain_of(held[vm_id]), *others], self.ledger.held())
         assert self.picture() == before
 
+    @rule(data=st.data(), drive=st.sampled_from(sorted(CELL_BY_DRIVE)))
+    def a_drive_is_attached_by_hand_and_detached(self, data: Any, drive: str) -> None:
+        """While a VM has a free drive that it was never given, nobody else gets it; and not before it has settled."""
+        vm_id = data.draw(st.sampled_from(sorted(self.committed))) if self.committed else None
+        if vm_id is None or vm_id in self.before or drive not in self.settled:
+            return
+        held = self.ledger.held()
+        drifted = replace(domain_of(held[vm_id]), host_devices=(*sorted(held[vm_id].drives), drive, "0000:99:00.0"))
+        others = [domain_of(one) for one in held.values() if one.vm_id != vm_id]
+        self.ledger.follow([drifted, *others], held)
+        assert self.ledger.drives()[drive] is DriveState.HELD
+        self.ledger.follow([domain_of(held[vm_id]), *others], self.ledger.held())
+        assert self.ledger.drives()[drive] is DriveState.SETTLING
+        self.settled.discard(drive)
+
     @invariant()
     def nothing_is_shared_or_leaked(self) -> None:
         holdings = self.ledger.holdings()
@@ -227,6 +274,12 @@ class LedgerChanges(RuleBasedStateMachine):
         assert {held.vm_id for held in holdings if held.pending} == set(self.before)
         users = Counter(cpu for held in holdings for cpu in held.kept().cpus)
         assert not [cpu for cpu, count in users.items() if count > 1], "a CPU is held twice"
+        assert {held.vm_id: held.drives for held in holdings} == self.given
+        drives = Counter(drive for held in holdings for drive in held.drives)
+        assert not [drive for drive, count in drives.items() if count > 1], "a drive is held twice"
+        states = self.ledger.drives()
+        assert {drive for drive, state in states.items() if state is DriveState.HELD} == set(drives)
+        assert {drive for drive, state in states.items() if state is DriveState.FREE} == self.settled
         for held in holdings:
             assert (held.vcpus, held.memory_mib) == self.sizes[held.vm_id]
             assert sum(held.shared_by_cell.values()) == (held.vcpus if held.policy.cpus is CpuPolicy.SHARED else 0)
@@ -241,6 +294,7 @@ class LedgerChanges(RuleBasedStateMachine):
         totals = self.ledger.totals()
         kept = [held.kept() for held in holdings]
         used = Counter(cores=cores)
+        used["nvme_drives"] = len(CELL_BY_DRIVE) - len(self.settled)
         for held in kept:
             page_mib = held.page_kib // 1024
             used[f"pool_{held.pool}_mib" if held.pool else "disk_mib"] += held.disk_mib
@@ -263,6 +317,7 @@ class LedgerChanges(RuleBasedStateMachine):
                 2048: by_size[2048] // 2,
                 1048576: by_size[1048576] // 1024,
             }
+            assert cell.nvme_drives_free == sum(CELL_BY_DRIVE[drive] == cell.cell for drive in self.settled)
             shared = sum(held.shared_by_cell.get(cell.cell, 0) for held in kept)
             assert cell.shared_vcpus - cell.shared_vcpus_free == shared
             assert (cell.cores_reserved, cell.cores_shared, cell.shared_vcpus) == (2, 1, 6)
@@ -270,6 +325,8 @@ class LedgerChanges(RuleBasedStateMachine):
     def teardown(self) -> None:
         for vm_id in list(self.sizes):
             self.ledger.release(vm_id)
+        for drive in CELL_BY_DRIVE:
+            self.ledger.mark_drive(drive, DriveState.SETTLING)
         assert self.ledger.totals() == new_ledger().totals()
         assert self.ledger.cells() == new_ledger().cells()
 

@@ -62,6 +62,8 @@ def test_a_file_of_few_words_is_enough(tmp_path: Path) -> None:
         ('host = "h1"\n[lab]\ntopology = "sockets=0"', "lab.topology"),
         ('host = "h1"\n[reports]\norchestrator_url = "http://10.0.0.1"', "reports.orchestrator_url"),
         ('host = "h1"\n[socket]\npath = "/' + "x" * 104 + '"', "socket.path"),
+        ('host = "h1"\n[nvme]\ndrives = ["3b:00.0"]', "nvme.drives.0"),
+        ('host = "h1"\n[nvme]\ndrives = ["0000:3b:00.0/.."]', "nvme.drives.0"),
         ("host = ", "Invalid value"),
     ],
 )
@@ -87,7 +89,7 @@ NUMBERS = list(numbers(Settings))
 
 
 def test_there_are_numbers() -> None:
-    assert len(NUMBERS) == 26
+    assert len(NUMBERS) == 28
 
 
 @pytest.mark.parametrize("value", [-1, 10**18])
@@ -97,11 +99,12 @@ def test_a_number_out_of_bounds_is_refused(tmp_path: Path, section: str, name: s
         "allowed_uids": f"[{value}]",
         "delays_s": f"{{ start = {value} }}",
         "fail_every": f"{{ start = {value} }}",
+        "nvme_drives": f'{{ "0000:3b:00.0" = {value} }}',
     }
     path = written(tmp_path, f'host = "h1"\n[{section}]\n{name} = {wrapped.get(name, value)}\n')
     with pytest.raises(PpecError) as refused:
         load(path)
-    field = rf"{section}\.{name}(\.0|\.start)?"
+    field = rf"{section}\.{name}(\.0|\.start|\.0000:3b:00\.0)?"
     found = "|".join(re.escape(form) for form in (str(value), f"{value:g}"))
     said = refused.value.message.removeprefix(f"settings file {path}: ")
     assert re.fullmatch(rf"{field}: Value error, wanted \S+ to \S+( s| MiB)?, found ({found})", said), said

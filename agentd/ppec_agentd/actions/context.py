@@ -18,6 +18,7 @@ from ppec_agentd.images import ImageCache
 from ppec_agentd.journal import Journal, Key
 from ppec_agentd.ledger import Ledger
 from ppec_agentd.moments import Moments
+from ppec_agentd.nvme.settling import SettlingDrives
 from ppec_agentd.observed import vm_info
 from ppec_agentd.places import Places
 from ppec_agentd.thaws import Thaws
@@ -46,6 +47,7 @@ class HostContext:
     places: Places
     starts: asyncio.Semaphore
     preparations: asyncio.Semaphore
+    drives: SettlingDrives
     moments: Moments = field(default_factory=Moments)
     unfit: dict[UUID, DomainDefinition | None] = field(default_factory=dict)
     open_seats: dict[UUID, Key] = field(default_factory=dict)
@@ -79,6 +81,13 @@ class HostContext:
             hint = "Mount it, or make its folder, on the host; then restart its agent."
             raise _pool_missing(vm, known, f"storage pool {name} can't be used: {why}", hint)
         return folder
+
+    def release(self, vm_id: UUID) -> bool:
+        """Gives back all a VM holds, once it is gone; False if it held nothing. Its drives are free when they have
+        settled."""
+        released = self.ledger.release(vm_id)
+        self.drives.look_soon()
+        return released
 
     async def refuse_missing_bridges(self, vm: VmSpec) -> None:
         """Raises `host.bridge_missing`."""

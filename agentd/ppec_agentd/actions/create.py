@@ -47,7 +47,8 @@ async def create(host: HostContext, vm: VmSpec, operation_id: str, steps: Steps)
     undo = UndoStack()
     undo.push("release", lambda: _release(host, vm.vm_id))
     try:
-        definition = _definition(vm, operation_id, plan, host.folder(vm.vm_id), disk_folder)
+        drives = await _hand_over_drives(host, vm)
+        definition = _definition(vm, operation_id, plan, drives, host.folder(vm.vm_id), disk_folder)
         await _prepare(host, vm, steps, undo, disk_folder)
         undo.push("undefine", lambda: erase_domain(host, vm.vm_id, operation_id))
         with steps.stage(Stage.DEFINE):
@@ -76,6 +77,7 @@ def _claim(vm: VmSpec) -> Claim:
         max_vcpus=vm.max_vcpus or 0,
         max_memory_mib=vm.max_memory_mib or 0,
         pool=vm.root_disk.pool or "",
+        nvme_drives=vm.nvme_drives,
     )
 
 
@@ -131,7 +133,15 @@ async def came_back(host: HostContext, domain: Domain) -> bool:
 
 
 async def _release(host: HostContext, vm_id: UUID) -> None:
-    host.ledger.release(vm_id)
+    host.release(vm_id)
+
+
+async def _hand_over_drives(host: HostContext, vm: VmSpec) -> tuple[str, ...]:
+    """Those that the ledger has just granted. Raises `host.no_capacity`."""
+    held = host.ledger.holding(vm.vm_id)
+    drives = tuple(sorted(held.drives)) if held is not None else ()
+    await host.drives.hand_over(f"vm {vm.name}", drives)
+    return drives
 
 
 async def _prepare(host: HostContext, vm: VmSpec, steps: Steps, undo: UndoStack, disk_folder: VmFolder) -> None:
@@ -165,7 +175,12 @@ async def _seed(host: HostContext, vm: VmSpec, steps: Steps, folder: VmFolder) -
 
 
 def _definition(
-    vm: VmSpec, operation_id: str, plan: NumaPlan, folder: VmFolder, disk_folder: VmFolder
+    vm: VmSpec,
+    operation_id: str,
+    plan: NumaPlan,
+    drives: tuple[str, ...],
+    folder: VmFolder,
+    disk_folder: VmFolder,
 ) -> DomainDefinition:
     return DomainDefinition(
         metadata=DomainMetadata(
@@ -183,6 +198,7 @@ def _definition(
             max_memory_mib=vm.max_memory_mib or 0,
             guest_cells=plan.guest_cells,
             pool=vm.root_disk.pool or "",
+            nvme_drives=drives,
         ),
         disks=(
             Disk(str(disk_folder.root_disk), "qcow2", boot_order=1),

@@ -36,7 +36,7 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
         if domain is not None:
             await _say_what_is_left(host, domain)
     await host.thaws.forget(vm_id)
-    released = host.ledger.release(vm_id)
+    released = host.release(vm_id)
     # A VM that is made anew under this id must not get what was still to be settled of this one.
     host.unfit.pop(vm_id, None)
     if (move := host.open_seats.pop(vm_id, None)) is not None:

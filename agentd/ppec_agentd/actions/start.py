@@ -21,7 +21,8 @@ async def start(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
     """A VM that runs already is a success that changed nothing. Raises `vm.not_found`, `vm.start_failed`.
 
     If its definition has grown by hand, also `host.no_capacity` and what else `Ledger.resize` raises; if a resize is
-    still to be taken back, what `settle_resize` raises.
+    still to be taken back, what `settle_resize` raises. A VM that is off keeps its NVMe drives, which are then at the
+    host's driver: if the host uses one, the start is refused.
     """
     domain = await host.hypervisor.domain(vm_id)
     if domain is None:
@@ -35,6 +36,8 @@ async def start(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
     if off and domain.metadata is not None:
         # What a resize left to this start: what the old size had beyond it is given back.
         hold(host.ledger, domain.metadata)
+    if off and domain.metadata is not None:
+        await host.drives.refuse_used(f"vm {domain.name}", domain.metadata.nvme_drives)
     async with host.starts:
         with steps.stage(Stage.START):
             changed = await host.hypervisor.start(vm_id)

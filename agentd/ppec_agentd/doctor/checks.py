@@ -27,6 +27,7 @@ CHECKS: tuple[Row, ...] = (
     Row(machine_checks.kvm_permissions, real=True),
     Row(machine_checks.nested, real=True),
     Row(machine_checks.iommu, real=True),
+    Row(machine_checks.nvme_drives, real=True),
     Row(machine_checks.huge_pages, real=True),
     Row(machine_checks.locked_memory, real=True),
     Row(machine_checks.clock),

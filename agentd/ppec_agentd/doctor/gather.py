@@ -30,6 +30,7 @@ from ppec_agentd.doctor.snapshot import (
 )
 from ppec_agentd.doctor.tls_trial import try_certificate
 from ppec_agentd.local_host import ARCHITECTURES
+from ppec_agentd.nvme.sysfs import read_drive
 from ppec_agentd.settings import Settings
 from ppec_contract.agent import INTERFACE, PROXY_PORT
 from ppec_contract.errors import PpecError
@@ -60,12 +61,13 @@ def take_snapshot(settings: Settings, root: Path = Path("/")) -> HostFactsSnapsh
         socket=ask_socket(root / settings.socket.path.relative_to("/")),
         certificate=try_certificate(tls, root) if settings.reports.orchestrator_url else None,
         qemu_user=read_qemu_user(root),
-        programs=frozenset(name for name in ("qemu-img",) if shutil.which(name)),
+        programs=frozenset(name for name in ("qemu-img", "nvme") if shutil.which(name)),
         groups={entry.gr_name: entry.gr_gid for entry in grp.getgrall()},
         paths=paths,
         file_systems=tuple(_file_systems(root, (storage.state_dir, storage.images, *pools))),
         huge_pages=tuple(machine.read_huge_pages(root)),
         bridges=frozenset(path.parent.name for path in (root / "sys/class/net").glob("*/bridge")),
+        nvme_drives=tuple(read_drive(address, root) for address in settings.nvme.drives),
         port_holders=machine.read_port_holders(root, (PROXY_PORT,)),
         memory_mib=machine.read_memory_mib(root),
         locked_memory_limit_mib=machine.read_locked_memory_limit_mib(root),

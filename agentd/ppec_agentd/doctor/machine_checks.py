@@ -86,13 +86,34 @@ def nested(host: HostFactsSnapshot) -> Iterator[Finding]:
 
 
 def iommu(host: HostFactsSnapshot) -> Iterator[Finding]:
-    subject, needed = "IOMMU", host.settings.expect.iommu
+    subject, needed = "IOMMU", host.settings.expect.iommu or bool(host.settings.nvme.drives)
     if host.iommu_groups:
         yield Finding("iommu", Level.OK, subject, f"{host.iommu_groups} groups")
         return
     advice = "Switch VT-d or AMD-Vi on in the firmware and boot with intel_iommu=on (Intel) and iommu=pt."
     level = Level.ERROR if needed else Level.NOTE
     yield Finding("iommu", level, subject, "none: no device can be handed to a guest", "IOMMU groups", advice)
+
+
+def nvme_drives(host: HostFactsSnapshot) -> Iterator[Finding]:
+    """Those that VMs may have, as the agent itself will find them."""
+    for drive in host.nvme_drives:
+        subject = f"NVMe drive {drive.address}"
+        if drive.problem:
+            advice = "Free the drive, or take it out of drives below [nvme]; nothing on it is touched."
+            yield Finding("nvme-drives", Level.ERROR, subject, drive.problem, "a drive of VMs' own", advice)
+        else:
+            where = "" if drive.cell is None else f", near cell {drive.cell}"
+            yield Finding("nvme-drives", Level.OK, subject, f"with the driver {drive.driver or 'of nobody'}{where}")
+    if host.nvme_drives and "nvme" not in host.programs:
+        yield Finding(
+            "nvme-cli",
+            Level.WARNING,
+            "the program nvme",
+            "not installed: drives are overwritten with zeros in place of erasing themselves",
+            "nvme-cli",
+            "Install the package nvme-cli.",
+        )
 
 
 def huge_pages(host: HostFactsSnapshot) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ppec_agentd.nvme.drive import NvmeDrive
 from ppec_agentd.settings import Settings
 from ppec_contract.host import Architecture
 
@@ -147,6 +148,7 @@ class HostFactsSnapshot:
     file_systems: tuple[FileSystemFacts, ...] = ()
     huge_pages: tuple[HugePageFacts, ...] = ()
     bridges: frozenset[str] = frozenset()
+    nvme_drives: tuple[NvmeDrive, ...] = ()
     port_holders: dict[int, str] = field(default_factory=dict)
     memory_mib: int = 0
     locked_memory_limit_mib: int | None = None

@@ -14,6 +14,7 @@ from ppec_agentd.domain_xml.devices.channel import GuestAgentChannel
 from ppec_agentd.domain_xml.devices.console import Console, Serial
 from ppec_agentd.domain_xml.devices.controller import NoUsb
 from ppec_agentd.domain_xml.devices.disk import FileDisk, disk_letters
+from ppec_agentd.domain_xml.devices.hostdev import pci_host_device
 from ppec_agentd.domain_xml.devices.interface import BridgeInterface
 from ppec_agentd.domain_xml.devices.rng import Rng
 from ppec_agentd.domain_xml.domain import DomainDocument
@@ -84,6 +85,7 @@ def _devices(definition: DomainDefinition, profile: HostProfile, rules: Architec
     yield Serial(log_file=log, log_append="on" if log else None, target_type=rules.serial_target)
     yield Console()
     yield GuestAgentChannel()
+    yield from (pci_host_device(address) for address in definition.metadata.nvme_drives)
     yield Balloon()
     yield Rng()
 

@@ -60,6 +60,12 @@ class GuestCellMetadata(Element):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NvmeDriveMetadata(Element):
+    TAG = _tag("nvme_drive")
+    address: Annotated[str, At("@address")]
+
+
+@dataclass(frozen=True, kw_only=True)
 class VmMetadata(Element):
     TAG = _tag("vm")
     vm_id: Annotated[str, At("@id")]
@@ -77,6 +83,7 @@ class VmMetadata(Element):
     cells: Annotated[tuple[CellMetadata, ...], At("")]
     pins: Annotated[tuple[PinMetadata, ...], At("")]
     guest_cells: Annotated[tuple[GuestCellMetadata, ...], At("")] = ()
+    nvme_drives: Annotated[tuple[NvmeDriveMetadata, ...], At("")] = ()
 
 
 def metadata_element(metadata: DomainMetadata) -> VmMetadata:
@@ -96,6 +103,7 @@ def metadata_element(metadata: DomainMetadata) -> VmMetadata:
         cells=tuple(CellMetadata(cell=cell) for cell in metadata.cells),
         pins=tuple(PinMetadata(vcpu=pin.vcpu, pcpu=pin.pcpu) for pin in metadata.pins),
         guest_cells=tuple(_guest_cell_element(cell) for cell in metadata.guest_cells),
+        nvme_drives=tuple(NvmeDriveMetadata(address=address) for address in metadata.nvme_drives),
     )
 
 
@@ -141,6 +149,7 @@ def parse_metadata(metadata: ElementTree.Element | None) -> DomainMetadata | Non
             guest_cells=tuple(_guest_cell(cell) for cell in vm.findall(_tag("guest_cell"))),
             pending=vm.get("pending") == "yes",
             pool=vm.get("pool", ""),
+            nvme_drives=tuple(drive.attrib["address"] for drive in vm.findall(_tag("nvme_drive"))),
         )
     except KeyError as error:
         raise ValueError(f"PPEC's metadata has no attribute {error}") from error

@@ -65,6 +65,7 @@ def observe(xml: str, state: VmState, volume_path: VolumePath = lambda _pool, _v
         metadata=metadata,
         macs=tuple(mac.get("address", "").lower() for mac in root.iterfind("devices/interface/mac")),
         disks=tuple(_disks(root, volume_path)),
+        host_devices=tuple(_host_devices(root)),
     )
     return Observed(domain, damage)
 
@@ -90,6 +91,22 @@ def _disk(source: ElementTree.Element, opened_as: str, volume_path: VolumePath) 
         path = volume_path(pool, source.get("volume", ""))
     elsewhere = "" if path else " ".join(f"{key}={value}" for key, value in source.attrib.items())
     return ObservedDisk(path, opened_as, elsewhere)
+
+
+def _host_devices(root: ElementTree.Element) -> Iterator[str]:
+    """Handed over whole, or (by hand alone) driven by QEMU itself as a disk, a controller at a time."""
+    for source in (*root.iterfind("devices/hostdev[@type='pci']/source"), *_nvme_sources(root)):
+        address = source.find("address")
+        if address is not None:
+            domain, bus, slot, function = (
+                int(address.get(part, "0"), 0) for part in ("domain", "bus", "slot", "function")
+            )
+            yield f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
+
+
+def _nvme_sources(root: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    for disk in root.iterfind("devices/disk[@type='nvme']"):
+        yield from disk.iterfind("source[@type='pci']")
 
 
 def _pins(root: ElementTree.Element) -> Iterator[VcpuPin]:

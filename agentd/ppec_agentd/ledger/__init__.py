@@ -4,5 +4,6 @@
 from ppec_agentd.ledger.admission import Ledger
 from ppec_agentd.ledger.audit import Finding, FindingKind, audit
 from ppec_agentd.ledger.claims import Claim, Holding, Move, Totals
+from ppec_agentd.ledger.drives import DriveState
 
-__all__ = ["Claim", "Finding", "FindingKind", "Holding", "Ledger", "Move", "Totals", "audit"]
+__all__ = ["Claim", "DriveState", "Finding", "FindingKind", "Holding", "Ledger", "Move", "Totals", "audit"]

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the host has given away: the blog's in-memory lockfile, in two sections under two locks.
 
-*Totals* count cores, memory, huge pages, shared vCPUs, disk and storage pools of the whole host; they are small, and
-most refusals end there. *Details* say which VM holds which CPUs and how much memory of which cell. A reservation takes
-from totals first, then from details; a release gives back in the opposite order, so that totals never promise what
-details still hold. No lock is ever held over I/O, nor is one taken inside the other.
+*Totals* count cores, memory, huge pages, shared vCPUs, disk, storage pools and NVMe drives of the whole host; they are
+small, and most refusals end there. *Details* say which VM holds which CPUs and drives, and how much memory of which
+cell. A reservation takes from totals first, then from details; a release gives back in the opposite order, so that
+totals never promise what details still hold. No lock is ever held over I/O, nor is one taken inside the other.
 
 Pure and thread-safe. Nothing is stored: `adopt` rebuilds it from the domains' metadata.
 """
@@ -20,6 +20,7 @@ from ppec_agentd.ledger.audit import Finding, audit
 from ppec_agentd.ledger.claims import (
     CORES,
     DISK,
+    NVME_DRIVES,
     SHARED,
     Amounts,
     Claim,
@@ -31,6 +32,7 @@ from ppec_agentd.ledger.claims import (
     negated,
 )
 from ppec_agentd.ledger.details import DetailsSection
+from ppec_agentd.ledger.drives import CellDrives, DriveState, drives_per_cell
 from ppec_agentd.ledger.memory import CellMemory
 from ppec_agentd.ledger.totals import TotalsSection
 from ppec_agentd.numa import CpuPool, NumaPlan, PinRequest, plan_pins
@@ -59,9 +61,10 @@ class Ledger:
         shared_cores_per_cell: int = 0,
         shared_vcpus_per_cpu: int = DEFAULT_SHARED_VCPUS_PER_CPU,
         pools_mib: Mapping[str, int] | None = None,
+        cell_by_drive: Mapping[str, int] | None = None,
     ) -> None:
         """`pools_mib` is what disks may take of each storage pool, by its name. What stands in any other pool is
-        counted nonetheless."""
+        counted nonetheless. `cell_by_drive` are the NVMe drives for VMs; none is free before `mark_drive` says so."""
         pool = CpuPool(
             topology,
             reserved_cores_per_cell,
@@ -72,21 +75,22 @@ class Ledger:
         self._empty_pool = pool
         self._pools_mib = dict(sorted((pools_mib or {}).items()))
         self._largest = {smt: pool.largest_socket(smt) for smt in SmtPolicy}
-        self._totals = TotalsSection(
-            {
-                CORES: sum(len(pool.usable_of(cell)) for cell in topology.cells),
-                DISK: disk_mib,
-                **{disk_resource(name): size_mib for name, size_mib in self._pools_mib.items()},
-                SHARED: sum(pool.shared_capacity(cell) for cell in topology.cells),
-                **memory.whole(),
-            }
-        )
-        self._details = DetailsSection(pool, memory)
+        drives = dict(cell_by_drive or {})
+        whole = {
+            CORES: sum(len(pool.usable_of(cell)) for cell in topology.cells),
+            DISK: disk_mib,
+            **{disk_resource(name): size_mib for name, size_mib in self._pools_mib.items()},
+            SHARED: sum(pool.shared_capacity(cell) for cell in topology.cells),
+            NVME_DRIVES: len(drives),
+            **memory.whole(),
+        }
+        self._totals = TotalsSection(whole, free={**whole, NVME_DRIVES: 0})
+        self._details = DetailsSection(pool, memory, CellDrives(drives))
 
     # --- reserve, commit, release -------------------------------------------------------------------------------
 
     def reserve(self, claim: Claim) -> NumaPlan:
-        """Takes cores, memory, disk and the name for a VM.
+        """Takes cores, memory, disk, drives and the name for a VM.
 
         Raises `vm.exists` (name or id taken), `host.no_capacity` with `resource`, `wanted` and `free`, and what
         `numa.plan_pins` raises. A refusal takes nothing.
@@ -180,6 +184,10 @@ class Ledger:
             elif isinstance(held_before, Mapping):
                 self._observe(domain, held_before[domain.vm_id])
 
+    def mark_drive(self, drive: str, state: DriveState) -> None:
+        """Says how an NVMe drive is that nobody holds; without effect on one that is held."""
+        self._settled(lambda: self._details.mark_drive(drive, state))
+
     def audit(self, domains: Iterable[Domain]) -> tuple[Finding, ...]:
         """How the domains, as just read, differ from what is held: see `ledger.audit`."""
         return audit(domains, self._details.holdings(), self._empty_pool)
@@ -206,6 +214,10 @@ class Ledger:
     def totals(self) -> Totals:
         """Free amounts can be below zero after `adopt` took in more than the host should hold."""
         return self._totals.totals()
+
+    def drives(self) -> Mapping[str, DriveState]:
+        """The NVMe drives for VMs, by their PCI addresses."""
+        return self._details.drives()
 
     def cells(self) -> tuple[CellReport, ...]:
         """Each cell as the report shows it; `…_free` is what the next VM could get."""
@@ -245,7 +257,8 @@ class Ledger:
 
     def _estimate(self, claim: Claim) -> Amounts:
         resource, amount = memory_amount(claim.memory_mib, claim.policy.huge_page_kib)
-        wanted = {resource: amount, disk_resource(claim.pool): claim.disk_mib}
+        drives = drives_per_cell(claim.nvme_drives, claim.cells) * len(set(claim.cells))
+        wanted = {resource: amount, disk_resource(claim.pool): claim.disk_mib, NVME_DRIVES: drives}
         if claim.policy.cpus is CpuPolicy.SHARED:
             return wanted | {SHARED: claim.vcpus}
         known = self._empty_pool.topology.by_cell

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from ppec_agentd.ledger.claims import Claim, Holding, Move, memory_amount, no_capacity
+from ppec_agentd.ledger.drives import CellDrives
 from ppec_agentd.ledger.memory import CellMemory
 from ppec_agentd.ledger.rebuild import plan_of
 from ppec_agentd.numa import CpuPool, NumaPlan, PinRequest, plan_pins, replan
@@ -22,6 +23,7 @@ class Planner:
 
     pool: CpuPool
     memory: CellMemory
+    drives: CellDrives
 
     def admitted(self, claim: Claim) -> Holding:
         _refuse_part_pages(claim.subject, claim.memory_mib, claim.policy)
@@ -41,6 +43,7 @@ class Planner:
             max_memory_mib=claim.max_memory_mib,
             shared_by_cell=self._shared(plan, claim.vcpus),
             pool=claim.pool,
+            drives=self.drives.choose(claim.subject, claim.nvme_drives, claim.cells),
         )
 
     def resized(self, held: Holding, vcpus: int, memory_mib: int) -> Holding:
@@ -106,6 +109,8 @@ class Planner:
         wrong = ""
         if held.plan.guest_cells:
             wrong = "its guest was shown the cells it is on, and stays there"
+        elif held.drives:
+            wrong = "it has NVMe drives of the cells it is on, and its memory is locked there"
         elif not move.cells or not set(move.cells) <= self.pool.topology.by_cell.keys():
             wrong = f"this host has no cells {list(move.cells)}"
         elif sorted(pin.vcpu for pin in move.pins) != list(range(held.vcpus if dedicated else 0)):

@@ -14,6 +14,7 @@ from ppec_contract.vm import NumaPolicy, VcpuPin
 # Amounts are counted by these names, which refusals use too; huge pages by `pages_resource`, in pages.
 Amounts = Mapping[str, int]
 CORES, MEMORY, DISK, SHARED = "cores", "memory_mib", "disk_mib", "shared_vcpus"
+NVME_DRIVES = "nvme_drives"
 ORDINARY_PAGE = 0
 # Of a disk: where the host keeps VMs by itself.
 NO_POOL = ""
@@ -45,7 +46,8 @@ def negated(amounts: Amounts) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a VM asks for. Memory comes out of `cells` alone, its disk out of `pool`.
+    """What a VM asks for. Memory comes out of `cells` alone, its disk out of `pool`. NVMe drives come out of `cells` as
+    well: as many near each, rounded up.
 
     Nothing is set aside for `max_vcpus` and `max_memory_mib` (0: no further than it starts with): a VM holds what it
     has, and asks again when it grows. A maximum held in advance would keep a host half empty for growth that may never
@@ -62,6 +64,7 @@ class Claim:
     max_vcpus: int = 0
     max_memory_mib: int = 0
     pool: str = NO_POOL
+    nvme_drives: int = 0
 
     @property
     def subject(self) -> str:
@@ -86,7 +89,8 @@ class Holding:
 
     `cpus` are whole cores: those of the plan, and any other that its domain was found pinned to. While a resize or a
     move is under way `before` is what the VM held until then, and it goes on holding that as well: nobody else gets
-    what an undo may need back.
+    what an undo may need back. `drives` are the PCI addresses of NVMe drives: those granted, and any other of the
+    host's drives for VMs that its domain was found to have.
     """
 
     vm_id: UUID
@@ -104,6 +108,7 @@ class Holding:
     shared_by_cell: Mapping[int, int] = field(default_factory=dict)
     before: Holding | None = None
     pool: str = NO_POOL
+    drives: frozenset[str] = frozenset()
 
     @property
     def subject(self) -> str:
@@ -131,6 +136,7 @@ class Holding:
             cpus=self.cpus | self.before.cpus,
             memory_by_cell_mib=_larger(self.memory_by_cell_mib, self.before.memory_by_cell_mib),
             shared_by_cell=_larger(self.shared_by_cell, self.before.shared_by_cell),
+            drives=self.drives | self.before.drives,
             before=None,
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The second section of the ledger: which VM holds which CPUs, and how much memory of which cell.
+"""The second section of the ledger: which VM holds which CPUs and drives, and how much memory of which cell.
 
 Every change is planned first and entered whole or not at all. Methods that change something return the amounts it took
 (negative: gave back), for the totals.
@@ -18,6 +18,7 @@ from ppec_agentd.ledger import rebuild
 from ppec_agentd.ledger.changes import Planner, not_held, refuse_change, refuse_overlap
 from ppec_agentd.ledger.claims import (
     CORES,
+    NVME_DRIVES,
     SHARED,
     Amounts,
     Claim,
@@ -28,6 +29,7 @@ from ppec_agentd.ledger.claims import (
     memory_amount,
     negated,
 )
+from ppec_agentd.ledger.drives import CellDrives, DriveState
 from ppec_agentd.ledger.memory import CellMemory
 from ppec_agentd.numa import CpuPool, NumaPlan
 from ppec_agentd.topology import Cell
@@ -38,12 +40,13 @@ from ppec_contract.host import CellReport, HugePagesReport
 class DetailsSection:
     """Under a lock of its own, held for arithmetic alone."""
 
-    def __init__(self, pool: CpuPool, memory: CellMemory) -> None:
+    def __init__(self, pool: CpuPool, memory: CellMemory, drives: CellDrives) -> None:
         self._usable = {
             cpu: core.cpus[0] for cell in pool.topology.cells for core in pool.usable_of(cell) for cpu in core.cpus
         }
         self._pool = pool
         self._memory = memory
+        self._drives = drives
         self._holders: Counter[int] = Counter()
         self._holdings: dict[UUID, Holding] = {}
         self._lock = threading.Lock()
@@ -107,7 +110,7 @@ class DetailsSection:
         with self._lock:
             if domain.vm_id in self._holdings:
                 return None
-            held = rebuild.holding_of(domain, self._pool, self._memory)
+            held = rebuild.holding_of(domain, self._pool, self._memory, self._drives)
             return held, self._enter(held)
 
     def observe(self, domain: Domain, seen: Holding) -> Amounts:
@@ -115,11 +118,15 @@ class DetailsSection:
         with self._lock:
             if self._holdings.get(domain.vm_id) is not seen or seen.pending or not seen.committed:
                 return {}
-            if rebuild.as_held(domain, seen, self._pool):
+            if rebuild.as_held(domain, seen, self._pool, self._drives):
                 return {}
             taken = self._leave(domain.vm_id)
-            now = rebuild.observed(domain, seen, self._pool, self._memory)
+            now = rebuild.observed(domain, seen, self._pool, self._memory, self._drives)
             return added(taken, self._enter(now))
+
+    def mark_drive(self, drive: str, state: DriveState) -> Amounts:
+        with self._lock:
+            return {NVME_DRIVES: self._drives.mark(drive, state)}
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -138,6 +145,10 @@ class DetailsSection:
     def pool(self) -> CpuPool:
         with self._lock:
             return self._pool
+
+    def drives(self) -> dict[str, DriveState]:
+        with self._lock:
+            return self._drives.states()
 
     def cells(self) -> tuple[CellReport, ...]:
         with self._lock:
@@ -167,6 +178,8 @@ class DetailsSection:
                 )
                 for pages in cell.huge_pages
             ),
+            nvme_drives=self._drives.count(cell.cell, DriveState.FREE, DriveState.HELD, DriveState.SETTLING),
+            nvme_drives_free=self._drives.count(cell.cell, DriveState.FREE),
         )
 
     # --- under the lock -----------------------------------------------------------------------------------------
@@ -174,7 +187,7 @@ class DetailsSection:
     def _planner(self, without: Holding | None = None) -> Planner:
         """`without`: as if this VM's shared vCPUs were free, for planning them anew."""
         pool = self._pool
-        return Planner(pool.share(_negative(without.shared_by_cell)) if without else pool, self._memory)
+        return Planner(pool.share(_negative(without.shared_by_cell)) if without else pool, self._memory, self._drives)
 
     def _changeable(self, vm_id: UUID) -> Holding:
         held = self._holdings.get(vm_id)
@@ -189,7 +202,7 @@ class DetailsSection:
     def _refuse_crowded(self, moved: Iterable[Holding]) -> None:
         """After the fact, as several VMs may move into one cell: what each needs must have been there."""
         for held in moved:
-            Planner(self._pool, self._memory).refuse_crowded(held)
+            self._planner().refuse_crowded(held)
 
     def _enter(self, held: Holding) -> Amounts:
         self._holdings[held.vm_id] = held
@@ -198,7 +211,7 @@ class DetailsSection:
         self._holders.update(kept.cpus)
         self._pool = self._pool.take(kept.cpus).share(kept.shared_by_cell)
         self._memory.take(kept.memory_by_cell_mib, kept.page_kib)
-        return _amounts(kept, cores)
+        return {**_amounts(kept, cores), NVME_DRIVES: self._drives.take(kept.drives)}
 
     def _leave(self, vm_id: UUID) -> Amounts:
         kept = self._holdings.pop(vm_id).kept()
@@ -207,6 +220,8 @@ class DetailsSection:
         free = frozenset(cpu for cpu in kept.cpus if self._holders[cpu] == 0)
         self._pool = replace(self._pool, taken=self._pool.taken - free).share(_negative(kept.shared_by_cell))
         self._memory.give(kept.memory_by_cell_mib, kept.page_kib)
+        # Gives no free drives back: they settle first.
+        self._drives.give(kept.drives)
         return negated(_amounts(kept, self._count(free, lambda cpu: True)))
 
     def _swap(self, fresh: Sequence[Holding]) -> Amounts:

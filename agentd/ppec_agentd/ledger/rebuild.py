@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from ppec_agentd.hypervisor import Domain, DomainMetadata
 from ppec_agentd.ledger.claims import NO_POOL, Holding
+from ppec_agentd.ledger.drives import CellDrives
 from ppec_agentd.ledger.memory import CellMemory
 from ppec_agentd.numa import CpuPool, GuestCell, NumaPlan, PinRequest
 from ppec_agentd.numa.guest_topology import mirror, threads_shown
@@ -15,8 +16,8 @@ from ppec_agentd.numa.shared import shared_by_cell, shared_plan
 from ppec_contract.vm import NumaPolicy, SmtPolicy, VcpuPin
 
 
-def holding_of(domain: Domain, pool: CpuPool, memory: CellMemory) -> Holding:
-    """Ours holds what its metadata says, and the CPUs that it was found pinned to besides.
+def holding_of(domain: Domain, pool: CpuPool, memory: CellMemory, drives: CellDrives) -> Holding:
+    """Ours holds what its metadata says, and the CPUs and drives that it was found to have besides.
 
     A foreign one holds the CPUs it is pinned to, if any; its memory counts on the cells it is bound to, or else on the
     cell with the most left.
@@ -46,15 +47,16 @@ def holding_of(domain: Domain, pool: CpuPool, memory: CellMemory) -> Holding:
         max_memory_mib=ours.max_memory_mib if ours else 0,
         shared_by_cell=shared_by_cell(pool, cells, vcpus) if ours and request.shared else {},
         pool=ours.pool if ours else NO_POOL,
+        drives=_drives(domain, drives),
     )
 
 
-def as_held(domain: Domain, held: Holding, pool: CpuPool) -> bool:
+def as_held(domain: Domain, held: Holding, pool: CpuPool, drives: CellDrives) -> bool:
     """Whether the domain uses what its holding says, as far as the ledger counts it.
 
-    Of ours only the pins can differ, its metadata says the rest; a foreign one may have been changed in any way.
+    Of ours only pins and drives can differ, its metadata says the rest; a foreign one may have been changed in any way.
     """
-    if held.cpus != _used(domain, held, pool):
+    if held.cpus != _used(domain, held, pool) or held.drives != _drives(domain, drives):
         return False
     if not held.foreign:
         return True
@@ -62,9 +64,16 @@ def as_held(domain: Domain, held: Holding, pool: CpuPool) -> bool:
     return held.memory_mib == domain.memory_mib and (not bound or bound == set(held.plan.cells))
 
 
-def observed(domain: Domain, held: Holding, pool: CpuPool, memory: CellMemory) -> Holding:
-    """What it holds now that it is seen to use other CPUs, or memory, than before."""
-    return holding_of(domain, pool, memory) if held.foreign else replace(held, cpus=_used(domain, held, pool))
+def observed(domain: Domain, held: Holding, pool: CpuPool, memory: CellMemory, drives: CellDrives) -> Holding:
+    """What it holds now that it is seen to use other CPUs, drives or memory than before."""
+    if held.foreign:
+        return holding_of(domain, pool, memory, drives)
+    return replace(held, cpus=_used(domain, held, pool), drives=_drives(domain, drives))
+
+
+def _drives(domain: Domain, drives: CellDrives) -> frozenset[str]:
+    granted = domain.metadata.nvme_drives if domain.metadata else ()
+    return drives.known((*granted, *domain.host_devices))
 
 
 def _used(domain: Domain, held: Holding, pool: CpuPool) -> frozenset[int]:

@@ -18,9 +18,9 @@ class TotalsSection:
     for anything but the other lock, so the wait is short.
     """
 
-    def __init__(self, whole: Amounts) -> None:
+    def __init__(self, whole: Amounts, free: Amounts) -> None:
         self._whole = dict(whole)
-        self._free = dict(whole)
+        self._free = dict(free)
         self._names: dict[str, UUID] = {}
         self._ids: set[UUID] = set()
         self._undecided = 0

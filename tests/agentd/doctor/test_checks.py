@@ -25,12 +25,14 @@ from ppec_agentd.doctor.snapshot import (
     SocketFacts,
     UserFacts,
 )
+from ppec_agentd.nvme.drive import NvmeDrive
 from ppec_agentd.settings import Settings
 
 STATE = Path("/var/lib/ppec")
 VMS, IMAGES, RUN, KEY = STATE / "vms", STATE / "images", Path("/run/ppec"), Path("/etc/ppec/pki/host.key")
 QEMU = UserFacts("libvirt-qemu", 64055, frozenset({107, 64055}))
 KVM = PathFacts(Path("/dev/kvm"), "device", 0o660, 0, 107)
+DRIVE = NvmeDrive("0000:01:00.0", cell=1, driver="nvme", serial="S1", namespaces=("nvme0n1",))
 EXPECT = {"bridges": ["br0"], "huge_pages_2mib_per_cell": 8, "huge_pages_1gib_per_cell": 1, "iommu": True}
 
 
@@ -56,7 +58,7 @@ WHOLE = HostFactsSnapshot(
     socket=SocketFacts("free"),
     certificate=CertificateFacts(identities=("ppec://host/h1",), days_left=80.0),
     qemu_user=QEMU,
-    programs=frozenset({"qemu-img"}),
+    programs=frozenset({"qemu-img", "nvme"}),
     groups={"ppec": 990},
     paths={
         **{path: folder(path, 0o755) for path in (Path("/"), Path("/var"), Path("/var/lib"))},
@@ -67,6 +69,7 @@ WHOLE = HostFactsSnapshot(
     file_systems=(FileSystemFacts(STATE, 1_000_000, 400_000),),
     huge_pages=tuple(HugePageFacts(c, kib, n, n) for c in (0, 1) for kib, n in ((2048, 8), (1048576, 1))),
     bridges=frozenset({"br0", "br1"}),
+    nvme_drives=(DRIVE, replace(DRIVE, address="0000:02:00.0", driver="vfio-pci", cell=None)),
     memory_mib=65536,
 )
 HYPERVISOR_FLAG = replace(WHOLE.cpu, flags=WHOLE.cpu.flags | {"hypervisor"})
@@ -117,6 +120,13 @@ FAULTS: list[tuple[dict[str, Any], str, Level, str]] = [
     ({"huge_pages": ()}, "huge-pages", Level.ERROR, "Write 8 to"),
     ({"settings": settings(expect={})}, "huge-pages", Level.NOTE, "2080 MiB"),
     ({"locked_memory_limit_mib": 64}, "locked-memory", Level.NOTE, "64 MiB"),
+    (
+        {"nvme_drives": (replace(DRIVE, problem="is mounted on /srv"),)},
+        "nvme-drives",
+        Level.ERROR,
+        "0000:01:00.0 is mo",
+    ),
+    ({"programs": frozenset({"qemu-img"})}, "nvme-cli", Level.WARNING, "Install the package nvme-cli"),
     ({"clock": ClockFacts(synchronised=False)}, "clock", Level.WARNING, "not synchronised"),
     ({"clock": ClockFacts(synchronised=True, worst_error_s=1.5)}, "clock", Level.WARNING, "1.5 s off"),
     ({"clock": ClockFacts(problem="Operation not permitted")}, "clock", Level.NOTE, "not permitted"),

@@ -132,6 +132,7 @@ ERRORS = {
     "orchestrator.unavailable": ("try-again", "The orchestrator does not answer", 503),
     "store.unavailable": ("try-again", "The database does not answer", 503),
     "disk.full": ("no-capacity", "The storage has no room left", 409),
+    "disk.not_erased": ("internal", "The drive could not be erased", 500),
     "internal.error": ("internal", "An error of ours; the log has the details", 500),
 }
 
