@@ -122,7 +122,8 @@ class BareMetalFleet:
             subprocess.run(create, check=True, capture_output=True, text=True, timeout=60)
             seed.write_bytes(seed_archive(fleet._identity()))
             fleet._plug_in()
-            command = qemu_command(NAME, fleet.shape, MachineFiles(disk, overlay, seed, fleet.console), fleet._tap)
+            files = MachineFiles(disk, overlay, seed, fleet.console, fleet._make_drives())
+            command = qemu_command(NAME, fleet.shape, files, fleet._tap)
             # Even a killed test leaves no machine behind. In a session of its own, so that Ctrl-C ends it in order.
             fleet._boot(["setpriv", "--pdeathsig", "KILL", "--", *command])
         except BaseException:
@@ -150,6 +151,13 @@ class BareMetalFleet:
     def _plug_in(self) -> None:
         ip("tuntap", "add", "dev", self._tap, "mode", "tap")
         ip("link", "set", self._tap, "master", self.network.bridge, "up")
+
+    def _make_drives(self) -> tuple[Path, ...]:
+        drives = tuple(self.directory / f"nvme{cell}.raw" for cell in range(self.shape.sockets))
+        for drive in drives:
+            with drive.open("wb") as file:
+                file.truncate(self.shape.nvme_drive_mib * 1024**2)
+        return drives
 
     def _identity(self) -> dict[str, tuple[str, int]]:
         """The files that make the machine itself: path to text and mode."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line of an emulated bare-metal machine: one NUMA cell in each socket, and KVM inside.
+"""The command line of an emulated bare-metal machine: one NUMA cell and one NVMe drive for each socket, and KVM inside.
 
 QEMU's own emulator (TCG) plays the CPU, so no virtualisation is needed outside; it also emulates AMD's SVM, so KVM
 inside is the real thing. Nothing here starts anything.
@@ -16,21 +16,33 @@ from ppec_lab.bare_metal_disk import SEED_SERIAL, BareMetalDisk
 SOCKET_DISTANCE = 21
 MAC = "52:54:00:70:65:01"
 HUGE_PAGE_MIB = 2
+# The first drive sits where a machine of one root complex has all its devices, and names no cell; each of the others is
+# behind a bridge of its own to its cell, where the firmware numbers buses from here on.
+FIRST_DRIVE_SLOT = 0x10
+BUSES_PER_BRIDGE = 0x20
 
 
 @dataclass(frozen=True)
 class MachineShape:
-    """What the machine shows itself: each socket is one NUMA cell with its share of memory and 2 MiB pages."""
+    """What the machine shows itself: each socket is one NUMA cell with its share of memory and 2 MiB pages, and has an
+    NVMe drive near it."""
 
     sockets: int = 2
     cores: int = 2
     threads: int = 2
     memory_per_cell_mib: int = 1536
     huge_pages_per_cell: int = 32
+    nvme_drive_mib: int = 64
 
     @property
     def cpus_per_cell(self) -> int:
         return self.cores * self.threads
+
+    @property
+    def nvme_addresses(self) -> tuple[str, ...]:
+        """PCI addresses of the drives, by cell."""
+        others = (f"0000:{BUSES_PER_BRIDGE * cell + 1:02x}:00.0" for cell in range(1, self.sockets))
+        return (f"0000:00:{FIRST_DRIVE_SLOT:02x}.0", *others)
 
     @property
     def cpus(self) -> int:
@@ -39,12 +51,14 @@ class MachineShape:
 
 @dataclass(frozen=True)
 class MachineFiles:
-    """`overlay` is a qcow2 on the shared disk's root, `seed` a tar archive, `console` the log of the serial port."""
+    """`overlay` is a qcow2 on the shared disk's root, `seed` a tar archive, `console` the log of the serial port, and
+    `drives` are raw files, by cell."""
 
     disk: BareMetalDisk
     overlay: Path
     seed: Path
     console: Path
+    drives: tuple[Path, ...] = ()
 
 
 def qemu_command(name: str, shape: MachineShape, files: MachineFiles, tap: str) -> list[str]:
@@ -63,6 +77,8 @@ def qemu_command(name: str, shape: MachineShape, files: MachineFiles, tap: str) 
         "-netdev", f"tap,id=net0,ifname={tap},script=no,downscript=no",
         "-device", f"virtio-net-pci,netdev=net0,mac={MAC}",
         "-device", "virtio-rng-pci",
+        # Last: what names no bus goes to the newest, and a bridge's takes no such device.
+        *_nvme_drives(files.drives),
         "-display", "none", "-monitor", "none", "-serial", f"file:{_quoted(files.console)}",
         "-kernel", str(files.disk.kernel), "-initrd", str(files.disk.initrd),
         "-append", kernel_command_line(name, shape),
@@ -98,6 +114,19 @@ def _disk(identity: str, path: Path, image_format: str, options: str, serial: st
     device = f"virtio-blk-pci,drive={identity}" + (f",serial={serial}" if serial else "")
     drive = f"file={_quoted(path)},if=none,id={identity},format={image_format},{options}"
     return ["-drive", drive, "-device", device]
+
+
+def _nvme_drives(drives: tuple[Path, ...]) -> list[str]:
+    words: list[str] = []
+    for cell, path in enumerate(drives):
+        bus = f"bus=pcie.0,addr={FIRST_DRIVE_SLOT:#x}"
+        if cell:
+            words += ["-device", f"pxb-pcie,id=root{cell},bus=pcie.0,bus_nr={BUSES_PER_BRIDGE * cell},numa_node={cell}"]
+            words += ["-device", f"pcie-root-port,id=port{cell},bus=root{cell},chassis={cell}"]
+            bus = f"bus=port{cell}"
+        words += ["-drive", f"file={_quoted(path)},if=none,id=nvme{cell},format=raw,cache=unsafe,discard=unmap"]
+        words += ["-device", f"nvme,drive=nvme{cell},serial=NVME000{cell},{bus}"]
+    return words
 
 
 def _quoted(path: Path) -> str:

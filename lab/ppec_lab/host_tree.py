@@ -36,9 +36,9 @@ RECIPE = TreeRecipe(
     name="host tree",
     packages=(
         "ca-certificates", "curl", "dbus", "iproute2", "ipxe-qemu", "iputils-ping", "kmod", "libvirt-clients",
-        "libvirt-daemon-driver-qemu", "libvirt-daemon-system", "openssh-server", "openssl", "procps", "python3",
-        "python3-apt", "python3-libvirt", "qemu-system-x86", "qemu-utils", "seabios", "smartmontools", "systemd",
-        "systemd-sysv",
+        "libvirt-daemon-driver-qemu", "libvirt-daemon-system", "nvme-cli", "openssh-server", "openssl", "procps",
+        "python3", "python3-apt", "python3-libvirt", "qemu-system-x86", "qemu-utils", "seabios", "smartmontools",
+        "systemd", "systemd-sysv",
     ),
     files={
         "/etc/machine-id": "",

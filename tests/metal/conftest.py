@@ -13,13 +13,17 @@ import pytest
 
 from ppec_lab.bare_metal import BareMetalFleet, bare_metal_fleet
 from ppec_lab.bare_metal_disk import bare_metal_disk
+from ppec_lab.bare_metal_machine import MachineShape
 from ppec_lab.cache import say
 from ppec_lab.cloud import PROJECT, Cloud, Stopwatch, build_release
 from ppec_lab.guest_image import guest_image
 from ppec_lab.orchestrator_process import free_port
 
 # Nothing is declared: the agent goes by what libvirt says of the machine, and by its CPU's flags.
-HOST_VARIABLES = {"ppec_bridges": [{"name": "br-ppec", "interface": "eth0"}]}
+HOST_VARIABLES = {
+    "ppec_bridges": [{"name": "br-ppec", "interface": "eth0"}],
+    "ppec_nvme_drives": list(MachineShape().nvme_addresses),
+}
 
 
 @pytest.fixture(scope="session", autouse=True)
