@@ -41,6 +41,7 @@ WELL = HealthFigures(
     drives=(DriveFigures("nvme0", "live", 40, 85), DriveFigures("sda", "running")),
     clock=ClockFigures(synchronised=True, worst_error_s=0.01),
     libvirt=LibvirtFigures(0.002),
+    vm_drives={"0000:3b:00.0": ""},
 )
 
 
@@ -62,6 +63,7 @@ CASES: list[tuple[dict[str, Any], str, HealthLevel]] = [
     ({"ecc": EccFigures(0, 1)}, "ecc", ERROR),
     ({"ecc": None}, "ecc", NOTE),
     ({"drives": (DriveFigures("nvme0", "dead", 40, 85),)}, "drive nvme0", ERROR),
+    ({"vm_drives": {"0000:3b:00.0": "it is mounted on /srv"}}, "vm-drive 0000:3b:00.0", ERROR),
     ({"drives": (DriveFigures("sda", "offline"),)}, "drive sda", ERROR),
     ({"drives": (DriveFigures("nvme0", "live", 85, 85),)}, "drive nvme0", WARNING),
     ({"clock": ClockFigures()}, "clock", WARNING),
@@ -76,7 +78,7 @@ def test_a_host_that_is_well_is_said_to_be() -> None:
     findings = judge(WELL)
     assert {finding.level for finding in findings} == {OK}
     assert [f.check for f in findings] == sorted(f.check for f in findings)
-    assert len(findings) == 8
+    assert len(findings) == 9
 
 
 @pytest.mark.parametrize(("changes", "check", "level"), CASES, ids=[f"{c}-{level}" for _, c, level in CASES])

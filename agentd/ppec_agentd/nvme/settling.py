@@ -48,6 +48,8 @@ class SettlingDrives:
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._rounds: set[asyncio.Task[None]] = set()
         self._not_before_s: dict[str, float] = {}
+        # Had by a domain in this agent's time: not clean, even if that could not be written down.
+        self._written_to: set[str] = set()
         self.problems: dict[str, str] = {}
         self.on_change: Callable[[], None] = lambda: None
 
@@ -67,6 +69,7 @@ class SettlingDrives:
                 drive, record = await self._looked_at(address)
                 if drive.problem or not drive.at_home or record is not DriveRecord.CLEAN:
                     raise _not_fit(subject, address, drive.problem or "it has not been erased")
+                self._written_to.add(address)
                 await asyncio.to_thread(self._records.give, address)
 
     async def refuse_used(self, subject: str, addresses: Iterable[str]) -> None:
@@ -94,8 +97,13 @@ class SettlingDrives:
         """One round over all drives. What takes long is begun, and not waited for (`idle`)."""
         before = self._ledger.drives()
         for address in before:
-            if address not in self._settling:
+            if address in self._settling:
+                continue
+            try:
                 await self._look(address)
+            except PpecError as error:
+                # One drive's; the next round tries again.
+                log.error("drive_record_failed", address=address, code=error.code, why=error.message)
         if self._ledger.drives() != before:
             self.on_change()
 
@@ -132,11 +140,13 @@ class SettlingDrives:
     async def _keep_given(self, address: str) -> None:
         """Also of a drive that a domain made by hand has: nobody asked for its record."""
         self.problems.pop(address, None)
+        self._written_to.add(address)
         if await asyncio.to_thread(self._records.of, address, "") is not DriveRecord.GIVEN:
             await asyncio.to_thread(self._records.give, address)
 
     def _begin(self, address: str) -> None:
-        if asyncio.get_running_loop().time() < self._not_before_s.get(address, 0.0):
+        now_s = asyncio.get_running_loop().time()
+        if address in self._settling or now_s < self._not_before_s.get(address, 0.0):
             return
         task = asyncio.create_task(self._settle(address), name=f"drive {address}")
         self._settling[address] = task
@@ -158,7 +168,7 @@ class SettlingDrives:
         if await self._somebody_has(address):
             return
         drive = await self._at_home(address)
-        record = await asyncio.to_thread(self._records.of, address, drive.serial)
+        record = await self._record(drive)
         if drive.problem:
             await self._leave_out(address, drive.problem, record)
             return
@@ -180,6 +190,7 @@ class SettlingDrives:
         if await self._somebody_has(drive.address):
             return False
         await asyncio.to_thread(self._records.write, drive.address, drive.serial, DriveRecord.CLEAN)
+        self._written_to.discard(drive.address)
         log.info("drive_erased", address=drive.address, serial=drive.serial)
         return True
 
@@ -207,7 +218,12 @@ class SettlingDrives:
 
     async def _looked_at(self, address: str) -> tuple[NvmeDrive, DriveRecord]:
         drive = await asyncio.to_thread(self._port.read, address)
-        return drive, await asyncio.to_thread(self._records.of, address, drive.serial)
+        return drive, await self._record(drive)
+
+    async def _record(self, drive: NvmeDrive) -> DriveRecord:
+        if drive.address in self._written_to:
+            return DriveRecord.GIVEN
+        return await asyncio.to_thread(self._records.of, drive.address, drive.serial)
 
     # --- what becomes of it -------------------------------------------------------------------------------------
 
