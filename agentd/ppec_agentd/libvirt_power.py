@@ -10,6 +10,7 @@ from uuid import UUID
 import libvirt
 
 from ppec_agentd.domain_xml.observe import observe
+from ppec_agentd.hypervisor import Domain
 from ppec_agentd.libvirt_connection import LibvirtConnection, LibvirtOptions
 from ppec_agentd.libvirt_domains import STATES, false_if_gone, find, must_find, unless, wrong_state
 from ppec_contract.vm import VmState
@@ -39,13 +40,11 @@ class LibvirtPower:
         return await self._connection.call("start", vm_id, work, await self._start_timeout_s(vm_id))
 
     async def _start_timeout_s(self, vm_id: UUID) -> float:
-        def locked_mib(connection: Any) -> int:
+        def locks_s(connection: Any) -> float:
             domain = find(connection, vm_id)
-            seen = None if domain is None else observe(domain.XMLDesc(), VmState.UNKNOWN).domain
-            return seen.memory_mib if seen is not None and seen.host_devices else 0
+            return 0.0 if domain is None else time_to_lock_s(observe(domain.XMLDesc(), VmState.UNKNOWN).domain)
 
-        memory_mib = await self._connection.call("look at", vm_id, locked_mib)
-        return self._options.start_timeout_s + memory_mib / LOCKED_MIB_PER_S
+        return self._options.start_timeout_s + await self._connection.call("look at", vm_id, locks_s)
 
     async def shutdown(self, vm_id: UUID) -> bool:
         def work(connection: Any) -> bool:
@@ -92,6 +91,11 @@ class LibvirtPower:
             return _switch(vm_id, domain, "resume", VmState.RUNNING)
 
         return await self._connection.call("resume", vm_id, work)
+
+
+def time_to_lock_s(domain: Domain) -> float:
+    """How much longer the domain may take to start than one without devices of the host."""
+    return domain.memory_mib / LOCKED_MIB_PER_S if domain.host_devices else 0.0
 
 
 def _switch(vm_id: UUID, domain: Any, what: str, wanted: VmState) -> bool:

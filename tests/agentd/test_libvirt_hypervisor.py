@@ -15,8 +15,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ppec_agentd.hypervisor import EventKind, Hypervisor
+from ppec_agentd.hypervisor import Domain, EventKind, Hypervisor
 from ppec_agentd.libvirt_hypervisor import LibvirtHypervisor, LibvirtOptions
+from ppec_agentd.libvirt_power import time_to_lock_s
 from ppec_agentd.topology import declare_topology
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import VcpuPin, VmState
@@ -139,6 +140,12 @@ async def test_a_daemon_that_hangs_fails_calls_in_time_and_then_goes_on(host: Li
         assert domain is not None
         assert domain.state is VmState.RUNNING
         assert not lost.is_set()
+
+
+async def test_a_guest_with_devices_of_the_hosts_may_take_longer_to_start_the_larger_it_is() -> None:
+    plain = Domain(UUID(int=1), "vm", VmState.STOPPED, 2, 1024 * 1024)
+    assert time_to_lock_s(plain) == 0
+    assert time_to_lock_s(replace(plain, host_devices=("0000:3b:00.0",))) == 1024
 
 
 async def test_nobody_there_is_said_at_once(short_dir: Path) -> None:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,23 @@ def test_every_pair_of_sockets_has_one_distance() -> None:
     command = qemu_command("m1", MachineShape(sockets=4), FILES, "tap0")
     distances = [value for value in options(command, "-numa") if value.startswith("dist")]
     assert len(distances) == len(set(distances)) == 6
+
+
+def test_each_socket_has_a_drive_near_it_where_its_address_says() -> None:
+    shape = MachineShape(sockets=3)
+    files = replace(FILES, drives=(Path("/t/0"), Path("/t/1"), Path("/t/a,b")))
+    command = qemu_command("m1", shape, files, "tap0")
+    drives = [drive for drive in options(command, "-drive") if ",id=nvme" in drive]
+    assert [drive.partition(",if=")[0] for drive in drives] == ["file=/t/0", "file=/t/1", "file=/t/a,,b"]
+    devices = options(command, "-device")
+    assert [device for device in devices if device.startswith("nvme,")] == [
+        "nvme,drive=nvme0,serial=NVME0000,bus=pcie.0,addr=0x10",
+        "nvme,drive=nvme1,serial=NVME0001,bus=port1",
+        "nvme,drive=nvme2,serial=NVME0002,bus=port2",
+    ]
+    bridges = [device for device in devices if device.startswith("pxb-pcie")]
+    assert [re.findall(r"bus_nr=(\d+),numa_node=(\d)", bridge) for bridge in bridges] == [[("32", "1")], [("64", "2")]]
+    assert shape.nvme_addresses == ("0000:00:10.0", "0000:21:00.0", "0000:41:00.0")
 
 
 def test_commas_in_paths_are_not_options() -> None:

@@ -6,6 +6,7 @@ The guest says on its console what it finds on its drive, and leaves its name at
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Sequence
@@ -76,6 +77,11 @@ def text_at(metal: Metal, cell: int, sector: int) -> str:
     return raw.strip("\0")
 
 
+def agent_log(metal: Metal) -> list[dict[str, Any]]:
+    lines = run(metal, "journalctl", "--unit=ppec-agentd", "--output=cat", "--no-pager").splitlines()
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
 class Vm:
     """Made by the machine's agent, without a NIC: its console says all there is to know."""
 
@@ -115,7 +121,7 @@ class Vm:
         return str(wait_until(said, f"{self.name} has marked its drive", timeout_s=GUEST_TIMEOUT_S, every_s=2))
 
     def _act(self, method: str, **parameters: Any) -> dict[str, Any]:
-        reply = agent(self.metal, method, operation_id=f"{method}-{uuid.uuid4()}", fence=1, **parameters)
+        reply = agent(self.metal, method, operation_id=f"op-{uuid.uuid4()}", fence=1, **parameters)
         (result,) = reply["results"]
         if result["problem"] is not None:
             problem = result["problem"]
@@ -126,7 +132,8 @@ class Vm:
 def test_the_drives_of_the_machine_are_free_once_they_were_erased(metal: Metal) -> None:
     wait_for_drives(metal, [(1, 1), (1, 1)])
     assert [driver(metal, cell) for cell in (0, 1)] == ["nvme", "nvme"]
-    assert run(metal, "journalctl", "-u", "ppec-agentd", "--no-pager").count("drive_erased") == 2
+    erased = [line["address"] for line in agent_log(metal) if line["event"] == "drive_erased"]
+    assert set(erased) == set(metal.fleet.shape.nvme_addresses)
 
 
 def test_a_drive_goes_from_vm_to_vm_and_nothing_on_it_does(metal: Metal) -> None:
@@ -156,7 +163,7 @@ def test_a_drive_goes_from_vm_to_vm_and_nothing_on_it_does(metal: Metal) -> None
     wait_for_drives(metal, [(1, 1), (1, 1)])
     assert driver(metal, 1) == "nvme"
     assert is_empty(metal, 1)
-    assert "drive_not_formatted" not in run(metal, "journalctl", "-u", "ppec-agentd", "--no-pager")
+    assert "drive_not_formatted" not in {line["event"] for line in agent_log(metal)}
 
     second = Vm(metal, "second", cell=1)
     assert second.create()["vm"]["nvme_drives"] == [address(metal, 1)]

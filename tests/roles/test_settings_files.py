@@ -100,6 +100,37 @@ def test_without_pools_the_unit_writes_to_the_agents_own_folders_alone(tmp_path:
     ]
 
 
+def capabilities(unit: Path) -> set[str]:
+    (line,) = [line for line in unit.read_text().splitlines() if line.startswith("CapabilityBoundingSet=")]
+    return set(line.partition("=")[2].split())
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"ppec_nvme_drives": ["0000:3b:00.0", "0000:af:00.0"]},
+        {"ppec_agentd_settings": {"nvme": {"drives": ["0000:3b:00.0", "0000:af:00.0"]}}},
+    ],
+)
+def test_drives_for_vms_are_the_agents_and_udev_leaves_them_alone(tmp_path: Path, variables: dict[str, Any]) -> None:
+    nvme = agentd_settings.load(rendered(tmp_path, "agentd", "agentd.toml.j2", variables)).nvme
+    assert nvme == agentd_settings.NvmeSettings(drives=("0000:3b:00.0", "0000:af:00.0"))
+    assert "CAP_SYS_ADMIN" in capabilities(rendered(tmp_path, "agentd", "ppec-agentd.service.j2", variables))
+    rules = rendered(tmp_path, "agentd", "59-ppec-drives.rules.j2", variables).read_text()
+    said = [line.split(", ") for line in rules.splitlines() if not line.startswith("#")]
+    flags = ['ENV{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}="1"', 'ENV{SYSTEMD_READY}="0"']
+    assert said == [
+        ['SUBSYSTEM=="block"', 'KERNELS=="0000:3b:00.0"', *flags],
+        ['SUBSYSTEM=="block"', 'KERNELS=="0000:af:00.0"', *flags],
+    ]
+
+
+def test_without_drives_for_vms_the_unit_has_no_capability_for_them(tmp_path: Path) -> None:
+    found = capabilities(rendered(tmp_path, "agentd", "ppec-agentd.service.j2", {}))
+    assert {"CAP_LEASE"} < found
+    assert "CAP_SYS_ADMIN" not in found
+
+
 @pytest.mark.parametrize("name", ["a b", 'x"\n[socket]\npath = "/tmp/s', "fast\n", "é"])
 def test_a_name_that_is_none_is_refused_by_the_agent_and_nothing_else(tmp_path: Path, name: str) -> None:
     variables = {"ppec_storage_pools": [{"name": name, "path": "/srv/fast"}]}

@@ -138,7 +138,10 @@ class SettlingDrives:
                 self._begin(address)
 
     async def _keep_given(self, address: str) -> None:
-        """Also of a drive that a domain made by hand has: nobody asked for its record."""
+        """Also of a drive that a domain made by hand has: nobody asked for its record. One that was granted to a VM to
+        come is clean until it is handed over."""
+        if not any(held.committed and address in held.drives for held in self._ledger.holdings()):
+            return
         self.problems.pop(address, None)
         self._written_to.add(address)
         if await asyncio.to_thread(self._records.of, address, "") is not DriveRecord.GIVEN:

@@ -15,7 +15,7 @@ import pytest
 
 from ppec_agentd.fake_nvme import VFIO, FakeDrive
 from ppec_agentd.hypervisor import Domain
-from ppec_agentd.ledger import DriveState
+from ppec_agentd.ledger import Claim, DriveState
 from ppec_agentd.recovery import recover
 from ppec_agentd.report import ReportSource
 from ppec_contract.agent import ResizeVms, StartVms, StopVms, VmSize
@@ -110,6 +110,19 @@ def test_a_vm_gets_drives_near_its_cells_and_leaves_them_to_the_next_erased(run:
         assert count(agent) == {FREE: 4}
         assert agent.hypervisor.faults.calls("erase") == erased + 4
         assert set(agent.hypervisor.drives.values()) == {FakeDrive()}
+
+    run(scenario)
+
+
+def test_a_round_between_grant_and_hand_over_spoils_nothing(run: Any) -> None:
+    async def scenario(agent: Any) -> None:
+        claim = Claim(uuid.uuid4(), "one", 2, 512, 16, (0,), nvme_drives=1)
+        agent.context.ledger.reserve(claim)
+        await agent.context.drives.once()
+        (drive,) = agent.context.ledger.holding(claim.vm_id).drives
+        await agent.context.drives.hand_over("vm one", [drive])
+        with pytest.raises(PpecError, match="it has not been erased"):
+            await agent.context.drives.hand_over("vm one", [drive])
 
     run(scenario)
 
