@@ -7,7 +7,7 @@ required it has to be kept after a change too, unless that is what is given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.addresses import choices
+from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.changes import (
     AddAddresses,
     Change,
@@ -26,7 +27,7 @@ from ppec_orchestrator.placement.changes import (
     rules_of,
     spare_after,
 )
-from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState
+from ppec_orchestrator.placement.fleet import Fleet, HostState
 from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare, SpareRule, VmRequest
 from ppec_orchestrator.placement.shortage import Shortage
@@ -44,27 +45,45 @@ _NO_RULE = SpareRule()
 
 def advise(fleet: Fleet, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:
     """Cheapest first; empty where no single kind of change helps. Every one of them makes the VM fit."""
-    adviser = _Adviser(fleet, vm, spare)
-    kinds = (
-        adviser.give_up, adviser.end_drain, adviser.retune, adviser.add_addresses, adviser.other_size, adviser.free,
-    )  # fmt: skip
-    found = [change for kind in kinds for change in kind()]
-    return sorted(found, key=lambda change: change.cost)
+    return Adviser(fleet).advise(vm, spare)
 
 
 def helps(change: Change, fleet: Fleet, vm: VmRequest, spare: SpareRule = _NO_RULE) -> bool:
     """Applied to the model, does it make the VM fit?"""
     changed, other = change.apply(fleet, vm)
-    return _fits(Planner(changed), other, spare_after(change, spare))
+    return bool(Planner(changed).plan(PlanRequest((other,), Policy.PACK, spare=spare_after(change, spare))).placed)
 
 
-class _Adviser:
-    def __init__(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> None:
-        self.fleet = fleet
-        self.vm = vm
+class Adviser:
+    """For several VMs that the same fleet has no place for: most of the work on one is its planner."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._planner = Planner(fleet)
+
+    def advise(self, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:
+        """As `advise`."""
         # A warning refuses nobody.
-        self.spare = spare if spare.mode is Spare.REQUIRED else _NO_RULE
-        self.planner = Planner(fleet)
+        trials = _Trials(self._fleet, self._planner, vm, spare if spare.mode is Spare.REQUIRED else _NO_RULE)
+        kinds = (
+            trials.give_up, trials.end_drain, trials.retune, trials.add_addresses, trials.other_size, trials.free,
+        )  # fmt: skip
+        try:
+            return sorted((change for kind in kinds for change in kind()), key=lambda change: change.cost)
+        finally:
+            # The next VM is of another profile.
+            self._planner.shelf.clear()
+
+
+class _Trials:
+    """Of one VM. The planner stays on the fleet as it is: with N+1 one that comes back from another may know ways out
+    that no new one would find."""
+
+    def __init__(self, fleet: Fleet, planner: Planner, vm: VmRequest, spare: SpareRule) -> None:
+        self.fleet = fleet
+        self.planner = planner
+        self.vm = vm
+        self.spare = spare
         self._elsewhere: Planner | None = None
 
     def give_up(self) -> Iterator[Change]:
@@ -163,8 +182,8 @@ class _Adviser:
         vm = change.apply(self.fleet, self.vm)[1]
         return _fits(self.planner, vm, spare_after(change, self.spare))
 
-    def _would_fit(self, vm: VmRequest) -> bool:
-        return _fits(self.planner, vm, self.spare)
+    def _would_fit_sized(self, shape: Shape) -> bool:
+        return _fits(self.planner, replace(self.vm, profile=replace(self.vm.profile, shape=shape)), self.spare)
 
     def _would_fit_on(self, changed: Fleet) -> bool:
         """Tried by a planner that goes from one such fleet to the next: it keeps what is the same in all of them."""
@@ -179,23 +198,29 @@ class _Adviser:
         fits = bool(self._fitting([host]))
         return fits and (self.spare.mode is Spare.OFF or self._would_fit_on(self.fleet.changed([host])))
 
-    def _fitting(self, changed: Iterator[HostState] | list[HostState]) -> list[str]:
-        """The hosts that the VM would fit if they were like this, each alone."""
-        hosts = list(changed)
-        planner = Planner(self.fleet.changed(hosts))
-        fits: BoolArray = planner.candidates(self.vm.profile, Policy.PACK).key < np.inf
-        for rows in planner.closed(self.vm):
-            fits[rows] = False
-        return [host.name for host in hosts if fits[self.fleet.index[host.name]]]
+    def _fitting(self, changed: Iterable[HostState]) -> list[str]:
+        """The hosts that the VM would fit if they were like this, each alone. Only its groups look at other hosts."""
+        few = Fleet.build(list(changed), self.fleet.free_addresses)
+        fits = Planner(few).candidates(self.vm.profile, Policy.PACK).key < np.inf
+        open_rows = np.ones(len(self.fleet.hosts), dtype=np.bool_)
+        for rows in self.planner.closed(self.vm):
+            open_rows[rows] = False
+        return [
+            host.name
+            for host, fit in zip(few.hosts, fits, strict=True)
+            if fit and open_rows[self.fleet.index[host.name]]
+        ]
 
     def _largest(self, least: int, most: int, sized: Callable[[int], Shape]) -> Shape | None:
         """With the most units below `most` with which the VM fits, `least` at the least: what fits with more fits with
         fewer."""
         low, high = least - 1, most
+        # Mostly no size fits, and then one look tells; but not where N+1 is searched for, which may miss what is there.
+        if self.spare.mode is Spare.OFF and least < most and not self._would_fit_sized(sized(least)):
+            return None
         while high - low > 1:
             middle = (low + high) // 2
-            profile = replace(self.vm.profile, shape=sized(middle))
-            if self._would_fit(replace(self.vm, profile=profile)):
+            if self._would_fit_sized(sized(middle)):
                 low = middle
             else:
                 high = middle
@@ -203,4 +228,10 @@ class _Adviser:
 
 
 def _fits(planner: Planner, vm: VmRequest, spare: SpareRule) -> bool:
-    return bool(planner.plan(PlanRequest((vm,), Policy.PACK, spare=spare)).placed)
+    """As a plan would find, which also works out why not; that is half of the work."""
+    if spare.mode is not Spare.OFF:
+        return bool(planner.plan(PlanRequest((vm,), Policy.PACK, spare=spare)).placed)
+    fits = Candidates(planner.workspace, vm.profile, Policy.PACK).key < np.inf
+    for rows in planner.closed(vm):
+        fits[rows] = False
+    return bool(fits.any())
