@@ -315,7 +315,7 @@ def _beside_hail(named: Named, planner: Planner, file: FleetFile, size: int) -> 
     if answered:
         ratio, _, _ = compared([b.cpu_s for _, b in runs], [a.cpu_s for a, _ in runs])
         named.add("one_vm.hail_by_ours", ratio, "x")
-    whole = hail.run(files.ours("--output", "json", requests=None))
+    whole = hail.run(files.ours("--output", "json", "--advise", "0", requests=None))
     answer = json.loads(whole.output or b"{}")
     named.add("file.load", answer["load_cpu_s"], "CPU-s")
     named.add("file.plan", answer["plan_cpu_s"], f"CPU-s for {len(file.requests)} VMs")

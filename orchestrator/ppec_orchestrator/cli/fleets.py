@@ -55,6 +55,9 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     evidence: Annotated[
         bool, typer.Option("--evidence", help="Let JSON say of each VM what it takes to verify its place.")
     ] = False,
+    advise: Annotated[
+        int, typer.Option(min=0, help="For how many kinds of refused VMs to look for what would help.")
+    ] = 10,
 ) -> None:
     """Plan VMs on a fleet and say where each would go, or why not. Nothing is changed, and no orchestrator needed."""
     from ppec_contract.api_placement import Policy
@@ -62,7 +65,7 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     from ppec_orchestrator.fleets.offline import Options, plan_on
 
     session = session_of(context)
-    options = Options(Policy(policy), BatchMode(mode), n_plus_one, max_moves, check, evidence)
+    options = Options(Policy(policy), BatchMode(mode), n_plus_one, max_moves, check, evidence, advise)
     outcome = plan_on(fleet or _live(session), requests, options)
     if session.output.as_json:
         session.output.json(outcome.answer, without_none=True)
@@ -169,6 +172,7 @@ def _show(output: Output, outcome: Outcome) -> None:
     if outcome.whys:
         whys = [(count, why) for why, count in outcome.whys[:_SHOWN_WHYS]]
         output.results.print(rows(("refused VMs>", "of"), whys))
+    _show_advice(output, outcome)
     if answer.exposed:
         exposed = [(each.domain, each.without_place, each.vm) for each in answer.exposed]
         output.results.print(rows(("if lost", "VMs without a place>", "first of them"), exposed))
@@ -177,7 +181,8 @@ def _show(output: Output, outcome: Outcome) -> None:
         "refused": len(answer.refused),
         "score before": f"{outcome.score_before:.6f}",
         "score after": f"{outcome.score_after:.6f}  (lower is more even)",
-        "CPU seconds": f"{answer.load_cpu_s:.3f} to load, {answer.plan_cpu_s:.3f} to plan",
+        "CPU seconds": f"{answer.load_cpu_s:.3f} to load, {answer.plan_cpu_s:.3f} to plan"
+        + (f", {answer.advice_cpu_s:.3f} to advise" if answer.advice_cpu_s is not None else ""),
     }
     output.results.print(fields(said))
     if answer.placed and not answer.executable:
@@ -190,6 +195,22 @@ def _show(output: Output, outcome: Outcome) -> None:
     elif answer.faults is not None:
         lost = "" if answer.domains_checked is None else f", and {answer.domains_checked} domains can be lost (N+1)"
         output.say(f"Checked: {len(answer.placed)} placements and {len(answer.refused)} refusals hold{lost}.")
+
+
+def _show_advice(output: Output, outcome: Outcome) -> None:
+    """As `ppec explain` does: VMs that the same would help are told it once."""
+    for kind in outcome.advice:
+        one, *others = kind.refusals
+        more = f" and {len(others)} more like it find" if others else " finds"
+        output.say(f"{one.name}{more} no place: {one.sentence()}")
+        for change in kind.changes:
+            output.say(f"  would fit: {change.sentence}")
+    left = len(outcome.answer.refused) - sum(len(kind.refusals) for kind in outcome.advice)
+    if outcome.advice and left:
+        output.say(
+            f"{left} more VMs were refused; for these {len(outcome.advice)} kinds alone was looked for what would "
+            "help: --advise looks for more"
+        )
 
 
 def _cells(cells: tuple[int, ...]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ppec_contract.api_placement import ChangeView
 from ppec_contract.model import Model
+from ppec_orchestrator.fleets.advice import Advised
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan
 
@@ -38,10 +40,12 @@ class PlacedVm(Model):
 
 
 class RefusedVm(Model):
-    """`reasons` counts every host under what turned it away, in this `step`."""
+    """`reasons` counts every host under what turned it away, in this `step`; of the `changes`, cheapest first, each
+    would make the VM fit. None where they were not looked for."""
 
     vm: str
     reasons: dict[str, int]
+    changes: tuple[ChangeView, ...] | None = None
     step: int | None = None
 
 
@@ -70,8 +74,9 @@ class LostDomain(Model):
 
 
 class PlanAnswer(Model):
-    """`load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch, `check_cpu_s` the search for `faults`, in
-    which `domains_checked` were lost, and all that they have restarted where the plan says.
+    """`load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch, `advice_cpu_s` what would help VMs that
+    were refused, `check_cpu_s` the search for `faults`, in which `domains_checked` were lost, and all that they have
+    restarted where the plan says.
     `executable` as in the API's `PlanView`: whether VMs would be made of it; of a batch that needs all of its VMs none
     are if one is refused."""
 
@@ -80,6 +85,7 @@ class PlanAnswer(Model):
     load_cpu_s: float
     plan_cpu_s: float
     executable: bool
+    advice_cpu_s: float | None = None
     exposed: tuple[ExposedDomain, ...] | None = None
     moves: tuple[MovedVm, ...] | None = None
     evacuations: tuple[LostDomain, ...] | None = None
@@ -94,10 +100,16 @@ def placed(plan: Plan, *, with_evidence: bool) -> tuple[PlacedVm, ...]:
     return tuple([_with_evidence(*each) for each in zip(plan.placed, plan.evidence, strict=True)])
 
 
-def refused(plan: Plan, *, with_evidence: bool) -> tuple[RefusedVm, ...]:
+def refused(plan: Plan, advice: Iterable[Advised], *, with_evidence: bool) -> tuple[RefusedVm, ...]:
+    changes = {refusal.vm_id: kind.changes for kind in advice for refusal in kind.refusals}
     return tuple(
         [
-            RefusedVm(vm=each.name, reasons={**each.reasons}, step=each.step if with_evidence else None)
+            RefusedVm(
+                vm=each.name,
+                reasons={**each.reasons},
+                changes=changes.get(each.vm_id),
+                step=each.step if with_evidence else None,
+            )
             for each in plan.refused
         ]
     )

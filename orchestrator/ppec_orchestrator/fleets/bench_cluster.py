@@ -36,6 +36,8 @@ from ppec_orchestrator.placement.request import Group, Profile, Shape, VmRequest
 
 SCHEMA = "ppec-bench-cluster/1"
 _ARCHITECTURE = "x86_64"
+# The format's words, and the API's for what is no part of it (as in `snapshot.py`).
+_CALLED = {"one-cell": "rules.vm_fits_one_socket", "spare": "n_plus_one"}
 # One prefix for all hosts, without a bound.
 _PREFIXES = ((1,),)
 
@@ -123,6 +125,7 @@ def read(parsed: object) -> FleetFile:
         requests,
         Names(reading.flavours),
         partial(_more_requests, reading),
+        _CALLED,
     )
 
 

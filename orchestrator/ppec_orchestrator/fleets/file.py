@@ -45,13 +45,15 @@ class FleetFile:
     """A fleet, and the VMs that its source asks for, in whose order they are planned.
 
     `requests_reader` reads more requests from parsed JSON, written as the fleet's own format writes them; without it
-    they are `ppec-requests/1`.
+    they are `ppec-requests/1`. `called` has what the requests' format calls the rules that the planner has other words
+    for.
     """
 
     fleet: Fleet
     requests: tuple[VmRequest, ...] = ()
     names: Names = field(default_factory=Names)
     requests_reader: Callable[[object], tuple[VmRequest, ...]] | None = None
+    called: Mapping[str, str] = field(default_factory=dict)
 
 
 def made_up_ids(start: int) -> Iterator[UUID]:

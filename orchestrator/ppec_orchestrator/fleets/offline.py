@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,18 +19,20 @@ from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
 from ppec_contract.model import Model
 from ppec_orchestrator.fleets import snapshot
+from ppec_orchestrator.fleets.advice import Advised, advice_on
 from ppec_orchestrator.fleets.answer import PlanAnswer, evacuations, exposed, moved, placed, refused
 from ppec_orchestrator.fleets.faults import REQUESTS
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
+from ppec_orchestrator.placement.advice import MOST_ADVISED
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.demand import CellPart
-from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.fleet import IntArray
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import Planner
-from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, SpareRule, VmRequest
+from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, SpareRule
 
 # All that the command line takes.
 __all__ = ["FleetSummary", "Options", "Outcome", "PlanAnswer", "Recipe", "generated", "plan_on", "summary"]
@@ -48,10 +50,12 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A plan for people to look at: `whys` are refusals said in words, with how many VMs each is of."""
+    """A plan for people to look at: `whys` are refusals said in words, with how many VMs each is of; `advice` what
+    would help some of them."""
 
     answer: PlanAnswer
     whys: tuple[tuple[str, int], ...]
+    advice: tuple[Advised, ...]
     uses: tuple[Use, ...]
     score_before: float
     score_after: float
@@ -86,7 +90,8 @@ class FleetSummary(Model):
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to plan. `spare` is `off`, `warn` or `required`, and `:rack` after it if a whole rack may be lost. `check`
-    has the plan verified, `evidence` has the answer say what others need for that."""
+    has the plan verified, `evidence` has the answer say what others need for that. `most_advised` is for how many kinds
+    of refused VMs it says what would help."""
 
     policy: Policy = Policy.BALANCED
     mode: BatchMode = BatchMode.BEST_EFFORT
@@ -94,6 +99,7 @@ class Options:
     most_moves: int = 0
     check: bool = False
     evidence: bool = False
+    most_advised: int = MOST_ADVISED
 
 
 def plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
@@ -107,31 +113,32 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
     rule = replace(_spare_rule(options.spare), witnessed=options.check or options.evidence)
     _refuse_moves_beyond_bounds(options.most_moves)
     started_s = time.process_time()
-    file = _read(fleet)
-    batch = _batch(file, requests)
+    file = _with_batch(_read(fleet), requests)
     planner = Planner(file.fleet)
     loaded_s = time.process_time()
-    request = PlanRequest(
-        batch, options.policy, options.mode is BatchMode.ALL_OR_NOTHING, spare=rule, most_moves=options.most_moves
-    )
+    all_or_nothing = options.mode is BatchMode.ALL_OR_NOTHING
+    request = PlanRequest(file.requests, options.policy, all_or_nothing, spare=rule, most_moves=options.most_moves)
     plan = planner.plan(request)
     planned_s = time.process_time()
+    advice = advice_on(file.fleet, request, plan, file.called, options.most_advised)
+    advised_s = time.process_time()
     faults = tuple(check(file.fleet, request, plan)) if options.check else None
     checked_s = time.process_time()
     answer = PlanAnswer(
         executable=bool(plan.placed) and not (request.all_or_nothing and plan.refused),
         placed=placed(plan, with_evidence=options.evidence),
-        refused=refused(plan, with_evidence=options.evidence),
+        refused=refused(plan, advice, with_evidence=options.evidence),
         load_cpu_s=round(loaded_s - started_s, 6),
         plan_cpu_s=round(planned_s - loaded_s, 6),
+        advice_cpu_s=round(advised_s - planned_s, 6) if advice else None,
         exposed=None if rule.mode is Spare.OFF else exposed(plan),
         moves=moved(plan.moves) if options.most_moves else None,
         evacuations=evacuations(plan, file.fleet) if options.evidence and rule.mode is not Spare.OFF else None,
         faults=faults,
         domains_checked=_held(plan) if options.check and rule.mode is not Spare.OFF else None,
-        check_cpu_s=round(checked_s - planned_s, 6) if options.check else None,
+        check_cpu_s=round(checked_s - advised_s, 6) if options.check else None,
     )
-    return _outcome(answer, file.fleet, batch, plan)
+    return _outcome(answer, file, plan, advice)
 
 
 def _held(plan: Plan) -> int:
@@ -139,16 +146,16 @@ def _held(plan: Plan) -> int:
     return sum(not each.without_place for each in plan.evacuations)
 
 
-def _batch(file: FleetFile, requests: Path | None) -> tuple[VmRequest, ...]:
-    batch = file.requests if requests is None else read_requests(contents(requests, REQUESTS), str(requests), file)
-    if not batch:
+def _with_batch(file: FleetFile, requests: Path | None) -> FleetFile:
+    asked = file if requests is None else read_requests(contents(requests, REQUESTS), str(requests), file)
+    if not asked.requests:
         raise PpecError(
             "request.invalid",
             "there is nothing to plan: the fleet comes without requests" if requests is None else "no VM is asked for",
             hint="Give --requests a file of them.",
             subject="requests",
         )
-    return batch
+    return asked
 
 
 def summary(fleet: Path | bytes) -> FleetSummary:
@@ -225,10 +232,11 @@ def _refuse_moves_beyond_bounds(most_moves: int) -> None:
         )
 
 
-def _outcome(answer: PlanAnswer, fleet: Fleet, batch: Sequence[VmRequest], plan: Plan) -> Outcome:
+def _outcome(answer: PlanAnswer, file: FleetFile, plan: Plan, advice: tuple[Advised, ...]) -> Outcome:
+    fleet = file.fleet
     balance = Balance(fleet)
     before = balance.score()
-    pools = {request.vm_id: request.profile.shape.pool for request in batch}
+    pools = {request.vm_id: request.profile.shape.pool for request in file.requests}
     taken: Counter[str] = Counter()
     for place in plan.placed:
         part, cells = CellPart.of(place.per_cell), len(place.cells)
@@ -242,7 +250,7 @@ def _outcome(answer: PlanAnswer, fleet: Fleet, batch: Sequence[VmRequest], plan:
         _use("disk MiB", fleet.disk_mib, fleet.disk_free_mib, taken["disk_mib"]),
     )
     whys = Counter(refusal.sentence() for refusal in plan.refused)
-    return Outcome(answer, tuple(whys.most_common()), uses, before, balance.score())
+    return Outcome(answer, tuple(whys.most_common()), advice, uses, before, balance.score())
 
 
 def _use(name: str, whole: IntArray, free: IntArray, taken: int) -> Use:

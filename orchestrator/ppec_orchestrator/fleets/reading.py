@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ppec_orchestrator.fleets import bench_cluster, ganeti, snapshot
@@ -19,7 +20,6 @@ from ppec_orchestrator.fleets.faults import (
 )
 from ppec_orchestrator.fleets.file import MOST_BYTES, FleetFile
 from ppec_orchestrator.fleets.json_document import parsed
-from ppec_orchestrator.placement.request import VmRequest
 
 _READERS: dict[str, Callable[[object], FleetFile]] = {
     snapshot.SCHEMA: snapshot.read,
@@ -55,9 +55,9 @@ def read_fleet(data: bytes, source: str) -> FleetFile:
         raise invalid(source, fault) from fault
 
 
-def read_requests(data: bytes, source: str, beside: FleetFile) -> tuple[VmRequest, ...]:
-    """Requests to try on a fleet: those of another fleet's file, or a file of requests alone, which is
-    `ppec-requests/1` or, where it names no schema, written as the fleet's own format writes them. Raises as
+def read_requests(data: bytes, source: str, beside: FleetFile) -> FleetFile:
+    """The fleet with other requests to try on it: those of another fleet's file, or of a file of requests alone, which
+    is `ppec-requests/1` or, where it names no schema, written as the fleet's own format writes them. Raises as
     `read_fleet` does."""
     text = _text(data, source, REQUESTS)
     if not _is_json(text):
@@ -66,15 +66,17 @@ def read_requests(data: bytes, source: str, beside: FleetFile) -> tuple[VmReques
         document = parsed(text)
         schema = _schema(document)
         if schema in _READERS:
-            found = _READERS[schema](document).requests
+            other = _READERS[schema](document)
+            found = replace(beside, requests=other.requests, called=other.called)
         elif not schema and beside.requests_reader is not None:
-            found = beside.requests_reader(document)
+            found = replace(beside, requests=beside.requests_reader(document))
         elif schema in ("", snapshot.REQUESTS_SCHEMA):
-            found = snapshot.read_requests(document, beside.names)
+            requests = snapshot.read_requests(document, beside.names)
+            found = replace(beside, requests=requests, called=snapshot.CALLED)
         else:
             raise unreadable(source, f"{shown(schema)} is no format of requests", REQUESTS)
         standing = {vm.name for host in beside.fleet.hosts for vm in host.vms}
-        for index, request in enumerate(found):
+        for index, request in enumerate(found.requests):
             refuse_standing(request.name, standing, f"batch[{index}].name")
     except FleetError as fault:
         raise invalid(source, fault) from fault

@@ -40,7 +40,10 @@ from ppec_orchestrator.fleets.snapshot_rows import (
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
 from ppec_orchestrator.placement.request import ANY_NETWORK, Group, Profile, Shape, VmRequest, Where
 
-__all__ = ["REQUESTS_SCHEMA", "SCHEMA", "read", "read_requests", "written"]
+__all__ = ["CALLED", "REQUESTS_SCHEMA", "SCHEMA", "read", "read_requests", "written"]
+
+# Of requests, where the planner has other words. N+1 is no part of the file; it is called what the API calls it.
+CALLED = {"failed": "excluded_hosts", "one-cell": "numa.multi_cell", "spare": "n_plus_one"}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -64,7 +67,7 @@ def read(parsed: object) -> FleetFile:
     requests = reader.requests(document.get("requests", {"batch": []})["batch"], "requests.batch")
     refuse_contradictions(reader.members)
     fleet = Fleet.build(hosts, {prefix["id"]: prefix["free_addresses"] for prefix in prefixes})
-    return FleetFile(fleet, requests, names)
+    return FleetFile(fleet, requests, names, called=CALLED)
 
 
 def read_requests(parsed: object, names: Names) -> tuple[VmRequest, ...]:

@@ -7,7 +7,7 @@ required it has to be kept after a change too, unless that is what is given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations
 
@@ -28,10 +28,13 @@ from ppec_orchestrator.placement.changes import (
     spare_after,
 )
 from ppec_orchestrator.placement.fleet import Fleet, HostState
+from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare, SpareRule, VmRequest
 from ppec_orchestrator.placement.shortage import Shortage
 
+# Of the kinds of VMs that one plan refused, so many are told what would help unless somebody wants more.
+MOST_ADVISED = 10
 # Hosts named in one change.
 MOST_NAMED = 20
 # Running VMs that may change cells for one.
@@ -41,6 +44,21 @@ MOST_ENDED = 4
 # No VM may be smaller (`ppec_contract/vm.py`).
 LEAST_MEMORY_MIB = 64
 _NO_RULE = SpareRule()
+
+
+def refused_by_kind(vms: Iterable[VmRequest], plan: Plan) -> list[tuple[VmRequest, list[Refusal]]]:
+    """The refusals of a plan for these VMs, those together whose VMs the same would help, with the first such VM."""
+    asked = {vm.vm_id: vm for vm in vms}
+    found: dict[Hashable, tuple[VmRequest, list[Refusal]]] = {}
+    for refusal in plan.refused:
+        vm = asked[refusal.vm_id]
+        found.setdefault(kind_of(vm), (vm, []))[1].append(refusal)
+    return list(found.values())
+
+
+def kind_of(vm: VmRequest) -> Hashable:
+    """All of a VM that advice depends on."""
+    return vm.profile, vm.groups, vm.excluded_hosts
 
 
 def advise(fleet: Fleet, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:
@@ -58,13 +76,13 @@ class Adviser:
     """For several VMs that the same fleet has no place for: most of the work on one is its planner."""
 
     def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
+        self.fleet = fleet
         self._planner = Planner(fleet)
 
     def advise(self, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:
         """As `advise`."""
         # A warning refuses nobody.
-        trials = _Trials(self._fleet, self._planner, vm, spare if spare.mode is Spare.REQUIRED else _NO_RULE)
+        trials = _Trials(self.fleet, self._planner, vm, spare if spare.mode is Spare.REQUIRED else _NO_RULE)
         kinds = (
             trials.give_up, trials.end_drain, trials.retune, trials.add_addresses, trials.other_size, trials.free,
         )  # fmt: skip

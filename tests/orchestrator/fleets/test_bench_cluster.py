@@ -98,12 +98,12 @@ def test_a_mirror_takes_as_much_of_its_second_host() -> None:
 
 def test_more_requests_are_written_as_the_file_writes_them() -> None:
     file = read()
-    (found,) = read_requests(b'{"batch": [{"name": "x", "flavour": "c2", "app": "a9"}]}', "more.json", file)
+    (found,) = read_requests(b'{"batch": [{"name": "x", "flavour": "c2", "app": "a9"}]}', "more.json", file).requests
     assert (found.profile.shape.vcpus, found.groups) == (2, (Group("app:a9"),))
-    again = read_requests(json.dumps(CLUSTER).encode(), "cluster.json", file)
+    again = read_requests(json.dumps(CLUSTER).encode(), "cluster.json", file).requests
     assert again == file.requests
     own = b'{"schema": "ppec-requests/1", "batch": [{"name": "x", "profile": "c2"}]}'
-    assert read_requests(own, "own.json", file)[0].profile == found.profile
+    assert read_requests(own, "own.json", file).requests[0].profile == found.profile
 
 
 def at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:

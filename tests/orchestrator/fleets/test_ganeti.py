@@ -127,7 +127,7 @@ def test_lines_may_end_as_on_windows() -> None:
 
 def test_vms_are_planned_on_it() -> None:
     file = read()
-    requests = read_requests(
+    asked = read_requests(
         b'{"profiles": [{"name": "p", "architecture": "x86_64",'
         b' "shape": {"vcpus": 4, "memory_mib": 1024, "disk_mib": 1}}],'
         b' "groups": [{"name": "service:web"}],'
@@ -136,7 +136,7 @@ def test_vms_are_planned_on_it() -> None:
         "requests.json",
         file,
     )
-    made = plan(file.fleet, PlanRequest(requests))
+    made = plan(file.fleet, PlanRequest(asked.requests))
     assert [(each.name, each.host) for each in made.placed] == [("web3", "node2")]
     assert made.refused[0].reasons == {Reason.SILENT: 2, Reason.DRAINING: 1, Reason.ANTI_AFFINITY: 2}
 

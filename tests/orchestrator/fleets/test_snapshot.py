@@ -321,7 +321,9 @@ def test_too_many_requests_are_refused_before_they_are_made() -> None:
 
 
 def read_golden_requests(**document: Any) -> tuple[VmRequest, ...]:
-    return read_requests(json.dumps(document).encode(), "requests.json", read_fleet(GOLDEN.read_bytes(), "golden"))
+    return read_requests(
+        json.dumps(document).encode(), "requests.json", read_fleet(GOLDEN.read_bytes(), "golden")
+    ).requests
 
 
 def test_requests_name_the_fleets_profiles_and_groups_and_their_own() -> None:

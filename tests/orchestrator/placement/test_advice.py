@@ -12,17 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy
-from ppec_orchestrator.placement.advice import advise, helps
+from ppec_orchestrator.placement.advice import Adviser, advise, helps
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize, Retune
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.request import Group, Level, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import Group, Level, Profile, Shape, Spare, SpareRule, VmRequest, Where
 
 from .fleets import a_fleet, a_request
 
 SEEDS = st.integers(0, 2**32)
+REQUIRED = SpareRule(Spare.REQUIRED)
 
 
 @settings(max_examples=150, deadline=None)
@@ -55,6 +56,17 @@ def test_what_is_planned_in_two_parts_is_what_is_planned_at_once(seed: int) -> N
     other = plan(after, second)
     assert (*one.placed, *other.placed) == plan(fleet, whole).placed
     assert check(after, second, other) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=SEEDS)
+def test_what_helps_a_vm_is_told_alike_whoever_was_told_before(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet, request = a_fleet(rng), a_request(rng)
+    adviser = Adviser(fleet)
+    for vm in request.vms:
+        assert adviser.advise(vm, REQUIRED) == advise(fleet, vm, REQUIRED)
+        assert adviser.advise(vm) == advise(fleet, vm)
 
 
 def cell(number: int, cores: int = 8, free: int | None = None, memory_mib: int = 16384) -> CellState:

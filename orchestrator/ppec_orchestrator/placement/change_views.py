@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Changes as people and programs are told of them: by the API, and by plans on files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ppec_contract.api_placement import ChangeView
+from ppec_orchestrator.placement.changes import AddAddresses, Change, EndDrain, FreeRoom, GiveUp, OtherSize, Retune
+
+# Offered of one VM.
+MOST_CHANGES = 5
+_KINDS = {
+    GiveUp: "give-up",
+    EndDrain: "end-drain",
+    Retune: "retune",
+    AddAddresses: "add-addresses",
+    OtherSize: "other-size",
+    FreeRoom: "free-room",
+}
+
+
+def views(cheapest_first: Sequence[Change], called: Mapping[str, str]) -> tuple[ChangeView, ...]:
+    """The cheapest of them. `called` has what requests call the rules that the planner has other words for."""
+    return tuple(_view(change, called) for change in cheapest_first[:MOST_CHANGES])
+
+
+def _view(change: Change, called: Mapping[str, str]) -> ChangeView:
+    details = _plain(asdict(change))
+    if isinstance(change, GiveUp):
+        details["rules"] = [called.get(rule, rule) for rule in change.rules]
+    return ChangeView(kind=_KINDS[type(change)], sentence=change.sentence(), details=details)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it: names of fields are strings, and so are numbers of cells."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value
