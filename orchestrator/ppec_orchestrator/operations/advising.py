@@ -1,37 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A refusal that says what would help: the cheapest changes that make the first refused VM fit, tried in the model."""
+"""A refusal that says what would help: the cheapest changes that make a refused VM fit, tried in the model.
+
+A model of a large fleet is tens of MiB of arrays, and trying changes in it is work for a CPU: for all of a process one
+VM's are tried at a time. On one thread, because the C library keeps what was freed for the thread that had it."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from weakref import WeakKeyDictionary
 
 from ppec_contract.api_placement import ChangeView
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.operations.live_fleet import LiveFleet
-from ppec_orchestrator.placement.advice import advise
+from ppec_orchestrator.placement.advice import Adviser, kind_of
 from ppec_orchestrator.placement.applied import applied
-from ppec_orchestrator.placement.changes import AddAddresses, Change, EndDrain, FreeRoom, GiveUp, OtherSize, Retune
+from ppec_orchestrator.placement.change_views import views
 from ppec_orchestrator.placement.fleet import Fleet
-from ppec_orchestrator.placement.plan import Plan, Refusal
-from ppec_orchestrator.placement.request import PlanRequest
+from ppec_orchestrator.placement.plan import Plan
+from ppec_orchestrator.placement.request import PlanRequest, SpareRule, VmRequest
 
 # The refusals that advice is given with.
 ADVISABLE = frozenset({"placement.no_capacity", "vm.exceeds_socket"})
-# Offered of one VM.
-MOST_CHANGES = 5
-# A model of a large fleet is tens of MiB of arrays, and trying changes in it is work for a CPU: for all of a process
-# one VM's are tried at a time. On one thread, because the C library keeps what was freed for the thread that had it.
-_TRIER = ThreadPoolExecutor(1, thread_name_prefix="advice")
-_KINDS = {
-    GiveUp: "give-up",
-    EndDrain: "end-drain",
-    Retune: "retune",
-    AddAddresses: "add-addresses",
-    OtherSize: "other-size",
-    FreeRoom: "free-room",
-}
+# Of one fleet, so many answers are kept: those given last.
+MOST_ANSWERS = 64
 # What requests call the rules and resources that the planner has other words for. Some are the orchestrator's own, such
 # as `failed`.
 IN_REQUESTS = {
@@ -41,13 +35,72 @@ IN_REQUESTS = {
     "spare": "n_plus_one",
     "nvme": "nvme_drives",
 }
+Changes = tuple[ChangeView, ...]
+
+
+class Advising:
+    """Answers what would help a VM on a fleet. Whoever asks the same of the same fleet is told the same, without
+    another trial: a fleet never changes, so its answers hold for as long as there is one. Who asks meanwhile waits for
+    the one answer. `tried` counts the VMs that changes were tried for."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="advice")
+        self._lock = threading.Lock()
+        # They go when nobody else has the fleet any more.
+        self._answers: WeakKeyDictionary[Fleet, OrderedDict[Hashable, Future[Changes]]] = WeakKeyDictionary()
+        self._waiting = 0
+        # Kept from one VM to the next while others wait, and no longer: it holds a model of the whole fleet.
+        self._adviser: Adviser | None = None
+        self.tried = 0
+
+    def changes_for(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> Changes:
+        """Cheapest first; none where nothing single helps."""
+        question = (kind_of(vm), spare)
+        with self._lock:
+            answers = self._answers.setdefault(fleet, OrderedDict())
+            answer = answers.pop(question, None)
+            if answer is None:
+                self._waiting += 1
+                answer = self._thread.submit(self._answered, fleet, vm, spare)
+            answers[question] = answer
+            if len(answers) > MOST_ANSWERS:
+                answers.popitem(last=False)
+        try:
+            return answer.result()
+        except BaseException:
+            # Not kept: whoever asks next has another try, and what was raised holds the fleet.
+            with self._lock:
+                if answers.get(question) is answer:
+                    del answers[question]
+            raise
+
+    def after(self, fleet: Fleet, request: PlanRequest, plan: Plan) -> Fleet:
+        """The fleet with the plan carried out; itself, and so what is known of it, where nothing was placed."""
+        return self._thread.submit(applied, fleet, request.vms, plan).result() if plan.placed else fleet
+
+    def _answered(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> Changes:
+        try:
+            self.tried += 1
+            if self._adviser is None or self._adviser.fleet is not fleet:
+                # The other one goes before there is another model.
+                self._adviser = None
+                self._adviser = Adviser(fleet)
+            return views(self._adviser.advise(vm, spare), IN_REQUESTS)
+        finally:
+            with self._lock:
+                self._waiting -= 1
+                if not self._waiting:
+                    self._adviser = None
+
+
+ADVISING = Advising()
 
 
 def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecError:
     """The same error, with what would make the first refused VM fit. The fleet may have moved on: where the VM fits by
     now, or nothing single helps, nothing is added."""
     plan, snapshot = fleet.plan(request)
-    changes = changes_for(snapshot, request, plan, plan.refused[0]) if plan.refused else []
+    changes = _first_changes(snapshot, request, plan) if plan.refused else ()
     if not changes:
         return error
     return PpecError(
@@ -59,24 +112,6 @@ def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecErr
     )
 
 
-def changes_for(fleet: Fleet, request: PlanRequest, plan: Plan, refusal: Refusal) -> list[ChangeView]:
-    """Cheapest first, on the fleet with the rest of the plan carried out."""
-    vm = next(each for each in request.vms if each.vm_id == refusal.vm_id)
-    found = _TRIER.submit(lambda: advise(applied(fleet, request.vms, plan), vm, request.spare)).result()
-    return [_view(change) for change in found[:MOST_CHANGES]]
-
-
-def _view(change: Change) -> ChangeView:
-    details = _plain(asdict(change))
-    if isinstance(change, GiveUp):
-        details["rules"] = [IN_REQUESTS.get(rule, rule) for rule in change.rules]
-    return ChangeView(kind=_KINDS[type(change)], sentence=change.sentence(), details=details)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: names of fields are strings, and so are numbers of cells; resources as requests call them."""
-    if isinstance(value, dict):
-        return {IN_REQUESTS.get(str(key), str(key)): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value
+def _first_changes(fleet: Fleet, request: PlanRequest, plan: Plan) -> Changes:
+    vm = next(each for each in request.vms if each.vm_id == plan.refused[0].vm_id)
+    return ADVISING.changes_for(ADVISING.after(fleet, request, plan), vm, request.spare)

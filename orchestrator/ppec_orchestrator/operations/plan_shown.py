@@ -17,10 +17,11 @@ from ppec_contract.api_placement import ChangeView, ExposedView, MoveView, Place
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.model import canonical_json
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
-from ppec_orchestrator.operations.advising import changes_for
+from ppec_orchestrator.operations.advising import ADVISING
 from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.planning import Planning, relied_on
 from ppec_orchestrator.operations.wanted import CreateInput
+from ppec_orchestrator.placement.advice import MOST_ADVISED, refused_by_kind
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
@@ -32,8 +33,6 @@ from ppec_orchestrator.store.vm_groups import check_rules
 
 # How long a plan can be executed after it was made, and after it was approved.
 LIFETIME = timedelta(minutes=15)
-# Refused VMs, each unlike the others, that advice is worked out for.
-MOST_ADVISED = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,21 +190,19 @@ def _placed(place: Placement, why: Evidence) -> PlacedView:
 
 def _refused(fleet: Fleet, request: PlanRequest, plan: Plan) -> tuple[RefusedView, ...]:
     """What would help one VM would help those that are like it."""
-    asked = {vm.vm_id: vm for vm in request.vms}
-    changes: dict[object, tuple[ChangeView, ...]] = {}
-    views = []
-    for one in plan.refused:
-        vm = asked[one.vm_id]
-        alike = (vm.profile, vm.groups)
-        if alike not in changes and len(changes) < MOST_ADVISED:
-            changes[alike] = tuple(changes_for(fleet, request, plan, one))
-        views.append(
-            RefusedView(
-                vm=one.name,
-                reasons={reason.value: count for reason, count in one.reasons.items()},
-                sentence=one.sentence(),
-                changes=changes.get(alike, ()),
-                advised=alike in changes,
-            )
+    if not plan.refused:
+        return ()
+    after = ADVISING.after(fleet, request, plan)
+    changes: dict[UUID, tuple[ChangeView, ...]] = {}
+    for vm, alike in refused_by_kind(request.vms, plan)[:MOST_ADVISED]:
+        changes |= dict.fromkeys((one.vm_id for one in alike), ADVISING.changes_for(after, vm, request.spare))
+    return tuple(
+        RefusedView(
+            vm=one.name,
+            reasons={reason.value: count for reason, count in one.reasons.items()},
+            sentence=one.sentence(),
+            changes=changes.get(one.vm_id, ()),
+            advised=one.vm_id in changes,
         )
-    return tuple(views)
+        for one in plan.refused
+    )

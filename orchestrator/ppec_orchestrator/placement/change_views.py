@@ -23,21 +23,22 @@ _KINDS = {
 
 
 def views(cheapest_first: Sequence[Change], called: Mapping[str, str]) -> tuple[ChangeView, ...]:
-    """The cheapest of them. `called` has what requests call the rules that the planner has other words for."""
+    """The cheapest of them. `called` has what requests call the rules and resources that the planner has other words
+    for."""
     return tuple(_view(change, called) for change in cheapest_first[:MOST_CHANGES])
 
 
 def _view(change: Change, called: Mapping[str, str]) -> ChangeView:
-    details = _plain(asdict(change))
+    details = _plain(asdict(change), called)
     if isinstance(change, GiveUp):
         details["rules"] = [called.get(rule, rule) for rule in change.rules]
     return ChangeView(kind=_KINDS[type(change)], sentence=change.sentence(), details=details)
 
 
-def _plain(value: Any) -> Any:
-    """As JSON has it: names of fields are strings, and so are numbers of cells."""
+def _plain(value: Any, called: Mapping[str, str]) -> Any:
+    """As JSON has it: names of fields are strings, and so are numbers of cells; resources as requests call them."""
     if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
+        return {called.get(str(key), str(key)): _plain(each, called) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_plain(each, called) for each in value]
     return value

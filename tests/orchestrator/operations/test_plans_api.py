@@ -24,8 +24,7 @@ from ppec_contract.api_vms import VmsCreate
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.services import make_services, utc_now
-from ppec_orchestrator.operations import advising
-from ppec_orchestrator.operations.advising import IN_REQUESTS
+from ppec_orchestrator.operations.advising import ADVISING, IN_REQUESTS
 from ppec_orchestrator.placement.changes import RULES
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store import tables
@@ -126,25 +125,36 @@ def test_every_kind_of_refused_vm_is_told_what_would_help_it(api: TestClient) ->
     assert len({str(one["changes"]) for one in refused[:4]}) == 1
 
 
-def test_what_would_help_is_tried_on_one_thread_whoever_asks(api: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of 10,000 hosts 64 at once took 1.6 GiB, and ended no sooner."""
-    threads: list[int] = []
-    advise = advising.advise
+def test_what_would_help_is_tried_once_for_all_that_ask_the_same(api: TestClient) -> None:
+    """And on one thread: of 10,000 hosts 64 at once took 1.6 GiB, and ended no sooner."""
 
-    def seen(*arguments: Any) -> list[Any]:
-        threads.append(threading.get_ident())
-        return advise(*arguments)
+    def asked(*vcpus: int) -> int:
+        """How many times something was tried."""
+        before = ADVISING.tried
+        sizes = [{"vcpus": each, "memory_mib": 1024, "disk_mib": 8192} for each in vcpus]
+        bodies = [{"image": "debian", "size": size} for size in sizes]
+        with ThreadPoolExecutor(4) as pool:
+            shown = [pool.submit(api.post, "/v1/plans", json=body) for body in bodies]
+            refused = [pool.submit(api.post, "/v1/vms", json=body) for body in bodies]
+        assert all(answer.result().json()["refused"][0]["changes"] for answer in shown)
+        assert all(answer.result().json()["details"]["changes"] for answer in refused)
+        return ADVISING.tried - before
 
-    monkeypatch.setattr(advising, "advise", seen)
-    size = {"vcpus": 200, "memory_mib": 1024, "disk_mib": 8192}
-    body = {"size": size, "image": "debian"}
-    with ThreadPoolExecutor(4) as pool:
-        shown = [pool.submit(api.post, "/v1/plans", json=body) for _ in range(4)]
-        refused = [pool.submit(api.post, "/v1/vms", json=body) for _ in range(4)]
-    assert all(answer.result().json()["refused"][0]["changes"] for answer in shown)
-    assert all(answer.result().json()["details"]["changes"] for answer in refused)
-    assert len(threads) == 8
-    assert len(set(threads)) == 1
+    assert asked(200, 200, 200, 200) == 1
+    assert asked(202, 204, 206, 208) == 4
+    assert asked(200, 202, 204, 206, 208) == 0
+    assert sum(thread.name.startswith("advice") for thread in threading.enumerate()) == 1
+
+
+def test_what_would_help_is_tried_anew_once_the_fleet_has_changed(world: Any, api: TestClient) -> None:
+    """Of that fleet it is exact: what was freed, or taken, meanwhile counts."""
+    wide = {"name": "wide", "flavor": None, "size": {"vcpus": 200, "memory_mib": 1024, "disk_mib": 8192}}
+    before = ADVISING.tried
+    assert planned(api, **wide)["refused"] == planned(api, **wide)["refused"]
+    assert ADVISING.tried == before + 1
+    created(world, api, name="between")
+    planned(api, **wide)
+    assert ADVISING.tried == before + 2
 
 
 def test_what_helps_where_a_prefix_asked_for_ran_out(world: Any, api: TestClient) -> None:
