@@ -4,122 +4,54 @@
 A socket is one NUMA cell; what is reserved of it is the host's own. A group is a cluster. A VM's app is a group of VMs
 that stand on hosts of their own, if the rules say so. Disks are the hosts' own unless the storage is shared; of a
 mirrored one the second host holds as much as the first. The format has no addresses: they never run out.
+
+What follows from the rest may be left out, and has to agree with it: a host's `free` figures; a VM's `flavour`, whose
+size may have changed since. `seed`, `weight`, `uuid` and `class` are notes of who made the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Literal, NotRequired
-
-from pydantic import Field, TypeAdapter
-from typing_extensions import TypedDict
 
 from ppec_contract.vm import NumaPolicy
-from ppec_orchestrator.fleets.faults import FleetError, refuse_doubles, refuse_standing, shown
-from ppec_orchestrator.fleets.file import (
-    MOST_HOSTS,
-    MOST_REQUESTS,
-    MOST_VMS,
-    Amount,
-    Cpus,
-    FleetFile,
-    Name,
-    Names,
-    Number,
-    Place,
-    made_up_ids,
+from ppec_orchestrator.fleets.bench_cluster_rows import (
+    DOCUMENT,
+    REQUESTS,
+    SCHEMA,
+    Document,
+    Flavour,
+    HostRow,
+    Requests,
+    SocketRow,
+    VmRow,
 )
+from ppec_orchestrator.fleets.faults import FleetError, refuse_doubles, refuse_standing, shown
+from ppec_orchestrator.fleets.file import FleetFile, Names, made_up_ids
 from ppec_orchestrator.fleets.json_document import validated
+from ppec_orchestrator.fleets.places import Places
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.request import Group, Profile, Shape, VmRequest
 
-SCHEMA = "ppec-bench-cluster/1"
+__all__ = ["SCHEMA", "read"]
+
 _ARCHITECTURE = "x86_64"
 # The format's words, and the API's for what is no part of it (as in `snapshot.py`).
 _CALLED = {"one-cell": "rules.vm_fits_one_socket", "spare": "n_plus_one"}
+_PLACES = {"cluster": "group"}
 # One prefix for all hosts, without a bound.
 _PREFIXES = ((1,),)
-
-
-class _Rules(TypedDict):
-    vcpu_ratio: Annotated[float, Field(ge=1, le=1, allow_inf_nan=False)]
-    even_vcpus: bool
-    vm_fits_one_socket: bool
-    anti_affinity: bool
-
-
-class _Flavour(TypedDict):
-    name: Name
-    vcpus: Annotated[Cpus, Field(ge=1)]
-    mem_mib: Annotated[Amount, Field(ge=1)]
-    disk_mib: Amount
-
-
-class _Cluster(TypedDict):
-    name: Name
-
-
-class _Socket(TypedDict):
-    id: Annotated[Number, Field(le=4095)]
-    cores: Cpus
-    reserved_cores: Cpus
-    mem_mib: Amount
-    reserved_mem_mib: Amount
-
-
-class _Host(TypedDict):
-    name: Name
-    group: Name
-    rack: Place
-    sockets: Annotated[list[_Socket], Field(min_length=1, max_length=64)]
-    disk_mib: Amount
-
-
-class _Vm(TypedDict):
-    name: Name
-    vcpus: Annotated[Cpus, Field(ge=1)]
-    mem_mib: Annotated[Amount, Field(ge=1)]
-    disk_mib: Amount
-    host: Name
-    socket: Number
-    app: NotRequired[Place]
-    secondary: NotRequired[Name]
-
-
-class _Request(TypedDict):
-    name: Name
-    flavour: Name
-    app: NotRequired[Place]
-
-
-class _Requests(TypedDict):
-    batch: Annotated[list[_Request], Field(max_length=MOST_REQUESTS, fail_fast=True)]
-
-
-class _Document(TypedDict):
-    schema: Literal["ppec-bench-cluster/1"]
-    storage: Literal["local", "mirrored", "shared"]
-    rules: _Rules
-    flavours: Annotated[list[_Flavour], Field(max_length=10_000)]
-    groups: list[_Cluster]
-    hosts: Annotated[list[_Host], Field(max_length=MOST_HOSTS, fail_fast=True)]
-    vms: Annotated[list[_Vm], Field(max_length=MOST_VMS, fail_fast=True)]
-    requests: NotRequired[_Requests]
-
-
-_DOCUMENT = TypeAdapter(_Document)
-_REQUESTS = TypeAdapter(_Requests)
+_NO_REQUESTS: Requests = {"batch": []}
 
 
 def read(parsed: object) -> FleetFile:
     """Raises FleetError."""
-    document = validated(_DOCUMENT, parsed)
+    document = validated(DOCUMENT, parsed)
     refuse_doubles((each["name"] for each in document["groups"]), "group", "groups[{}].name".format)
     refuse_doubles((each["name"] for each in document["hosts"]), "host", "hosts[{}].name".format)
     refuse_doubles((each["name"] for each in document["vms"]), "VM", "vms[{}].name".format)
     reading = _Reading(document)
-    requests = reading.requests(document.get("requests", {"batch": []})["batch"], "requests.batch")
+    requests = reading.requests(document.get("requests", _NO_REQUESTS), "requests.")
     return FleetFile(
         Fleet.build(reading.hosts()),
         requests,
@@ -130,17 +62,18 @@ def read(parsed: object) -> FleetFile:
 
 
 def _more_requests(reading: _Reading, parsed: object) -> tuple[VmRequest, ...]:
-    return reading.requests(validated(_REQUESTS, parsed)["batch"], "batch")
+    return reading.requests(validated(REQUESTS, parsed), "")
 
 
 class _Reading:
     """One document, of the right shape; what it refers to is looked up here."""
 
-    def __init__(self, document: _Document) -> None:
+    def __init__(self, document: Document) -> None:
         rules = document["rules"]
         self._apart = rules["anti_affinity"]
         self._even = rules["even_vcpus"]
         self._own_disk = document["storage"] != "shared"
+        self._mirrored = document["storage"] == "mirrored"
         self._numa = NumaPolicy(multi_cell=not rules["vm_fits_one_socket"])
         self._document = document
         self._profiles: dict[tuple[int, int, int], Profile] = {}
@@ -155,19 +88,32 @@ class _Reading:
         clusters = {each["name"] for each in self._document["groups"]}
         rows = {host["name"]: _Rest(host, f"hosts[{index}]") for index, host in enumerate(self._document["hosts"])}
         self._seat(rows)
-        return [rest.state(index, clusters) for index, rest in enumerate(rows.values())]
+        hosts, places = [], Places(_PLACES)
+        for index, rest in enumerate(rows.values()):
+            host = rest.state(index, clusters)
+            places.check(host, f"hosts[{index}]")
+            rest.refuse_wrong_free(own_disk=self._own_disk)
+            hosts.append(host)
+        return hosts
 
-    def requests(self, batch: Sequence[_Request], where: str) -> tuple[VmRequest, ...]:
+    def requests(self, requests: Requests, inside: str) -> tuple[VmRequest, ...]:
+        if "one" in requests:
+            self._flavour(requests["one"]["flavour"], f"{inside}one.flavour")
+        batch, where = requests["batch"], f"{inside}batch"
         refuse_doubles((each["name"] for each in batch), "VM", (where + "[{}].name").format)
         ids = made_up_ids(2)
         found = []
         for index, each in enumerate(batch):
             refuse_standing(each["name"], self._standing, f"{where}[{index}].name")
-            profile = self.flavours.get(each["flavour"])
-            if profile is None:
-                raise FleetError(f"{where}[{index}].flavour", f"there is no flavour {shown(each['flavour'])}")
+            profile = self._flavour(each["flavour"], f"{where}[{index}].flavour")
             found.append(VmRequest(next(ids), each["name"], profile, groups=self._group(each.get("app", ""))))
         return tuple(found)
+
+    def _flavour(self, name: str, where: str) -> Profile:
+        found = self.flavours.get(name)
+        if found is None:
+            raise FleetError(where, f"there is no flavour {shown(name)}")
+        return found
 
     def _seat(self, rows: Mapping[str, _Rest]) -> None:
         ids = made_up_ids(1)
@@ -176,17 +122,24 @@ class _Reading:
             rest = rows.get(vm["host"])
             if rest is None:
                 raise FleetError(f"{where}.host", f"there is no host {shown(vm['host'])}")
+            if "flavour" in vm:
+                self._flavour(vm["flavour"], f"{where}.flavour")
             profile = self._profile(vm, where)
             seated = SeatedVm(next(ids), vm["name"], profile, (vm["socket"],), self._group(vm.get("app", "")))
             rest.seat(seated, where)
-            second = vm.get("secondary")
-            if second is not None:
-                if second not in rows or second == vm["host"]:
-                    what = "it is the VM's own host" if second in rows else f"there is no host {shown(second)}"
-                    raise FleetError(f"{where}.secondary", what)
-                rows[second].take_disk(profile.shape.disk_mib, where)
+            if "secondary" in vm:
+                self._second(vm, vm["secondary"], rows, f"{where}.secondary").take_disk(profile.shape.disk_mib, where)
 
-    def _profile(self, sized: _Vm | _Flavour, where: str) -> Profile:
+    def _second(self, vm: VmRow, second: str, rows: Mapping[str, _Rest], where: str) -> _Rest:
+        if second not in rows:
+            raise FleetError(where, f"there is no host {shown(second)}")
+        if second == vm["host"]:
+            raise FleetError(where, "it is the VM's own host")
+        if not self._mirrored:
+            raise FleetError(where, f"storage is {self._document['storage']}: no disk has a second host")
+        return rows[second]
+
+    def _profile(self, sized: VmRow | Flavour, where: str) -> Profile:
         key = (sized["vcpus"], sized["mem_mib"], sized["disk_mib"])
         found = self._profiles.get(key)
         if found is None:
@@ -209,7 +162,7 @@ class _Reading:
 class _Rest:
     """What is left of a host while its VMs take their seats."""
 
-    def __init__(self, host: _Host, where: str) -> None:
+    def __init__(self, host: HostRow, where: str) -> None:
         self._host = host
         self._where = where
         self._vms: list[SeatedVm] = []
@@ -248,6 +201,21 @@ class _Rest:
         if self._disk_free_mib < 0:
             raise FleetError(where, f"host {shown(self._host['name'])} lacks {-self._disk_free_mib} MiB of disk for it")
 
+    def refuse_wrong_free(self, *, own_disk: bool) -> None:
+        """Raises FleetError where the file says otherwise than its VMs leave. Of shared storage nobody says whether a
+        host's disk has it."""
+        said = self._host.get("free")
+        if said is None:
+            return
+        cores, memory_mib = (sum(figures) for figures in zip(*self._free.values(), strict=True))
+        left = {"cores": cores, "mem_mib": memory_mib} | ({"disk_mib": self._disk_free_mib} if own_disk else {})
+        for figure, amount in left.items():
+            if said[figure] != amount:  # type: ignore[literal-required]
+                what = f"{said[figure]} are said to be free, and its VMs leave {amount}"  # type: ignore[literal-required]
+                raise FleetError(f"{self._where}.free.{figure}", what)
+        if said["disk_mib"] > self._host["disk_mib"]:
+            raise FleetError(f"{self._where}.free.disk_mib", f"{said['disk_mib']} are free of {self._host['disk_mib']}")
+
     def state(self, number: int, clusters: set[str]) -> HostState:
         host = self._host
         if host["group"] not in clusters:
@@ -267,7 +235,7 @@ class _Rest:
             prefixes=_PREFIXES,
         )
 
-    def _cell(self, socket: _Socket) -> CellState:
+    def _cell(self, socket: SocketRow) -> CellState:
         cores_free, memory_free_mib = self._free[socket["id"]]
         return CellState(
             cell=socket["id"],

@@ -26,6 +26,8 @@ Cpus = Annotated[int, Field(strict=True, ge=0, le=MOST_CPUS)]
 Amount = Annotated[int, Field(strict=True, ge=0, le=MOST_AMOUNT)]
 # What is free may be less than nothing: of a host that lost memory, or cores, under its VMs.
 Left = Annotated[int, Field(strict=True, ge=-MOST_AMOUNT, le=MOST_AMOUNT)]
+# Python takes a number, or a word, for true.
+Flag = Annotated[bool, Field(strict=True)]
 Number = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 # Of a place that a fleet may do without.

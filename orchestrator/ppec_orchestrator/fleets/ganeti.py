@@ -27,12 +27,17 @@ from ppec_orchestrator.placement.request import Group, Profile, Shape
 
 _EXCLUSION = "htools:iextags:"
 _MOST_RATIO = 128
+_TEMPLATES = ("diskless", "file", "sharedfile", "gluster", "plain", "blockdev", "drbd", "rbd", "ext")
 _ON_THE_NODE = frozenset(("plain", "drbd", "file"))
 # Whose disks are volumes of the node's group, as large as they say; a file may have holes, or lie elsewhere.
 _VOLUMES = frozenset(("plain", "drbd"))
 _MIRRORED = "drbd"
 # Those that have memory of their primary node: up as they should be, or although they shouldn't.
 _UP = frozenset(("running", "ERROR_up"))
+_STATES = (
+    "running", "ERROR_up", "ADMIN_down", "ADMIN_offline", "USER_down", "ERROR_down", "ERROR_nodedown",
+    "ERROR_nodeoffline", "ERROR_wrongnode",
+)  # fmt: skip
 _ALLOCATION = ("preferred", "last_resort", "unallocable")
 _UNKNOWN = "?"
 _SECTIONS = ("groups", "nodes", "instances", "cluster tags", "policies")
@@ -148,10 +153,11 @@ def _clusters(lines: Sequence[_Line]) -> dict[str, _Cluster]:
     found: dict[str, _Cluster] = {}
     names: set[str] = set()
     for number, (name, uuid, allocation, *_) in _rows(lines, "groups", 3, 5):
+        if not name or not uuid:
+            raise FleetError(f"line {number}", "a group without a name or UUID")
         if name in names or uuid in found:
             raise FleetError(f"line {number}", f"group {shown(name)} ({shown(uuid)}) is there twice")
-        if allocation not in _ALLOCATION:
-            raise FleetError(f"line {number}", f"{shown(allocation)} is none of {', '.join(_ALLOCATION)}")
+        _refuse_others(allocation, _ALLOCATION, number)
         names.add(name)
         found[uuid] = _Cluster(name, allocation == "unallocable")
     return found
@@ -160,7 +166,11 @@ def _clusters(lines: Sequence[_Line]) -> dict[str, _Cluster]:
 def _read_policies(lines: Sequence[_Line], clusters: dict[str, _Cluster]) -> _Policy:
     """Sets the clusters' policies; returns the one of those that have none."""
     default = _Policy()
+    owners: set[str] = set()
     for number, (owner, *fields) in _rows(lines, "policies", 6, 7):
+        if owner in owners:
+            raise FleetError(f"line {number}", f"group {shown(owner)} has a policy already")
+        owners.add(owner)
         # Sizes, templates, ratios. In older versions the largest sizes have a field of their own, before the templates.
         older = fields[2][:1].isdigit()
         vcpus, _, memory = [*fields, ""][4:7] if older else fields[3:6]
@@ -228,6 +238,9 @@ def _seat(
     groups: dict[str, tuple[Group, ...]] = {"": ()}
     for number, fields in _rows(lines, "instances", 10, 13):
         name, memory, disk, vcpus, state, _, primary, secondary, template, tags = fields[:10]
+        _refuse_others(state, _STATES, number)
+        _refuse_others(template, _TEMPLATES, number)
+        _refuse_others(fields[12], ("", "Y", "N"), number)
         if name in names or not name:
             raise FleetError(f"line {number}", f"instance {shown(name)} is there twice" if name else "it has no name")
         names.add(name)
@@ -239,22 +252,22 @@ def _seat(
         if tags not in groups:
             mine = dict.fromkeys(tag for tag in tags.split(",") if tag.startswith(exclusions)) if exclusions else {}
             groups[tags] = tuple(Group(tag) for tag in mine)
-        own_disk_mib = _number(disk, number) if template in _ON_THE_NODE else 0
+        disk_mib = _number(disk, number)
         profile = profile_of(
-            _number(vcpus, number),
+            _number(vcpus, number, MOST_CPUS, least=1),
             _number(memory, number),
-            own_disk_mib,
+            disk_mib if template in _ON_THE_NODE else 0,
             policies[primary].vcpu_ratio == 1.0,
         )
         node.vms.append(SeatedVm(next(ids), name, profile, (0,), groups[tags]))
         # What is only promised an instance (`forthcoming`) nothing holds yet.
         if fields[12] != "Y":
             shape = profile.shape
-            disk_mib = shape.disk_mib if template in _VOLUMES else 0
+            volume_mib = shape.disk_mib if template in _VOLUMES else 0
             memory_mib = shape.memory_mib if state in _UP else 0
-            node.hold(number, policies[primary], memory_mib=memory_mib, disk_mib=disk_mib)
+            node.hold(number, policies[primary], memory_mib=memory_mib, disk_mib=volume_mib)
             if secondary and template == _MIRRORED:
-                nodes[secondary].hold(number, policies[secondary], disk_mib=disk_mib)
+                nodes[secondary].hold(number, policies[secondary], disk_mib=volume_mib)
 
 
 def _profiles() -> Callable[[int, int, int, bool], Profile]:
@@ -272,11 +285,16 @@ def _profiles() -> Callable[[int, int, int, bool], Profile]:
     return profile
 
 
-def _number(text: str, line: int, most: int = MOST_AMOUNT) -> int:
+def _number(text: str, line: int, most: int = MOST_AMOUNT, *, least: int = 0) -> int:
     # Fourteen digits are more than any bound here, and no work to turn into a number.
-    if text.isascii() and text.isdigit() and len(text) <= 14 and int(text) <= most:
+    if text.isascii() and text.isdigit() and len(text) <= 14 and least <= int(text) <= most:
         return int(text)
-    raise FleetError(f"line {line}", f"{shown(text)} is no number from 0 to {most}")
+    raise FleetError(f"line {line}", f"{shown(text)} is no number from {least} to {most}")
+
+
+def _refuse_others(text: str, known: Sequence[str], line: int) -> None:
+    if text not in known:
+        raise FleetError(f"line {line}", f"{shown(text)} is none of {', '.join(each or 'nothing' for each in known)}")
 
 
 def _host(number: int, node: _Node, ratio: float) -> HostState:

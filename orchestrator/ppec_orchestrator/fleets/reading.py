@@ -71,7 +71,7 @@ def read_requests(data: bytes, source: str, beside: FleetFile) -> FleetFile:
         elif not schema and beside.requests_reader is not None:
             found = replace(beside, requests=beside.requests_reader(document))
         elif schema in ("", snapshot.REQUESTS_SCHEMA):
-            requests = snapshot.read_requests(document, beside.names)
+            requests = snapshot.read_requests(document, beside)
             found = replace(beside, requests=requests, called=snapshot.CALLED)
         else:
             raise unreadable(source, f"{shown(schema)} is no format of requests", REQUESTS)

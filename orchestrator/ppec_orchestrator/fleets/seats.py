@@ -35,6 +35,9 @@ class Seats:
         held: list[Counter[CellResource]] = [Counter() for _ in host.cells]
         disks: Counter[str] = Counter()
         for index, vm in enumerate(host.vms):
+            if vm.profile.architecture != host.architecture:
+                what = f"it is for {vm.profile.architecture}, and host {shown(host.name)} is of {host.architecture}"
+                raise FleetError(f"{where}.vms[{index}].profile", what)
             for cell in vm.cells:
                 number = cells.get(cell)
                 if number is None:
@@ -67,6 +70,8 @@ class Seats:
 
 
 def _check_cell(cell: CellState, held: Mapping[CellResource, int], where: str) -> None:
+    if cell.shared_vcpus and not cell.shared_cpus:
+        raise FleetError(f"{where}.shared_cpus", f"{cell.shared_vcpus} vCPUs may share them, and there are none")
     for resource in CELL_RESOURCES:
         free = free_name(resource)
         _check_room(free, getattr(cell, resource), getattr(cell, free), held.get(resource, 0), where)

@@ -20,10 +20,12 @@ from dataclasses import MISSING, fields
 from itertools import count
 from typing import Any
 
+from ppec_contract.vm import NumaPolicy, whole_huge_pages
 from ppec_orchestrator.fleets.faults import FleetError, refuse_doubles, refuse_standing, shown
 from ppec_orchestrator.fleets.file import FleetFile, Names, made_up_ids
 from ppec_orchestrator.fleets.groups import Member, refuse_contradictions
 from ppec_orchestrator.fleets.json_document import validated
+from ppec_orchestrator.fleets.places import Places, refuse_unknown_hosts, refuse_unknown_scope
 from ppec_orchestrator.fleets.seats import Seats
 from ppec_orchestrator.fleets.snapshot_rows import (
     FLEET,
@@ -58,34 +60,40 @@ def read(parsed: object) -> FleetFile:
     refuse_doubles((host["host_id"] for host in rows), "host", "hosts[{}].host_id".format)
     prefixes = document.get("prefixes", [])
     refuse_doubles((prefix["id"] for prefix in prefixes), "prefix", "prefixes[{}].id".format)
-    reader, seats = _Reader(names), Seats()
+    reader, seats, places = _Reader(names), Seats(), Places()
     hosts = []
     for index, row in enumerate(rows):
         host = reader.host(row, f"hosts[{index}]")
+        places.check(host, f"hosts[{index}]")
         seats.check(host, f"hosts[{index}]")
         hosts.append(host)
-    requests = reader.requests(document.get("requests", {"batch": []})["batch"], "requests.batch")
-    refuse_contradictions(reader.members)
     fleet = Fleet.build(hosts, {prefix["id"]: prefix["free_addresses"] for prefix in prefixes})
+    requests = reader.requests(document.get("requests", {"batch": []})["batch"], fleet, "requests.batch")
+    refuse_contradictions(reader.members)
     return FleetFile(fleet, requests, names, called=CALLED)
 
 
-def read_requests(parsed: object, names: Names) -> tuple[VmRequest, ...]:
+def read_requests(parsed: object, beside: FleetFile) -> tuple[VmRequest, ...]:
     """Raises FleetError. The file's own profiles and groups stand beside the fleet's, and can't change them."""
-    document = validated(REQUESTS, parsed)
+    document, names = validated(REQUESTS, parsed), beside.names
     profiles, groups = _profiles(document.get("profiles", [])), _groups(document.get("groups", []))
     for kind, mine, theirs in (("profiles", profiles, names.profiles), ("groups", groups, names.groups)):
         for index, (name, definition) in enumerate(mine.items()):
             if theirs.get(name, definition) != definition:
                 raise FleetError(f"{kind}[{index}]", f"{shown(name)} is defined otherwise in the fleet")
     reader = _Reader(Names({**names.profiles, **profiles}, {**names.groups, **groups}))
-    found = reader.requests(document["batch"], "batch")
+    found = reader.requests(document["batch"], beside.fleet, "batch")
     refuse_contradictions(reader.members)
     return found
 
 
 def _profiles(rows: Sequence[ProfileRow]) -> dict[str, Profile]:
     refuse_doubles((row["name"] for row in rows), "profile", "profiles[{}].name".format)
+    for index, row in enumerate(rows):
+        try:
+            whole_huge_pages(row["shape"]["memory_mib"], row["shape"].get("numa", NumaPolicy()))
+        except ValueError as error:
+            raise FleetError(f"profiles[{index}].shape.memory_mib", str(error)) from error
     return {
         row["name"]: Profile(
             Shape(**row["shape"]),
@@ -129,6 +137,9 @@ class _Reader:
     def host(self, row: HostRow, where: str) -> HostState:
         cells = tuple([CellState(**cell) for cell in row["cells"]])
         refuse_doubles((cell.cell for cell in cells), "cell", (where + ".cells[{}].cell").format)
+        given = [prefix for family in row.get("prefixes", ()) for prefix in family]
+        if len(set(given)) < len(given):
+            raise FleetError(f"{where}.prefixes", "a prefix is there twice")
         vms = row.get("vms", ())
         more: dict[str, Any] = {key: row[key] for key in _AS_THEY_ARE if key in row}  # type: ignore[literal-required]
         return HostState(
@@ -141,18 +152,24 @@ class _Reader:
             generation=row.get("generation", 0),
         )
 
-    def requests(self, batch: Sequence[RequestRow], where: str) -> tuple[VmRequest, ...]:
+    def requests(self, batch: Sequence[RequestRow], fleet: Fleet, where: str) -> tuple[VmRequest, ...]:
         refuse_doubles((row["name"] for row in batch), "VM", (where + "[{}].name").format)
         ids = made_up_ids(2)
         found = []
+        in_scope: set[str] = set()
         for index, row in enumerate(batch):
             place = f"{where}[{index}]"
             refuse_standing(row["name"], self._vms, f"{place}.name")
+            profile = self._profile(row["profile"], place)
+            if row["profile"] not in in_scope:
+                refuse_unknown_scope(profile, fleet, f"{place}.profile")
+                in_scope.add(row["profile"])
+            refuse_unknown_hosts(row.get("excluded_hosts", ()), fleet, f"{place}.excluded_hosts")
             found.append(
                 VmRequest(
                     vm_id=row["vm_id"] if "vm_id" in row else next(ids),
                     name=row["name"],
-                    profile=self._profile(row["profile"], place),
+                    profile=profile,
                     excluded_hosts=frozenset(row.get("excluded_hosts", ())),
                     groups=self._grouped(row.get("groups", ()), place),
                     priority=row.get("priority", 0),

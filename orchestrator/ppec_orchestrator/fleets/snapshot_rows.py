@@ -13,13 +13,15 @@ from uuid import UUID
 from pydantic import ConfigDict, Field, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
-from ppec_contract.vm import NumaPolicy
+from ppec_contract.host import Architecture
+from ppec_contract.vm import CellId, NumaPolicy
 from ppec_orchestrator.fleets.file import (
     MOST_HOSTS,
     MOST_REQUESTS,
     MOST_VMS,
     Amount,
     Cpus,
+    Flag,
     Left,
     Name,
     Number,
@@ -31,6 +33,8 @@ SCHEMA = "ppec-fleet/1"
 REQUESTS_SCHEMA = "ppec-requests/1"
 Threads = Annotated[int, Field(strict=True, ge=1, le=64)]
 Pairs = Annotated[list[tuple[Name, Place]], Field(max_length=64)]
+# A host's prefixes of IPv4, and those of IPv6: a family that none serves is left out.
+Families = Annotated[list[Annotated[list[Number], Field(min_length=1, max_length=1024)]], Field(max_length=2)]
 _strict = with_config(ConfigDict(extra="forbid"))
 
 
@@ -60,7 +64,7 @@ class WhereRow(TypedDict):
 class ProfileRow(TypedDict):
     name: Name
     shape: ShapeRow
-    architecture: Place
+    architecture: Architecture
     where: NotRequired[WhereRow]
     capabilities: NotRequired[Annotated[list[Name], Field(max_length=256)]]
     # Of each network, its prefixes' ids; null for any that serves the host.
@@ -70,9 +74,9 @@ class ProfileRow(TypedDict):
 @_strict
 class GroupRow(TypedDict):
     name: Name
-    apart: NotRequired[bool]
+    apart: NotRequired[Flag]
     level: NotRequired[Level]
-    hard: NotRequired[bool]
+    hard: NotRequired[Flag]
 
 
 @_strict
@@ -83,8 +87,8 @@ class PrefixRow(TypedDict):
 
 @_strict
 class CellRow(TypedDict):
-    cell: Annotated[Number, Field(le=4095)]
-    socket: Annotated[Number, Field(le=4095)]
+    cell: CellId
+    socket: CellId
     threads_per_core: Threads
     cores: Cpus
     cores_free: Left
@@ -114,9 +118,9 @@ class VmRow(TypedDict):
     vm_id: UUID
     name: Name
     profile: Name
-    cells: Annotated[list[int], Field(min_length=1, max_length=64)]
+    cells: Annotated[list[CellId], Field(min_length=1, max_length=64)]
     groups: NotRequired[Annotated[list[Name], Field(max_length=256)]]
-    movable: NotRequired[bool]
+    movable: NotRequired[Flag]
 
 
 @_strict
@@ -127,14 +131,14 @@ class HostRow(TypedDict):
     cluster: Place
     rack: Place
     vrf: Place
-    architecture: Place
+    architecture: Architecture
     cells: Annotated[list[CellRow], Field(max_length=64)]
     disk_mib: Amount
     disk_free_mib: Left
     vms: NotRequired[Annotated[list[VmRow], Field(max_length=MOST_VMS, fail_fast=True)]]
-    live: NotRequired[bool]
-    draining: NotRequired[bool]
-    prefixes: NotRequired[list[list[Number]]]
+    live: NotRequired[Flag]
+    draining: NotRequired[Flag]
+    prefixes: NotRequired[Families]
     capabilities: NotRequired[Annotated[list[Name], Field(max_length=256)]]
     region: NotRequired[Place]
     labels: NotRequired[dict[Name, Place]]

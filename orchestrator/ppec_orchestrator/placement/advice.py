@@ -172,11 +172,7 @@ class _Trials:
         found = [size for least, most, sized in alone if (size := self._largest(least, most, sized))]
         found = found or [size for size in (self._largest(1, shape.vcpus // 2, in_proportion),) if size]
         for size in found:
-            lost = max(
-                1 - size.vcpus / shape.vcpus, 1 - size.memory_mib / shape.memory_mib,
-                1 - size.disk_mib / shape.disk_mib, 1 - size.nvme / shape.nvme if shape.nvme else 0.0,
-            )  # fmt: skip
-            yield OtherSize(size.vcpus, size.memory_mib, size.disk_mib, lost, size.nvme)
+            yield OtherSize(size.vcpus, size.memory_mib, size.disk_mib, _lost(size, shape), size.nvme)
 
     def free(self) -> Iterator[Change]:
         """The hosts with the least to free, of those that would do but for room."""
@@ -243,6 +239,12 @@ class _Trials:
             else:
                 high = middle
         return sized(low) if low >= least else None
+
+
+def _lost(size: Shape, wanted: Shape) -> float:
+    """The largest share that is given up of anything; on shared storage a VM has no disk of a host."""
+    names = ("vcpus", "memory_mib", "disk_mib", "nvme")
+    return max(1 - getattr(size, name) / whole for name in names if (whole := getattr(wanted, name)))
 
 
 def _fits(planner: Planner, vm: VmRequest, spare: SpareRule) -> bool:

@@ -113,6 +113,7 @@ def test_rules_are_called_what_a_bench_cluster_calls_them() -> None:
     wide = {"name": "wide", "weight": 1, "vcpus": 20, "mem_mib": 1024, "disk_mib": 10}
     document = CLUSTER | {
         "flavours": [*CLUSTER["flavours"], wide],
+        "hosts": [{key: value for key, value in host.items() if key != "free"} for host in CLUSTER["hosts"]],
         "vms": [],
         "requests": {"batch": [{"name": "x", "flavour": "wide"}]},
     }

@@ -39,8 +39,11 @@ CLUSTER: dict[str, Any] = {
     "groups": [{"name": "g1", "uuid": "1"}],
     "hosts": [
         {"name": name, "group": "g1", "rack": f"r{name}", "class": "s", "sockets": [socket(0), socket(1)],
-         "disk_mib": 5000, "free": {"cores": 1}}
-        for name in ("h1", "h2")
+         "disk_mib": 5000, "free": free}
+        for name, free in (
+            ("h1", {"cores": 16, "mem_mib": 32768, "disk_mib": 3000}),
+            ("h2", {"cores": 24, "mem_mib": 49152, "disk_mib": 4000}),
+        )
     ],
     "vms": [vm("v1"), vm("v2", socket=1, app="a2"), vm("v3", host="h2")],
     "requests": {"one": {"flavour": "c8"}, "batch": [{"name": "n1", "flavour": "c8", "app": "a1"},
@@ -92,6 +95,7 @@ def test_a_mirror_takes_as_much_of_its_second_host() -> None:
     def mirrored(document: dict[str, Any]) -> None:
         document["storage"] = "mirrored"
         document["vms"][0]["secondary"] = "h2"
+        document["hosts"][1]["free"]["disk_mib"] = 3000
 
     assert [host.disk_free_mib for host in read(mirrored).fleet.hosts] == [3000, 3000]
 
@@ -113,6 +117,11 @@ def at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
         document[path[-1]] = value
 
     return change
+
+
+def in_another_group(document: Any) -> None:
+    document["groups"].append({"name": "g2"})
+    document["hosts"][1] |= {"group": "g2", "rack": "rh1"}
 
 
 @pytest.mark.parametrize(
@@ -147,6 +156,28 @@ def at(*path: str | int, value: object) -> Callable[[dict[str, Any]], None]:
         (at("rules", "vcpu_ratio", value=float("nan")), "rules.vcpu_ratio"),
         (at("storage", value="tape"), "storage"),
         (at("vms", value={}), "vms"),
+        (at("rules", "vcpu_ratio", value=True), "rules.vcpu_ratio"),
+        (at("rules", "anti_affinity", value=0), "rules.anti_affinity"),
+        (at("groups", value=[{"name": "g1"}, {"name": "g2", "uuid": 2}]), "groups[1].uuid"),
+        (in_another_group, "hosts[1].rack"),
+        (at("hosts", 1, "free", "cores", value=25), "hosts[1].free.cores"),
+        (at("hosts", 1, "free", "mem_mib", value=0), "hosts[1].free.mem_mib"),
+        (at("hosts", 1, "free", "disk_mib", value=5000), "hosts[1].free.disk_mib"),
+        (at("hosts", 1, "free", value={"cores": 24}), "hosts[1].free.mem_mib"),
+        (at("hosts", 1, "free", value=None), "hosts[1].free"),
+        (at("hosts", 1, "class", value=[]), "hosts[1].class"),
+        (at("hosts", 1, "sockets", 0, "clock", value=1), "hosts[1].sockets[0].clock"),
+        (at("hosts", 1, "colour", value=1), "hosts[1].colour"),
+        (at("vms", 0, "secundary", value="h2"), "vms[0].secundary"),
+        (at("vms", 0, "secondary", value="h2"), "vms[0].secondary"),
+        (at("vms", 0, "flavour", value="c9"), "vms[0].flavour"),
+        (at("flavours", 0, "weight", value=float("nan")), "flavours[0].weight"),
+        (at("flavours", 0, "weight", value=-1), "flavours[0].weight"),
+        (at("requests", "one", "flavour", value="c9"), "requests.one.flavour"),
+        (at("requests", "one", value={}), "requests.one.flavour"),
+        (at("requests", "batch", 0, "application", value="a1"), "requests.batch[0].application"),
+        (at("seed", value="1"), "seed"),
+        (at("request", value={"batch": []}), "request"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_path(change: Callable[[dict[str, Any]], None], where: str) -> None:
@@ -154,6 +185,22 @@ def test_what_is_wrong_is_refused_with_its_path(change: Callable[[dict[str, Any]
         read(change)
     assert refused.value.code == "fleet.invalid"
     assert refused.value.details["where"] == where
+
+
+def test_what_follows_from_the_rest_may_be_left_out() -> None:
+    def without(document: dict[str, Any]) -> None:
+        for host in document["hosts"]:
+            del host["free"]
+
+    assert read(without).fleet.hosts == read().fleet.hosts
+
+
+def test_a_flavour_may_be_of_another_size_than_the_vms_that_came_from_it() -> None:
+    def grown(document: dict[str, Any]) -> None:
+        document["vms"][0]["flavour"] = "c8"
+        document["flavours"][0]["mem_mib"] *= 2
+
+    assert read(grown).fleet.hosts == read().fleet.hosts
 
 
 def test_vms_that_overlap_are_refused_with_what_is_lacking() -> None:

@@ -35,10 +35,18 @@ numas = st.sampled_from(
         NumaPolicy(cpus=CpuPolicy.SHARED),
     ]
 )
+# Rack, cluster, data centre, region; where nobody says, hosts stand in none.
+STANDS = (
+    ("r1", "c1", "d1", "south"),
+    ("r2", "c1", "d1", "south"),
+    ("r3", "c2", "d2", "south"),
+    ("", "ü", "", ""),
+    ("", "", "d1", "south"),
+)
 wheres = st.builds(
     Where,
-    rack=st.none() | names,
-    region=st.none() | names,
+    rack=st.none() | st.sampled_from(["r1", "r2", "r3"]),
+    region=st.none() | st.just("south"),
     labels=st.frozensets(st.tuples(names, names), max_size=2),
     without=st.frozensets(st.tuples(names, st.just("")), max_size=2),
 )
@@ -52,7 +60,7 @@ profiles = st.builds(
         numa=numas,
         nvme=st.integers(0, 2),
     ),
-    st.sampled_from(["x86_64", "aarch64"]),
+    st.just("x86_64"),
     wheres,
     st.frozensets(names, max_size=2),
     st.lists(st.none() | st.frozensets(st.integers(1, 9), max_size=2), max_size=2).map(tuple),
@@ -92,16 +100,18 @@ def hosts(draw: st.DrawFn, number: int, known: list[Profile], bound: list[Group]
         for resource in CELL_RESOURCES:
             figures[free_name(resource)] = draw(st.integers(0, 3))
             figures[resource] = taken[resource] + figures[free_name(resource)] + draw(st.integers(0, 1))
-        return CellState(index, draw(st.integers(0, 1)), threads, shared_cpus=draw(st.integers(0, 4)), **figures)
+        shared_cpus = draw(st.integers(figures["shared_vcpus"] > 0, 4))
+        return CellState(index, draw(st.integers(0, 1)), threads, shared_cpus=shared_cpus, **figures)
 
+    rack, cluster, datacentre, region = draw(st.sampled_from(STANDS))
     vms = [seated(index) for index in range(draw(st.integers(0, 3)))]
     disk_mib, disk_free_mib = sum(vm.profile.shape.disk_mib for vm in vms), draw(st.integers(0, 9))
     return HostState(
         host_id=number,
         name=f"h{number}",
-        datacentre=draw(names),
-        cluster=draw(names),
-        rack=draw(names),
+        datacentre=datacentre,
+        cluster=cluster,
+        rack=rack,
         vrf=draw(names),
         architecture="x86_64",
         cells=tuple(cell(index, vms) for index in range(2)),
@@ -112,7 +122,7 @@ def hosts(draw: st.DrawFn, number: int, known: list[Profile], bound: list[Group]
         draining=draw(st.booleans()),
         prefixes=draw(st.sampled_from([(), ((1,),), ((1, 2), (3,))])),
         capabilities=draw(st.frozensets(names, max_size=2)),
-        region=draw(names),
+        region=region,
         labels=draw(st.dictionaries(names, names, max_size=2)),
         pools=draw(st.dictionaries(names, st.just(PoolState(100, 40)), max_size=2)),
         generation=draw(st.integers(0, 9)),
@@ -127,16 +137,25 @@ def files(draw: st.DrawFn) -> FleetFile:
         [draw(hosts(number, known, bound)) for number in range(draw(st.integers(0, 3)))],
         draw(st.dictionaries(st.integers(1, 3), st.integers(0, 1000))),
     )
+    possible = [
+        profile
+        for profile in known
+        if all(
+            name is None or name in fleet.places[place]
+            for place, name in (("rack", profile.where.rack), ("region", profile.where.region))
+        )
+    ]
+    standing = [host.name for host in fleet.hosts]
     requests = tuple(
         VmRequest(
             UUID(int=10**9 + index),
             f"new-{index}",
-            draw(st.sampled_from(known)),
-            draw(st.frozensets(names, max_size=2)),
+            draw(st.sampled_from(possible)),
+            draw(st.frozensets(st.sampled_from(standing), max_size=2)) if standing else frozenset(),
             tuple(bound[: draw(st.integers(0, 3))]),
             draw(st.integers(-5, 5)),
         )
-        for index in range(draw(st.integers(0, 3)))
+        for index in range(draw(st.integers(0, 3)) if possible else 0)
     )
     return FleetFile(fleet, requests)
 
@@ -221,6 +240,16 @@ def together(level: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def moved(path: str, **places: str) -> Callable[[dict[str, Any]], None]:
+    changes = [set_at(f"{path}.{place}", name) for place, name in places.items()]
+
+    def change(document: dict[str, Any]) -> None:
+        for each in changes:
+            each(document)
+
+    return change
+
+
 MALFORMED: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (set_at("hosts.0.cells.1.cores", -1), "hosts[0].cells[1].cores", "greater than or equal to 0"),
     (set_at("hosts.0.cells.1.cores", "8"), "hosts[0].cells[1].cores", "valid integer"),
@@ -244,7 +273,23 @@ MALFORMED: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (set_at("hosts.0.vms.0.groups", ["db", "db"]), "hosts[0].vms[0].groups[1]", "there twice"),
     (set_at("hosts.0.vms.0.vm_id", "x"), "hosts[0].vms[0].vm_id", "UUID"),
     (append_to("hosts.0.vms"), "hosts[0].vms[1]", "there twice"),
+    (set_at("hosts.0.vms.0.cells", [0.0]), "hosts[0].vms[0].cells[0]", "valid integer"),
+    (set_at("hosts.0.live", 1), "hosts[0].live", "valid boolean"),
+    (set_at("hosts.0.architecture", "vax"), "hosts[0].architecture", "'x86_64'"),
+    (set_at("hosts.0.architecture", "aarch64"), "hosts[0].vms[0].profile", "for x86_64, and host 'h1' is of aarch64"),
+    (set_at("profiles.1.architecture", ""), "profiles[1].architecture", "'x86_64'"),
+    (moved("hosts.1", rack="r1", cluster="c2"), "hosts[1].rack", "is in cluster 'c2', and at hosts[0] it is in 'c1'"),
+    (moved("hosts.1", datacentre="d2"), "hosts[1].cluster", "cluster 'c1' is in data centre 'd2', and at hosts[0]"),
+    (moved("hosts.1", region="north"), "hosts[1].datacentre", "data centre 'd1' is in region 'north'"),
+    (set_at("hosts.0.cells.1.shared_cpus", 0), "hosts[0].cells[1].shared_cpus", "16 vCPUs may share them"),
+    (set_at("hosts.0.prefixes", [[1], []]), "hosts[0].prefixes[1]", "at least 1 item"),
+    (set_at("hosts.0.prefixes", [[1], [2], [3]]), "hosts[0].prefixes", "at most 2 items"),
+    (set_at("hosts.0.prefixes", [[1, 2], [1]]), "hosts[0].prefixes", "a prefix is there twice"),
+    (set_at("profiles.1.where.rack", "r9"), "requests.batch[0].profile", "for rack 'r9' alone, where there is no host"),
+    (set_at("profiles.1.where.host", "h9"), "requests.batch[0].profile", "for host 'h9' alone"),
+    (set_at("requests.batch.0.excluded_hosts", ["h1", "h9"]), "requests.batch[0].excluded_hosts[1]", "no host 'h9'"),
     (set_at("profiles.0.shape.vcpus", 0), "profiles[0].shape.vcpus", "greater than or equal to 1"),
+    (set_at("profiles.0.shape.memory_mib", 32767), "profiles[0].shape.memory_mib", "32767 MiB"),
     (set_at("profiles.0.shape.numa", {"huge_page_kib": 3}), "profiles[0].shape.numa.huge_page_kib", "Input should"),
     (set_at("profiles.1.name", "big"), "profiles[1].name", "there twice"),
     (set_at("groups.0.level", "planet"), "groups[0].level", "host"),
@@ -320,6 +365,9 @@ def test_too_many_requests_are_refused_before_they_are_made() -> None:
 # --- requests in a file of their own ---------------------------------------------------------------------------------
 
 
+SMALL = {"name": "small", "shape": {"vcpus": 2, "memory_mib": 512, "disk_mib": 10}, "architecture": "x86_64"}
+
+
 def read_golden_requests(**document: Any) -> tuple[VmRequest, ...]:
     return read_requests(
         json.dumps(document).encode(), "requests.json", read_fleet(GOLDEN.read_bytes(), "golden")
@@ -327,10 +375,9 @@ def read_golden_requests(**document: Any) -> tuple[VmRequest, ...]:
 
 
 def test_requests_name_the_fleets_profiles_and_groups_and_their_own() -> None:
-    small = {"name": "small", "shape": {"vcpus": 2, "memory_mib": 512, "disk_mib": 10}, "architecture": "x86_64"}
     batch = [{"name": "a", "profile": "big", "groups": ["db"]}, {"name": "b", "profile": "small", "groups": ["new"]}]
     first, second = read_golden_requests(
-        schema="ppec-requests/1", profiles=[small], groups=[{"name": "new", "hard": False}], batch=batch
+        schema="ppec-requests/1", profiles=[SMALL], groups=[{"name": "new", "hard": False}], batch=batch
     )
     assert (first.profile.shape.vcpus, first.groups[0].level) == (8, Level.RACK)
     assert (second.profile.shape.vcpus, second.groups[0].hard) == (2, False)
@@ -344,6 +391,11 @@ def test_requests_name_the_fleets_profiles_and_groups_and_their_own() -> None:
         ({"batch": [{"name": "a", "profile": "none"}]}, "batch[0].profile"),
         ({"groups": [{"name": "db", "apart": False}], "batch": []}, "groups[0]"),
         ({"batch": [{"name": "a"}]}, "batch[0].profile"),
+        ({"batch": [{"name": "a", "profile": "big", "excluded_hosts": ["h9"]}]}, "batch[0].excluded_hosts[0]"),
+        (
+            {"profiles": [SMALL | {"where": {"vrf": "blue"}}], "batch": [{"name": "a", "profile": "small"}]},
+            "batch[0].profile",
+        ),
         ({}, "batch"),
     ],
 )

@@ -104,6 +104,12 @@ def test_a_smaller_size_is_the_largest_that_fits() -> None:
     assert (change.vcpus, change.memory_mib, change.disk_mib) == (6, 1024, 10)
 
 
+def test_a_vm_without_a_disk_of_the_host_may_be_smaller() -> None:
+    fleet = Fleet.build([host("h1", cell(0, free=6))])
+    (change,) = [each for each in advise(fleet, vm(Shape(8, 1024, 0))) if isinstance(each, OtherSize)]
+    assert (change.vcpus, change.memory_mib, change.disk_mib, change.lost) == (6, 1024, 0, 0.25)
+
+
 def test_the_rule_about_a_rack_is_given_up_before_anything_is_freed() -> None:
     fleet = Fleet.build([host("h1", cell(0, free=0)), host("h2")])
     first, *others = advise(fleet, vm(None, Where(rack="r1")))
