@@ -110,10 +110,11 @@ class PlacedView(Model):
 class ChangeView(Model):
     """A change that makes a refused VM fit: a rule given up (`give-up`), a drain ended (`end-drain`), running VMs moved
     to other cells of their host (`retune`), addresses added (`add-addresses`), another size (`other-size`), room freed
-    (`free-room`). `details` are its own fields. Rules are called as they are in requests, those of a size or flavor
+    (`free-room`); where nothing single helps, rules given up and one of the others (`several`, with both `changes` in
+    its details). `details` are its own fields. Rules are called as they are in requests, those of a size or flavor
     `numa.…`; `group:` and its name is a group, and `failed` what keeps a VM from hosts where it failed before."""
 
-    kind: Literal["give-up", "end-drain", "retune", "add-addresses", "other-size", "free-room"]
+    kind: Literal["give-up", "end-drain", "retune", "add-addresses", "other-size", "free-room", "several"]
     sentence: str
     details: dict[str, Any] = Field(default_factory=dict)
 

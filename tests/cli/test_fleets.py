@@ -137,7 +137,7 @@ def test_a_plan_is_checked_by_who_shares_no_code_with_the_planner(program: Progr
 def test_refused_vms_are_told_what_would_help_by_their_kinds(program: Program, fleet: str) -> None:
     command = ["plan", "--fleet", fleet, "--advise"]
     whole = program(*command, "1000", "-o", "json").json
-    assert all("changes" in each for each in whole["refused"])
+    assert all(each["changes"] for each in whole["refused"])
     kinds = {json.dumps(each["changes"]) for each in whole["refused"]}
     assert len(kinds) > 3
     change = whole["refused"][0]["changes"][0]

@@ -24,6 +24,7 @@ from ppec_orchestrator.placement.changes import (
     GiveUp,
     OtherSize,
     Retune,
+    Several,
     rules_of,
     spare_after,
 )
@@ -62,7 +63,8 @@ def kind_of(vm: VmRequest) -> Hashable:
 
 
 def advise(fleet: Fleet, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:
-    """Cheapest first; empty where no single kind of change helps. Every one of them makes the VM fit."""
+    """Cheapest first; empty where nothing helps, not even rules given up and something else. Every one of them makes
+    the VM fit."""
     return Adviser(fleet).advise(vm, spare)
 
 
@@ -82,15 +84,34 @@ class Adviser:
     def advise(self, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:
         """As `advise`."""
         # A warning refuses nobody.
-        trials = _Trials(self.fleet, self._planner, vm, spare if spare.mode is Spare.REQUIRED else _NO_RULE)
-        kinds = (
-            trials.give_up, trials.end_drain, trials.retune, trials.add_addresses, trials.other_size, trials.free,
-        )  # fmt: skip
+        spare = spare if spare.mode is Spare.REQUIRED else _NO_RULE
+        trials = self._without(vm, spare, ())
         try:
-            return sorted((change for kind in kinds for change in kind()), key=lambda change: change.cost)
+            found: list[Change] = [*trials.give_up(), *trials.all_but_rules()]
+            return sorted(found or self._several(vm, spare), key=lambda change: change.cost)
         finally:
             # The next VM is of another profile.
             self._planner.shelf.clear()
+
+    def _several(self, vm: VmRequest, spare: SpareRule) -> Iterator[Change]:
+        """No more rules given up than it takes: those are kept, one after the other, without which something helps."""
+        rules = tuple(rules_of(vm, spare))
+        if not rules or not self._without(vm, spare, rules).something_helps():
+            return
+        for rule in reversed(rules):
+            fewer = tuple(each for each in rules if each != rule)
+            if fewer and self._without(vm, spare, fewer).something_helps():
+                rules = fewer
+        trials, given_up = self._without(vm, spare, rules), GiveUp(rules)
+        if trials.fits():
+            yield given_up
+        else:
+            yield from (Several(given_up, change) for change in trials.all_but_rules())
+
+    def _without(self, vm: VmRequest, spare: SpareRule, rules: tuple[str, ...]) -> _Trials:
+        given_up = GiveUp(rules)
+        other = given_up.apply(self.fleet, vm)[1]
+        return _Trials(self.fleet, self._planner, other, spare_after(given_up, spare))
 
 
 class _Trials:
@@ -104,7 +125,21 @@ class _Trials:
         self.spare = spare
         self._elsewhere: Planner | None = None
 
-    def give_up(self) -> Iterator[Change]:
+    def fits(self) -> bool:
+        return _fits(self.planner, self.vm, self.spare)
+
+    def something_helps(self) -> bool:
+        """Or is not even needed."""
+        return self.fits() or next(self.all_but_rules(), None) is not None
+
+    def all_but_rules(self) -> Iterator[EndDrain | Retune | AddAddresses | OtherSize | FreeRoom]:
+        yield from self.end_drain()
+        yield from self.retune()
+        yield from self.add_addresses()
+        yield from self.other_size()
+        yield from self.free()
+
+    def give_up(self) -> Iterator[GiveUp]:
         """One rule; if none alone is enough, two."""
         rules = rules_of(self.vm, self.spare)
         for count in (1, 2):
@@ -114,7 +149,7 @@ class _Trials:
                 yield from helpful
                 return
 
-    def end_drain(self) -> Iterator[Change]:
+    def end_drain(self) -> Iterator[EndDrain]:
         drained = [host for host in self.fleet.hosts if host.draining]
         if self.spare.mode is Spare.OFF:
             rested = self._fitting(replace(host, draining=False) for host in drained) if drained else []
@@ -125,13 +160,17 @@ class _Trials:
         if rested:
             yield EndDrain(tuple(rested[:MOST_NAMED]))
 
-    def retune(self) -> Iterator[Change]:
+    def retune(self) -> Iterator[Retune]:
         """Where a host has all that is wanted, in the wrong cells."""
         answer = self.planner.plan(PlanRequest((self.vm,), Policy.PACK, spare=self.spare, most_moves=MOST_MOVES))
-        if answer.placed and answer.evidence[0].moves:
-            yield Retune(answer.placed[0].host, answer.evidence[0].moves)
+        if not answer.placed or not answer.evidence[0].moves:
+            return
+        change = Retune(answer.placed[0].host, answer.evidence[0].moves)
+        # With the moves made and the VM yet to come, ways out are looked for anew, and may not be found.
+        if self.spare.mode is Spare.OFF or self._would_fit_on(change.apply(self.fleet, self.vm)[0]):
+            yield change
 
-    def add_addresses(self) -> Iterator[Change]:
+    def add_addresses(self) -> Iterator[AddAddresses]:
         """For hosts that have everything but an address."""
         spent = {prefix for prefix, free in self.fleet.free_addresses.items() if free <= 0}
         networks = self.vm.profile.networks
@@ -152,7 +191,7 @@ class _Trials:
         options = [AddAddresses(prefixes) for prefixes in sorted(wanting)[:MOST_NAMED] if prefixes]
         yield from (change for change in options if self._would_fit_on(change.apply(self.fleet, self.vm)[0]))
 
-    def other_size(self) -> Iterator[Change]:
+    def other_size(self) -> Iterator[OtherSize]:
         """The largest that fits with fewer vCPUs, less memory, a smaller disk or fewer drives; if none of these helps
         alone, with fewer vCPUs and less memory in proportion."""
         shape = self.vm.profile.shape
@@ -174,7 +213,7 @@ class _Trials:
         for size in found:
             yield OtherSize(size.vcpus, size.memory_mib, size.disk_mib, _lost(size, shape), size.nvme)
 
-    def free(self) -> Iterator[Change]:
+    def free(self) -> Iterator[FreeRoom]:
         """The hosts with the least to free, of those that would do but for room."""
         candidates = self.planner.candidates(self.vm.profile, Policy.PACK)
         allowed = candidates.standing & self.planner.workspace.addresses.enough(self.vm.profile.networks)

@@ -8,7 +8,16 @@ from dataclasses import asdict
 from typing import Any
 
 from ppec_contract.api_placement import ChangeView
-from ppec_orchestrator.placement.changes import AddAddresses, Change, EndDrain, FreeRoom, GiveUp, OtherSize, Retune
+from ppec_orchestrator.placement.changes import (
+    AddAddresses,
+    Change,
+    EndDrain,
+    FreeRoom,
+    GiveUp,
+    OtherSize,
+    Retune,
+    Several,
+)
 
 # Offered of one VM.
 MOST_CHANGES = 5
@@ -19,6 +28,7 @@ _KINDS = {
     AddAddresses: "add-addresses",
     OtherSize: "other-size",
     FreeRoom: "free-room",
+    Several: "several",
 }
 
 
@@ -29,6 +39,10 @@ def views(cheapest_first: Sequence[Change], called: Mapping[str, str]) -> tuple[
 
 
 def _view(change: Change, called: Mapping[str, str]) -> ChangeView:
+    if isinstance(change, Several):
+        both = (_view(change.rules, called), _view(change.then, called))
+        details: dict[str, Any] = {"changes": [each.model_dump(mode="json") for each in both]}
+        return ChangeView(kind="several", sentence=change.sentence(), details=details)
     details = _plain(asdict(change), called)
     if isinstance(change, GiveUp):
         details["rules"] = [called.get(rule, rule) for rule in change.rules]

@@ -192,7 +192,27 @@ class FreeRoom:
         return replace(host, cells=cells, pools=pools, disk_free_mib=host.disk_free_mib + own_mib)
 
 
-Change = GiveUp | EndDrain | Retune | AddAddresses | OtherSize | FreeRoom
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Rules given up and something else, where neither is enough."""
+
+    rules: GiveUp
+    then: EndDrain | Retune | AddAddresses | OtherSize | FreeRoom
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        # In the order of what comes besides, whose own figure only compares it with its like.
+        kind, amount = self.then.cost
+        return 6, kind + amount / (1 + amount)
+
+    def sentence(self) -> str:
+        return f"{self.rules.sentence()}, and {self.then.sentence()}"
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        return self.then.apply(*self.rules.apply(fleet, vm))
+
+
+Change = GiveUp | EndDrain | Retune | AddAddresses | OtherSize | FreeRoom | Several
 
 
 def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
@@ -210,7 +230,8 @@ def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
 
 def spare_after(change: Change, spare: SpareRule) -> SpareRule:
     """What becomes of the rule about spare room: it is the whole request's, and of no single VM."""
-    return SpareRule() if isinstance(change, GiveUp) and "spare" in change.rules else spare
+    given_up = change.rules if isinstance(change, Several) else change
+    return SpareRule() if isinstance(given_up, GiveUp) and "spare" in given_up.rules else spare
 
 
 def _without(vm: VmRequest, rule: str) -> VmRequest:

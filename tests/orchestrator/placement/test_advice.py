@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.advice import Adviser, advise, helps
 from ppec_orchestrator.placement.applied import applied
-from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize, Retune
+from ppec_orchestrator.placement.change_views import views
+from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize, Retune, Several
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
 from ppec_orchestrator.placement.planner import plan
@@ -123,6 +124,28 @@ def test_two_rules_are_given_up_where_one_is_not_enough() -> None:
     fleet = Fleet.build([host("h1", cell(0, free=0)), host("h2", vms=(member,))])
     asked = vm(None, Where(rack="r1"), Group("g", level=Level.RACK))
     assert advise(fleet, asked)[0] == GiveUp(("rack", "group:g"))
+
+
+def test_rules_are_given_up_beside_something_else_where_neither_is_enough() -> None:
+    """One host has a neighbour and no room, the other one is in another rack and has none either."""
+    member = SeatedVm(UUID(int=9), "old", Profile(Shape(2, 64, 1), "x86_64"), (0,), (Group("g"),))
+    fleet = Fleet.build([host("h1", cell(0, free=1), vms=(member,)), host("h2", cell(0, free=0))])
+    asked = vm(None, Where(rack="r1", vrf="v1"), Group("g"), Group("soft", hard=False))
+    offered = advise(fleet, asked)
+    # The VRF's rule stands in nobody's way; of rack and group, one is enough.
+    assert [change.sentence() for change in offered] == ["look in every rack, and free 4 cores in cell 0 of h2"]
+    assert isinstance(offered[0], Several)
+    assert offered[0].rules == GiveUp(("rack",))
+    assert helps(offered[0], fleet, asked)
+    (view,) = views(offered, {"rack": "its rack"})
+    assert (view.kind, [each["kind"] for each in view.details["changes"]]) == ("several", ["give-up", "free-room"])
+    assert view.details["changes"][0]["details"] == {"rules": ["its rack"]}
+
+
+def test_more_rules_than_two_are_given_up_where_it_takes_them() -> None:
+    fleet = Fleet.build([host("h1", cell(0, cores=2, free=0)), host("h2", labels={"old": "yes"})])
+    where = Where(rack="r1", host="h1", vrf="v1", without=frozenset({("old", "")}))
+    assert advise(fleet, vm(None, where)) == [GiveUp(("rack", "host", "without"))]
 
 
 def test_a_vm_larger_than_any_cell_may_span_cells() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy, VmSize
@@ -98,6 +98,7 @@ def test_no_less_memory_is_offered_than_a_vm_may_have(memory_mib: int, free_mib:
 
 @settings(max_examples=150)
 @given(st.integers(0, 2**32), st.sampled_from((Level.HOST, Level.RACK)))
+@example(5024518, Level.HOST)
 def test_whatever_is_offered_under_the_rule_makes_the_vm_fit(seed: int, level: Level) -> None:
     rng = random.Random(seed)
     fleet, rule = an_occupied_fleet(rng), SpareRule(Spare.REQUIRED, level)
