@@ -282,8 +282,9 @@ class _Trials:
 
 def _lost(size: Shape, wanted: Shape) -> float:
     """The largest share that is given up of anything; on shared storage a VM has no disk of a host."""
-    names = ("vcpus", "memory_mib", "disk_mib", "nvme")
-    return max(1 - getattr(size, name) / whole for name in names if (whole := getattr(wanted, name)))
+    pairs = [(size.vcpus, wanted.vcpus), (size.memory_mib, wanted.memory_mib)]
+    pairs += [(size.disk_mib, wanted.disk_mib), (size.nvme, wanted.nvme)]
+    return max(1 - less / all_of_it for less, all_of_it in pairs if all_of_it)
 
 
 def _fits(planner: Planner, vm: VmRequest, spare: SpareRule) -> bool:
