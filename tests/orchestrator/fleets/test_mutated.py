@@ -124,7 +124,7 @@ def read(data: bytes) -> FleetFile | str:
 
 def plan_on(file: FleetFile) -> None:
     """In the simplest way and in one with everything; the checker agrees."""
-    spared = SpareRule(Spare.REQUIRED)
+    spared = SpareRule(Spare.REQUIRED, witnessed=True)
     for request in (
         PlanRequest(file.requests),
         PlanRequest(file.requests, Policy.PACK, all_or_nothing=True, spare=spared, most_moves=2),
