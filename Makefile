@@ -70,7 +70,7 @@ test-long: setup ## The tests that `make test` leaves out: roles step by step on
 	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 .PHONY: metal
-metal: setup ## KVM, pins, huge pages and a retune on an emulated two-socket machine (13 minutes; its disk once 4 more)
+metal: setup ## KVM, pins, huge pages, a retune and NVMe drives on an emulated two-socket machine (18 minutes; its disk once 4 more)
 	@$(BIN)/python -m ppec_lab.requirements
 	$(BIN)/pytest -p no:xdist -s -m metal tests/metal $(PYTEST_ARGS)
 
