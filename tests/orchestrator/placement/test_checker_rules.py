@@ -172,6 +172,17 @@ def test_a_vm_without_a_disk_needs_the_pool_all_the_same() -> None:
     assert check(Fleet.build([a_host(pools={})]), request, sound) == ["v0 does not fit cells (0,) of h1"]
 
 
+def test_one_socket_that_has_enough_of_another_width() -> None:
+    apart = tuple(replace(CELLS[0], cell=number, socket=number, cores_free=8) for number in range(2))
+    together = tuple(replace(CELLS[0], cell=number, socket=2, threads_per_core=1, cores_free=16) for number in (2, 3))
+    fleet = Fleet.build([a_host(cells=apart + together)])
+    request = PlanRequest(vms(replace(PLAIN, shape=Shape(32, 1024, 40, NumaPolicy(multi_cell=True)))), Policy.PACK)
+    sound = plan(fleet, request)
+    assert (sound.placed[0].cells, check(fleet, request, sound)) == ((2, 3), [])
+    over_two = _last(sound, cells=(0, 1), cores=8)
+    assert check(fleet, request, over_two) == ["v0 does not fit cells (0, 1) of h1"]
+
+
 PARTS: dict[str, tuple[Shape, dict[str, Any]]] = {
     "a core": (Shape(4, 1536, 1, NumaPolicy(multi_cell=True)), {"memory_free_mib": 512}),
     "a page": (Shape(16, 2048, 1, NumaPolicy(multi_cell=True, huge_page_kib=1048576)), {"cores_free": 3}),
@@ -195,6 +206,13 @@ def test_addresses_that_have_run_out() -> None:
     assert check(Fleet.build([a_host()], {1: 2}), request, sound) == []
     # Its two networks take an address of this prefix each.
     assert check(Fleet.build([a_host()], {1: 1}), request, sound) == ["v0 does not fit cells (0,) of h1"]
+
+
+def test_an_address_of_any_prefix_leaves_the_last_of_one_that_is_named() -> None:
+    request = PlanRequest(vms(replace(PLAIN, networks=(None, frozenset({1})))))
+    fleet = Fleet.build([a_host(prefixes=((1, 2),))], {1: 1, 2: 1})
+    sound = plan(fleet, request)
+    assert (len(sound.placed), check(fleet, request, sound)) == (1, [])
 
 
 GROUPS = (
