@@ -21,6 +21,8 @@ PROJECT = Path(__file__).parents[2]
 # What each lab host says it is: two sockets, though all hosts share this machine's few CPUs. The declared machine is
 # what is planned on and pinned to; the guests' threads float on what there really is.
 DECLARED_TOPOLOGY = "sockets=2,cores=4,threads=2,memory_mib=8192"
+# A storage pool on each of them.
+POOL, POOL_PATH, POOL_MIB = "fast", "/srv/fast", 10240
 DATACENTRE, CLUSTER = "lab-dc", "lab"
 VRFS = ("blue", "green")
 FLAVORS = {
@@ -35,6 +37,7 @@ CONTAINER_HOSTS: Mapping[str, Any] = {
     # The lab's network has made the bridge already, as a machine's own installer might.
     "ppec_bridges": [],
     "ppec_agentd_settings": {"lab": {"topology": DECLARED_TOPOLOGY}},
+    "ppec_storage_pools": [{"name": POOL, "path": POOL_PATH, "disk_mib": POOL_MIB}],
 }
 
 

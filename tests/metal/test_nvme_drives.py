@@ -20,6 +20,7 @@ from ppec_lab.bare_metal import BareMetalFleet
 from ppec_lab.cloud import Cloud
 from ppec_lab.conditions import wait_until
 from ppec_lab.guest_process import read_guest_process
+from ppec_lab.orchestrator_process import CliError
 
 pytestmark = [pytest.mark.metal, pytest.mark.slow, pytest.mark.timeout(2400)]
 
@@ -184,6 +185,29 @@ def assert_memory_is_locked_in(metal: Metal, name: str, cell: int) -> None:
     locked = re.search(r"^VmLck:\s+(\d+) kB", run(metal, "cat", f"/proc/{found.pid}/status"), re.MULTILINE)
     assert locked is not None
     assert int(locked[1]) >= MEMORY_MIB * 1024
+
+
+def test_requests_get_drives_near_their_cells_and_no_more_than_there_are(metal: Metal) -> None:
+    """From the request on: the orchestrator counts them, and its plan's cell is where the agent takes them."""
+    ppec = metal.orchestrator.ppec
+    size = ("--vcpus", "2", "--memory-mib", str(MEMORY_MIB), "--disk-mib", "256", "--nvme-drives", "1")
+    ppec("flavor", "create", "driven", *size)
+    asked = ("--flavor", "driven", "--image", "small", "--wait")
+    ppec("vm", "create", "--name", "driven", "--count", "2", *asked, timeout_s=900)
+
+    def shown() -> list[dict[str, Any]]:
+        vms: list[dict[str, Any]] = [ppec("vm", "show", f"driven-{number}") for number in (1, 2)]
+        return vms if all(vm["drives"] for vm in vms) else []
+
+    vms = wait_until(shown, "the host has reported the VMs' drives", timeout_s=120, every_s=1)
+    assert sorted((*vm["cells"], *vm["drives"]) for vm in vms) == [(0, address(metal, 0)), (1, address(metal, 1))]
+    assert drives(metal) == [(1, 0), (1, 0)]
+    with pytest.raises(CliError) as refused:
+        ppec("vm", "create", "--name", "late", *asked)
+    assert "1 host: 1 without enough free NVMe drives" in refused.value.errors
+    ppec("vm", "delete", "driven-1", "driven-2", "--wait", timeout_s=600)
+    wait_for_drives(metal, [(1, 1), (1, 1)])
+    assert [is_empty(metal, cell) for cell in (0, 1)] == [True, True]
 
 
 def test_a_drive_left_with_vfio_is_taken_back(metal: Metal) -> None:
