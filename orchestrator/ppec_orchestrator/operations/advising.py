@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 from ppec_contract.api_placement import ChangeView
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.operations.live_fleet import LiveFleet
-from ppec_orchestrator.placement.advice import Adviser, kind_of
+from ppec_orchestrator.placement.advice import Adviser
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.change_views import views
 from ppec_orchestrator.placement.fleet import Fleet
@@ -55,7 +55,7 @@ class Advising:
 
     def changes_for(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> Changes:
         """Cheapest first; none where nothing single helps."""
-        question = (kind_of(vm), spare)
+        question = (vm.kind, spare)
         with self._lock:
             answers = self._answers.setdefault(fleet, OrderedDict())
             answer = answers.pop(question, None)

@@ -113,7 +113,9 @@ def _stored(
     kept = meant.input.model_dump(mode="json")
     placed = [{**place._asdict(), "vm_id": str(place.vm_id)} for place in plan.placed]
     # Ids are made anew with each plan, and say nothing of it.
-    places = sorted(([place.name, place.host, list(place.cells), place.per_cell] for place in plan.placed), key=str)
+    pairs = zip(plan.placed, plan.evidence, strict=True)
+    found = ([place.name, place.host, list(place.cells), place.per_cell, why.broken] for place, why in pairs)
+    places = sorted(found, key=str)
     refused = [
         {"vm_id": str(one.vm_id), "name": one.name, "reasons": {r.value: n for r, n in one.reasons.items()}}
         for one in plan.refused
@@ -129,7 +131,10 @@ def _stored(
     opened = [(str(place.vm_id), step, moves) for place, step, moves in in_turn]
     turns = [[step, place.name, moves] for place, step, moves in sorted(in_turn, key=lambda each: each[1])]
     image = [meant.image_id, meant.image_sha256]
-    what = [asked.model_dump(mode="json"), kept, image, places, turns, why_not, sorted(generations.items()), caller]
+    # What a checker would say no to: it may change on hosts that the plan doesn't stand on.
+    exposed = [asdict(each) for each in plan.exposed]
+    stands_on = sorted(generations.items())
+    what = [asked.model_dump(mode="json"), kept, image, places, turns, why_not, exposed, stands_on, caller]
     return StoredPlan(
         plan_id=hashlib.sha256(canonical_json(what)).hexdigest(),
         created_by=caller,

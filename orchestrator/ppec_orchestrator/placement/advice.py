@@ -53,13 +53,8 @@ def refused_by_kind(vms: Iterable[VmRequest], plan: Plan) -> list[tuple[VmReques
     found: dict[Hashable, tuple[VmRequest, list[Refusal]]] = {}
     for refusal in plan.refused:
         vm = asked[refusal.vm_id]
-        found.setdefault(kind_of(vm), (vm, []))[1].append(refusal)
+        found.setdefault(vm.kind, (vm, []))[1].append(refusal)
     return list(found.values())
-
-
-def kind_of(vm: VmRequest) -> Hashable:
-    """All of a VM that advice depends on."""
-    return vm.profile, vm.groups, vm.excluded_hosts
 
 
 def advise(fleet: Fleet, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:

@@ -5,8 +5,9 @@ The plan is played through step by step, by rules in plain words (`replay.py`), 
 that. Of the fleet as it then is, each domain that N+1 keeps is lost, and its VMs put to where the plan says that they
 restart. Neither file has any of the planner's code but its data, so that a plan on which both agree is right.
 
-Three things are taken from the planner, as each is a search of its own and an error there is on the safe side: which
-hosts N+1 closes to a VM, which hosts moves could open, and that a domain which is named as exposed is."""
+Three things are taken from the planner, as each is a search of its own: which hosts N+1 closes to a VM, which hosts
+moves could open, and that a domain which is named as exposed is. An error in the first two is on the safe side. One in
+the third is not where the domain could be lost before the plan, and that the rule is required (decision 0027)."""
 
 from __future__ import annotations
 

@@ -17,10 +17,13 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from uuid import UUID
 
+import numpy as np
+
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SeatedVm
-from ppec_orchestrator.placement.havens import Evacuee, Havens, too_many
+from ppec_orchestrator.placement.havens import Evacuee, Havens
 from ppec_orchestrator.placement.plan import Evacuation, Exposed
 from ppec_orchestrator.placement.request import Group, Level
+from ppec_orchestrator.placement.room_for_all import too_many
 from ppec_orchestrator.placement.seats import Room, Seat
 from ppec_orchestrator.placement.workspace import Workspace
 
@@ -120,7 +123,10 @@ def find_shelter(
     if not tightest.without_place:
         return tightest
     best = min(nearest, tightest, key=lambda shelter: len(shelter.without_place))
-    if len(everybody) > MOST_SEARCHED or too_many(havens, everybody, lost):
+    if len(everybody) > MOST_SEARCHED:
+        return best
+    rows = np.unique(np.concatenate([havens.open_rows(each, lost) for each in everybody]))
+    if too_many(havens.workspace, [havens.of(each.vm.profile).seating.fitting for each in everybody], rows):
         return best
     return _Search(havens, lost, everybody).run() or best
 

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 
-from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource, memory_part
 from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, SeatedVm, at
 from ppec_orchestrator.placement.request import Group, Level, Profile, Where
@@ -173,33 +172,3 @@ class Havens:
             self._around[home] = mask
         self._home_of[row] = self._around[home]
         return self._around[home]
-
-
-def too_many(havens: Havens, evacuees: Sequence[Evacuee], lost: AbstractSet[int]) -> bool:
-    """Whether it takes no search to see that they can't all have room: of some resource they need more than all hosts
-    have that could take one of them; or of VMs that need a given amount in one cell there are more than cells hold."""
-    workspace = havens.workspace
-    rows = np.unique(np.concatenate([havens.open_rows(each, lost) for each in evacuees]))
-    free = {resource: workspace.free[resource].take(rows, axis=0) for resource in CELL_RESOURCES}
-    total = dict.fromkeys(CELL_RESOURCES, 0)
-    in_one_cell: dict[CellResource, list[int]] = {}
-    disk: dict[str, int] = {}
-    for evacuee in evacuees:
-        seating = havens.of(evacuee.vm.profile).seating
-        fitting, shape = seating.fitting, seating.shape
-        cpus, memory = int(fitting.fewest(rows).min()), memory_part(shape)
-        for resource, amount in ((fitting.cpu, cpus), (fitting.memory, memory)):
-            total[resource] += amount
-            if fitting.most == 1:
-                in_one_cell.setdefault(resource, []).append(amount)
-        disk[shape.pool] = disk.get(shape.pool, 0) + shape.disk_mib
-    if any(amount > int(free[resource].sum()) for resource, amount in total.items()):
-        return True
-    if any(amount > int(workspace.disk(pool).take(rows).sum()) for pool, amount in disk.items()):
-        return True
-    return any(
-        amount > 0
-        and sum(1 for other in amounts if other >= amount) > int((free[resource] // amount).clip(min=0).sum())
-        for resource, amounts in in_one_cell.items()
-        for amount in set(amounts)
-    )

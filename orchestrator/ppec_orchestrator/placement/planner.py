@@ -27,6 +27,7 @@ from ppec_orchestrator.placement.ranks import Ranks, order
 from ppec_orchestrator.placement.rearranging import Rearranging
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
+from ppec_orchestrator.placement.room_for_all import too_many
 from ppec_orchestrator.placement.search import Search, Seat
 from ppec_orchestrator.placement.shelf import Shelf
 from ppec_orchestrator.placement.spare import MOST_TRIES, Objection, SpareGuard, Witnesses
@@ -114,8 +115,15 @@ class Planner:
             return False
         if len(request.vms) > MOST_REARRANGED or not self.shelf.holds(len({vm.profile for vm in request.vms})):
             return False
-        left = {(vm.profile, vm.groups, vm.excluded_hosts): vm for vm in request.vms if vm.vm_id in refused}
+        if self._too_many(request):
+            return False
+        left = {vm.kind: vm for vm in request.vms if vm.vm_id in refused}
         return all(self._run(replace(request, vms=(vm,)), {}).placed for vm in left.values())
+
+    def _too_many(self, request: PlanRequest) -> bool:
+        all_of_it = [self.candidates(vm.profile, request.policy) for vm in request.vms]
+        standing = np.logical_or.reduce([candidates.standing for candidates in set(all_of_it)])
+        return too_many(self.workspace, [candidates.fitting for candidates in all_of_it], np.flatnonzero(standing))
 
     def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""

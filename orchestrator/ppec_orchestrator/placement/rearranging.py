@@ -15,11 +15,15 @@ from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
-from ppec_orchestrator.placement.search import MOST_TRIES, CandidatesOf, Seat
+from ppec_orchestrator.placement.search import CandidatesOf, Seat
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
 # How many VMs make way for one, each in the place of the next.
 MOST_IN_A_ROW = 2
+# VMs put in the place of another for a try. A live fleet waits meanwhile: they take less than a second.
+MOST_TRIES = 4000
+# To find the best of so many hosts takes as long as one try.
+HOSTS_PER_TRY = 2000
 # To look which of so many VMs could make way takes as long as one try.
 VMS_PER_TRY = 100
 
@@ -33,12 +37,15 @@ class Rearranging:
         self._neighbours = Neighbours(workspace, request.contended_hosts)
         self._policy = request.policy
         self._vms: Sequence[VmRequest] = ()
+        self._kinds: list[object] = []
         self._taken: list[Taken | None] = []
+        # Tries, of all lists of seats together.
         self._left = MOST_TRIES
+        self._tries_per_look = len(workspace.fleet.hosts) // HOSTS_PER_TRY
 
     def seats(self, vms: Sequence[VmRequest], seats: Sequence[Seat | None]) -> list[Seat] | None:
         """A seat for each of the VMs, in their order, where these have some left out; None where that is not found."""
-        self._vms, self._left = vms, MOST_TRIES
+        self._vms, self._kinds = vms, [vm.kind for vm in vms]
         self._taken = [None if seat is None else self._take(vm, seat) for vm, seat in zip(vms, seats, strict=True)]
         without = [number for number, one in enumerate(self._taken) if one is None]
         placed = all(self._place(number, MOST_IN_A_ROW) for number in without)
@@ -50,6 +57,7 @@ class Rearranging:
     def _place(self, number: int, most_in_a_row: int) -> bool:
         """Whether the VM has found a place. All is as it was where it has not."""
         vm = self._vms[number]
+        self._left -= self._tries_per_look
         scores = self._open_scores(vm)
         row = int(scores.argmin())
         if scores[row] < np.inf:
@@ -79,11 +87,11 @@ class Rearranging:
         """The VMs that could make way, those that leave the least of their place unused first."""
         if most_in_a_row == 0:
             return
-        candidates = self._candidates(vm)
+        candidates, kind = self._candidates(vm), vm.kind
         self._left -= len(self._vms) // VMS_PER_TRY
         found = []
         for number, one in enumerate(self._taken):
-            if one is None or self._vms[number].profile == vm.profile or not candidates.standing[one.row]:
+            if one is None or self._kinds[number] == kind or not candidates.standing[one.row]:
                 continue
             rest = self._left_instead(candidates, one)
             # The last one to make way has to find a place as things are.

@@ -104,6 +104,11 @@ class VmRequest:
     groups: tuple[Group, ...] = ()
     priority: int = 0
 
+    @property
+    def kind(self) -> tuple[Profile, tuple[Group, ...], frozenset[str]]:
+        """All that decides where it can stand: where one of a kind fits, every other does."""
+        return self.profile, self.groups, self.excluded_hosts
+
 
 class Spare(StrEnum):
     """What is made of the rule that all VMs can restart elsewhere after the loss of one host, or rack (N+1)."""

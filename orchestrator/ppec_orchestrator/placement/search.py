@@ -26,9 +26,9 @@ from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
 # VMs put somewhere for a try, in one search. A live fleet waits meanwhile: they take less than a second.
-MOST_TRIES = 4000
+MOST_TRIES = 12_000
 # To bring so many hosts into the policy's order takes as long as one try.
-HOSTS_PER_TRY = 2000
+HOSTS_PER_TRY = 500
 # Hosts tried for one VM, of those that are not alike; and sets of cells on one of them.
 MOST_HOSTS, MOST_SETS = 256, 256
 
@@ -120,7 +120,7 @@ class _Descent:
         self._vms = vms
         self._found: list[Seat] = []
         self._numbers: dict[object, int] = {}
-        self._kinds = [self._number((vm.profile, vm.excluded_hosts, vm.groups)) for vm in vms]
+        self._kinds = [self._number(vm.kind) for vm in vms]
         self._first_looks = search.looks.of_row.copy()
         # What makes a position, each in a number: how the hosts in use look, or who sits where; and addresses used.
         self._touched: dict[int, int] = {}

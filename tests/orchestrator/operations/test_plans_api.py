@@ -100,6 +100,29 @@ def test_the_same_request_on_the_same_fleet_has_the_same_hash(world: Any, api: T
     assert planned(api, name="web")["plan_id"] != first
 
 
+def test_what_a_plan_would_leave_exposed_is_part_of_its_hash(world: Any, api: TestClient) -> None:
+    """Though no host that it stands on has changed: who approves it has seen that."""
+    asked = {"name": "web", "host": "h1", "n_plus_one": {"mode": "warn"}}
+    safe = planned(api, **asked)
+    assert not safe["exposed"]
+    for host in ("h2", "h3"):
+        created(world, api, name=f"full-{host}", count=2, host=host)
+    exposed = planned(api, **asked)
+    assert exposed["exposed"]
+    assert exposed["placed"][0]["host"] == "h1"
+    assert exposed["plan_id"] != safe["plan_id"]
+
+
+def test_a_soft_group_that_is_broken_is_part_of_a_plan_s_hash(world: Any, api: TestClient) -> None:
+    asked = {"name": "web", "host": "h1", "groups": [{"name": "soft", "hard": False, "level": "rack"}]}
+    kept = planned(api, **asked)
+    assert kept["placed"][0]["broken_groups"] == 0
+    created(world, api, name="beside", host="h2", groups=asked["groups"])
+    broken = planned(api, **asked)
+    assert broken["placed"][0]["broken_groups"] == 1
+    assert broken["plan_id"] != kept["plan_id"]
+
+
 def test_no_plan_is_shown_for_a_name_that_is_taken(world: Any, api: TestClient) -> None:
     created(world, api, name="web")
     assert code(api.post("/v1/plans", json=BODY | {"name": "web"})) == (409, "vm.exists")

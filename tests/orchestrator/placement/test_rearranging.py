@@ -19,9 +19,8 @@ from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import MOST_REARRANGED, MOST_SEARCHED, Planner, plan
-from ppec_orchestrator.placement.rearranging import VMS_PER_TRY, Rearranging
+from ppec_orchestrator.placement.rearranging import MOST_TRIES, VMS_PER_TRY, Rearranging
 from ppec_orchestrator.placement.request import Group, Level, PlanRequest, Profile, Shape, VmRequest, Where
-from ppec_orchestrator.placement.search import MOST_TRIES
 from ppec_orchestrator.placement.shelf import Shelf
 from ppec_orchestrator.placement.workspace import Taken, Tenant, Workspace
 
@@ -101,6 +100,20 @@ def test_hard_groups_are_kept_when_vms_make_way() -> None:
     assert found == [(1, (0,)), (2, (0,)), (0, (0,))]
 
 
+@pytest.mark.parametrize("all_or_nothing", [True, False])
+@pytest.mark.parametrize("policy", list(Policy))
+def test_vms_of_one_size_make_way_where_their_groups_differ(policy: Policy, all_or_nothing: bool) -> None:
+    """As many hosts as VMs, half of them in a rack that the last VM may not be in."""
+    apart = Group("apart", True, Level.RACK, True)
+    count = MOST_SEARCHED + 2
+    seated = SeatedVm(UUID(int=9999), "there", Profile(Shape(2, MIB, 1), "x86_64", Where()), (0,), (apart,))
+    full = replace(host(count, 2, MIB, "r1"), cells=(CellState(0, 0, 1, 2, 0, MIB, 0),), vms=(seated,))
+    hosts = [*(host(number, 2, MIB, "r0" if number < count // 2 else "r1") for number in range(count)), full]
+    *others, last = vms(*[(2, MIB)] * count)
+    request = PlanRequest((*others, replace(last, groups=(apart,))), policy, all_or_nothing=all_or_nothing)
+    assert not whole(Fleet.build(hosts), request).refused
+
+
 def test_vms_of_earlier_batches_stay() -> None:
     """Only VMs of the batch make way; what is seated already is not the planner's to move."""
     fleet = Fleet.build([host(0, 4, 8 * MIB), host(1, 2, 8 * MIB)])
@@ -159,8 +172,13 @@ def test_tries_are_bounded() -> None:
     workspace = Counting(Fleet.build(hosts))
     request = PlanRequest(vms(*sizes, (16, MIB), groups=(group,)))
     seats = [*((number, (0,)) for number in range(count)), None]
-    assert Rearranging(workspace, Shelf(workspace).current, request).seats(request.vms, seats) is None
+    rearranging = Rearranging(workspace, Shelf(workspace).current, request)
+    assert rearranging.seats(request.vms, seats) is None
     assert MOST_TRIES // 2 < workspace.takes - count <= MOST_TRIES
+    # Another arrangement to begin with has no tries of its own.
+    tried = workspace.takes
+    assert rearranging.seats(request.vms, seats) is None
+    assert workspace.takes - tried <= count + 1
 
 
 def _rearranged(
