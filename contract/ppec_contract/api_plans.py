@@ -49,8 +49,8 @@ class RequestShown(VmsCreate):
 
 
 class PlanDetails(PlanSummary):
-    """`GET /v1/plans/{id}`: the plan as it was shown, and the request that it is of. How long it holds is said by
-    `expires_at` here: an approval gives it more time."""
+    """`GET /v1/plans/{id}`: the plan as it was shown, and the request that it is of. Of the plan only two things are
+    as they are now: `expires_at`, since an approval gives it more time, and `needs_approval`."""
 
     request: RequestShown
     plan: PlanView

@@ -42,7 +42,8 @@ def list_plans(
 
 @router.get("/{plan}", name="get_plan", summary="Show a plan again, and what was asked for")
 def get_plan(operations: Engine, caller: Operator, plan: PlanId) -> PlanDetails:
-    """As it was shown, to whoever may have to approve it; without user data."""
+    """As it was shown, to whoever may have to approve it; without user data. Until when it holds, and whether it still
+    needs an approval, is as of now."""
     return operations.kept_plan(plan)
 
 

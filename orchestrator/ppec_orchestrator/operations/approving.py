@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from ppec_contract.api_placement import GroupRule
 from ppec_contract.api_plans import PlanDetails
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.approvals import refuse_maker, refuse_second
+from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy, refuse_maker, refuse_second
 from ppec_orchestrator.operations.plan_shown import LIFETIME, Restored, restored
 from ppec_orchestrator.operations.planning import Planning, take_turn
 from ppec_orchestrator.store import plan_views, plans, vms
@@ -23,7 +23,12 @@ from ppec_orchestrator.store.vm_groups import stands_elsewhere
 
 
 def approve(
-    database: Database, planning: Planning, now: Callable[[], datetime], plan_id: str, caller: str
+    database: Database,
+    planning: Planning,
+    now: Callable[[], datetime],
+    plan_id: str,
+    caller: str,
+    approvals: ApprovalPolicy = NONE_NEEDED,
 ) -> PlanDetails:
     """By somebody else than its maker, who has a plan's whole lifetime from then on; asked for again it changes
     nothing. Raises `plan.not_found`, `approval.by_maker`, `approval.given`, `plan.outdated` and `vm.exists`: what can't
@@ -37,7 +42,7 @@ def approve(
             _refuse_outdated(conn, stored, planning.alive_since())
         approved = plans.load(conn, plan_id, at)
         refuse_second(plan_id, approved.approved_by, caller)
-        return plan_views.details(approved)
+        return plan_views.details(approved, approvals)
 
 
 def still_stands(conn: Connection, stored: StoredPlan, made: Restored, alive_since: datetime) -> None:

@@ -26,7 +26,7 @@ from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest
-from ppec_orchestrator.store import plans, vms
+from ppec_orchestrator.store import plan_views, plans, vms
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.vm_groups import check_rules
@@ -71,13 +71,7 @@ def show_plan(
     with database.write() as conn:
         kept = plans.keep(conn, replace(stored, shown=view.model_dump(mode="json")))
     # The same plan may have been approved before.
-    return view if kept.approved_by is None else _approved(kept)
-
-
-def _approved(kept: StoredPlan) -> PlanView:
-    """As it was shown, but for what the approval has changed."""
-    changed = {"expires_at": kept.expires_at, "needs_approval": False}
-    return PlanView.model_validate(kept.shown).model_copy(update=changed)
+    return view if kept.approved_by is None else plan_views.as_it_stands(kept, asked, approvals)
 
 
 def restored(stored: StoredPlan) -> Restored:

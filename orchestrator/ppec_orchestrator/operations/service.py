@@ -67,7 +67,7 @@ class Operations:
     def kept_plan(self, plan_id: str) -> PlanDetails:
         """A plan that can still be executed. Raises `plan.not_found`."""
         with self._database.read() as conn:
-            return plan_views.details(plans.load(conn, plan_id, self._ports.now()))
+            return plan_views.details(plans.load(conn, plan_id, self._ports.now()), self._ports.approvals)
 
     def kept_plans(self, wanted: Slice, chosen: PlanFilter) -> Page[PlanSummary]:
         with self._database.read() as conn:
@@ -75,7 +75,8 @@ class Operations:
 
     def approve(self, plan_id: str, caller: str) -> PlanDetails:
         """A kept plan, by somebody else than its maker."""
-        return approve(self._database, self._ports.planning, self._ports.now, plan_id, caller)
+        ports = self._ports
+        return approve(ports.database, ports.planning, ports.now, plan_id, caller, ports.approvals)
 
     def execute(self, plan_id: str, ask: Ask) -> OperationView:
         return self._accepted(self._creation.execute(plan_id, ask))

@@ -13,7 +13,9 @@ from sqlalchemy import Connection, Row, select
 from ppec_contract.api import Page
 from ppec_contract.api_placement import PlanView
 from ppec_contract.api_plans import PlanDetails, PlanState, PlanSummary, RequestShown
+from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.approvals import ApprovalPolicy
 from ppec_orchestrator.store.paging import Slice, newest_first, newest_key, page_of
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.tables import plan
@@ -27,7 +29,7 @@ class PlanFilter:
     state: PlanState | None = None
 
 
-# Of the large documents only what a line of a list says.
+# Nothing of the large documents: PostgreSQL would parse a whole one for a single name.
 _SUMMARY = select(
     plan.c.id,
     plan.c.created_by,
@@ -35,8 +37,8 @@ _SUMMARY = select(
     plan.c.expires_at,
     plan.c.approved_by,
     plan.c.approved_at,
-    plan.c.asked["image"].as_string().label("image"),
-    plan.c.shown[("placed", 0, "vm")].as_string().label("first_vm"),
+    plan.c.image,
+    plan.c.first_vm,
     plan.c.vms,
     plan.c.placed,
 ).where(plan.c.vms.is_not(None))
@@ -54,7 +56,7 @@ def page(conn: Connection, wanted: Slice, chosen: PlanFilter, now: datetime) -> 
     return page_of(conn.execute(query).all(), wanted, _summary, lambda row: newest_key(row.created_at, row.id))
 
 
-def details(stored: StoredPlan) -> PlanDetails:
+def details(stored: StoredPlan, approvals: ApprovalPolicy) -> PlanDetails:
     """Without user data, whoever looks. Raises `plan.not_found` of one that an older replica has made, which kept
     nothing to show."""
     if stored.shown is None:
@@ -64,8 +66,8 @@ def details(stored: StoredPlan) -> PlanDetails:
             hint="Plan again once all of them are upgraded.",
             subject=f"plan {stored.plan_id}",
         )
-    shown = PlanView.model_validate(stored.shown)
     request = _request(stored)
+    shown = as_it_stands(stored, request, approvals)
     return PlanDetails(
         plan_id=stored.plan_id,
         created_by=stored.created_by,
@@ -81,6 +83,13 @@ def details(stored: StoredPlan) -> PlanDetails:
         request=request,
         plan=shown,
     )
+
+
+def as_it_stands(stored: StoredPlan, asked: VmsCreate, approvals: ApprovalPolicy) -> PlanView:
+    """As it was shown, but for what an approval changes, or another setting since then."""
+    needs_approval = stored.approved_by is None and approvals.needs_approval(asked)
+    changed = {"expires_at": stored.expires_at, "needs_approval": needs_approval}
+    return PlanView.model_validate(stored.shown).model_copy(update=changed)
 
 
 def _request(stored: StoredPlan) -> RequestShown:

@@ -38,7 +38,8 @@ class StoredPlan:
 
 def keep(conn: Connection, one: StoredPlan) -> StoredPlan:
     """What is kept under its hash from now on. The same plan made again is kept anew, also when it is just being made
-    twice; once approved it stays as it is, and an approval is not made longer so."""
+    twice; once approved it stays as it is, and an approval is not made longer so. Places at least one VM: others can't
+    be executed."""
     conn.execute(delete(plan).where(plan.c.expires_at <= one.created_at))
     _make_room(conn, one)
     placed, refused = len(one.places["placed"]), len(one.places["refused"])
@@ -51,6 +52,8 @@ def keep(conn: Connection, one: StoredPlan) -> StoredPlan:
         "places": dict(one.places),
         "generations": {str(host_id): generation for host_id, generation in one.generations.items()},
         "shown": one.shown,
+        "image": one.asked["image"],
+        "first_vm": one.places["placed"][0]["name"],
         "vms": placed + refused,
         "placed": placed,
     }

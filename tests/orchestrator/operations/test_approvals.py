@@ -185,6 +185,16 @@ def test_a_line_of_the_list_says_what_the_plan_is_of(people: People) -> None:
     assert (line["image"], line["vms"], line["placed"], line["approved_by"]) == ("debian", 2, 2, "checker")
 
 
+def test_a_list_reads_none_of_the_documents(world: Any, people: People) -> None:
+    """PostgreSQL would parse whole plans for the name of an image."""
+    people.plan(name="web", count=2)
+    listed = people.checker.get("/v1/plans").json()
+    with world.database.write() as conn:
+        conn.execute(update(tables.plan).values(asked={}, input={}, places={}, shown={}))
+    assert people.checker.get("/v1/plans").json() == listed
+    assert [(line["image"], line["first_vm"]) for line in listed["items"]] == [("debian", "web-1")]
+
+
 def test_what_can_not_be_executed_is_not_listed(world: Any, people: People) -> None:
     old, used = people.plan(name="old"), people.plan(name="used")
     assert people.execute(used).status_code == 202
@@ -202,7 +212,7 @@ def test_what_can_not_be_executed_is_not_listed(world: Any, people: People) -> N
 def test_an_older_replicas_plan_can_be_executed_and_not_looked_at(world: Any, people: People) -> None:
     plan = people.plan(name="web")
     with world.database.write() as conn:
-        conn.execute(update(tables.plan).values(shown=None, vms=None, placed=None))
+        conn.execute(update(tables.plan).values(shown=None, image=None, first_vm=None, vms=None, placed=None))
     path = f"/v1/plans/{plan['plan_id']}"
     assert people.listed() == []
     assert code(people.checker.get(path)) == (404, "plan.not_found")
@@ -224,7 +234,8 @@ def test_a_viewer_sees_no_plans(people: People) -> None:
 def test_an_approved_plan_is_executed_by_its_maker_exactly_as_shown(world: Any, people: People) -> None:
     plan = people.plan(name="web", count=3)
     approved = people.approve(plan)
-    assert (approved["state"], approved["approved_by"], approved["plan"]) == ("approved", "checker", plan)
+    assert (approved["state"], approved["approved_by"]) == ("approved", "checker")
+    assert approved["plan"] == plan | {"expires_at": approved["expires_at"]}
     for client in (people.checker, people.third, people.clients["admin"]):
         assert code(people.execute(plan, client)) == (403, "auth.forbidden")
     answer = people.execute(plan)
@@ -471,6 +482,36 @@ def test_what_finds_no_place_counts_as_well(strict: People) -> None:
     plan = strict.plan(name="web", count=4, mode="best-effort", groups=[{"name": "g"}])
     assert (len(plan["placed"]), plan["needs_approval"]) == (3, True)
     assert code(strict.execute(plan)) == (403, "approval.required")
+
+
+def test_an_approved_plan_says_so_whoever_asks_and_however(world: Any, strict: People) -> None:
+    asked = {"name": "web", "count": 4}
+    plan = strict.plan(**asked)
+    path = f"/v1/plans/{plan['plan_id']}"
+    assert strict.checker.get(path).json()["plan"] == plan
+    world.ahead = timedelta(minutes=5)
+    approved = strict.approve(plan)
+    assert approved["expires_at"] > plan["expires_at"]
+    now = plan | {"expires_at": approved["expires_at"], "needs_approval": False}
+    answers = [approved["plan"], strict.checker.get(path).json()["plan"], strict.plan(**asked)]
+    assert answers == [now] * 3
+
+
+@pytest.mark.parametrize(("made_under", "vms_from"), [(0, 4), (4, 0)])
+def test_whether_a_kept_plan_needs_an_approval_is_as_of_the_setting_now(
+    world: Any, tmp_path: Path, made_under: int, vms_from: int
+) -> None:
+    world.approvals = ApprovalPolicy(vms_from=made_under)
+    people = People(world, tmp_path / "state")
+    plan = people.plan(name="web", count=4)
+    people.close()
+    world.bury(world.replicas[0])
+    world.approvals = ApprovalPolicy(vms_from=vms_from)
+    later = People(world, tmp_path / "later", "two")
+    shown = later.checker.get(f"/v1/plans/{plan['plan_id']}").json()["plan"]
+    assert (plan["needs_approval"], shown["needs_approval"]) == (made_under > 0, vms_from > 0)
+    assert (later.execute(plan).status_code == 403) == shown["needs_approval"]
+    later.close()
 
 
 def test_a_small_request_needs_none(world: Any, strict: People) -> None:

@@ -161,8 +161,10 @@ plan = Table(
     Column("input", JSON, nullable=False),
     Column("places", JSON, nullable=False),
     Column("generations", JSON, nullable=False),
-    # As it was answered, and of how many VMs that is; plans that an older replica makes lack it.
+    # As it was answered, and what a list says of it, which reads no document; an older replica's plans lack it.
     Column("shown", JSON(none_as_null=True)),
+    Column("image", String(63)),
+    Column("first_vm", String(63)),
     Column("vms", Integer),
     Column("placed", Integer),
     Column("approved_by", String(128)),

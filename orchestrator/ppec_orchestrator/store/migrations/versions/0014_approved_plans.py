@@ -16,6 +16,8 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("plan", sa.Column("shown", sa.JSON(none_as_null=True), nullable=True))
+    op.add_column("plan", sa.Column("image", sa.String(length=63), nullable=True))
+    op.add_column("plan", sa.Column("first_vm", sa.String(length=63), nullable=True))
     op.add_column("plan", sa.Column("vms", sa.Integer(), nullable=True))
     op.add_column("plan", sa.Column("placed", sa.Integer(), nullable=True))
     op.add_column("plan", sa.Column("approved_by", sa.String(length=128), nullable=True))
