@@ -15,9 +15,10 @@ What a repeated request gets, by the fence it carries and the fence of the recor
   same fence the failure is repeated, except that every action but create is tried again when the failure was of the
   "try again" class. Create is not: its plan may have moved on to another host, and a request delayed on the network
   would then make the VM twice.
-- A create that failed or was given up after its domain may have been defined is marked *undone* until a later create of
-  its operation succeeds: a domain of that operation that turns up after all (libvirt finished a call late) is taken
-  back. A create whose undo is still *due* stays an intent, whatever its caller was told.
+- A create that failed or was given up after it had made folders is marked *undone* until a later create of its
+  operation succeeds: a domain of that operation that turns up after all (libvirt finished a call late) is taken back,
+  and so is a folder that a failing storage pool kept. A create whose undo is still *due* stays an intent, whatever its
+  caller was told.
 - A delete closes the VM to creates of its operation that carry the same or a lower fence: one that arrives late, after
   its undo, is refused (`operation.fenced`).
 """
@@ -290,7 +291,7 @@ class Journal:
             self._append(entries, {operation_id: fence} if only_fence else {})
 
     def append_answer(self, key: Key, fence: int, result: VmResult, *, undone: bool = False) -> None:
-        """Records the answer that is about to be sent; `undone` says that a failed create may have made a domain."""
+        """Records the answer that is about to be sent; `undone` says that a failed create may have left something."""
         with self._lock:
             failed = result.problem is not None
             answer = self._numbered(key, fence, result.name, self._clock(), result.model_dump_json())

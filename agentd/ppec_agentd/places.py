@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+import structlog
+
 from ppec_agentd.disks import VmFolder
+from ppec_contract.errors import PpecError
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +78,13 @@ class Places:
         return any(os.path.lexists(folder.path) for folder in self.folders_of(vm_id))
 
     def remove(self, vm_id: UUID) -> bool:
-        """Removes all of a VM; False if nothing was there. Blocking."""
-        # The own place's last: as long as anything is left, so is that.
-        removed = [folder.remove() for folder in reversed(self.folders_of(vm_id))]
-        return any(removed)
+        """Removes all of a VM; False if nothing was there, or nothing could be removed. Blocking.
+
+        A pool that fails keeps its part, which is said, and the next recovery tries again: no VM waits for a broken
+        drive. Raises what removing from the own place does.
+        """
+        removed = [_remove_from(pool, vm_id) for pool in self.pools.values()]
+        return any([*removed, self.folder(vm_id).remove()])
 
     def names(self) -> dict[Path, tuple[str, ...]]:
         """What lies in each place, by name; of a place that can't be listed nothing. Blocking."""
@@ -85,6 +93,14 @@ class Places:
             with contextlib.suppress(OSError):
                 names[place] = vm_names(place, alone=place == self.own)
         return names
+
+
+def _remove_from(pool: Pool, vm_id: UUID) -> bool:
+    try:
+        return VmFolder(pool.path, vm_id).remove()
+    except PpecError as error:
+        log.warning("disk_left_in_pool", vm_id=str(vm_id), pool=pool.name, why=error.message)
+        return False
 
 
 def vm_names(place: Path, *, alone: bool = False) -> tuple[str, ...]:

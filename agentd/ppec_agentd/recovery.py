@@ -157,9 +157,14 @@ async def _remove_orphan_folders(host: HostContext) -> tuple[str, ...]:
     for path, name in loose.items():
         if name not in gone:
             log.warning("folder_without_domain", path=str(path))
-    removed = sorted({name for name in loose.values() if name in gone})
-    for name in removed:
-        await asyncio.to_thread(host.places.remove, UUID(name))
+    removed = []
+    for name in sorted({name for name in loose.values() if name in gone}):
+        try:
+            if await asyncio.to_thread(host.places.remove, UUID(name)):
+                removed.append(name)
+        except PpecError as error:
+            # It holds nothing in the ledger, and must not keep the agent from serving: the next recovery tries again.
+            log.warning("folder_left", vm_id=name, code=error.code, why=error.message)
     return tuple(removed)
 
 

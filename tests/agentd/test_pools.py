@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -18,18 +19,22 @@ from structlog.testing import capture_logs
 
 from ppec_agentd.actions.create import came_back
 from ppec_agentd.assembly import usable_pools_mib
+from ppec_agentd.doctor.gather import take_snapshot
+from ppec_agentd.doctor.pool_checks import pools as doctors_findings
 from ppec_agentd.files import write_whole
 from ppec_agentd.health_watch import HealthWatch
+from ppec_agentd.journal import Key
 from ppec_agentd.places import Places, Pool
 from ppec_agentd.recovery import recover
 from ppec_agentd.report import ReportSource
 from ppec_agentd.settings import Settings
 from ppec_contract.agent import StopVms
 from ppec_contract.errors import PpecError
-from ppec_contract.host import HostReport, PoolReport
+from ppec_contract.host import DriftKind, HostReport, PoolReport
 from ppec_contract.vm import VmInfo
 
 MIB = 1024 * 1024
+OWN_FILES = ("root.qcow2", "seed.iso")
 
 
 @pytest.fixture
@@ -48,6 +53,33 @@ def codes(results: Any) -> list[str]:
 
 def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@contextlib.contextmanager
+def file_system(path: Path) -> Iterator[Path]:
+    """One of 16 MiB, mounted there: nobody else takes of it."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    path.mkdir(exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(path)], check=True, timeout=30)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True, timeout=30)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Path]:
+    with file_system(tmp_path / "small") as path:
+        yield path
+
+
+def remount(path: Path, how: Literal["ro", "rw"]) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(path)], check=True, timeout=30)
+
+
+def left_in_pool(logs: Any) -> list[tuple[str, str]]:
+    return [(line["vm_id"], line["why"]) for line in logs if line["event"] == "disk_left_in_pool"]
 
 
 async def report_of(agent: Any) -> HostReport:
@@ -224,6 +256,147 @@ def test_a_pool_that_is_gone_is_said_and_its_vms_go_on(words: Any, vm: Any, shor
     asyncio.run(scenario())
 
 
+def with_pool_at(words: Any, short_dir: Path, path: Path) -> Settings:
+    made: Settings = words.settings_of(short_dir, storage={"pools": {"fast": {"path": str(path), "disk_mib": 1000}}})
+    return made
+
+
+def test_a_pool_that_fails_in_a_create_keeps_its_folder_until_it_can_be_written(
+    words: Any, vm: Any, short_dir: Path, mounted: Path
+) -> None:
+    class FailingDisk:
+        async def make_overlay(self, path: Path, image: object, size_mib: int) -> None:
+            await asyncio.to_thread(write_whole, path, b"half a disk")
+            await asyncio.to_thread(remount, mounted, "ro")
+            raise PpecError("vm.create_failed", "the drive failed")
+
+    settings, one = with_pool_at(words, short_dir, mounted), vm(pool="fast")
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            agent.context.disks = FailingDisk()
+            with capture_logs() as logs:
+                (failed,) = await agent.create(one)
+            assert (failed.problem.code, failed.problem.details) == ("vm.create_failed", {})
+            assert [vm_id for vm_id, why in left_in_pool(logs) if "Read-only" in why] == [str(one.vm_id)]
+            # Nothing is held for it, and the own place has nothing.
+            assert await agent.left_behind() == words.nothing | {"folders": [str(one.vm_id)]}
+            assert files(settings.storage.vms) == []
+        async with words.open_agent(settings) as agent:
+            assert (await recover(agent.context)).folders_removed == ()
+        await asyncio.to_thread(remount, mounted, "rw")
+        async with words.open_agent(settings) as agent:
+            assert (await recover(agent.context)).folders_removed == (str(one.vm_id),)
+            assert await agent.left_behind() == words.nothing
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("action", ["CreateVms", "DeleteVms"])
+def test_a_pool_that_is_read_only_keeps_no_recovery_from_ending(
+    words: Any, vm: Any, short_dir: Path, mounted: Path, action: Literal["CreateVms", "DeleteVms"]
+) -> None:
+    """The agent was killed in a create that had made files, or in a delete that had removed the domain alone."""
+    settings, one, kept = with_pool_at(words, short_dir, mounted), vm(name="one", pool="fast"), vm(name="kept")
+    key = Key("op-2", action, str(one.vm_id))
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            assert codes(await agent.create(one, kept)) == ["", ""]
+            await agent.run(StopVms(operation_id="op-3", fence=1, vm_ids=(one.vm_id,), timeout_s=0, force=True))
+            await agent.hypervisor.undefine(one.vm_id)
+            agent.context.journal.append_intents("op-2", 1, [(key, "one")])
+        await asyncio.to_thread(remount, mounted, "ro")
+        async with words.open_agent(settings) as agent:
+            recovered = await recover(agent.context)
+            assert (recovered.finished or recovered.undone) == (str(one.vm_id),)
+            assert agent.context.journal.in_flight() == ()
+            assert [held.name for held in agent.context.ledger.holdings()] == ["kept"]
+            assert files(settings.storage.vms) == [str(kept.vm_id), *(f"{kept.vm_id}/{f}" for f in OWN_FILES)]
+            assert files(mounted) == [str(one.vm_id), f"{one.vm_id}/root.qcow2"]
+        await asyncio.to_thread(remount, mounted, "rw")
+        async with words.open_agent(settings) as agent:
+            assert (await recover(agent.context)).folders_removed == (str(one.vm_id),)
+            assert files(mounted) == []
+
+    asyncio.run(scenario())
+
+
+def test_a_vm_in_a_read_only_pool_can_be_deleted(words: Any, vm: Any, short_dir: Path, mounted: Path) -> None:
+    settings, one = with_pool_at(words, short_dir, mounted), vm(pool="fast")
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            assert codes(await agent.create(one)) == [""]
+            await asyncio.to_thread(remount, mounted, "ro")
+            with capture_logs() as logs:
+                assert codes(await agent.delete(one.vm_id, operation="op-2")) == [""]
+            assert [vm_id for vm_id, why in left_in_pool(logs) if "Read-only" in why] == [str(one.vm_id)]
+            assert await agent.left_behind() == words.nothing | {"folders": [str(one.vm_id)]}
+        await asyncio.to_thread(remount, mounted, "rw")
+        async with words.open_agent(settings) as agent:
+            assert (await recover(agent.context)).folders_removed == (str(one.vm_id),)
+
+    asyncio.run(scenario())
+
+
+def test_one_folder_that_will_not_go_keeps_no_other(settings: Settings, words: Any, vm: Any) -> None:
+    first, second = sorted((vm(pool="fast"), vm(pool="fast")), key=lambda spec: str(spec.vm_id))
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            await agent.create(first, second)
+            await agent.delete(first.vm_id, second.vm_id, operation="op-2")
+        for spec in (first, second):
+            (settings.storage.vms / str(spec.vm_id)).mkdir()
+        # What something is mounted at can't be removed.
+        with file_system(settings.storage.vms / str(first.vm_id)):
+            async with words.open_agent(settings) as agent:
+                with capture_logs() as logs:
+                    assert (await recover(agent.context)).folders_removed == (str(second.vm_id),)
+                assert [line["vm_id"] for line in logs if line["event"] == "folder_left"] == [str(first.vm_id)]
+        async with words.open_agent(settings) as agent:
+            assert (await recover(agent.context)).folders_removed == (str(first.vm_id),)
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_was_not_in_its_pool_when_the_vm_was_deleted_is_said(
+    settings: Settings, words: Any, vm: Any
+) -> None:
+    """As when the pool's file system isn't mounted, and its settings don't ask for one."""
+
+    async def scenario() -> None:
+        async with words.open_agent(settings) as agent:
+            one, other = vm(name="one", pool="fast"), vm(name="other", pool="fast")
+            await agent.create(one, other)
+            folder = fast(settings) / str(one.vm_id)
+            shutil.move(folder, fast(settings).parent)
+            with capture_logs() as logs:
+                assert codes(await agent.delete(one.vm_id, other.vm_id, operation="op-2")) == ["", ""]
+            assert left_in_pool(logs) == [(str(one.vm_id), f"{folder} is not there")]
+        shutil.move(fast(settings).parent / str(one.vm_id), fast(settings))
+        async with words.open_agent(settings) as agent:
+            assert (await recover(agent.context)).folders_removed == (str(one.vm_id),)
+
+    asyncio.run(scenario())
+
+
+def test_disks_of_vms_are_no_orphans_in_a_pool_that_was_renamed(words: Any, vm: Any, short_dir: Path) -> None:
+    before = words.settings_with_pool(short_dir)
+    after = words.settings_of(short_dir, storage={"pools": {"quick": {"path": str(fast(before))}}})
+
+    async def scenario() -> None:
+        async with words.open_agent(before) as agent:
+            await agent.create(vm(name="web", pool="fast"))
+        async with words.open_agent(after) as agent:
+            await recover(agent.context)
+            report = await report_of(agent)
+            assert [(d.kind, d.name) for d in report.drift] == [(DriftKind.DISKS, "web")]
+
+    asyncio.run(scenario())
+
+
 def test_orphans_in_a_pool_are_named_and_what_is_no_vms_is_not(settings: Settings, words: Any, vm: Any) -> None:
     async def scenario() -> None:
         stray = fast(settings) / str(UUID(int=5))
@@ -297,18 +470,6 @@ def test_a_pool_that_fails_while_the_agent_runs_is_an_error_of_the_hosts_health(
 # --- settings and sizes -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB of its own: nobody else takes of it."""
-    path = tmp_path / "small"
-    path.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", str(path)], check=True, timeout=30)
-    yield path
-    subprocess.run(["umount", str(path)], check=True, timeout=30)
-
-
 def test_a_pools_size_is_its_setting_or_what_is_free_and_held_by_vms(words: Any, tmp_path: Path, mounted: Path) -> None:
     (tmp_path / "fixed").mkdir()
     pools: dict[str, dict[str, Any]] = {
@@ -329,6 +490,9 @@ WRONG_POOLS: list[tuple[dict[str, Any], str]] = [
     ({"Fast!": {"path": "/srv/fast"}}, "should match"),
     ({"fast": {"path": "srv/fast"}}, "a pool's path is absolute"),
     ({"fast": {"path": "/srv/../etc"}}, "a pool's path is absolute"),
+    ({"fast": {"path": "//srv/fast"}}, "a pool's path is absolute"),
+    ({"fast": {"path": "//"}}, "a pool's path is absolute"),
+    ({"fast": {"path": "/"}}, "a pool's path is absolute"),
     ({"fast": {"path": "/srv/a b"}}, "a pool's path is absolute"),
     ({"fast": {"path": "/srv/%h"}}, "a pool's path is absolute"),
     ({"fast": {"path": "/srv/fast\n"}}, "a pool's path is absolute"),
@@ -339,6 +503,7 @@ WRONG_POOLS: list[tuple[dict[str, Any], str]] = [
     ({"a": {"path": "/var/lib/ppec/vms"}}, "pool a at /var/lib/ppec/vms and the VMs' own place"),
     ({"a": {"path": "/var/lib"}}, "pool a at /var/lib and the VMs' own place"),
     ({"a": {"path": "/var/lib/ppec/images/a"}}, "and the images at /var/lib/ppec/images"),
+    ({"a": {"path": "/var/lib/ppec/drives"}}, "and the drives' records at /var/lib/ppec/drives"),
     ({f"p{number}": {"path": f"/srv/p{number}"} for number in range(65)}, "at most 64"),
 ]
 
@@ -361,6 +526,26 @@ def test_a_mount_is_told_from_a_folder(tmp_path: Path, mounted: Path) -> None:
     link.symlink_to(mounted)
     assert Pool("fast", link, mounted=True).problem() == ""
     assert "No such file" in Pool("fast", tmp_path / "none").problem()
+
+
+def test_the_doctor_and_the_agent_see_the_same_of_a_pool_that_is_a_link(
+    words: Any, tmp_path: Path, mounted: Path
+) -> None:
+    """One link leads to what is mounted. The other lies there and leads to a plain folder."""
+    plain = tmp_path / "plain"
+    plain.mkdir(mode=0o711)
+    links = {"good": tmp_path / "good", "bad": mounted / "bad"}
+    links["good"].symlink_to(mounted)
+    links["bad"].symlink_to(plain)
+    mounted.chmod(0o711)
+    pools = {name: {"path": str(path), "mounted": True, "disk_mib": 5} for name, path in links.items()}
+    settings = words.settings_of(tmp_path, storage={"pools": pools})
+    found = {finding.subject: finding.found for finding in doctors_findings(take_snapshot(settings))}
+    nothing = "no file system is mounted there"
+    assert {name: found[f"storage pool {name}, {path}"] == nothing for name, path in links.items()} == {
+        name: Pool(name, path, mounted=True).problem() != "" for name, path in links.items()
+    }
+    assert found[f"storage pool bad, {links['bad']}"] == nothing
 
 
 def test_places_without_pools_are_one(tmp_path: Path) -> None:

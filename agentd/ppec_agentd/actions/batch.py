@@ -252,8 +252,9 @@ class Actions:
         )
 
     async def _keep(self, key: Key, fence: int, result: VmResult) -> None:
-        # From there on the hypervisor may have heard of the domain, even if it has shown none yet.
-        undone = result.problem is not None and Stage.DEFINE in result.stage_ms
+        # From there on a failing pool may have kept a folder, and later the hypervisor may have heard of the domain,
+        # even if it has shown none yet.
+        undone = result.problem is not None and Stage.IMAGE in result.stage_ms
         try:
             await asyncio.to_thread(partial(self._host.journal.append_answer, key, fence, result, undone=undone))
         except PpecError as error:

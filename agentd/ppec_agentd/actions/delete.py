@@ -7,12 +7,14 @@ There is no undo, on purpose: each step can be repeated, and a delete that broke
 from __future__ import annotations
 
 import asyncio
+import os
 from uuid import UUID
 
 import structlog
 
 from ppec_agentd.actions.context import HostContext, Outcome, Steps, refuse_foreign
 from ppec_agentd.hypervisor import Domain
+from ppec_agentd.places import Places
 from ppec_contract.agent import Stage
 from ppec_contract.errors import PpecError
 
@@ -32,9 +34,9 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
         refuse_lingering(host, vm_id)
         domain = await _remove_domain(host, vm_id, steps) or domain
     with steps.stage(Stage.CLEANUP):
-        removed = await asyncio.to_thread(host.places.remove, vm_id)
         if domain is not None:
-            await _say_what_is_left(host, domain)
+            await asyncio.to_thread(_say_what_is_left, host.places, domain)
+        removed = await asyncio.to_thread(host.places.remove, vm_id)
     await host.thaws.forget(vm_id)
     released = host.release(vm_id)
     # A VM that is made anew under this id must not get what was still to be settled of this one.
@@ -44,16 +46,23 @@ async def delete(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
     return Outcome(domain is not None or removed or released, None, domain.name if domain else "")
 
 
-async def _say_what_is_left(host: HostContext, domain: Domain) -> None:
+def _say_what_is_left(places: Places, domain: Domain) -> None:
     """A pool that is gone, from the settings or from the machine, keeps no VM from being deleted. Once it is back, the
-    next recovery removes the disk, as the journal says that the VM is gone."""
+    next recovery removes the disk, as the journal says that the VM is gone. To be called before anything is removed;
+    blocking."""
     name = domain.metadata.pool if domain.metadata is not None else ""
-    if not name:
-        return
-    pool = host.places.pools.get(name)
-    why = "it is not in the settings" if pool is None else await asyncio.to_thread(pool.problem)
-    if why:
+    if name and (why := _why_left(places, domain.vm_id, name)):
         log.warning("disk_left_in_pool", vm_id=str(domain.vm_id), vm=domain.name, pool=name, why=why)
+
+
+def _why_left(places: Places, vm_id: UUID, name: str) -> str:
+    pool, folder = places.pools.get(name), places.disk_folder(vm_id, name)
+    if pool is None or folder is None:
+        return "it is not in the settings"
+    if problem := pool.problem():
+        return problem
+    # Its file system may not be mounted, which only the disk tells where the settings don't ask for one.
+    return "" if os.path.lexists(folder.path) else f"{folder.path} is not there"
 
 
 async def _remove_domain(host: HostContext, vm_id: UUID, steps: Steps) -> Domain | None:
