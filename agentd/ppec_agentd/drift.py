@@ -130,11 +130,11 @@ def _of_the_absent(look: HostLook) -> Iterator[Drift]:
 
 
 def _places_of(domain: Domain, places: Places) -> set[Path]:
-    """Where a domain may have a folder. What one made by hand has, nobody knows."""
-    if domain.metadata is None:
-        return {*places.folders}
-    disk_folder = places.disk_folder(domain.vm_id, domain.metadata.pool)
-    return {places.own} if disk_folder is None else {places.own, disk_folder.root}
+    """Where a domain may have a folder. Of one made by hand nobody knows, nor of one in a pool that left the settings:
+    the same folder may be there by another name."""
+    granted = domain.metadata
+    disk_folder = None if granted is None else places.disk_folder(domain.vm_id, granted.pool)
+    return {*places.folders} if disk_folder is None else {places.own, disk_folder.root}
 
 
 def _crowded(finding: Finding) -> Drift:

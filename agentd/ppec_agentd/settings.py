@@ -71,8 +71,9 @@ class PoolSettings(Model):
     @classmethod
     def _plain(cls, path: Path) -> Path:
         # The agent's unit names it, too, where blanks, quotes, colons and percent signs mean something.
-        if not re.fullmatch(r"/[A-Za-z0-9._/+@-]+", str(path)) or ".." in path.parts:
-            raise ValueError("a pool's path is absolute, without .. and of letters, digits, dots and -_+@ alone")
+        # Two slashes in front are kept, and make another path to whoever compares it, though it is the same folder.
+        if not re.fullmatch(r"(/[A-Za-z0-9._+@-]+)+", str(path)) or ".." in path.parts:
+            raise ValueError("a pool's path is absolute, without .. or // and of letters, digits, dots and -_+@ alone")
         return path
 
 
@@ -93,7 +94,7 @@ class StorageSettings(Model):
     @model_validator(mode="after")
     def _pools_are_apart(self) -> StorageSettings:
         """What is counted in one place must not be counted in another, nor taken for a VM's folder there."""
-        places = {"the VMs' own place": self.vms, "the images": self.images}
+        places = {"the VMs' own place": self.vms, "the images": self.images, "the drives' records": self.drives}
         for name, pool in self.pools.items():
             for other, path in places.items():
                 if pool.path.is_relative_to(path) or path.is_relative_to(pool.path):

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import UUID
 
+from ppec_agentd.places import vm_id_of
 from ppec_contract.host import VmUse
 
 _MIB = 1024 * 1024
@@ -66,7 +67,7 @@ def _blocks(place: Path) -> Iterator[tuple[UUID, int]]:
         return
     for entry in entries:
         try:
-            vm_id, files = UUID(entry.name), os.scandir(entry)
-            yield vm_id, sum(file.stat(follow_symlinks=False).st_blocks for file in files)
-        except (OSError, ValueError):
+            if (vm_id := vm_id_of(entry.name)) is not None:
+                yield vm_id, sum(file.stat(follow_symlinks=False).st_blocks for file in os.scandir(entry))
+        except OSError:
             continue

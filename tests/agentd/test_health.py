@@ -180,6 +180,8 @@ def test_what_vms_use(tmp_path: Path) -> None:
     write(tmp_path, {"proc/78/stat": stat.replace("77", "78"), "proc/78/cmdline": "qemu-img\0create\0"})
     write(tmp_path, {"proc/79/stat": "79 (bash) S", "proc/79/cmdline": command})
     write(tmp_path, {f"vms/{second}/root.qcow2": "x" * 3 * 2**20, "vms/keep/x": "y"})
+    # Named like a VM, but not as the agent names one.
+    write(tmp_path, {f"vms/{UUID(int=7).hex}/root.qcow2": "x" * 2**20})
     # Its seed and its disk are in two places.
     write(tmp_path, {f"vms/{first}/seed.iso": "x" * 2**20, f"fast/{first}/root.qcow2": "x" * 2 * 2**20})
     places = (tmp_path / "vms", tmp_path / "fast", tmp_path / "none")

@@ -46,7 +46,9 @@ def take_snapshot(settings: Settings, root: Path = Path("/")) -> HostFactsSnapsh
     """Below `root` the kernel's files and the settings' paths; users, programs and libvirt are always this system's."""
     storage, tls = settings.storage, settings.tls
     pools = tuple(pool.path for pool in storage.pools.values())
-    asked = (storage.vms, storage.images, *pools, settings.socket.path.parent, tls.key_path, Path("/dev/kvm"))
+    # Not pools' parents by name: a pool may be a symbolic link.
+    above = (pool / ".." for pool in pools)
+    asked = (storage.vms, storage.images, *pools, *above, settings.socket.path.parent, tls.key_path, Path("/dev/kvm"))
     paths = {path: look(root, path) for wanted in asked for path in (wanted, *wanted.parents)}
     return HostFactsSnapshot(
         settings=settings,

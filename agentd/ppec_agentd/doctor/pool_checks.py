@@ -31,7 +31,7 @@ def _faults(
     if facts.kind != "folder":
         yield Level.ERROR, "is no folder", "a folder", "Move what is there away."
         return
-    if pool.mounted and facts.device == host.paths[pool.path.parent].device:
+    if pool.mounted and facts.device == host.paths[pool.path / ".."].device:
         advice = f"mount {pool.path}, and have it mounted at boot; or take mounted off the pool"
         yield Level.ERROR, "no file system is mounted there", "one of its own", advice
     if facts.uid != 0 or facts.mode & _WRITABLE_BY_OTHERS:

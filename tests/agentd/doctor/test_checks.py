@@ -93,6 +93,7 @@ def pooled(*facts: PathFacts, pools: dict[str, Any] | None = None, **storage: An
     """A host with pools; of `fast` alone, unless they are given. Paths of `facts` are as these say."""
     known = {"fast": {"path": str(FAST)}} if pools is None else pools
     there = {FAST: replace(folder(FAST), device=9, inode=1), SLOW: replace(folder(SLOW), device=9, inode=2)}
+    there |= {path / "..": replace(SRV, path=path / "..") for path in (FAST, SLOW)}
     there |= {facts.path: facts for facts in facts}
     return {
         "settings": settings(storage={"pools": known, **storage}),
