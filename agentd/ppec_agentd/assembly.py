@@ -104,13 +104,13 @@ def make_places(storage: StorageSettings) -> Places:
 
 
 def _drive_port(settings: Settings, hypervisor: Hypervisor) -> DrivePort:
-    if settings.hypervisor != "fake":
-        return HostDrives(settings.nvme.erase_timeout_s, settings.storage.drives)
-    from ppec_agentd.fake_nvme import FakeNvme
+    """A fake machine has its drives with its domains."""
+    if settings.hypervisor == "fake":
+        from ppec_agentd.fake_nvme import FakeNvme
 
-    if not isinstance(hypervisor, FakeNvme):
-        raise TypeError("a fake machine has its drives with its domains")
-    return hypervisor
+        if isinstance(hypervisor, FakeNvme):
+            return hypervisor
+    return HostDrives(settings.nvme.erase_timeout_s, settings.storage.drives)
 
 
 def _cell_by_drive(nvme: NvmeSettings, port: DrivePort, topology: Topology) -> dict[str, int]:
