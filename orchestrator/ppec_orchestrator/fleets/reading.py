@@ -20,6 +20,7 @@ from ppec_orchestrator.fleets.faults import (
 )
 from ppec_orchestrator.fleets.file import MOST_BYTES, FleetFile
 from ppec_orchestrator.fleets.json_document import parsed
+from ppec_orchestrator.fleets.places import refuse_unknown_scope
 
 _READERS: dict[str, Callable[[object], FleetFile]] = {
     snapshot.SCHEMA: snapshot.read,
@@ -75,12 +76,27 @@ def read_requests(data: bytes, source: str, beside: FleetFile) -> FleetFile:
             found = replace(beside, requests=requests, called=snapshot.CALLED)
         else:
             raise unreadable(source, f"{shown(schema)} is no format of requests", REQUESTS)
-        standing = {vm.name for host in beside.fleet.hosts for vm in host.vms}
-        for index, request in enumerate(found.requests):
-            refuse_standing(request.name, standing, f"batch[{index}].name")
+        _refuse_unfit(found, "requests.batch" if schema in _READERS else "batch")
     except FleetError as fault:
         raise invalid(source, fault) from fault
     return found
+
+
+def _refuse_unfit(file: FleetFile, batch: str) -> None:
+    """Raises FleetError for requests that the fleet can't be asked for: those of another fleet's file were only held
+    against that one. In the order of the file, at `batch`."""
+    fleet, groups = file.fleet, file.names.groups
+    standing = {vm.name for host in fleet.hosts for vm in host.vms}
+    for index, request in enumerate(file.requests):
+        where = f"{batch}[{index}]"
+        refuse_standing(request.name, standing, f"{where}.name")
+        refuse_unknown_scope(request.profile, fleet, f"{where}.profile")
+        # A request has forgotten their order in its file.
+        for unknown in sorted(request.excluded_hosts - fleet.index.keys())[:1]:
+            raise FleetError(f"{where}.excluded_hosts", f"there is no host {shown(unknown)}")
+        for group in request.groups:
+            if groups.get(group.name, group) != group:
+                raise FleetError(where, f"group {shown(group.name)} is defined otherwise in the fleet")
 
 
 def _text(data: bytes, source: str, kind: Kind) -> bytes:

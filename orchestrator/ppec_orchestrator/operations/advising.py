@@ -54,7 +54,7 @@ class Advising:
         self.tried = 0
 
     def changes_for(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> Changes:
-        """Cheapest first; none where nothing single helps."""
+        """Cheapest first; none where nothing helps that changes are made of."""
         question = (vm.kind, spare)
         with self._lock:
             answers = self._answers.setdefault(fleet, OrderedDict())
@@ -98,7 +98,7 @@ ADVISING = Advising()
 
 def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecError:
     """The same error, with what would make the first refused VM fit. The fleet may have moved on: where the VM fits by
-    now, or nothing single helps, nothing is added."""
+    now, or no change helps, nothing is added."""
     plan, snapshot = fleet.plan(request)
     changes = _first_changes(snapshot, request, plan) if plan.refused else ()
     if not changes:

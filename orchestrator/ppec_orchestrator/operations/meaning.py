@@ -42,7 +42,7 @@ def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalo
     """Raises `….not_found` of whatever the request names, `request.invalid` for disks smaller than the image, and what
     `wanted_networks.candidates` raises. Several requests share a `catalogue` of the transaction."""
     catalogue = catalogue or Catalogue(conn)
-    own = {item.name: _size_of(item, asked, catalogue) for item in asked.items}
+    own = {item.name: _size_of(item, asked, catalogue) for item in asked.items if item.flavor or item.size or item.pool}
     common = _common_size(asked, catalogue) or next(iter(own.values()))
     source = catalogue.image(asked.image)
     _check_places(conn, asked)

@@ -33,13 +33,14 @@ RULES: Mapping[str, str] = {
     "pool": "have its disk in no pool",
     "spare": "do without N+1",
 }
-_WORDS: Mapping[CellResource, str] = {
-    "cores": "cores",
-    "memory_mib": "MiB of memory",
-    "shared_vcpus": "shared vCPUs",
-    "pages_2m": "huge pages of 2 MiB",
-    "pages_1g": "huge pages of 1 GiB",
-    "nvme": "NVMe drives",
+# Of one, and of several.
+_WORDS: Mapping[CellResource, tuple[str, str]] = {
+    "cores": ("core", "cores"),
+    "memory_mib": ("MiB of memory", "MiB of memory"),
+    "shared_vcpus": ("shared vCPU", "shared vCPUs"),
+    "pages_2m": ("huge page of 2 MiB", "huge pages of 2 MiB"),
+    "pages_1g": ("huge page of 1 GiB", "huge pages of 1 GiB"),
+    "nvme": ("NVMe drive", "NVMe drives"),
 }
 
 
@@ -134,8 +135,9 @@ class OtherSize:
         return 4, self.lost
 
     def sentence(self) -> str:
-        drives = f", with {self.nvme_drives} NVMe drives" if self.nvme_drives else ""
-        return f"ask for {self.vcpus} vCPUs, {self.memory_mib} MiB and a disk of {self.disk_mib} MiB{drives}"
+        vcpus = f"{self.vcpus} vCPU{'s' if self.vcpus > 1 else ''}"
+        drives = f", with {_amount('nvme', self.nvme_drives)}" if self.nvme_drives else ""
+        return f"ask for {vcpus}, {self.memory_mib} MiB and a disk of {self.disk_mib} MiB{drives}"
 
     def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
         smaller = replace(vm.profile.shape, vcpus=self.vcpus, memory_mib=self.memory_mib, disk_mib=self.disk_mib)
@@ -167,7 +169,7 @@ class FreeRoom:
     def sentence(self) -> str:
         room = self.rooms[0]
         parts = [
-            f"{amount} {_WORDS[resource]} in cell {cell}"
+            f"{_amount(resource, amount)} in cell {cell}"
             for cell, amounts in sorted(room.cells.items())
             for resource, amount in amounts.items()
         ]
@@ -260,6 +262,11 @@ def _of_other_shape(profile: Profile, given_up: str) -> Profile:
 
 def _rule_words(rule: str) -> str:
     return f"give up the rule of group {rule.removeprefix('group:')}" if rule.startswith("group:") else RULES[rule]
+
+
+def _amount(resource: CellResource, amount: int) -> str:
+    one, several = _WORDS[resource]
+    return f"{amount} {one if amount == 1 else several}"
 
 
 def _freed(cell: CellState, amounts: Mapping[CellResource, int]) -> CellState:

@@ -7,6 +7,7 @@ import gzip
 import json
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -163,3 +164,48 @@ def test_keys_may_come_again_in_other_objects_and_as_text() -> None:
     data = BENCH.replace(b'"class":"s"', b'"class":"\\"name\\":1,\\"name\\":2"')
     assert data.count(b'"name"') > 1
     assert read_fleet(data, "fleet").fleet.hosts == read_fleet(BENCH, "fleet").fleet.hosts
+
+
+# --- requests of another fleet ---------------------------------------------------------------------------------------
+
+
+def small_fleet(host: str, level: str = "host", **request: Any) -> bytes:
+    """One host with a member of group `g`, and a request for another of profile `p`, or what `request` has."""
+    shape = {"vcpus": 2, "memory_mib": 64, "disk_mib": 1}
+    place = {"datacentre": "d", "cluster": "c", "rack": "r", "vrf": "v", "architecture": "x86_64"}
+    profile = {"shape": shape, "architecture": "x86_64"}
+    seated = {"vm_id": str(UUID(int=1)), "name": f"on-{host}", "profile": "p", "cells": [0], "groups": ["g"]}
+    cell = {"cell": 0, "socket": 0, "threads_per_core": 1, "cores": 8, "cores_free": 6, "memory_mib": 1024}
+    room = {"cells": [cell | {"memory_free_mib": 960}], "disk_mib": 9, "disk_free_mib": 8, "prefixes": [[1]]}
+    document = {
+        "schema": "ppec-fleet/1",
+        "profiles": [{"name": "p", **profile}, {"name": "there", **profile, "where": {"host": host}}],
+        "groups": [{"name": "g", "level": level}],
+        "hosts": [{"host_id": 1, "name": host, **place, **room, "vms": [seated]}],
+        "requests": {"batch": [{"name": "new", "profile": "p"} | request]},
+    }
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("other", "where", "what"),
+    [
+        (small_fleet("b", profile="there"), ".profile", "it is for host 'b' alone, where there is no host"),
+        (small_fleet("b", excluded_hosts=["b"]), ".excluded_hosts", "there is no host 'b'"),
+        (small_fleet("b", "rack", groups=["g"]), "", "group 'g' is defined otherwise in the fleet"),
+        (small_fleet("b", name="on-a"), ".name", "VM 'on-a' stands in the fleet already"),
+    ],
+)
+def test_requests_of_another_fleet_are_held_against_the_one_planned_on(other: bytes, where: str, what: str) -> None:
+    assert len(read_fleet(other, "other").requests) == 1, "its own fleet can be asked for it"
+    with pytest.raises(PpecError) as refused:
+        read_requests(other, "other", read_fleet(small_fleet("a"), "fleet"))
+    assert (refused.value.code, refused.value.details["where"]) == ("fleet.invalid", f"requests.batch[0]{where}")
+    assert refused.value.details["fault"] == what
+
+
+def test_of_another_fleet_only_what_its_requests_say_has_to_fit() -> None:
+    found = read_requests(small_fleet("b", "rack"), "other", read_fleet(small_fleet("a"), "fleet"))
+    assert [request.name for request in found.requests] == ["new"]
+    same = read_requests(small_fleet("b", groups=["g"]), "other", read_fleet(small_fleet("a"), "fleet"))
+    assert same.requests[0].groups == (same.names.groups["g"],)

@@ -18,6 +18,7 @@ from ppec_contract.errors import PpecError
 from ppec_contract.version import Capability
 from ppec_contract.vm import VmSpec
 from ppec_orchestrator.dispatch.simulated import Fault
+from ppec_orchestrator.operations.meaning import meaning
 from ppec_orchestrator.operations.outcomes import may_have_left_something, may_move, whole_host
 from ppec_orchestrator.store import tables
 
@@ -109,7 +110,18 @@ def test_what_an_item_leaves_out_is_the_requests(world: Any) -> None:
     }
     with world.database.read() as conn:
         pools = {row.name: row.used_mib for row in conn.execute(select(tables.host_pool))}
+        (kept,) = conn.execute(select(tables.operation.c.input)).scalars()
     assert pools == {POOL: 28_192, "archive": 18_192}
+    assert set(kept["sizes"]) == {"elsewhere", "larger", "both"}
+
+
+def test_an_operation_keeps_no_sizes_of_vms_that_have_none_of_their_own(world: Any) -> None:
+    """A thousand of them would be told a thousand times what the request says once."""
+    items = tuple(VmItem(name=f"v{number}", priority=number) for number in range(3))
+    for named in ({"flavor": "small"}, {"size": with_drives(0)}):
+        asked = VmsCreate(image="debian", items=items, mode=BatchMode.BEST_EFFORT, **named)
+        with world.database.read() as conn:
+            assert meaning(conn, asked, world.now()).input.sizes == {}
     world.assert_consistent()
 
 
