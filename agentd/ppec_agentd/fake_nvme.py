@@ -28,12 +28,13 @@ _OFF = (VmState.STOPPED, VmState.CRASHED)
 @dataclass(frozen=True, slots=True)
 class FakeDrive:
     """`writers` are the domains whose data it holds; `signature` is what else was found on it. `used` says what the
-    host itself does with it."""
+    host itself does with it. `serial` is that of the slot's own drive unless another was put there."""
 
     driver: str = HOST_DRIVER
     writers: tuple[UUID, ...] = ()
     signature: str = ""
     used: str = ""
+    serial: str = ""
 
 
 _STATE_FILE: TypeAdapter[dict[str, FakeDrive]] = TypeAdapter(dict[str, FakeDrive])
@@ -72,9 +73,10 @@ class FakeNvme:
             address=address,
             cell=self.drive_cells[address],
             driver=drive.driver,
-            serial=f"FAKE-{address}" if at_home else "",
+            serial=(drive.serial or f"FAKE-{address}") if at_home else "",
             namespaces=(f"fake-{address}",) if at_home else (),
             problem=drive.used,
+            used_by_host=bool(drive.used),
         )
 
     async def signature(self, drive: NvmeDrive) -> str:

@@ -93,9 +93,11 @@ class LibvirtPower:
         return await self._connection.call("resume", vm_id, work)
 
 
-def time_to_lock_s(domain: Domain) -> float:
-    """How much longer the domain may take to start than one without devices of the host."""
-    return domain.memory_mib / LOCKED_MIB_PER_S if domain.host_devices else 0.0
+def time_to_lock_s(domain: Domain, memory_mib: int | None = None) -> float:
+    """How much longer the domain may take to start than one without devices of the host, or to be given `memory_mib`
+    while it runs."""
+    locked_mib = domain.memory_mib if memory_mib is None else memory_mib
+    return locked_mib / LOCKED_MIB_PER_S if domain.host_devices else 0.0
 
 
 def _switch(vm_id: UUID, domain: Any, what: str, wanted: VmState) -> bool:

@@ -133,6 +133,14 @@ class NvmeSettings(Model):
     drives: Annotated[tuple[PciAddress, ...], Field(max_length=MAX_PARTS)] = ()
     erase_timeout_s: Seconds = 3600.0
 
+    @field_validator("drives")
+    @classmethod
+    def _each_once(cls, drives: tuple[PciAddress, ...]) -> tuple[PciAddress, ...]:
+        twice = sorted({drive for drive in drives if drives.count(drive) > 1})
+        if twice:
+            raise ValueError(f"each drive is named once; more than once: {', '.join(twice)}")
+        return drives
+
 
 class LibvirtSettings(Model):
     """`domain_type` overrides the decision made from the CPU's flags; `disk_cache` is QEMU's cache mode of disks."""

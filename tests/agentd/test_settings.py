@@ -63,6 +63,8 @@ def test_a_file_of_few_words_is_enough(tmp_path: Path) -> None:
         ('host = "h1"\n[reports]\norchestrator_url = "http://10.0.0.1"', "reports.orchestrator_url"),
         ('host = "h1"\n[socket]\npath = "/' + "x" * 104 + '"', "socket.path"),
         ('host = "h1"\n[nvme]\ndrives = ["3b:00.0"]', "nvme.drives.0"),
+        ('host = "h1"\n[nvme]\ndrives = ["00003b:00:01.0"]', "nvme.drives.0"),
+        ('host = "h1"\n[nvme]\ndrives = ["0000:3b:00.0", "0000:3b:00.0"]', "nvme.drives"),
         ('host = "h1"\n[nvme]\ndrives = ["0000:3b:00.0/.."]', "nvme.drives.0"),
         ("host = ", "Invalid value"),
     ],

@@ -36,7 +36,6 @@ async def start(host: HostContext, vm_id: UUID, steps: Steps) -> Outcome:
     if off and domain.metadata is not None:
         # What a resize left to this start: what the old size had beyond it is given back.
         hold(host.ledger, domain.metadata)
-    if off and domain.metadata is not None:
         await host.drives.refuse_used(f"vm {domain.name}", domain.metadata.nvme_drives)
     async with host.starts:
         with steps.stage(Stage.START):

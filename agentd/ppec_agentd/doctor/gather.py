@@ -45,6 +45,7 @@ _QEMU_USERS = ("libvirt-qemu", "qemu")
 def take_snapshot(settings: Settings, root: Path = Path("/")) -> HostFactsSnapshot:
     """Below `root` the kernel's files and the settings' paths; users, programs and libvirt are always this system's."""
     storage, tls = settings.storage, settings.tls
+    locks = root / storage.drives.relative_to("/")
     pools = tuple(pool.path for pool in storage.pools.values())
     # Not pools' parents by name: a pool may be a symbolic link.
     above = (pool / ".." for pool in pools)
@@ -69,7 +70,7 @@ def take_snapshot(settings: Settings, root: Path = Path("/")) -> HostFactsSnapsh
         file_systems=tuple(_file_systems(root, (storage.state_dir, storage.images, *pools))),
         huge_pages=tuple(machine.read_huge_pages(root)),
         bridges=frozenset(path.parent.name for path in (root / "sys/class/net").glob("*/bridge")),
-        nvme_drives=tuple(read_drive(address, root) for address in settings.nvme.drives),
+        nvme_drives=tuple(read_drive(address, root, locks) for address in settings.nvme.drives),
         port_holders=machine.read_port_holders(root, (PROXY_PORT,)),
         memory_mib=machine.read_memory_mib(root),
         locked_memory_limit_mib=machine.read_locked_memory_limit_mib(root),

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from ppec_agentd.doctor.findings import Finding, Level
 from ppec_agentd.doctor.permissions import READ_WRITE, may
 from ppec_agentd.doctor.snapshot import HostFactsSnapshot
+from ppec_agentd.nvme.sysfs import BEING_ERASED
 
 # A clock further off than this makes certificates and the order of events doubtful.
 LARGEST_CLOCK_ERROR_S = 1.0
@@ -99,7 +100,9 @@ def nvme_drives(host: HostFactsSnapshot) -> Iterator[Finding]:
     """Those that VMs may have, as the agent itself will find them."""
     for drive in host.nvme_drives:
         subject = f"NVMe drive {drive.address}"
-        if drive.problem:
+        if drive.problem == BEING_ERASED:
+            yield Finding("nvme-drives", Level.OK, subject, BEING_ERASED)
+        elif drive.problem:
             advice = "Free the drive, or take it out of drives below [nvme]; nothing on it is touched."
             yield Finding("nvme-drives", Level.ERROR, subject, drive.problem, "a drive of VMs' own", advice)
         else:

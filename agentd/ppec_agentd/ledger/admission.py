@@ -219,6 +219,11 @@ class Ledger:
         """The NVMe drives for VMs, by their PCI addresses."""
         return self._details.drives()
 
+    def drive_uses(self, drive: str) -> int:
+        """How often domains have come to hold an NVMe drive in this ledger's life, those included that it was rebuilt
+        from; a grant alone is no use."""
+        return self._details.drive_uses(drive)
+
     def cells(self) -> tuple[CellReport, ...]:
         """Each cell as the report shows it; `…_free` is what the next VM could get."""
         return self._details.cells()

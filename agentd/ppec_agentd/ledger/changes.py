@@ -44,6 +44,7 @@ class Planner:
             shared_by_cell=self._shared(plan, claim.vcpus),
             pool=claim.pool,
             drives=self.drives.choose(claim.subject, claim.nvme_drives, claim.cells),
+            locked=claim.nvme_drives > 0,
         )
 
     def resized(self, held: Holding, vcpus: int, memory_mib: int) -> Holding:
@@ -109,8 +110,8 @@ class Planner:
         wrong = ""
         if held.plan.guest_cells:
             wrong = "its guest was shown the cells it is on, and stays there"
-        elif held.drives:
-            wrong = "it has NVMe drives of the cells it is on, and its memory is locked there"
+        elif held.locked:
+            wrong = "it has devices of the host (NVMe drives), and its memory is locked where it is"
         elif not move.cells or not set(move.cells) <= self.pool.topology.by_cell.keys():
             wrong = f"this host has no cells {list(move.cells)}"
         elif sorted(pin.vcpu for pin in move.pins) != list(range(held.vcpus if dedicated else 0)):

@@ -90,7 +90,8 @@ class Holding:
     `cpus` are whole cores: those of the plan, and any other that its domain was found pinned to. While a resize or a
     move is under way `before` is what the VM held until then, and it goes on holding that as well: nobody else gets
     what an undo may need back. `drives` are the PCI addresses of NVMe drives: those granted, and any other of the
-    host's drives for VMs that its domain was found to have.
+    host's drives for VMs that its domain was found to have. `locked`: its domain has devices of the host, these or
+    others, and so its memory can't move.
     """
 
     vm_id: UUID
@@ -109,6 +110,7 @@ class Holding:
     before: Holding | None = None
     pool: str = NO_POOL
     drives: frozenset[str] = frozenset()
+    locked: bool = False
 
     @property
     def subject(self) -> str:

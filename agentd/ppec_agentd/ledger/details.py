@@ -150,6 +150,10 @@ class DetailsSection:
         with self._lock:
             return self._drives.states()
 
+    def drive_uses(self, drive: str) -> int:
+        with self._lock:
+            return self._drives.uses(drive)
+
     def cells(self) -> tuple[CellReport, ...]:
         with self._lock:
             return tuple(self._cell_report(cell) for cell in self._pool.topology.cells)
@@ -211,7 +215,7 @@ class DetailsSection:
         self._holders.update(kept.cpus)
         self._pool = self._pool.take(kept.cpus).share(kept.shared_by_cell)
         self._memory.take(kept.memory_by_cell_mib, kept.page_kib)
-        return {**_amounts(kept, cores), NVME_DRIVES: self._drives.take(kept.drives)}
+        return {**_amounts(kept, cores), NVME_DRIVES: self._drives.take(kept.drives, used=kept.committed)}
 
     def _leave(self, vm_id: UUID) -> Amounts:
         kept = self._holdings.pop(vm_id).kept()

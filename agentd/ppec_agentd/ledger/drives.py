@@ -34,6 +34,12 @@ class CellDrives:
         # As they are while nobody holds them.
         self._states = dict.fromkeys(self._cells, DriveState.SETTLING)
         self._holders: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter()
+
+    def uses(self, drive: str) -> int:
+        """How often domains were seen to have it, since this ledger is there: what was known of it before the last time
+        doesn't hold any more."""
+        return self._uses[drive]
 
     def state(self, drive: str) -> DriveState:
         return DriveState.HELD if self._holders[drive] else self._states[drive]
@@ -59,12 +65,14 @@ class CellDrives:
             chosen.update(free[:part])
         return frozenset(chosen)
 
-    def take(self, drives: Iterable[str]) -> int:
-        """Enters them as held; returns how many of them were free."""
+    def take(self, drives: Iterable[str], *, used: bool) -> int:
+        """Enters them as held; returns how many of them were free. `used`: by a domain that is there, and not just
+        granted to one to come."""
         taken = 0
         for drive in drives:
             taken += self._is_free(drive)
             self._holders[drive] += 1
+            self._uses[drive] += used
             self._states[drive] = DriveState.SETTLING
         return taken
 

@@ -48,15 +48,18 @@ def holding_of(domain: Domain, pool: CpuPool, memory: CellMemory, drives: CellDr
         shared_by_cell=shared_by_cell(pool, cells, vcpus) if ours and request.shared else {},
         pool=ours.pool if ours else NO_POOL,
         drives=_drives(domain, drives),
+        locked=_locked(domain),
     )
 
 
 def as_held(domain: Domain, held: Holding, pool: CpuPool, drives: CellDrives) -> bool:
     """Whether the domain uses what its holding says, as far as the ledger counts it.
 
-    Of ours only pins and drives can differ, its metadata says the rest; a foreign one may have been changed in any way.
+    Of ours only pins and devices can differ, its metadata says the rest; a foreign one may have changed in any way.
     """
     if held.cpus != _used(domain, held, pool) or held.drives != _drives(domain, drives):
+        return False
+    if held.locked != _locked(domain):
         return False
     if not held.foreign:
         return True
@@ -68,7 +71,13 @@ def observed(domain: Domain, held: Holding, pool: CpuPool, memory: CellMemory, d
     """What it holds now that it is seen to use other CPUs, drives or memory than before."""
     if held.foreign:
         return holding_of(domain, pool, memory, drives)
-    return replace(held, cpus=_used(domain, held, pool), drives=_drives(domain, drives))
+    return replace(held, cpus=_used(domain, held, pool), drives=_drives(domain, drives), locked=_locked(domain))
+
+
+def _locked(domain: Domain) -> bool:
+    """Also by drives that are none of the settings' any more."""
+    granted = domain.metadata.nvme_drives if domain.metadata else ()
+    return bool(granted or domain.host_devices)
 
 
 def _drives(domain: Domain, drives: CellDrives) -> frozenset[str]:

@@ -11,8 +11,10 @@ from typing import Annotated, Protocol
 
 from pydantic import StringConstraints
 
-# As the kernel writes it: domain, bus, slot and function.
-PciAddress = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
+# As the kernel writes it: domain (of more than four digits only if it needs them), bus, slot and function.
+PciAddress = Annotated[
+    str, StringConstraints(pattern=r"^([0-9a-f]{4}|[1-9a-f][0-9a-f]{4,7}):[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")
+]
 HOST_DRIVER = "nvme"
 
 
@@ -21,7 +23,8 @@ class NvmeDrive:
     """One look. `problem` says why the drive can't be handed to a VM as things are; empty if it can.
 
     `cell` is None where the machine doesn't say. `driver` is who has the device now, "" for nobody; `serial` and
-    `namespaces` (block devices, by their names) are known while that is the host's own.
+    `namespaces` (block devices, by their names) are known while that is the host's own. `used_by_host`: the problem is
+    that the host itself has put it to use, so what is on it may be the host's own.
     """
 
     address: str
@@ -30,10 +33,16 @@ class NvmeDrive:
     serial: str = ""
     namespaces: tuple[str, ...] = ()
     problem: str = ""
+    used_by_host: bool = False
 
     @property
     def at_home(self) -> bool:
         return self.driver == HOST_DRIVER
+
+    @property
+    def shows_itself(self) -> bool:
+        """Whether it is at home and alive: one that is dead or on its way shows no namespace or no serial number."""
+        return self.at_home and bool(self.namespaces and self.serial)
 
 
 class DrivePort(Protocol):

@@ -21,7 +21,7 @@ import structlog
 
 from ppec_agentd.files import os_errors
 from ppec_agentd.nvme.drive import NvmeDrive
-from ppec_agentd.nvme.sysfs import read_drive
+from ppec_agentd.nvme.sysfs import lock_path, read_drive
 from ppec_contract.errors import PpecError
 
 log = structlog.get_logger(__name__)
@@ -32,6 +32,7 @@ _BLKRRPART = 0x125F
 _QUESTION_S = 30.0
 _LOOK_EVERY_S = 0.2
 _NOTHING_FOUND = 2
+_READ_BYTES = 4096
 
 
 class HostDrives:
@@ -43,18 +44,28 @@ class HostDrives:
         self._root = root
 
     def read(self, address: str) -> NvmeDrive:
-        return read_drive(address, self._root)
+        return read_drive(address, self._root, self._locks)
 
     async def signature(self, drive: NvmeDrive) -> str:
+        with _worded(drive):
+            return await self._signature(drive)
+
+    async def _signature(self, drive: NvmeDrive) -> str:
         for name in drive.namespaces:
             status, said = await _run(drive, _QUESTION_S, "blkid", "--probe", "--output", "export", self._device(name))
             if status == _NOTHING_FOUND:
+                # blkid says that, too, of a device that is not there, or that can't be read.
+                await asyncio.to_thread(_read_ends, drive, self._device(name))
                 continue
             kinds = [line.partition("=")[2] for line in said.splitlines() if line.startswith(("TYPE=", "PTTYPE="))]
             return f"{name}: {', '.join(kinds) or 'something that blkid can not name'}"
         return ""
 
     async def erase(self, drive: NvmeDrive) -> None:
+        with _worded(drive):
+            await self._erase(drive)
+
+    async def _erase(self, drive: NvmeDrive) -> None:
         lock = await self._locked(drive)
         try:
             await self._refuse_changed(drive)
@@ -67,7 +78,8 @@ class HostDrives:
             os.close(lock)
 
     async def _refuse_changed(self, drive: NvmeDrive) -> None:
-        now = await asyncio.to_thread(self.read, drive.address)
+        # Whoever holds the lock is this agent itself.
+        now = await asyncio.to_thread(read_drive, drive.address, self._root)
         if now.problem or not now.at_home:
             raise not_erased(drive, now.problem or f"the driver {now.driver or 'of nobody'} has it")
         if (now.serial, now.namespaces) != (drive.serial, drive.namespaces):
@@ -146,7 +158,7 @@ class HostDrives:
 
     async def _locked(self, drive: NvmeDrive) -> int:
         """The programs inherit it: one that outlives a killed agent keeps the drive to itself until it ends."""
-        path = self._locks / f"{drive.address}.lock"
+        path = lock_path(drive.address, self._locks)
         with os_errors(f"the lock {path} can't be made", f"drive {drive.address}"):
             self._locks.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -170,6 +182,27 @@ def not_erased(drive: NvmeDrive, why: str) -> PpecError:
         hint="No VM gets the drive before that; the agent tries again by itself.",
         subject=f"drive {drive.address}",
     )
+
+
+@contextlib.contextmanager
+def _worded(drive: NvmeDrive) -> Iterator[None]:
+    """What the system refuses (a program, a file of the kernel's that is going) is a drive that is not erased."""
+    try:
+        yield
+    except OSError as error:
+        raise not_erased(drive, f"{error.filename or 'the system'}: {error.strerror or error}") from error
+
+
+def _read_ends(drive: NvmeDrive, device: str) -> None:
+    """Raises `disk.not_erased` for a device whose start or end can't be read."""
+    file = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.lseek(file, 0, os.SEEK_END)
+        for start in (0, max(0, size - _READ_BYTES)):
+            if len(os.pread(file, _READ_BYTES, start)) < _READ_BYTES:
+                raise not_erased(drive, f"{device} can't be read at byte {start} of {size}")
+    finally:
+        os.close(file)
 
 
 def _taken(lock: int) -> bool:

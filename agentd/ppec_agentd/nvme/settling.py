@@ -9,8 +9,11 @@ What makes it safe is one order, on disk at each step (`records.py`):
 
 Killed anywhere, the next agent finds a drive that a domain has, or one that isn't clean, and goes on with 2. A drive
 that nobody has a record of is erased as well, unless something is recognised on it: that may be somebody's, who mistook
-the slot. What the host itself uses is left alone, whatever the settings say; once it has used a clean drive, nobody
-knows whose data is there.
+the slot. What the host itself uses is left alone, whatever the settings say; once it has used a drive, nobody knows
+whose data is there.
+
+The ledger sees more of domains than these looks do: "clean" stands only for a drive that no domain was seen to have
+since.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ import structlog
 
 from ppec_agentd.hypervisor import Hypervisor
 from ppec_agentd.ledger import DriveState, Ledger
-from ppec_agentd.nvme.drive import DrivePort, NvmeDrive
+from ppec_agentd.nvme.drive import HOST_DRIVER, DrivePort, NvmeDrive
 from ppec_agentd.nvme.records import DriveRecord, DriveRecords
 from ppec_contract.errors import PpecError
 
@@ -48,8 +51,8 @@ class SettlingDrives:
         self._settling: dict[str, asyncio.Task[None]] = {}
         self._rounds: set[asyncio.Task[None]] = set()
         self._not_before_s: dict[str, float] = {}
-        # Had by a domain in this agent's time: not clean, even if that could not be written down.
-        self._written_to: set[str] = set()
+        # How often domains had had it when it was erased: one that had one since is not clean, whatever is on disk.
+        self._uses_when_clean: dict[str, int] = {}
         self.problems: dict[str, str] = {}
         self.on_change: Callable[[], None] = lambda: None
 
@@ -66,20 +69,38 @@ class SettlingDrives:
         """
         for address in addresses:
             async with self._turns[address]:
-                drive, record = await self._looked_at(address)
-                if drive.problem or not drive.at_home or record is not DriveRecord.CLEAN:
-                    raise _not_fit(subject, address, drive.problem or "it has not been erased")
-                self._written_to.add(address)
+                if why := await self._unfit(address):
+                    raise _not_fit(subject, address, why)
                 await asyncio.to_thread(self._records.give, address)
 
+    async def _unfit(self, address: str) -> str:
+        """Why the drive can't be handed over, "" if it can. The host may have put data there since the last look."""
+        drive, record = await self._looked_at(address)
+        if drive.problem:
+            return drive.problem
+        if not drive.shows_itself or record is not DriveRecord.CLEAN:
+            return "it has not been erased"
+        try:
+            found = await self._port.signature(drive)
+        except PpecError as error:
+            return error.message
+        if found:
+            await asyncio.to_thread(self._records.forget, address)
+        return found and f"it was erased, and now holds data ({found})"
+
     async def refuse_used(self, subject: str, addresses: Iterable[str]) -> None:
-        """Before a VM that has drives is started again: raises `vm.start_failed` if the host uses one meanwhile."""
+        """Before a VM that has drives is started again: raises `vm.start_failed` if the host uses one meanwhile, or has
+        another one in its place."""
         for address in addresses:
             drive = await asyncio.to_thread(self._port.read, address)
-            if drive.problem:
+            problem = drive.problem
+            if not problem and drive.at_home:
+                record = await asyncio.to_thread(self._records.of, address, drive.serial)
+                problem = "" if record is DriveRecord.GIVEN else "another drive has come into its place"
+            if problem:
                 raise PpecError(
                     "vm.start_failed",
-                    f"{subject}: its drive {address} can't be handed over: {drive.problem}",
+                    f"{subject}: its drive {address} can't be handed over: {problem}",
                     hint="Free the drive on its host; nothing on it was touched.",
                     subject=subject,
                 )
@@ -95,7 +116,7 @@ class SettlingDrives:
 
     async def once(self) -> None:
         """One round over all drives. What takes long is begun, and not waited for (`idle`)."""
-        before = self._ledger.drives()
+        before, problems = self._ledger.drives(), dict(self.problems)
         for address in before:
             if address in self._settling:
                 continue
@@ -104,7 +125,7 @@ class SettlingDrives:
             except PpecError as error:
                 # One drive's; the next round tries again.
                 log.error("drive_record_failed", address=address, code=error.code, why=error.message)
-        if self._ledger.drives() != before:
+        if (self._ledger.drives(), self.problems) != (before, problems):
             self.on_change()
 
     async def idle(self) -> None:
@@ -129,8 +150,8 @@ class SettlingDrives:
             if self._state(address) is DriveState.HELD:
                 return
             if drive.problem:
-                await self._leave_out(address, drive.problem, record)
-            elif drive.at_home and drive.namespaces and record is DriveRecord.CLEAN:
+                await self._leave_out(drive, drive.problem, record)
+            elif drive.shows_itself and record is DriveRecord.CLEAN:
                 self._free(address)
             else:
                 if self._state(address) is DriveState.FREE:
@@ -143,7 +164,6 @@ class SettlingDrives:
         if not any(held.committed and address in held.drives for held in self._ledger.holdings()):
             return
         self.problems.pop(address, None)
-        self._written_to.add(address)
         if await asyncio.to_thread(self._records.of, address, "") is not DriveRecord.GIVEN:
             await asyncio.to_thread(self._records.give, address)
 
@@ -156,6 +176,7 @@ class SettlingDrives:
         task.add_done_callback(lambda _: self._settling.pop(address, None))
 
     async def _settle(self, address: str) -> None:
+        before = self._state(address), self.problems.get(address)
         try:
             async with self._turns[address]:
                 await self._settled(address)
@@ -164,16 +185,22 @@ class SettlingDrives:
         except Exception:
             # A bug; nobody waits for this task, and the drive stays nobody's.
             log.exception("drive_settling_broke", address=address)
-            self._put_out(address, "an error of the agent's; its log has the details")
-        self.on_change()
+            self._put_off(address, "an error of the agent's; its log has the details")
+        if (self._state(address), self.problems.get(address)) != before:
+            self.on_change()
 
     async def _settled(self, address: str) -> None:
         if await self._somebody_has(address):
             return
-        drive = await self._at_home(address)
+        drive, record = await self._looked_at(address)
+        if record is not DriveRecord.GIVEN and not (drive.problem or drive.at_home):
+            why = f"no VM of this agent's had it, and {_who_has(drive)}; if it may be erased: bind it to {HOST_DRIVER}"
+            await self._leave_out(drive, why, record)
+            return
+        drive = await self._at_home(drive)
         record = await self._record(drive)
         if drive.problem:
-            await self._leave_out(address, drive.problem, record)
+            await self._leave_out(drive, drive.problem, record)
             return
         if record is not DriveRecord.CLEAN and not await self._erased(drive, record):
             return
@@ -188,25 +215,26 @@ class SettlingDrives:
         # Looked at once more: from here on there is no way back.
         if await self._somebody_has(drive.address):
             return False
+        uses = self._ledger.drive_uses(drive.address)
         log.info("drive_erasing", address=drive.address, serial=drive.serial)
         await self._port.erase(drive)
         if await self._somebody_has(drive.address):
             return False
         await asyncio.to_thread(self._records.write, drive.address, drive.serial, DriveRecord.CLEAN)
-        self._written_to.discard(drive.address)
+        self._uses_when_clean[drive.address] = uses
         log.info("drive_erased", address=drive.address, serial=drive.serial)
-        return True
+        return uses == self._ledger.drive_uses(drive.address)
 
-    async def _at_home(self, address: str) -> NvmeDrive:
+    async def _at_home(self, drive: NvmeDrive) -> NvmeDrive:
         """The drive at the host's own driver. A domain's end gives it back; what is left behind is taken back here."""
-        drive = await asyncio.to_thread(self._port.read, address)
+        address = drive.address
         if not (drive.problem or drive.at_home):
             log.warning("drive_left_behind", address=address, driver=drive.driver or "none")
             await self._hypervisor.reattach(address)
         ends_s = asyncio.get_running_loop().time() + AT_HOME_S
-        while not (drive.problem or (drive.at_home and drive.namespaces)):
+        while not (drive.problem or drive.shows_itself):
             if asyncio.get_running_loop().time() >= ends_s:
-                why = "it shows no namespace" if drive.at_home else f"the driver {drive.driver or 'of nobody'} has it"
+                why = "it shows no namespace, or no serial number" if drive.at_home else _who_has(drive)
                 raise PpecError("disk.not_erased", f"drive {address} did not come back: {why}")
             await asyncio.sleep(_LOOK_EVERY_S)
             drive = await asyncio.to_thread(self._port.read, address)
@@ -224,9 +252,9 @@ class SettlingDrives:
         return drive, await self._record(drive)
 
     async def _record(self, drive: NvmeDrive) -> DriveRecord:
-        if drive.address in self._written_to:
-            return DriveRecord.GIVEN
-        return await asyncio.to_thread(self._records.of, drive.address, drive.serial)
+        record = await asyncio.to_thread(self._records.of, drive.address, drive.serial)
+        had_since = self._ledger.drive_uses(drive.address) != self._uses_when_clean.get(drive.address, 0)
+        return DriveRecord.GIVEN if record is DriveRecord.CLEAN and had_since else record
 
     # --- what becomes of it -------------------------------------------------------------------------------------
 
@@ -239,10 +267,11 @@ class SettlingDrives:
         self._not_before_s.pop(address, None)
         self._ledger.mark_drive(address, DriveState.FREE)
 
-    async def _leave_out(self, address: str, problem: str, record: DriveRecord) -> None:
-        if record is DriveRecord.CLEAN:
-            await asyncio.to_thread(self._records.forget, address)
-        self._put_out(address, problem)
+    async def _leave_out(self, drive: NvmeDrive, problem: str, record: DriveRecord) -> None:
+        """What a VM left there is still to be erased, unless the host has put the drive to a use of its own."""
+        if record is DriveRecord.CLEAN or (record is DriveRecord.GIVEN and drive.used_by_host):
+            await asyncio.to_thread(self._records.forget, drive.address)
+        self._put_out(drive.address, problem)
 
     def _put_out(self, address: str, problem: str) -> None:
         if self.problems.get(address) != problem:
@@ -254,8 +283,15 @@ class SettlingDrives:
         if error.retryable:
             log.warning("drive_waits", address=address, code=error.code, why=error.message)
             return
+        self._put_off(address, error.message)
+
+    def _put_off(self, address: str, problem: str) -> None:
         self._not_before_s[address] = asyncio.get_running_loop().time() + ERASE_AGAIN_S
-        self._put_out(address, error.message)
+        self._put_out(address, problem)
+
+
+def _who_has(drive: NvmeDrive) -> str:
+    return f"the driver {drive.driver} has it" if drive.driver else "no driver has it"
 
 
 def _not_fit(subject: str, address: str, why: str) -> PpecError:

@@ -30,7 +30,7 @@ def host_state(ledger: Ledger, waiting: Collection[UUID] = ()) -> HostState:
 
 def tenant_of(held: Holding, pool: CpuPool) -> Tenant | None:
     """None for a VM that can't move: not ours, shown host cells, on shared CPUs, in two cells, changing now, or with
-    drives near its cell: while it has them its memory is locked."""
+    devices of the host: while it has them its memory is locked."""
     cells = {pool.topology.cell_of_cpu.get(cpu) for cpu in held.cpus} | {
         cell for cell, memory_mib in held.memory_by_cell_mib.items() if memory_mib
     }
@@ -40,7 +40,7 @@ def tenant_of(held: Holding, pool: CpuPool) -> Tenant | None:
         and not held.pending
         and held.policy.cpus is CpuPolicy.DEDICATED
         and not held.plan.guest_cells
-        and not held.drives
+        and not held.locked
         # Found on other CPUs than it was granted: nobody knows why, so nobody moves it.
         and held.cpus == frozenset(held.plan.cpus)
         and len(held.plan.pins) == held.vcpus

@@ -26,6 +26,7 @@ from ppec_agentd.doctor.snapshot import (
     UserFacts,
 )
 from ppec_agentd.nvme.drive import NvmeDrive
+from ppec_agentd.nvme.sysfs import BEING_ERASED
 from ppec_agentd.settings import Settings
 
 STATE = Path("/var/lib/ppec")
@@ -69,7 +70,11 @@ WHOLE = HostFactsSnapshot(
     file_systems=(FileSystemFacts(STATE, 1_000_000, 400_000),),
     huge_pages=tuple(HugePageFacts(c, kib, n, n) for c in (0, 1) for kib, n in ((2048, 8), (1048576, 1))),
     bridges=frozenset({"br0", "br1"}),
-    nvme_drives=(DRIVE, replace(DRIVE, address="0000:02:00.0", driver="vfio-pci", cell=None)),
+    nvme_drives=(
+        DRIVE,
+        replace(DRIVE, address="0000:02:00.0", driver="vfio-pci", cell=None),
+        replace(DRIVE, address="0000:03:00.0", problem=BEING_ERASED),
+    ),
     memory_mib=65536,
 )
 HYPERVISOR_FLAG = replace(WHOLE.cpu, flags=WHOLE.cpu.flags | {"hypervisor"})

@@ -44,7 +44,7 @@ class MachineTree:
         self.write(f"sys/class/block/{name}/size", "8192\n")
         self.write(f"sys/class/block/{name}/{name}p1/partition", "1\n")
         self.write(f"sys/class/block/{name}/{name}p1/dev", f"259:{2 * number + 1}\n")
-        self.write(f"dev/{name}", "")
+        self.write(f"dev/{name}", "\0" * 8192)
 
     def driven_by(self, address: str, driver: str) -> None:
         (self.root / "sys/bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,13 @@ import fcntl
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from ppec_agentd.nvme import sysfs
 from ppec_agentd.nvme.host_drives import HostDrives
 from ppec_contract.errors import PpecError
 from ppec_lab.conditions import wait_until
@@ -166,14 +167,55 @@ def test_nothing_is_recognised_on_an_empty_drive(host: Host) -> None:
     [
         (0, "DEVNAME=x\nTYPE=ext4\nLABEL=TYPE=x\n", "nvme0n1: ext4"),
         (0, "PTTYPE=gpt\n", "nvme0n1: gpt"),
-        # Several at once, or an error: blkid can't say what, and so nobody knows that there is nothing.
+        # Several at once: blkid can't say what, and so nobody knows that there is nothing.
         (8, "", "nvme0n1: something that blkid can not name"),
-        (4, "", "nvme0n1: something that blkid can not name"),
     ],
 )
 def test_what_is_recognised_on_a_drive(host: Host, status: int, said: str, found: str) -> None:
     host.answer("blkid", status, said)
     assert asyncio.run(host.drives.signature(host.drives.read(ONE))) == found
+
+
+def gone(host: Host) -> None:
+    (host.tree.root / "dev/nvme0n1").unlink()
+
+
+def cut_short(host: Host) -> None:
+    host.tree.write("dev/nvme0n1", "x")
+
+
+@pytest.mark.parametrize(("spoil", "why"), [(gone, "No such file"), (cut_short, "can't be read at byte 0 of 1")])
+def test_nothing_found_is_not_believed_of_a_drive_that_can_not_be_read(
+    host: Host, spoil: Callable[[Host], None], why: str
+) -> None:
+    """blkid ends with the same status as for an empty one."""
+    host.answer("blkid", 2)
+    spoil(host)
+    with pytest.raises(PpecError, match=why) as caught:
+        asyncio.run(host.drives.signature(host.drives.read(ONE)))
+    assert caught.value.code == "disk.not_erased"
+
+
+def test_what_the_system_refuses_is_a_drive_that_is_not_erased(host: Host) -> None:
+    """The namespace has gone between the look and the erasing."""
+    host.knows(0, 1)
+    (host.tree.root / "sys/class/block/nvme0n1/size").unlink()
+    assert "No such file or directory" in host.refused()
+    assert host.changing() == []
+
+
+def test_what_is_being_erased_is_not_in_use_by_the_host(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever erases a drive has it for himself, as a mount has."""
+    monkeypatch.setattr(sysfs, "is_claimed", lambda device: True)
+    host.locks.mkdir()
+    with (host.locks / f"{ONE}.lock").open("w") as lock:
+        found = host.drives.read(ONE)
+        assert (found.problem, found.used_by_host) == ("nvme0n1 is in use by the host", True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = host.drives.read(ONE)
+        assert (found.problem, found.used_by_host) == (sysfs.BEING_ERASED, False)
+        host.tree.mount("259:1", "/dev/nvme0n1p1", "/srv")
+        assert host.drives.read(ONE).problem == "nvme0n1p1 is mounted on /srv"
 
 
 def test_a_program_that_outlives_a_killed_agent_keeps_the_drive(host: Host) -> None:

@@ -77,6 +77,20 @@ def test_what_keeps_a_drive_from_vms(tmp_path: Path, case: str) -> None:
     assert read_drive(ONE, tmp_path).problem == problem
 
 
+def test_a_drive_that_goes_while_it_is_looked_at(tmp_path: Path) -> None:
+    """Hot-unplug: what was listed a moment ago is not there any more."""
+    tree = MachineTree(tmp_path)
+    tree.drive()
+    controller = tmp_path / f"sys/bus/pci/devices/{ONE}/nvme/nvme0"
+    controller.rename(tmp_path / "gone")
+    controller.symlink_to("nowhere")
+    (tmp_path / "sys/kernel/iommu_groups/10/devices" / ONE).unlink()
+    (tmp_path / "sys/kernel/iommu_groups/10/devices").rmdir()
+    drive = read_drive(ONE, tmp_path)
+    assert (drive.namespaces, drive.serial, drive.shows_itself) == ((), "", False)
+    assert drive.problem == "it is going: the kernel is taking its device away"
+
+
 def test_a_slot_without_a_device(tmp_path: Path) -> None:
     assert read_drive(ONE, tmp_path) == NvmeDrive(ONE, problem="this host has no PCI device there")
 
