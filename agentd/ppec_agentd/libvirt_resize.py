@@ -16,12 +16,13 @@ from ppec_agentd.domain_xml.architecture import rules_for
 from ppec_agentd.domain_xml.build import HostProfile
 from ppec_agentd.domain_xml.devices.memory import Dimm
 from ppec_agentd.domain_xml.metadata import NAMESPACE, metadata_element, parse_metadata
-from ppec_agentd.domain_xml.observe import PluggedMemory, plugged_memory
+from ppec_agentd.domain_xml.observe import PluggedMemory, observe, plugged_memory
 from ppec_agentd.domain_xml.resized import resized_xml
 from ppec_agentd.hypervisor import DomainDefinition, DomainMetadata
-from ppec_agentd.libvirt_connection import LibvirtConnection
+from ppec_agentd.libvirt_connection import LibvirtConnection, LibvirtOptions
 from ppec_agentd.libvirt_domains import must_find, wrong_state
-from ppec_contract.vm import VcpuPin
+from ppec_agentd.libvirt_power import time_to_lock_s
+from ppec_contract.vm import VcpuPin, VmState
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class LibvirtResize:
     """The part of `LibvirtHypervisor` that resizes domains."""
 
     _connection: LibvirtConnection
+    _options: LibvirtOptions
     _profile: HostProfile
 
     async def redefine(self, definition: DomainDefinition) -> None:
@@ -103,7 +105,18 @@ class LibvirtResize:
                 domain.attachDeviceFlags(text, libvirt.VIR_DOMAIN_AFFECT_LIVE)
             return dimms is not None
 
-        return await self._connection.call("plug memory into", vm_id, work)
+        timeout_s = await self._plug_timeout_s(vm_id, sum(cells_mib))
+        return await self._connection.call("plug memory into", vm_id, work, timeout_s)
+
+    async def _plug_timeout_s(self, vm_id: UUID, memory_mib: int) -> float:
+        """Of a VM with devices of the host what is plugged is locked, too, before the call returns."""
+
+        def locks_s(connection: Any) -> float:
+            xml = must_find(connection, vm_id).XMLDesc()
+            plugged_mib = max(0, memory_mib - sum(plugged_memory(xml).cells_mib))
+            return time_to_lock_s(observe(xml, VmState.UNKNOWN).domain, plugged_mib)
+
+        return self._options.call_timeout_s + await self._connection.call("look at", vm_id, locks_s)
 
     def _fence_in(self, connection: Any, domain: Any, now: int, before: int) -> None:
         """vCPUs that are gone keep their pins: plugged again by hand, they would run where another VM is by then."""

@@ -12,6 +12,7 @@ import pytest
 
 from ppec_agentd.hypervisor import Domain
 from ppec_agentd.ledger import Claim, DriveState, FindingKind, Ledger, Move
+from ppec_agentd.retune.tenants import tenant_of
 from ppec_agentd.topology import declare_topology, parse_capabilities
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, VcpuPin, VmState
@@ -74,7 +75,44 @@ def test_a_vm_with_drives_is_not_moved() -> None:
     pins = tuple(VcpuPin(vcpu=vcpu, pcpu=cpu) for vcpu, cpu in enumerate(TOPOLOGY.by_cell[1].cores[3].cpus))
     error = refused(lambda: ledger.repin([Move(vm_id, pins, (1,))]))
     assert error.code == "request.invalid"
-    assert "its memory is locked there" in error.message
+    assert "its memory is locked where it is" in error.message
+
+
+def test_a_vm_with_a_device_that_the_settings_do_not_name_is_not_moved() -> None:
+    """Its drive was taken off the list while it had it: its memory is locked all the same."""
+    ledger = new_ledger()
+    (vm_id,) = reserved(ledger, claim())
+    held = ledger.holding(vm_id)
+    assert held is not None
+    assert tenant_of(held, ledger.pool()) is not None
+    pins = tuple(VcpuPin(vcpu=vcpu, pcpu=cpu) for vcpu, cpu in enumerate(TOPOLOGY.by_cell[1].cores[3].cpus))
+    domain = replace(domain_of(held), host_devices=("0000:99:00.0",))
+    restarted = new_ledger()
+    restarted.adopt(domain)
+    ledger.follow([domain], {vm_id: held})
+    for one in (ledger, restarted):
+        now = one.holding(vm_id)
+        assert now is not None
+        assert (now.drives, now.locked, tenant_of(now, one.pool())) == (frozenset(), True, None)
+        assert (
+            "its memory is locked where it is" in refused(lambda one=one: one.repin([Move(vm_id, pins, (1,))])).message
+        )
+
+
+def test_a_drive_is_used_by_domains_and_not_by_grants() -> None:
+    ledger = with_free_drives(new_ledger())
+    granted, one = claim(nvme_drives=1), claim(nvme_drives=1)
+    ledger.reserve(granted)
+    (drive,) = ledger.holding(granted.vm_id).drives  # type: ignore[union-attr]
+    ledger.release(granted.vm_id)
+    assert ledger.drive_uses(drive) == 0
+    ledger.mark_drive(drive, DriveState.FREE)
+    reserved(ledger, one)
+    assert ledger.drive_uses(drive) == 1
+    domain = domain_of(ledger.holding(one.vm_id))  # type: ignore[arg-type]
+    ledger.release(one.vm_id)
+    ledger.adopt(domain)
+    assert ledger.drive_uses(drive) == 2
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

@@ -89,6 +89,7 @@ class DetailsSection:
         """Raises KeyError."""
         with self._lock:
             held = [self._holdings[vm_id] for vm_id in vm_ids]
+            self._drives.use(drive for one in held if not one.committed for drive in one.drives)
             self._holdings |= {one.vm_id: replace(one, committed=True) for one in held if not one.pending}
             return self._swap([replace(one, committed=True, before=None) for one in held if one.pending])
 
@@ -215,7 +216,9 @@ class DetailsSection:
         self._holders.update(kept.cpus)
         self._pool = self._pool.take(kept.cpus).share(kept.shared_by_cell)
         self._memory.take(kept.memory_by_cell_mib, kept.page_kib)
-        return {**_amounts(kept, cores), NVME_DRIVES: self._drives.take(kept.drives, used=kept.committed)}
+        if kept.committed:
+            self._drives.use(kept.drives)
+        return {**_amounts(kept, cores), NVME_DRIVES: self._drives.take(kept.drives)}
 
     def _leave(self, vm_id: UUID) -> Amounts:
         kept = self._holdings.pop(vm_id).kept()

@@ -65,14 +65,16 @@ class CellDrives:
             chosen.update(free[:part])
         return frozenset(chosen)
 
-    def take(self, drives: Iterable[str], *, used: bool) -> int:
-        """Enters them as held; returns how many of them were free. `used`: by a domain that is there, and not just
-        granted to one to come."""
+    def use(self, drives: Iterable[str]) -> None:
+        """A domain has them: they are not just granted to one to come."""
+        self._uses.update(drives)
+
+    def take(self, drives: Iterable[str]) -> int:
+        """Enters them as held; returns how many of them were free."""
         taken = 0
         for drive in drives:
             taken += self._is_free(drive)
             self._holders[drive] += 1
-            self._uses[drive] += used
             self._states[drive] = DriveState.SETTLING
         return taken
 

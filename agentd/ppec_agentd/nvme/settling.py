@@ -12,8 +12,7 @@ that nobody has a record of is erased as well, unless something is recognised on
 the slot. What the host itself uses is left alone, whatever the settings say; once it has used a drive, nobody knows
 whose data is there.
 
-The ledger sees more of domains than these looks do: "clean" stands only for a drive that no domain was seen to have
-since.
+The ledger sees more of domains than these looks: "clean" stands only while it has seen none that had the drive since.
 """
 
 from __future__ import annotations
