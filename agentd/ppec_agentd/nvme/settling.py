@@ -83,9 +83,10 @@ class SettlingDrives:
             found = await self._port.signature(drive)
         except PpecError as error:
             return error.message
-        if found:
-            await asyncio.to_thread(self._records.forget, address)
-        return found and f"it was erased, and now holds data ({found})"
+        if not found:
+            return ""
+        await asyncio.to_thread(self._records.forget, address)
+        return f"it was erased, and now holds data ({found})"
 
     async def refuse_used(self, subject: str, addresses: Iterable[str]) -> None:
         """Before a VM that has drives is started again: raises `vm.start_failed` if the host uses one meanwhile, or has
@@ -100,7 +101,7 @@ class SettlingDrives:
                 raise PpecError(
                     "vm.start_failed",
                     f"{subject}: its drive {address} can't be handed over: {problem}",
-                    hint="Free the drive on its host; nothing on it was touched.",
+                    hint="Free the drive on its host, or put the VM's own back; nothing on it was touched.",
                     subject=subject,
                 )
 

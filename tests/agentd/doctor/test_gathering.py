@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import socket
 import threading
@@ -19,8 +20,11 @@ from ppec_agentd.doctor.gather import ask_socket, look, read_qemu_user, take_sna
 from ppec_agentd.doctor.snapshot import CgroupFacts, HugePageFacts, PathFacts, SocketFacts
 from ppec_agentd.doctor.tls_trial import try_certificate
 from ppec_agentd.kernel_clock import KernelClock, clock_of
+from ppec_agentd.nvme import sysfs
 from ppec_agentd.serve import main
 from ppec_agentd.settings import TlsSettings
+
+from ..nvme.machine_tree import ONE, MachineTree
 
 
 def tree(root: Path, **files: str) -> Path:
@@ -194,6 +198,27 @@ def test_this_machine_can_be_looked_at(settings: Any) -> None:
     assert snapshot.paths[Path("/")].kind == "folder"
     assert snapshot.socket.holder == "free"
     assert not settings.storage.state_dir.exists()
+
+
+def test_a_drive_that_the_agent_erases_is_not_in_use_by_the_host(
+    short_dir: Path, words: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have it for themselves; the agent's lock tells which it is."""
+    machine_tree = MachineTree(short_dir / "root")
+    machine_tree.drive()
+    settings = words.settings_of(short_dir, nvme={"drives": [ONE]}, lab={"nvme_drives": {ONE: 0}})
+    monkeypatch.setattr(sysfs, "is_claimed", lambda device: True)
+    lock = machine_tree.root / settings.storage.drives.relative_to("/") / f"{ONE}.lock"
+    lock.parent.mkdir(parents=True)
+
+    def problem() -> str:
+        (drive,) = take_snapshot(settings, machine_tree.root).nvme_drives
+        return drive.problem
+
+    with lock.open("w") as held:
+        assert problem() == "nvme0n1 is in use by the host"
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert problem() == sysfs.BEING_ERASED
 
 
 def test_the_command_says_what_it_found(short_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
