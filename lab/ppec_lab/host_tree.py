@@ -52,7 +52,7 @@ RECIPE = TreeRecipe(
     masked_units=(
         "systemd-udevd.service", "systemd-udevd-kernel.socket", "systemd-udevd-control.socket",
         "systemd-udev-trigger.service", "systemd-sysctl.service", "systemd-modules-load.service",
-        "systemd-binfmt.service",
+        "systemd-binfmt.service", "nvmf-autoconnect.service", "nvmefc-boot-connections.service",
         "systemd-remount-fs.service", "systemd-random-seed.service", "systemd-logind.service",
         "getty.target", "console-getty.service", "getty@tty1.service",
         "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer",
