@@ -92,9 +92,9 @@ class Planner:
         elif self._worth_a_search(request, found):
             rearranging = Rearranging(self.workspace, self.candidates, request)
             yield rearranging.seats(vms, self._seats(vms, found))
-            if not request.all_or_nothing:
-                largest_first = self._run(replace(request, all_or_nothing=True), {})
-                yield rearranging.seats(vms, self._seats(vms, largest_first))
+            # Largest first, or as asked: whichever it was not.
+            otherwise = self._run(replace(request, all_or_nothing=not request.all_or_nothing), {})
+            yield rearranging.seats(vms, self._seats(vms, otherwise))
             if len(vms) <= MOST_SEARCHED:
                 yield Search(self.workspace, self.candidates, request).seats(vms)
 

@@ -21,7 +21,7 @@ from ppec_orchestrator.placement.workspace import Taken, Workspace
 # How many VMs make way for one, each in the place of the next.
 MOST_IN_A_ROW = 2
 # VMs put in the place of another for a try. A live fleet waits meanwhile: they take less than a second.
-MOST_TRIES = 4000
+MOST_TRIES = 3000
 # To find the best of so many hosts takes as long as one try.
 HOSTS_PER_TRY = 2000
 # To look which of so many VMs could make way takes as long as one try.

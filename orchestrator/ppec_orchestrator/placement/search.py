@@ -26,9 +26,9 @@ from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
 # VMs put somewhere for a try, in one search. A live fleet waits meanwhile: they take less than a second.
-MOST_TRIES = 12_000
+MOST_TRIES = 8000
 # To bring so many hosts into the policy's order takes as long as one try.
-HOSTS_PER_TRY = 500
+HOSTS_PER_TRY = 1000
 # Hosts tried for one VM, of those that are not alike; and sets of cells on one of them.
 MOST_HOSTS, MOST_SETS = 256, 256
 

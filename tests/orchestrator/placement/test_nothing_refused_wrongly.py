@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import combinations
 from uuid import UUID
@@ -75,6 +75,45 @@ def test_so_are_vms_that_may_not_stand_everywhere(seed: int) -> None:
     answer = plan(fleet, request)
     assert not answer.refused
     assert check(fleet, request, answer) == []
+
+
+def test_what_is_placed_whole_as_a_best_effort_is_so_all_or_nothing() -> None:
+    """The first begins as asked, the other with the largest; where one leads nowhere the other is tried."""
+    found = []
+    for seed in range(30):
+        fleet, vms = _tight(random.Random(seed))
+        plans = [plan(fleet, PlanRequest(vms, Policy.BALANCED, all_or_nothing=whole)) for whole in (True, False)]
+        found.append(tuple(not each.refused for each in plans))
+    assert set(found) == {(True, True), (False, False)}
+
+
+def _tight(rng: random.Random) -> tuple[Fleet, tuple[VmRequest, ...]]:
+    """Four hosts, and nearly as many VMs as have room."""
+    sizes = ((2, 3000), (6, 11000), (10, 31000), (12, 7000), (14, 50000), (4, 9000))
+    hosts, asked = [], []
+    for number in range(4):
+        cells = []
+        for cell in (0, 1):
+            mine = list(_filling(rng, sizes, 24))
+            asked += mine
+            memory_mib = sum(mib for _, mib in mine)
+            cells.append(CellState(cell, cell, 1, 24, 24, memory_mib, memory_mib))
+        hosts.append(
+            HostState(number, f"h{number}", "d", "c", "r", "v", "x86_64", tuple(cells), 100, 100, prefixes=((1,),))
+        )
+    rng.shuffle(asked)
+    chosen = asked[: len(asked) * 93 // 100]
+    shapes = {size: Profile(Shape(*size, 1), "x86_64", Where()) for size in sizes}
+    return Fleet.build(hosts), tuple(
+        VmRequest(UUID(int=number + 1), f"v{number}", shapes[size]) for number, size in enumerate(chosen)
+    )
+
+
+def _filling(rng: random.Random, sizes: Sequence[tuple[int, int]], vcpus: int) -> Iterator[tuple[int, int]]:
+    while fitting := [size for size in sizes if size[0] <= vcpus]:
+        size = rng.choice(fitting)
+        vcpus -= size[0]
+        yield size
 
 
 def test_some_of_these_need_the_search() -> None:
