@@ -188,7 +188,7 @@ class _Trials:
 
     def other_size(self) -> Iterator[OtherSize]:
         """The largest that fits with fewer vCPUs, less memory, a smaller disk or fewer drives; if none of these helps
-        alone, with fewer vCPUs and less memory in proportion."""
+        alone, with fewer vCPUs and less memory in proportion; if not even that does, with a smaller disk as well."""
         shape = self.vm.profile.shape
         page_mib = max(shape.numa.huge_page_kib // 1024, 1)
         least_pages = -(-LEAST_MEMORY_MIB // page_mib)
@@ -204,7 +204,12 @@ class _Trials:
             return replace(shape, vcpus=2 * units, memory_mib=min(pages * page_mib, shape.memory_mib))
 
         found = [size for least, most, sized in alone if (size := self._largest(least, most, sized))]
-        found = found or [size for size in (self._largest(1, shape.vcpus // 2, in_proportion),) if size]
+
+        def smaller_throughout(units: int) -> Shape:
+            return replace(in_proportion(units), disk_mib=-(-shape.disk_mib * 2 * units // shape.vcpus))
+
+        for sized in (in_proportion, smaller_throughout):
+            found = found or [size for size in (self._largest(1, shape.vcpus // 2, sized),) if size]
         for size in found:
             yield OtherSize(size.vcpus, size.memory_mib, size.disk_mib, _lost(size, shape), size.nvme)
 

@@ -31,6 +31,7 @@ RULES: Mapping[str, str] = {
     "failed": "try the hosts where it failed before",
     "one-cell": "let it span NUMA cells",
     "pool": "have its disk in no pool",
+    "nvme": "do without NVMe drives",
     "spare": "do without N+1",
 }
 # Of one, and of several.
@@ -226,8 +227,8 @@ def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
     one_cell = [] if vm.profile.shape.numa.multi_cell or vm.profile.shape.numa.cpus.value == "shared" else ["one-cell"]
     spared = ["spare"] if spare.mode is Spare.REQUIRED else []
     groups = [f"group:{group.name}" for group in vm.groups if group.hard]
-    pool = ["pool"] if vm.profile.shape.pool else []
-    return narrowed + networks + failed + groups + one_cell + pool + spared
+    storage = [name for name in ("pool", "nvme") if getattr(vm.profile.shape, name)]
+    return narrowed + networks + failed + groups + one_cell + storage + spared
 
 
 def spare_after(change: Change, spare: SpareRule) -> SpareRule:
@@ -246,7 +247,7 @@ def _without(vm: VmRequest, rule: str) -> VmRequest:
         return replace(vm, excluded_hosts=frozenset())
     if rule == "networks":
         return replace(vm, profile=replace(profile, networks=ANY_NETWORK))
-    if rule in {"one-cell", "pool"}:
+    if rule in {"one-cell", "pool", "nvme"}:
         return replace(vm, profile=_of_other_shape(profile, rule))
     where = replace(profile.where, **{rule: getattr(Where(), rule)})
     return replace(vm, profile=replace(profile, where=where))
@@ -256,6 +257,9 @@ def _of_other_shape(profile: Profile, given_up: str) -> Profile:
     if given_up == "pool":
         known = profile.capabilities - {Capability.STORAGE_POOLS.value}
         return replace(profile, shape=replace(profile.shape, pool=""), capabilities=known)
+    if given_up == "nvme":
+        known = profile.capabilities - {Capability.NVME_DRIVES.value}
+        return replace(profile, shape=replace(profile.shape, nvme=0), capabilities=known)
     numa = profile.shape.numa.model_copy(update={"multi_cell": True})
     return replace(profile, shape=replace(profile.shape, numa=numa))
 

@@ -466,7 +466,9 @@ def test_a_plan_with_pools_and_drives_is_executed_as_it_was_shown(world: Any, ap
 
 def test_requests_have_the_words_that_advice_calls_their_rules_by() -> None:
     words = {IN_REQUESTS.get(rule, rule) for rule in RULES} - {"failed"}
-    fields = {f"numa.{name}" for name in NumaPolicy.model_fields} | set(VmsCreate.model_fields)
+    fields = (
+        {f"numa.{name}" for name in NumaPolicy.model_fields} | set(VmsCreate.model_fields) | set(VmSize.model_fields)
+    )
     assert words <= fields
     assert set(IN_REQUESTS.values()) <= fields | set(VmSize.model_fields)
 
