@@ -66,6 +66,51 @@ def test_why_not_comes_with_what_would_help(orchestrator: Any, ppec: Any) -> Non
     assert "ppec execute" not in ran.err
 
 
+def test_the_loss_that_leaves_one_vm_is_told_of_one(orchestrator: Any, ppec: Any) -> None:
+    orchestrator.plan = plan(exposed=(ExposedView(domain="h1", vm="db", without_place=1),))
+    ran = ppec("explain", "--flavor", "small", "--image", "tiny")
+    assert "h1 is exposed: its loss leaves 1 VM without a place, db first" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "said"),
+    [
+        (["b"], (), "the batch needs all of its 2, and 1 finds no place."),
+        (["b", "c"], (), "the batch needs all of its 3, and 2 find no place."),
+        (["b", "c"], ("--at-least", "2"), "the batch needs at least 2 of its 3, and 2 find no place."),
+    ],
+)
+def test_a_batch_that_would_not_be_made_says_so(
+    orchestrator: Any, ppec: Any, names: list[str], options: tuple[str, ...], said: str
+) -> None:
+    refused = tuple(RefusedView(vm=name, reasons={"cores": 3}, sentence="3 hosts") for name in names)
+    orchestrator.plan = plan(refused=refused, executable=False)
+    command = ("explain", "--flavor", "small", "--image", "tiny", "--count", "3", *options)
+    assert f"None of these VMs would be made: {said}" in ppec(*command).err
+    orchestrator.plan = plan(refused=refused)
+    assert "None of these" not in ppec(*command).err
+    orchestrator.plan = plan(placed=(), refused=refused, executable=False)
+    assert "None of these" not in ppec(*command).err
+
+
+@pytest.mark.parametrize("command", ["vm create", "explain"])
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        (("--nvme-drives", "1"), "--nvme-drives and --flavor small: the first is of an explicit size"),
+        (("--vcpus", "2", "--disk-mib", "9"), "--vcpus, --disk-mib and --flavor small: the first are of an explicit"),
+    ],
+)
+def test_options_of_a_size_do_not_go_with_a_flavor(
+    orchestrator: Any, ppec: Any, command: str, size: tuple[str, ...], said: str
+) -> None:
+    ran = ppec(*command.split(), "--image", "tiny", "--flavor", "small", *size)
+    assert ran.code != 0
+    assert said in " ".join(ran.err.split())
+    assert "Field required" not in ran.err
+    assert orchestrator.requests == []
+
+
 def test_vms_refused_alike_are_told_in_one_line(orchestrator: Any, ppec: Any) -> None:
     def refused(vm: str, cores: int) -> RefusedView:
         sentence = f"{cores} hosts: {cores} without enough free cores"

@@ -16,6 +16,7 @@ from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
     from ppec_contract.api_placement import PlacedView, PlanView
+    from ppec_contract.api_vms import VmsCreate
     from ppec_orchestrator.cli.output import Output
 
 PATH = "/v1/plans"
@@ -32,7 +33,7 @@ def explain(context: typer.Context, body: Any) -> None:
         session.output.json(view)
     else:
         show_places(session.output, view)
-        _say_what_next(session.output, view)
+        _say_what_next(session.output, view, body)
 
 
 def execute(
@@ -69,13 +70,22 @@ def show_places(output: Output, view: PlanView) -> None:
         if not one.advised:
             output.say("  what would help was looked for only for the first kinds of VMs refused: ask for it alone")
     for each in view.exposed:
-        output.say(
-            f"{each.domain} is exposed: its loss leaves {each.without_place} VMs without a place, {each.vm} first"
-        )
+        vms = "1 VM" if each.without_place == 1 else f"{each.without_place} VMs"
+        output.say(f"{each.domain} is exposed: its loss leaves {vms} without a place, {each.vm} first")
 
 
-def _say_what_next(output: Output, view: PlanView) -> None:
+def none_made(placed: int, refused: int, at_least: int | None = None) -> str:
+    """Of a batch that has places for some of its VMs, and is made with more of them or not at all."""
+    total = placed + refused
+    needed = f"all of its {total}" if at_least is None else f"at least {at_least} of its {total}"
+    find = "finds" if refused == 1 else "find"
+    return f"None of these VMs would be made: the batch needs {needed}, and {refused} {find} no place."
+
+
+def _say_what_next(output: Output, view: PlanView, asked: VmsCreate) -> None:
     if not view.executable:
+        if view.placed:
+            output.say(none_made(len(view.placed), len(view.refused), asked.at_least))
         return
     if view.needs_approval:
         output.say(f"first somebody else has to approve it: ppec approve {view.plan_id}")

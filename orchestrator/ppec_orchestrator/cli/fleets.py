@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ppec_orchestrator.cli.explain import none_made
 from ppec_orchestrator.cli.session import Session, session_of
 
 if TYPE_CHECKING:
@@ -186,10 +187,7 @@ def _show(output: Output, outcome: Outcome) -> None:
     }
     output.results.print(fields(said))
     if answer.placed and not answer.executable:
-        output.say(
-            f"None of these VMs would be made: the batch needs all of its {len(answer.placed) + len(answer.refused)}, "
-            f"and {len(answer.refused)} find no place."
-        )
+        output.say(none_made(len(answer.placed), len(answer.refused)))
     if answer.faults:
         output.results.print(rows(("faults",), [(fault,) for fault in answer.faults[:_SHOWN_FAULTS]]))
     elif answer.faults is not None:

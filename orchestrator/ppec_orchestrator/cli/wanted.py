@@ -94,12 +94,17 @@ _AS_THEY_ARE = (
 )  # fmt: skip
 
 
+# Options that make up a size.
+_OF_A_SIZE = ("vcpus", "memory_mib", "disk_mib", "nvme_drives")
+
+
 def request(options: dict[str, Any], subject: str) -> VmsCreate:
     """The request that these options make. Raises `request.invalid` naming what is wrong."""
     from ppec_contract.api_vms import VmsCreate
     from ppec_contract.validation import parse
 
-    sizes = {name: options[name] for name in ("vcpus", "memory_mib", "disk_mib", "nvme_drives")}
+    sizes = {name: options[name] for name in _OF_A_SIZE}
+    _refuse_size_of_flavor(options, subject)
     apart = [_rule(text, apart=True) for text in options["apart"] or ()]
     together = [_rule(text, apart=False) for text in options["together"] or ()]
     given: dict[str, Any] = {name: options[name] for name in _AS_THEY_ARE}
@@ -119,6 +124,23 @@ def request(options: dict[str, Any], subject: str) -> VmsCreate:
     if given["size"] is not None:
         given["size"] = {name: value for name, value in given["size"].items() if value is not None}
     return parse(VmsCreate, {key: value for key, value in given.items() if value is not None}, subject=subject)
+
+
+def _refuse_size_of_flavor(options: dict[str, Any], subject: str) -> None:
+    """Here, because of a size that is not whole the contract says only what it lacks."""
+    from ppec_contract.errors import PpecError
+
+    given = [f"--{name.replace('_', '-')}" for name in _OF_A_SIZE if options[name] is not None]
+    if options["flavor"] is None or not given:
+        return
+    raise PpecError(
+        "request.invalid",
+        f"{', '.join(given)} and --flavor {options['flavor']}: the first {'are' if len(given) > 1 else 'is'} of an "
+        "explicit size, which goes in place of a flavor",
+        hint="Give a flavor alone, or --vcpus, --memory-mib and --disk-mib without one. A flavor has NVMe "
+        "drives of its own.",
+        subject=subject,
+    )
 
 
 def _rule(text: str, *, apart: bool) -> dict[str, Any]:
