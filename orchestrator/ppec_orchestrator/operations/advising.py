@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from ppec_contract.api_placement import ChangeView
-from ppec_contract.errors import PpecError
+from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.operations.live_fleet import LiveFleet
-from ppec_orchestrator.placement.advice import Adviser
+from ppec_orchestrator.placement.advice import MOST_ADVISED, Adviser, refused_by_kind
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.change_views import views
 from ppec_orchestrator.placement.fleet import Fleet
@@ -101,6 +103,37 @@ def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecErr
     now, or no change helps, nothing is added."""
     plan, snapshot = fleet.plan(request)
     changes = _first_changes(snapshot, request, plan) if plan.refused else ()
+    return _with_changes(error, changes)
+
+
+def changes_by_vm(fleet: Fleet, request: PlanRequest, plan: Plan) -> dict[UUID, Changes]:
+    """For the first kinds of VMs that the plan for this fleet refuses; what would help one VM would help those that are
+    like it."""
+    if not plan.refused:
+        return {}
+    after = ADVISING.after(fleet, request, plan)
+    changes: dict[UUID, Changes] = {}
+    for vm, alike in refused_by_kind(request.vms, plan)[:MOST_ADVISED]:
+        changes |= dict.fromkeys((one.vm_id for one in alike), ADVISING.changes_for(after, vm, request.spare))
+    return changes
+
+
+def advised_problems(
+    problems: Mapping[UUID, Problem], fleet: Fleet, request: PlanRequest, plan: Plan
+) -> dict[UUID, Problem]:
+    """Why VMs were refused while others of the request were made, with what would make them fit now that these are;
+    of those alone that something is known to help."""
+    open_to_advice = {vm_id: problem for vm_id, problem in problems.items() if problem.code in ADVISABLE}
+    refused = tuple(one for one in plan.refused if one.vm_id in open_to_advice)
+    changes = changes_by_vm(fleet, request, replace(plan, refused=refused))
+    return {
+        vm_id: _with_changes(open_to_advice[vm_id].error(), found).problem()
+        for vm_id, found in changes.items()
+        if found
+    }
+
+
+def _with_changes(error: PpecError, changes: Changes) -> PpecError:
     if not changes:
         return error
     return PpecError(

@@ -24,7 +24,7 @@ from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy, refuse_othe
 from ppec_orchestrator.ipdb.provider import AddressProvider
 from ppec_orchestrator.operations import openings
 from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
-from ppec_orchestrator.operations.advising import ADVISABLE, advised
+from ppec_orchestrator.operations.advising import ADVISABLE, advised, advised_problems
 from ppec_orchestrator.operations.approving import still_stands, without_room
 from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
 from ppec_orchestrator.operations.joining import Joined
@@ -39,7 +39,7 @@ from ppec_orchestrator.store import plans, vms
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
-from ppec_orchestrator.store.operations import UNPLANNED, NewItem, NewOperation, Origin
+from ppec_orchestrator.store.operations import UNPLANNED, ItemChange, NewItem, NewOperation, Origin, change_items
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, LostRaceError
 from ppec_orchestrator.store.vm_groups import check_rules, insert_groups
@@ -186,20 +186,35 @@ class Creation:
     # --- one request -----------------------------------------------------------------------------------------------
 
     def _create_alone(self, one: _Understood, *, wait: bool) -> NewOperation | str:
-        """A refusal tells the cheapest changes that would help; they are looked for when nothing is locked any more."""
+        """A refusal, be it of all or of some, tells the cheapest changes that would help; they are looked for when
+        nothing is locked any more."""
 
-        def writes(conn: Connection, planned: Planned) -> NewOperation | str:
+        def writes(conn: Connection, planned: Planned) -> tuple[NewOperation, Planned]:
             planned.refuse_held_up()
             answered = _Answered(one.meant, one.user_data, one.ask, planned.plan.placed, planned.plan.refused)
             self._refuse_too_few(conn, answered, planned)
-            return self._enqueue(conn, [answered], planned)[0]
+            return self._enqueue(conn, [answered], planned)[0], planned
 
         try:
-            return self._planning.carry_through(one.request, self._write, writes, wait=wait)
+            made, planned = self._planning.carry_through(one.request, self._write, writes, wait=wait)
         except PpecError as error:
             if error.code not in ADVISABLE:
                 raise
             raise advised(error, self._planning.fleet, one.request) from error
+        return self._advised_in_part(made, one.request, planned)
+
+    def _advised_in_part(self, made: NewOperation, request: PlanRequest, planned: Planned) -> NewOperation:
+        """The engine may be at work on it by now: it leaves refused items alone."""
+        problems = {item.vm_id: item.problem for item in made.items if item.problem is not None}
+        problems = advised_problems(problems, planned.fleet, request, planned.plan)
+        if not problems:
+            return made
+        changes = [ItemChange(vm_id, ItemState.REFUSED, problem) for vm_id, problem in problems.items()]
+        # The VMs are accepted, whatever becomes of the advice: it must not look as if they weren't.
+        with suppress(PpecError):
+            self._write(lambda conn: change_items(conn, made.operation_id, changes))
+        items = [replace(item, problem=problems.get(item.vm_id, item.problem)) for item in made.items]
+        return replace(made, items=items)
 
     def _refuse_too_few(self, conn: Connection, answered: _Answered, planned: Planned) -> None:
         wanted, refused = answered.meant.input.request, answered.refused

@@ -13,15 +13,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from ppec_contract.api_placement import ChangeView, ExposedView, MoveView, PlacedView, PlanView, RefusedView
+from ppec_contract.api_placement import ExposedView, MoveView, PlacedView, PlanView, RefusedView
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.model import canonical_json
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
-from ppec_orchestrator.operations.advising import ADVISING
+from ppec_orchestrator.operations.advising import changes_by_vm
 from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.planning import Planning, relied_on
 from ppec_orchestrator.operations.wanted import CreateInput
-from ppec_orchestrator.placement.advice import MOST_ADVISED, refused_by_kind
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
@@ -188,13 +187,7 @@ def _placed(place: Placement, why: Evidence) -> PlacedView:
 
 
 def _refused(fleet: Fleet, request: PlanRequest, plan: Plan) -> tuple[RefusedView, ...]:
-    """What would help one VM would help those that are like it."""
-    if not plan.refused:
-        return ()
-    after = ADVISING.after(fleet, request, plan)
-    changes: dict[UUID, tuple[ChangeView, ...]] = {}
-    for vm, alike in refused_by_kind(request.vms, plan)[:MOST_ADVISED]:
-        changes |= dict.fromkeys((one.vm_id for one in alike), ADVISING.changes_for(after, vm, request.spare))
+    changes = changes_by_vm(fleet, request, plan)
     return tuple(
         RefusedView(
             vm=one.name,

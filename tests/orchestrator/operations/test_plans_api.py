@@ -148,6 +148,30 @@ def test_every_kind_of_refused_vm_is_told_what_would_help_it(api: TestClient) ->
     assert len({str(one["changes"]) for one in refused[:4]}) == 1
 
 
+def test_what_a_best_effort_refuses_is_told_what_a_plan_tells(api: TestClient) -> None:
+    """In the answer and for good; each kind is tried once, and kinds past the tenth are not."""
+    small = {"vcpus": 2, "memory_mib": 1024, "disk_mib": 8192}
+    wide = [{"name": f"wide-{number}", "size": small | {"vcpus": 200}} for number in range(4)]
+    large = [
+        {"name": f"large-{number}", "size": small | {"memory_mib": 1024 * (1000 + number)}} for number in range(12)
+    ]
+    items = [{"name": "made", "size": small}, *wide, *large]
+    asked = {"image": "debian", "items": items, "mode": "best-effort"}
+    shown = {one["vm"]: one["changes"] for one in api.post("/v1/plans", json=asked).json()["refused"]}
+    before = ADVISING.tried
+    answer = api.post("/v1/vms", json=asked)
+    assert answer.status_code == 202, answer.text
+    assert ADVISING.tried - before == 10
+    kept = api.get(f"/v1/operations/{answer.json()['operation_id']}").json()
+    for view in (answer.json(), kept):
+        told = {item["name"]: item["problem"] for item in view["items"] if item["state"] == "refused"}
+        assert {name: problem["details"].get("changes", []) for name, problem in told.items()} == shown
+        cheapest = {name: f"Cheapest change: {found[0]['sentence']}." for name, found in shown.items() if found}
+        assert len(cheapest) == 13
+        assert all(sentence in told[name]["hint"] for name, sentence in cheapest.items())
+        assert [item["name"] for item in view["items"] if item["state"] != "refused"] == ["made"]
+
+
 def test_what_would_help_is_tried_once_for_all_that_ask_the_same(api: TestClient) -> None:
     """And on one thread: of 10,000 hosts 64 at once took 1.6 GiB, and ended no sooner."""
 
