@@ -8,6 +8,7 @@ The rest of the chain, certificates and ring-fence included, is the real one.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -30,6 +31,7 @@ from ppec_lab.background_process import BackgroundProcess
 from ppec_lab.conditions import wait_until
 from ppec_lab.orchestrator_process import BIN, OrchestratorProcess
 
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 TOPOLOGY = "sockets=2,cores=8,threads=1,memory_mib=32768"
 
 
@@ -195,10 +197,15 @@ class LocalHost:
 def _toml(settings: Mapping[str, Any], table: tuple[str, ...] = ()) -> Iterator[str]:
     """TOML whose values are written as JSON: its strings, numbers, booleans and lists are TOML's too."""
     if table:
-        yield f"[{'.'.join(table)}]"
+        yield f"[{'.'.join(map(_toml_key, table))}]"
     for key, value in settings.items():
         if not isinstance(value, Mapping):
-            yield f"{key} = {json.dumps(value)}"
+            yield f"{_toml_key(key)} = {json.dumps(value)}"
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _toml(value, (*table, key))
+
+
+def _toml_key(key: str) -> str:
+    """Quoted where TOML has no bare key for it, as for a PCI address."""
+    return key if _BARE_KEY.fullmatch(key) else json.dumps(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from ppec_lab.conditions import wait_until
 from ppec_lab.local_cloud import LocalCloud
-from ppec_lab.local_host import LocalHost
+from ppec_lab.local_host import LocalHost, _toml
 
 
 @pytest.fixture
@@ -74,3 +75,9 @@ def test_a_kept_host_comes_back_after_its_orchestrator_lost_its_record(cloud: Lo
     assert certificate(host) != second
     assert (host.directory / "pki" / "ca.pem").read_text() == cloud.orchestrator.ca.read_text()
     wait_until(cloud.all_up, "the host reports", timeout_s=120)
+
+
+def test_settings_whose_keys_are_no_bare_ones_are_read_as_they_were_given() -> None:
+    drives = {"0000:01:00.0": 0, "0000:02:00.0": 1}
+    asked = {"host": "h1", "lab": {"nvme_drives": drives, "bridges": ["br-ppec"]}, 'a "b"': {"c d": True, "": 1}}
+    assert tomllib.loads("\n".join(_toml(asked))) == asked
