@@ -23,8 +23,8 @@ class PlanState(StrEnum):
 
 
 class PlanSummary(Model):
-    """A plan that can still be executed, as lists show it: `placed` of the `vms` asked for have a place, `first_vm` is
-    one of them."""
+    """A plan that has neither expired nor been executed, as lists show it: `placed` of the `vms` asked for have a
+    place, `first_vm` is one of them."""
 
     plan_id: Sha256
     created_by: str

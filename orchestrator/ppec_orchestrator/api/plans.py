@@ -32,11 +32,11 @@ def create_plan(operations: Engine, caller: Operator, body: VmsCreate) -> PlanVi
     return operations.show_plan(body, caller.name)
 
 
-@router.get("", name="list_plans", summary="List plans that can be executed, the newest first")
+@router.get("", name="list_plans", summary="List plans that were neither executed nor have expired, the newest first")
 def list_plans(
     operations: Engine, caller: Operator, wanted: ByName, created_by: Filter = None, state: PlanState | None = None
 ) -> Page[PlanSummary]:
-    """Anybody's."""
+    """Anybody's. Whether their hosts have changed since is seen only when one is approved or executed."""
     return operations.kept_plans(wanted, PlanFilter(created_by, state))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ppec plans …` and `ppec approve`: plans that were shown and can still be executed, and what they are of."""
+"""`ppec plans …` and `ppec approve`: plans that were shown and have neither expired nor been executed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PLAN = Resource(
     ),
 )
 
-app = typer.Typer(help="Plans that were shown, and can be executed or approved.", no_args_is_help=True)
+app = typer.Typer(help="Plans that were shown, to be executed or approved.", no_args_is_help=True)
 
 
 @app.command("list")
@@ -49,7 +49,8 @@ def list_plans(
     state: Annotated[State | None, typer.Option(help="Only those in this state.")] = None,
     limit: Limit = None,
 ) -> None:
-    """List plans, the newest first."""
+    """List plans that have neither expired nor been executed, the newest first. Whether their hosts have changed since
+    is seen only when one is approved or executed."""
     show_items(context, PLAN, {"created_by": created_by, "state": state}, limit)
 
 

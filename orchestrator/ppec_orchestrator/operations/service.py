@@ -65,7 +65,7 @@ class Operations:
         return show_plan(ports.database, ports.planning, ports.now, asked, caller, ports.approvals)
 
     def kept_plan(self, plan_id: str) -> PlanDetails:
-        """A plan that can still be executed. Raises `plan.not_found`."""
+        """A plan that has neither expired nor been executed. Raises `plan.not_found`."""
         with self._database.read() as conn:
             return plan_views.details(plans.load(conn, plan_id, self._ports.now()), self._ports.approvals)
 

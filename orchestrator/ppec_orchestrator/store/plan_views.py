@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kept plans as the API shows them: those that can still be executed."""
+"""Kept plans as the API shows them: those that have neither expired nor been executed."""
 
 from __future__ import annotations
 
