@@ -8,8 +8,9 @@
      "hosts": [{"name": "h1", …, "cells": [{"cell": 0, …}], "vms": [{"name": "db-1", "profile": "p1", …}]}],
      "requests": {"batch": [{"name": "db-2", "profile": "p1", "groups": ["db"]}]}}
 
-A prefix without a bound is left out of `prefixes`. By what a database tells that a host changed (`generation`,
-`mark`) is its own and left out as well: nothing is committed on a file.
+A prefix without a bound has no `free_addresses`. A file may list no prefixes at all: then none of them runs out. By
+what a database tells that a host changed (`generation`, `mark`) is its own and left out as well: nothing is committed
+on a file.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from ppec_orchestrator.fleets.file import FleetFile, Names, made_up_ids
 from ppec_orchestrator.fleets.groups import Member, refuse_contradictions
 from ppec_orchestrator.fleets.json_document import validated
 from ppec_orchestrator.fleets.places import Places, refuse_unknown_hosts, refuse_unknown_scope
+from ppec_orchestrator.fleets.prefixes import prefix_rows, prefixes_of, refuse_unknown_networks, refuse_unknown_prefixes
 from ppec_orchestrator.fleets.seats import Seats
 from ppec_orchestrator.fleets.snapshot_rows import (
     FLEET,
@@ -60,6 +62,7 @@ def read(parsed: object) -> FleetFile:
     refuse_doubles((host["host_id"] for host in rows), "host", "hosts[{}].host_id".format)
     prefixes = document.get("prefixes", [])
     refuse_doubles((prefix["id"] for prefix in prefixes), "prefix", "prefixes[{}].id".format)
+    refuse_unknown_prefixes(document)
     reader, seats, places = _Reader(names), Seats(), Places()
     hosts = []
     for index, row in enumerate(rows):
@@ -67,7 +70,8 @@ def read(parsed: object) -> FleetFile:
         places.check(host, f"hosts[{index}]")
         seats.check(host, f"hosts[{index}]")
         hosts.append(host)
-    fleet = Fleet.build(hosts, {prefix["id"]: prefix["free_addresses"] for prefix in prefixes})
+    counts = {prefix["id"]: prefix["free_addresses"] for prefix in prefixes if "free_addresses" in prefix}
+    fleet = Fleet.build(hosts, counts)
     requests = reader.requests(document.get("requests", {"batch": []})["batch"], fleet, "requests.batch")
     refuse_contradictions(reader.members)
     return FleetFile(fleet, requests, names, called=CALLED)
@@ -81,6 +85,8 @@ def read_requests(parsed: object, beside: FleetFile) -> tuple[VmRequest, ...]:
         for index, (name, definition) in enumerate(mine.items()):
             if theirs.get(name, definition) != definition:
                 raise FleetError(f"{kind}[{index}]", f"{shown(name)} is defined otherwise in the fleet")
+    known = prefixes_of(beside.fleet, names.profiles.values())
+    refuse_unknown_networks(document.get("profiles", ()), known)
     reader = _Reader(Names({**names.profiles, **profiles}, {**names.groups, **groups}))
     found = reader.requests(document["batch"], beside.fleet, "batch")
     refuse_contradictions(reader.members)
@@ -229,7 +235,7 @@ def written(fleet: Fleet, requests: Sequence[VmRequest] = (), names: Names | Non
     yield f'{{"schema": "{SCHEMA}"'
     yield from _listed("profiles", (_profile_row(name, profile) for profile, name in named.profiles.items()))
     yield from _listed("groups", (_plain(group) for group in named.groups.values()))
-    yield from _listed("prefixes", ({"id": i, "free_addresses": n} for i, n in sorted(fleet.free_addresses.items())))
+    yield from _listed("prefixes", prefix_rows(fleet, named.profiles))
     yield from _listed("hosts", (_host_row(host, named) for host in fleet.hosts))
     if requests:
         yield ',\n"requests": {"batch": [\n'

@@ -82,7 +82,8 @@ class GroupRow(TypedDict):
 @_strict
 class PrefixRow(TypedDict):
     id: Number
-    free_addresses: Number
+    # Without one it never runs out.
+    free_addresses: NotRequired[Number]
 
 
 @_strict

@@ -285,6 +285,9 @@ MALFORMED: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (set_at("hosts.0.prefixes", [[1], []]), "hosts[0].prefixes[1]", "at least 1 item"),
     (set_at("hosts.0.prefixes", [[1], [2], [3]]), "hosts[0].prefixes", "at most 2 items"),
     (set_at("hosts.0.prefixes", [[1, 2], [1]]), "hosts[0].prefixes", "a prefix is there twice"),
+    (set_at("hosts.0.prefixes", [[1], [2, 777]]), "hosts[0].prefixes[1][1]", "there is no prefix '777'"),
+    (set_at("profiles.0.networks", [None, [1, 555]]), "profiles[0].networks[1][1]", "there is no prefix '555'"),
+    (set_at("profiles.1.networks", [[555]]), "profiles[1].networks[0][0]", "there is no prefix '555'"),
     (set_at("profiles.1.where.rack", "r9"), "requests.batch[0].profile", "for rack 'r9' alone, where there is no host"),
     (set_at("profiles.1.where.host", "h9"), "requests.batch[0].profile", "for host 'h9' alone"),
     (set_at("requests.batch.0.excluded_hosts", ["h1", "h9"]), "requests.batch[0].excluded_hosts[1]", "no host 'h9'"),
@@ -294,7 +297,7 @@ MALFORMED: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (set_at("profiles.1.name", "big"), "profiles[1].name", "there twice"),
     (set_at("groups.0.level", "planet"), "groups[0].level", "host"),
     (append_to("groups"), "groups[1].name", "there twice"),
-    (append_to("prefixes"), "prefixes[1].id", "there twice"),
+    (append_to("prefixes"), "prefixes[2].id", "there twice"),
     (set_at("requests.batch.0.profile", "p9"), "requests.batch[0].profile", "no profile"),
     (set_at("requests.batch.0.name", "db-1"), "requests.batch[0].name", "stands in the fleet already"),
     (append_to("requests.batch"), "requests.batch[1].name", "there twice"),
@@ -315,6 +318,25 @@ def test_what_is_wrong_is_refused_with_its_path(
     assert refused.value.details["where"] == where
     assert what in refused.value.message
     assert refused.value.message.startswith(f"broken.json: {where}: ")
+
+
+def test_a_file_without_a_list_of_prefixes_counts_none_and_knows_those_of_its_hosts() -> None:
+    document = golden()
+    del document["prefixes"]
+    document["profiles"][1]["networks"] = [None, [2]]
+    file = read_fleet(json.dumps(document).encode(), "it")
+    assert (file.fleet.free_addresses, file.fleet.hosts[0].prefixes) == ({}, ((1,), (2,)))
+    document["profiles"][1]["networks"] = [[3]]
+    with pytest.raises(PpecError) as refused:
+        read_fleet(json.dumps(document).encode(), "it")
+    assert refused.value.details["where"] == "profiles[1].networks[0][0]"
+
+
+def test_a_fleet_that_counts_no_prefixes_lists_none() -> None:
+    document = golden()
+    del document["prefixes"]
+    file = read_fleet(json.dumps(document).encode(), "it")
+    assert json.loads("".join(written(file.fleet, file.requests, file.names)))["prefixes"] == []
 
 
 def test_together_in_a_data_centre_and_apart_on_racks_is_no_contradiction() -> None:
@@ -395,6 +417,10 @@ def test_requests_name_the_fleets_profiles_and_groups_and_their_own() -> None:
         (
             {"profiles": [SMALL | {"where": {"vrf": "blue"}}], "batch": [{"name": "a", "profile": "small"}]},
             "batch[0].profile",
+        ),
+        (
+            {"profiles": [SMALL | {"networks": [[2], [1, 3]]}], "batch": [{"name": "a", "profile": "small"}]},
+            "profiles[0].networks[1][1]",
         ),
         ({}, "batch"),
     ],
