@@ -42,7 +42,8 @@ class DriveRecords:
         """Raises `internal.error`, or `disk.full`."""
         with os_errors(f"the record of drive {address} can't be written", f"drive {address}"):
             if not self._folder.is_dir():
-                self._folder.mkdir(mode=0o700)
+                # Another drive's record may be the first at the same moment.
+                self._folder.mkdir(mode=0o700, exist_ok=True)
                 sync_directory(self._folder.parent)
             write_whole(self._path(address), json.dumps({"serial": serial, "record": record.value}).encode())
 
