@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import reduce
 
 import numpy as np
 
 from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates
-from ppec_orchestrator.placement.fleet import SomeRows
+from ppec_orchestrator.placement.fleet import BoolArray, SomeRows
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import VmRequest
 from ppec_orchestrator.placement.workspace import Workspace
@@ -40,6 +41,13 @@ class Neighbours:
             for rows in closed:
                 key[rows] = np.inf
         return key
+
+    def stands(self, candidates: Candidates, vm: VmRequest) -> BoolArray:
+        """The hosts that nothing lasting closes to the VM, its groups aside."""
+        stands = candidates.standing & self._workspace.addresses.enough(vm.profile.networks)
+        for _, rows in self.shut(replace(vm, groups=())):
+            stands[rows] = False
+        return stands
 
     def shut(self, vm: VmRequest) -> list[tuple[Reason, SomeRows]]:
         """Rows closed one by one: hosts that failed it, and domains with VMs that it must stand apart from."""

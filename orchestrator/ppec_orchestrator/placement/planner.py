@@ -16,25 +16,21 @@ import numpy as np
 
 from ppec_contract.api_placement import Policy as PolicyName
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
-from ppec_orchestrator.placement.evening import Evening, worth_evening
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SomeRows
+from ppec_orchestrator.placement.improving import Improving
 from ppec_orchestrator.placement.moves import Openings, worth_opening
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.ranks import Ranks, order
-from ppec_orchestrator.placement.rearranging import Rearranging
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
-from ppec_orchestrator.placement.room_for_all import too_many
-from ppec_orchestrator.placement.search import Search, Seat
+from ppec_orchestrator.placement.search import Seat
 from ppec_orchestrator.placement.shelf import Shelf
 from ppec_orchestrator.placement.spare import MOST_TRIES, Objection, SpareGuard, Witnesses
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
-# VMs in a batch that is rearranged, or searched for any way there is, to place it whole.
-MOST_REARRANGED, MOST_SEARCHED = 1000, 200
 # By VM: the place it has and why.
 Kept = Mapping[UUID, tuple[Placement, Evidence]]
 
@@ -64,66 +60,18 @@ class Planner:
         they stay, if they still can."""
         self.workspace.begin()
         try:
-            found = self._run(request, kept or {})
-            better = () if kept else self._better_seats(request, found)
-            seated = (self._run(request, {}, seats) for seats in better if seats is not None)
-            # With all VMs in place a seat can do that does not when its VM's turn comes, as cells and addresses go to
-            # whoever is there first.
-            return next((whole for whole in seated if not whole.refused), found)
+            found = self.run(request, kept)
+            return found if kept else Improving(self, request).better(found)
         finally:
             self.workspace.end()
 
-    def _run(self, request: PlanRequest, kept: Kept, seats: Sequence[Seat] = ()) -> Plan:
-        batch = _Batch(self, request, kept, seats)
+    def run(self, request: PlanRequest, kept: Kept | None = None, seats: Sequence[Seat] = ()) -> Plan:
+        """VM after VM, within a plan. `seats`, where given, are those of the first, in the order they are planned in."""
+        batch = _Batch(self, request, kept or {}, seats)
         try:
             return batch.run()
         finally:
             batch.give_back()
-
-    def _better_seats(self, request: PlanRequest, found: Plan) -> Iterator[Sequence[Seat] | None]:
-        """Seats for the batch as a whole, in the order it is planned in, where VM after VM did not do so well: one way
-        to find some after the other."""
-        if request.spare.mode is Spare.REQUIRED or request.most_moves:
-            return
-        vms = [request.vms[index] for index in order(request)]
-        if not found.refused:
-            if worth_evening(request, len(self.fleet.hosts)):
-                yield Evening(self.workspace, self.candidates, request).seats(vms, self._seats(vms, found))
-        elif self._worth_a_search(request, found):
-            rearranging = Rearranging(self.workspace, self.candidates, request)
-            yield rearranging.seats(vms, self._seats(vms, found))
-            # Largest first, or as asked: whichever it was not.
-            otherwise = self._run(replace(request, all_or_nothing=not request.all_or_nothing), {})
-            yield rearranging.seats(vms, self._seats(vms, otherwise))
-            if len(vms) <= MOST_SEARCHED:
-                yield Search(self.workspace, self.candidates, request).seats(vms)
-
-    def _seats(self, vms: Sequence[VmRequest], found: Plan) -> list[Seat | None]:
-        """Of the VMs, in their order; None of one that was refused."""
-        seats: dict[UUID, Seat] = {}
-        for place in found.placed:
-            row = self.fleet.index[place.host]
-            cells = self.fleet.hosts[row].cells
-            seats[place.vm_id] = row, tuple(column for column, cell in enumerate(cells) if cell.cell in place.cells)
-        return [seats.get(vm.vm_id) for vm in vms]
-
-    def _worth_a_search(self, request: PlanRequest, found: Plan) -> bool:
-        """VMs of one profile without rules about neighbours leave room for each other wherever they go; a VM that fits
-        nowhere alone does not fit beside others."""
-        first, refused = request.vms[0], {one.vm_id for one in found.refused}
-        if all(vm.profile == first.profile and not vm.groups and not vm.excluded_hosts for vm in request.vms):
-            return False
-        if len(request.vms) > MOST_REARRANGED or not self.shelf.holds(len({vm.profile for vm in request.vms})):
-            return False
-        if self._too_many(request):
-            return False
-        left = {vm.kind: vm for vm in request.vms if vm.vm_id in refused}
-        return all(self._run(replace(request, vms=(vm,)), {}).placed for vm in left.values())
-
-    def _too_many(self, request: PlanRequest) -> bool:
-        all_of_it = [self.candidates(vm.profile, request.policy) for vm in request.vms]
-        standing = np.logical_or.reduce([candidates.standing for candidates in set(all_of_it)])
-        return too_many(self.workspace, [candidates.fitting for candidates in all_of_it], np.flatnonzero(standing))
 
     def follow(self, fleet: Fleet, rows: Sequence[int]) -> None:
         """The fleet is another one now, of the same hosts, of which those in `rows` changed."""
@@ -154,7 +102,8 @@ class Planner:
 
 
 class _Batch:
-    """`kept` VMs stay where they are. `seats`, where given, are where the VMs go, in the order they are planned in."""
+    """`kept` VMs stay where they are. `seats`, where given, are where the VMs go, or the first so many, in the order
+    they are planned in."""
 
     def __init__(self, planner: Planner, request: PlanRequest, kept: Kept, seats: Sequence[Seat] = ()) -> None:
         self.planner = planner
@@ -256,7 +205,8 @@ class _Batch:
 
     def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
         candidates = self._current(vm)
-        found = self._take_seat(candidates, vm, step) if self._seats else self._take_best(candidates, vm)
+        seat = self._seats[step] if step < len(self._seats) else None
+        found = self._take_best(candidates, vm) if seat is None else self._take_seat(candidates, vm, seat)
         if found is None and self.openings is not None and worth_opening(vm.profile.shape):
             found = self._take_opened(candidates, vm)
         if found is None:
@@ -271,14 +221,14 @@ class _Batch:
         cells = tuple([host.cells[column].cell for column in taken.columns])
         amounts = taken.part.each
         place = Placement(vm.vm_id, vm.name, host.host_id, host.name, cells, taken.disk_mib, taken.pool, *amounts)
-        epoch, searched = self.workspace.epoch, bool(self._seats)
+        epoch, searched = self.workspace.epoch, seat is not None
         evidence = Evidence(vm.vm_id, step, found.candidates, found.score, found.broken, epoch, found.moves, searched)
         return place, evidence
 
-    def _take_seat(self, candidates: Candidates, vm: VmRequest, step: int) -> _Found | None:
+    def _take_seat(self, candidates: Candidates, vm: VmRequest, seat: Seat) -> _Found | None:
         """The place that was found for the VM of this step, if it takes as many cells as the policy has it take."""
         best = self._best(candidates, vm)
-        row, columns = self._seats[step]
+        row, columns = seat
         if best is None or not candidates.key[row] < np.inf or any(row in rows for rows in self._closed(vm)):
             return None
         if len(candidates.cells(row)) != len(columns):

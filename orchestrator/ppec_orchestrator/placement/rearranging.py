@@ -45,14 +45,28 @@ class Rearranging:
 
     def seats(self, vms: Sequence[VmRequest], seats: Sequence[Seat | None]) -> list[Seat] | None:
         """A seat for each of the VMs, in their order, where these have some left out; None where that is not found."""
-        self._vms, self._kinds = vms, [vm.kind for vm in vms]
-        self._taken = [None if seat is None else self._take(vm, seat) for vm, seat in zip(vms, seats, strict=True)]
+        self._begin(vms, seats)
         without = [number for number, one in enumerate(self._taken) if one is None]
         placed = all(self._place(number, MOST_IN_A_ROW) for number in without)
+        found = self._end()
+        return found if placed else None
+
+    def first_seats(self, vms: Sequence[VmRequest], seats: Sequence[Seat]) -> list[Seat]:
+        """Seats for the VMs before the first that finds none, in their order, where the first have these."""
+        self._begin(vms, [*seats, *[None] * (len(vms) - len(seats))])
+        all(self._place(number, MOST_IN_A_ROW) for number in range(len(seats), len(vms)))
+        return self._end()
+
+    def _begin(self, vms: Sequence[VmRequest], seats: Sequence[Seat | None]) -> None:
+        self._vms, self._kinds = vms, [vm.kind for vm in vms]
+        self._taken = [None if seat is None else self._take(vm, seat) for vm, seat in zip(vms, seats, strict=True)]
+
+    def _end(self) -> list[Seat]:
+        """Where the VMs now are, all of which is given back."""
         taken = [one for one in self._taken if one is not None]
         for one in reversed(taken):
             self._workspace.give_back(one)
-        return [(one.row, one.columns) for one in taken] if placed else None
+        return [(one.row, one.columns) for one in taken]
 
     def _place(self, number: int, most_in_a_row: int) -> bool:
         """Whether the VM has found a place. All is as it was where it has not."""

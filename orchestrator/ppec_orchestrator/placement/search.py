@@ -85,14 +85,8 @@ class Search:
 
     def _stands(self, request: PlanRequest) -> list[BoolArray]:
         """Per kind of VM: the hosts that nothing lasting closes to it."""
-        found = []
-        for vm in {(vm.profile, vm.excluded_hosts): vm for vm in request.vms}.values():
-            enough = self.workspace.addresses.enough(vm.profile.networks)
-            stands = self.candidates(vm).standing & enough
-            for _, rows in self._neighbours.shut(VmRequest(vm.vm_id, vm.name, vm.profile, vm.excluded_hosts)):
-                stands[rows] = False
-            found.append(stands)
-        return found
+        kinds = {(vm.profile, vm.excluded_hosts): vm for vm in request.vms}.values()
+        return [self._neighbours.stands(self.candidates(vm), vm) for vm in kinds]
 
     def _fewest_first(self, vms: Sequence[VmRequest]) -> list[int]:
         hosts = [int(np.count_nonzero(self.key(vm) < np.inf)) for vm in vms]

@@ -17,8 +17,9 @@ from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
+from ppec_orchestrator.placement.improving import MOST_REARRANGED, MOST_SEARCHED
 from ppec_orchestrator.placement.plan import Plan
-from ppec_orchestrator.placement.planner import MOST_REARRANGED, MOST_SEARCHED, Planner, plan
+from ppec_orchestrator.placement.planner import Planner, plan
 from ppec_orchestrator.placement.rearranging import MOST_TRIES, VMS_PER_TRY, Rearranging
 from ppec_orchestrator.placement.request import Group, Level, PlanRequest, Profile, Shape, VmRequest, Where
 from ppec_orchestrator.placement.shelf import Shelf

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A second look at a plan that was made VM after VM: seats for the batch as a whole, so that all of it has room, or is
+more evenly spread.
+
+A batch that can't be placed whole has its first VMs placed up to the first for which there is no way, if not all or
+nothing is wanted: as it says itself who comes first, nobody who comes later keeps them out."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Protocol
+from uuid import UUID
+
+import numpy as np
+
+from ppec_contract.api_placement import Policy
+from ppec_orchestrator.placement.candidates import Candidates
+from ppec_orchestrator.placement.cell_by_cell import CellByCell
+from ppec_orchestrator.placement.evening import Evening, worth_evening
+from ppec_orchestrator.placement.plan import Plan
+from ppec_orchestrator.placement.ranks import order
+from ppec_orchestrator.placement.rearranging import Rearranging
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Spare, VmRequest
+from ppec_orchestrator.placement.room_for_all import too_many
+from ppec_orchestrator.placement.search import Search, Seat
+from ppec_orchestrator.placement.shelf import Shelf
+from ppec_orchestrator.placement.workspace import Workspace
+
+# VMs in a batch that is rearranged, or searched for any way there is.
+MOST_REARRANGED, MOST_SEARCHED = 1000, 200
+
+
+class VmAfterVm(Protocol):
+    """The planner: how a batch is planned, and what it is planned on."""
+
+    workspace: Workspace
+    shelf: Shelf
+
+    def candidates(self, profile: Profile, policy: Policy) -> Candidates: ...
+    def run(self, request: PlanRequest, *, seats: Sequence[Seat] = ()) -> Plan: ...
+
+
+class Improving:
+    """One batch, within its plan."""
+
+    def __init__(self, planner: VmAfterVm, request: PlanRequest) -> None:
+        self._planner = planner
+        self._workspace = planner.workspace
+        self._candidates = planner.candidates
+        self._request = request
+        self._vms = [request.vms[index] for index in order(request)]
+
+    def better(self, found: Plan) -> Plan:
+        """The plan itself where none better is found."""
+        if self._request.spare.mode is Spare.REQUIRED or self._request.most_moves:
+            return found
+        if not found.refused:
+            return self._evened(found)
+        if not self._worth_a_search(found):
+            return found
+        whole = found if self._too_many(self._vms) else self._whole(found, self._rearranging())
+        if not whole.refused or self._request.all_or_nothing:
+            return whole
+        return self._further(found)
+
+    def _evened(self, found: Plan) -> Plan:
+        if not worth_evening(self._request, len(self._workspace.fleet.hosts)):
+            return found
+        evening = Evening(self._workspace, self._candidates, self._request)
+        return self._if_whole(evening.seats(self._vms, self._seats(found)), found)
+
+    # --- all of it has room ------------------------------------------------------------------------------------------
+
+    def _whole(self, found: Plan, rearranging: Rearranging) -> Plan:
+        """By one way after the other, those first that keep most of the policy's choices."""
+        for seats in self._ways(found, rearranging):
+            whole = self._if_whole(seats, found)
+            if not whole.refused:
+                return whole
+        return found
+
+    def _ways(self, found: Plan, rearranging: Rearranging) -> Iterator[Sequence[Seat] | None]:
+        cell_by_cell, filled = CellByCell(self._workspace, self._candidates, self._request), None
+        if cell_by_cell.applies(self._vms):
+            filled = cell_by_cell.seats(self._vms)
+            if cell_by_cell.exhausted:
+                return
+        yield rearranging.seats(self._vms, self._seats(found))
+        # Largest first, or as asked: whichever it was not.
+        otherwise = self._planner.run(replace(self._request, all_or_nothing=not self._request.all_or_nothing))
+        yield rearranging.seats(self._vms, self._seats(otherwise))
+        yield filled
+        if filled is None and len(self._vms) <= MOST_SEARCHED:
+            yield Search(self._workspace, self._candidates, self._request).seats(self._vms)
+
+    def _if_whole(self, seats: Sequence[Seat] | None, found: Plan) -> Plan:
+        """With all VMs in place a seat can do that does not when its VM's turn comes, as cells and addresses go to
+        whoever is there first."""
+        seated = found if seats is None else self._planner.run(self._request, seats=seats)
+        return found if seated.refused else seated
+
+    def _rearranging(self) -> Rearranging:
+        return Rearranging(self._workspace, self._candidates, self._request)
+
+    # --- as far as there is room -------------------------------------------------------------------------------------
+
+    def _further(self, found: Plan) -> Plan:
+        """The first VM that is refused gets a place with all before it; then the next."""
+        first, rearranging = _first_refused(found), self._rearranging()
+        # More than these are too many by their count alone.
+        most = bisect_left(range(len(self._vms)), True, key=lambda last: self._too_many(self._vms[: last + 1]))
+        reached = _those_placed(self._seats(found))
+        while len(reached) < most:
+            reached = rearranging.first_seats(self._vms[:most], reached)
+            one_more = self._vms[: len(reached) + 1]
+            longer = self._placed_whole(one_more, rearranging) if len(reached) < most else []
+            if len(longer) < len(one_more):
+                break
+            reached = longer
+        seated = self._planner.run(self._request, seats=reached) if len(reached) > first else found
+        return seated if _first_refused(seated) > first else found
+
+    def _placed_whole(self, vms: Sequence[VmRequest], rearranging: Rearranging) -> list[Seat]:
+        """Seats for these VMs alone, in their order; not of all where there is no way."""
+        request = replace(self._request, vms=tuple(vms), all_or_nothing=True)
+        whole = Improving(self._planner, request)._whole(self._planner.run(request), rearranging)
+        return _those_placed(self._seats(whole))
+
+    # --- what decides whether it is of use ---------------------------------------------------------------------------
+
+    def _worth_a_search(self, found: Plan) -> bool:
+        """VMs of one profile without rules about neighbours leave room for each other wherever they go; a VM that fits
+        nowhere alone does not fit beside others."""
+        vms, refused = self._vms, {one.vm_id for one in found.refused}
+        if all(vm.profile == vms[0].profile and not vm.groups and not vm.excluded_hosts for vm in vms):
+            return False
+        if len(vms) > MOST_REARRANGED or not self._planner.shelf.holds(len({vm.profile for vm in vms})):
+            return False
+        left = {vm.kind: vm for vm in vms if vm.vm_id in refused}
+        return all(self._planner.run(replace(self._request, vms=(vm,))).placed for vm in left.values())
+
+    def _too_many(self, vms: Sequence[VmRequest]) -> bool:
+        all_of_it = [self._candidates(vm.profile, self._request.policy) for vm in vms]
+        standing = np.logical_or.reduce([candidates.standing for candidates in set(all_of_it)])
+        return too_many(self._workspace, [candidates.fitting for candidates in all_of_it], np.flatnonzero(standing))
+
+    def _seats(self, found: Plan) -> list[Seat | None]:
+        """Of the VMs, in their order; None of one that was refused."""
+        fleet, seats = self._workspace.fleet, dict[UUID, Seat]()
+        for place in found.placed:
+            row = fleet.index[place.host]
+            cells = fleet.hosts[row].cells
+            seats[place.vm_id] = row, tuple(column for column, cell in enumerate(cells) if cell.cell in place.cells)
+        return [seats.get(vm.vm_id) for vm in self._vms]
+
+
+def _first_refused(plan: Plan) -> int:
+    """The step; that after the last where there is none."""
+    return min([refusal.step for refusal in plan.refused], default=len(plan.placed))
+
+
+def _those_placed(seats: Sequence[Seat | None]) -> list[Seat]:
+    """Before the first that has none."""
+    return [seat for seat in takewhile(bool, seats) if seat is not None]
