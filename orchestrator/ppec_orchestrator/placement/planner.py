@@ -66,7 +66,7 @@ class Planner:
             self.workspace.end()
 
     def run(self, request: PlanRequest, kept: Kept | None = None, seats: Sequence[Seat] = ()) -> Plan:
-        """VM after VM, within a plan. `seats`, where given, are those of the first, in the order they are planned in."""
+        """VM after VM, within a plan. `seats`, if given, are those of the first, in the order they are planned in."""
         batch = _Batch(self, request, kept or {}, seats)
         try:
             return batch.run()

@@ -79,7 +79,7 @@ def test_so_are_vms_that_may_not_stand_everywhere(seed: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32), hosts=st.integers(1, 8), percent=st.integers(85, 100), policy=st.sampled_from(Policy))
+@given(st.integers(0, 2**32), st.integers(1, 8), st.integers(85, 100), st.sampled_from(Policy))
 def test_nearly_as_many_as_have_room_in_cpus_and_memory_are_placed(
     seed: int, hosts: int, percent: int, policy: Policy
 ) -> None:
