@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, insert, select
+from starlette.testclient import TestClient
 
 from ppec_contract.api_operations import OperationView
 from ppec_contract.api_vms import VmsCreate, VmView
 from ppec_contract.model import digest
+from ppec_orchestrator.api.app import create_app
+from ppec_orchestrator.api.services import make_services, utc_now
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
 from ppec_orchestrator.dispatch.simulated import SimulatedDispatcher, SimulatedFleet
 from ppec_orchestrator.ipdb.ranges import to_address, usable_range
@@ -30,6 +33,7 @@ from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.operations.replica import Replica
 from ppec_orchestrator.operations.service import Operations
+from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store import ipdb, tables, vm_views
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.claims import give_up
@@ -37,9 +41,11 @@ from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operation_views import OperationFilter
 from ppec_orchestrator.store.paging import Slice
+from ppec_orchestrator.store.tokens import Role, create_token
 
 # What test modules here share.
 sys.path.append(str(Path(__file__).parent))
+from people import People
 from storage_sums import assert_storage_summed
 
 WAIT_S = 60.0
@@ -304,3 +310,37 @@ def own_threads() -> set[threading.Thread]:
     """The engine's and the watchers' threads that live now."""
     prefixes = ("ppec-op", "ppec-claims", "ppec-leases", "ppec-retention")
     return {one for one in threading.enumerate() if one.name.startswith(prefixes)}
+
+
+@pytest.fixture
+def api(world: Any, tmp_path: Path) -> Iterator[TestClient]:
+    services = replace(
+        make_services(Settings(state_dir=tmp_path / "state"), world.database), operations=world.replica()
+    )
+    with world.database.write() as conn:
+        token = create_token(conn, "operator", Role.OPERATOR, now=utc_now())
+        other = create_token(conn, "other", Role.OPERATOR, now=utc_now())
+        admin = create_token(conn, "admin", Role.ADMIN, now=utc_now())
+    client = TestClient(
+        create_app(services), headers={"Authorization": f"Bearer {token}"}, raise_server_exceptions=False
+    )
+    client.other = {"Authorization": f"Bearer {other}"}  # type: ignore[attr-defined]
+    client.admin = {"Authorization": f"Bearer {admin}"}  # type: ignore[attr-defined]
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def people(world: Any, tmp_path: Path) -> Iterator[People]:
+    made = People(world, tmp_path / "state")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def strict(world: Any, tmp_path: Path) -> Iterator[People]:
+    """Four VMs or more need an approved plan."""
+    world.approvals = ApprovalPolicy(vms_from=4)
+    made = People(world, tmp_path / "state")
+    yield made
+    made.close()

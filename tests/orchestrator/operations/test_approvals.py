@@ -1,234 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans that are looked at again, approved by somebody else than their maker, and executed as they are. On the whole
-API."""
+"""Plans that are approved by somebody else than their maker, and executed as they are. On the whole API."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, insert, select, update
-from starlette.testclient import TestClient
+from people import SECRET, People, disturb, operations, vms
+from plan_requests import BODY, code
+from sqlalchemy import insert, select, update
 from structlog.testing import capture_logs
 
-from ppec_orchestrator.api.app import create_app
-from ppec_orchestrator.api.services import make_services, utc_now
+from ppec_orchestrator.api.services import utc_now
 from ppec_orchestrator.approvals import ApprovalPolicy
-from ppec_orchestrator.settings import Settings
-from ppec_orchestrator.store import plans, tables
-from ppec_orchestrator.store.tokens import Role, create_token
-
-BODY = {"flavor": "half", "image": "debian"}
-SECRET = "#cloud-config\npassword: hunter2\n"
-
-
-class People:
-    """An orchestrator, and a client of it for each of these."""
-
-    def __init__(self, world: Any, state: Path, replica: str = "one", **of_replica: Any) -> None:
-        services = dataclasses.replace(
-            make_services(Settings(state_dir=state), world.database), operations=world.replica(replica, **of_replica)
-        )
-        self.app = create_app(services)
-        roles = {"checker": Role.OPERATOR, "third": Role.OPERATOR, "admin": Role.ADMIN, "viewer": Role.VIEWER}
-        with world.database.write() as conn:
-            tokens = {
-                name: create_token(conn, name, role, now=utc_now())
-                for name, role in {"maker": Role.OPERATOR, **roles}.items()
-            }
-        self.clients = {name: self._client(token) for name, token in tokens.items()}
-        self.maker, self.checker, self.third = (self.clients[name] for name in ("maker", "checker", "third"))
-
-    def _client(self, token: str) -> TestClient:
-        headers = {"Authorization": f"Bearer {token}"}
-        return TestClient(self.app, headers=headers, raise_server_exceptions=False)
-
-    def close(self) -> None:
-        for client in self.clients.values():
-            client.close()
-
-    def plan(self, client: TestClient | None = None, **body: Any) -> dict[str, Any]:
-        answer = (client or self.maker).post("/v1/plans", json=BODY | body)
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        assert found["executable"]
-        return found
-
-    def approve(self, plan: dict[str, Any], client: TestClient | None = None) -> dict[str, Any]:
-        answer = (client or self.checker).post(f"/v1/plans/{plan['plan_id']}/approve")
-        assert answer.status_code == 200, answer.text
-        found: dict[str, Any] = answer.json()
-        return found
-
-    def execute(self, plan: dict[str, Any], client: TestClient | None = None, key: str | None = None) -> Any:
-        headers = {"Idempotency-Key": key} if key else {}
-        return (client or self.maker).post(f"/v1/plans/{plan['plan_id']}/execute", headers=headers)
-
-    def listed(self, **query: str) -> list[str]:
-        answer = self.checker.get("/v1/plans", params=query)
-        assert answer.status_code == 200, answer.text
-        return [one["plan_id"] for one in answer.json()["items"]]
-
-    def state(self, plan: dict[str, Any]) -> tuple[str, str | None]:
-        found = self.checker.get(f"/v1/plans/{plan['plan_id']}").json()
-        return found["state"], found["approved_by"]
-
-
-@pytest.fixture
-def people(world: Any, tmp_path: Path) -> Iterator[People]:
-    made = People(world, tmp_path / "state")
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def strict(world: Any, tmp_path: Path) -> Iterator[People]:
-    """Four VMs or more need an approved plan."""
-    world.approvals = ApprovalPolicy(vms_from=4)
-    made = People(world, tmp_path / "state")
-    yield made
-    made.close()
-
-
-def code(answer: Any) -> tuple[int, str]:
-    return answer.status_code, answer.json()["code"]
-
-
-def vms(people: People) -> dict[str, tuple[str, list[int]]]:
-    return {vm["name"]: (vm["host"], vm["cells"]) for vm in people.maker.get("/v1/vms").json()["items"]}
-
-
-def operations(world: Any) -> int:
-    with world.database.read() as conn:
-        return int(conn.execute(select(func.count()).select_from(tables.operation)).scalar_one())
-
-
-def disturb(people: People, world: Any, plan: dict[str, Any]) -> None:
-    """A VM comes to the first host of the plan."""
-    answer = people.third.post("/v1/vms", json=BODY | {"name": "between", "host": plan["placed"][0]["host"]})
-    assert answer.status_code == 202, answer.text
-    assert world.ended(answer.json()["operation_id"]).state == "succeeded"
-
-
-# --- looked at again -------------------------------------------------------------------------------------------------
-
-
-def test_a_plan_is_shown_again_as_it_was(people: People) -> None:
-    plan = people.plan(name="web", count=5, mode="best-effort", groups=[{"name": "g"}], labels={"tier": "web"})
-    for client in (people.maker, people.checker):
-        found = client.get(f"/v1/plans/{plan['plan_id']}").json()
-        assert found["plan"] == plan
-    request = {name: found["request"][name] for name in ("image", "flavor", "name", "count", "mode", "labels")}
-    assert request == BODY | {"name": "web", "count": 5, "mode": "best-effort", "labels": {"tier": "web"}}
-    assert (found["state"], found["approved_by"], found["created_by"]) == ("waiting", None, "maker")
-    assert (found["vms"], found["placed"], found["first_vm"]) == (5, len(plan["placed"]), plan["placed"][0]["vm"])
-    assert 0 < found["placed"] < 5
-    assert found["expires_at"] == plan["expires_at"]
-
-
-def test_user_data_is_told_by_its_length_and_sum_and_is_part_of_the_hash(world: Any, people: People) -> None:
-    with capture_logs() as logs:
-        plan = people.plan(name="web", user_data=SECRET)
-        path = f"/v1/plans/{plan['plan_id']}"
-        answers = [
-            people.checker.get(path), people.checker.get("/v1/plans"), people.maker.post(f"{path}/approve"),
-            people.checker.post(f"{path}/approve"), people.third.post(f"{path}/execute"),
-            people.maker.post(f"{path}/execute"),
-        ]  # fmt: skip
-        answers.append(people.maker.get(answers[-1].headers["location"]))
-        world.ended(answers[-1].json()["operation_id"])
-    assert [answer.status_code for answer in answers] == [200, 200, 403, 200, 403, 202, 200]
-    request = answers[0].json()["request"]
-    assert (request["user_data"], request["user_data_bytes"]) == ("", len(SECRET))
-    assert request["user_data_sha256"] == hashlib.sha256(SECRET.encode()).hexdigest()
-    assert "hunter2" not in "".join(answer.text for answer in answers)
-    assert "hunter2" not in str(logs)
-
-
-def test_the_hash_is_of_the_user_data_as_well(people: People) -> None:
-    ids = {people.plan(name="web", user_data=text)["plan_id"] for text in ("", SECRET, SECRET + " ")}
-    assert len(ids) == 3
-
-
-def test_plans_are_listed_the_newest_first_in_pages_and_by_maker_and_state(people: People) -> None:
-    mine = [people.plan(name=f"a-{number}") for number in range(3)]
-    others = people.plan(people.third, name="b")
-    people.approve(mine[1])
-    ids = [plan["plan_id"] for plan in (others, *reversed(mine))]
-    assert people.listed() == ids
-    assert people.listed(created_by="third") == [others["plan_id"]]
-    assert people.listed(state="approved") == [mine[1]["plan_id"]]
-    assert people.listed(state="waiting", created_by="maker") == [mine[2]["plan_id"], mine[0]["plan_id"]]
-    first = people.checker.get("/v1/plans?limit=3").json()
-    # What comes or goes meanwhile makes nothing else be skipped.
-    assert people.execute(mine[0]).status_code == 202
-    people.plan(name="c")
-    rest = people.checker.get("/v1/plans", params={"limit": 3, "cursor": first["next_cursor"]}).json()
-    assert [one["plan_id"] for one in first["items"]] == ids[:3]
-    assert rest == {"items": [], "next_cursor": None}
-    wrong = people.checker.get("/v1/plans", params={"state": "approved", "cursor": first["next_cursor"]})
-    assert code(wrong) == (422, "request.invalid")
-
-
-def test_a_line_of_the_list_says_what_the_plan_is_of(people: People) -> None:
-    plan = people.plan(name="web", count=2)
-    people.approve(plan)
-    (line,) = people.checker.get("/v1/plans").json()["items"]
-    details = people.checker.get(f"/v1/plans/{plan['plan_id']}").json()
-    assert line == {name: value for name, value in details.items() if name not in ("plan", "request")}
-    assert (line["image"], line["vms"], line["placed"], line["approved_by"]) == ("debian", 2, 2, "checker")
-
-
-def test_a_list_reads_none_of_the_documents(world: Any, people: People) -> None:
-    """PostgreSQL would parse whole plans for the name of an image."""
-    people.plan(name="web", count=2)
-    listed = people.checker.get("/v1/plans").json()
-    with world.database.write() as conn:
-        conn.execute(update(tables.plan).values(asked={}, input={}, places={}, shown={}))
-    assert people.checker.get("/v1/plans").json() == listed
-    assert [(line["image"], line["first_vm"]) for line in listed["items"]] == [("debian", "web-1")]
-
-
-def test_what_can_not_be_executed_is_not_listed(world: Any, people: People) -> None:
-    old, used = people.plan(name="old"), people.plan(name="used")
-    assert people.execute(used).status_code == 202
-    world.ahead = timedelta(minutes=16)
-    new = people.plan(name="new", host="h3")
-    assert people.listed() == [new["plan_id"]]
-    for gone in (old, used):
-        for answer in (
-            people.checker.get(f"/v1/plans/{gone['plan_id']}"),
-            people.checker.post(f"/v1/plans/{gone['plan_id']}/approve"),
-        ):
-            assert code(answer) == (404, "plan.not_found")
-
-
-def test_an_older_replicas_plan_can_be_executed_and_not_looked_at(world: Any, people: People) -> None:
-    plan = people.plan(name="web")
-    with world.database.write() as conn:
-        conn.execute(update(tables.plan).values(shown=None, image=None, first_vm=None, vms=None, placed=None))
-    path = f"/v1/plans/{plan['plan_id']}"
-    assert people.listed() == []
-    assert code(people.checker.get(path)) == (404, "plan.not_found")
-    assert code(people.checker.post(f"{path}/approve")) == (404, "plan.not_found")
-    assert people.execute(plan).status_code == 202
-
-
-def test_a_viewer_sees_no_plans(people: People) -> None:
-    plan = people.plan(name="web")
-    viewer, path = people.clients["viewer"], f"/v1/plans/{plan['plan_id']}"
-    for answer in (viewer.get("/v1/plans"), viewer.get(path), viewer.post(f"{path}/approve")):
-        assert code(answer) == (403, "auth.forbidden")
-    assert people.state(plan) == ("waiting", None)
-
-
-# --- approved --------------------------------------------------------------------------------------------------------
+from ppec_orchestrator.store import tables
 
 
 def test_an_approved_plan_is_executed_by_its_maker_exactly_as_shown(world: Any, people: People) -> None:
@@ -557,23 +346,3 @@ def test_what_was_accepted_before_there_was_the_rule_is_answered_as_it_was(
     other = later.maker.post("/v1/vms", json=body | {"name": "other"}, headers=key)
     assert code(other) == (409, "request.idempotency_mismatch")
     later.close()
-
-
-# --- how many are kept -----------------------------------------------------------------------------------------------
-
-
-def test_who_plans_a_lot_pushes_out_their_own_plans_and_none_that_is_approved(
-    people: People, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plans, "MOST_PLANS", 3)
-    other = people.plan(people.third, name="other")
-    approved = people.plan(name="approved")
-    people.approve(approved)
-    fresh = [people.plan(name=f"fresh-{number}") for number in range(5)]
-    assert people.listed(created_by="third") == [other["plan_id"]]
-    assert people.listed(state="approved") == [approved["plan_id"]]
-    assert people.listed(state="waiting", created_by="maker") == [plan["plan_id"] for plan in reversed(fresh[2:])]
-    # One that is made again takes nobody's place.
-    people.plan(name="fresh-4")
-    assert len(people.listed(state="waiting", created_by="maker")) == 3
-    assert people.execute(approved).status_code == 202

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans that are looked at again, and listed; and how many are kept. On the whole API."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from people import SECRET, People
+from plan_requests import BODY, code
+from sqlalchemy import update
+from structlog.testing import capture_logs
+
+from ppec_orchestrator.store import plans, tables
+
+
+def test_a_plan_is_shown_again_as_it_was(people: People) -> None:
+    plan = people.plan(name="web", count=5, mode="best-effort", groups=[{"name": "g"}], labels={"tier": "web"})
+    for client in (people.maker, people.checker):
+        found = client.get(f"/v1/plans/{plan['plan_id']}").json()
+        assert found["plan"] == plan
+    request = {name: found["request"][name] for name in ("image", "flavor", "name", "count", "mode", "labels")}
+    assert request == BODY | {"name": "web", "count": 5, "mode": "best-effort", "labels": {"tier": "web"}}
+    assert (found["state"], found["approved_by"], found["created_by"]) == ("waiting", None, "maker")
+    assert (found["vms"], found["placed"], found["first_vm"]) == (5, len(plan["placed"]), plan["placed"][0]["vm"])
+    assert 0 < found["placed"] < 5
+    assert found["expires_at"] == plan["expires_at"]
+
+
+def test_user_data_is_told_by_its_length_and_sum_and_is_part_of_the_hash(world: Any, people: People) -> None:
+    with capture_logs() as logs:
+        plan = people.plan(name="web", user_data=SECRET)
+        path = f"/v1/plans/{plan['plan_id']}"
+        answers = [
+            people.checker.get(path), people.checker.get("/v1/plans"), people.maker.post(f"{path}/approve"),
+            people.checker.post(f"{path}/approve"), people.third.post(f"{path}/execute"),
+            people.maker.post(f"{path}/execute"),
+        ]  # fmt: skip
+        answers.append(people.maker.get(answers[-1].headers["location"]))
+        world.ended(answers[-1].json()["operation_id"])
+    assert [answer.status_code for answer in answers] == [200, 200, 403, 200, 403, 202, 200]
+    request = answers[0].json()["request"]
+    assert (request["user_data"], request["user_data_bytes"]) == ("", len(SECRET))
+    assert request["user_data_sha256"] == hashlib.sha256(SECRET.encode()).hexdigest()
+    assert "hunter2" not in "".join(answer.text for answer in answers)
+    assert "hunter2" not in str(logs)
+
+
+def test_the_hash_is_of_the_user_data_as_well(people: People) -> None:
+    ids = {people.plan(name="web", user_data=text)["plan_id"] for text in ("", SECRET, SECRET + " ")}
+    assert len(ids) == 3
+
+
+def test_plans_are_listed_the_newest_first_in_pages_and_by_maker_and_state(people: People) -> None:
+    mine = [people.plan(name=f"a-{number}") for number in range(3)]
+    others = people.plan(people.third, name="b")
+    people.approve(mine[1])
+    ids = [plan["plan_id"] for plan in (others, *reversed(mine))]
+    assert people.listed() == ids
+    assert people.listed(created_by="third") == [others["plan_id"]]
+    assert people.listed(state="approved") == [mine[1]["plan_id"]]
+    assert people.listed(state="waiting", created_by="maker") == [mine[2]["plan_id"], mine[0]["plan_id"]]
+    first = people.checker.get("/v1/plans?limit=3").json()
+    # What comes or goes meanwhile makes nothing else be skipped.
+    assert people.execute(mine[0]).status_code == 202
+    people.plan(name="c")
+    rest = people.checker.get("/v1/plans", params={"limit": 3, "cursor": first["next_cursor"]}).json()
+    assert [one["plan_id"] for one in first["items"]] == ids[:3]
+    assert rest == {"items": [], "next_cursor": None}
+    wrong = people.checker.get("/v1/plans", params={"state": "approved", "cursor": first["next_cursor"]})
+    assert code(wrong) == (422, "request.invalid")
+
+
+def test_a_line_of_the_list_says_what_the_plan_is_of(people: People) -> None:
+    plan = people.plan(name="web", count=2)
+    people.approve(plan)
+    (line,) = people.checker.get("/v1/plans").json()["items"]
+    details = people.checker.get(f"/v1/plans/{plan['plan_id']}").json()
+    assert line == {name: value for name, value in details.items() if name not in ("plan", "request")}
+    assert (line["image"], line["vms"], line["placed"], line["approved_by"]) == ("debian", 2, 2, "checker")
+
+
+def test_a_list_reads_none_of_the_documents(world: Any, people: People) -> None:
+    """PostgreSQL would parse whole plans for the name of an image."""
+    people.plan(name="web", count=2)
+    listed = people.checker.get("/v1/plans").json()
+    with world.database.write() as conn:
+        conn.execute(update(tables.plan).values(asked={}, input={}, places={}, shown={}))
+    assert people.checker.get("/v1/plans").json() == listed
+    assert [(line["image"], line["first_vm"]) for line in listed["items"]] == [("debian", "web-1")]
+
+
+def test_what_can_not_be_executed_is_not_listed(world: Any, people: People) -> None:
+    old, used = people.plan(name="old"), people.plan(name="used")
+    assert people.execute(used).status_code == 202
+    world.ahead = timedelta(minutes=16)
+    new = people.plan(name="new", host="h3")
+    assert people.listed() == [new["plan_id"]]
+    for gone in (old, used):
+        for answer in (
+            people.checker.get(f"/v1/plans/{gone['plan_id']}"),
+            people.checker.post(f"/v1/plans/{gone['plan_id']}/approve"),
+        ):
+            assert code(answer) == (404, "plan.not_found")
+
+
+def test_an_older_replicas_plan_can_be_executed_and_not_looked_at(world: Any, people: People) -> None:
+    plan = people.plan(name="web")
+    with world.database.write() as conn:
+        conn.execute(update(tables.plan).values(shown=None, image=None, first_vm=None, vms=None, placed=None))
+    path = f"/v1/plans/{plan['plan_id']}"
+    assert people.listed() == []
+    assert code(people.checker.get(path)) == (404, "plan.not_found")
+    assert code(people.checker.post(f"{path}/approve")) == (404, "plan.not_found")
+    assert people.execute(plan).status_code == 202
+
+
+def test_a_viewer_sees_no_plans(people: People) -> None:
+    plan = people.plan(name="web")
+    viewer, path = people.clients["viewer"], f"/v1/plans/{plan['plan_id']}"
+    for answer in (viewer.get("/v1/plans"), viewer.get(path), viewer.post(f"{path}/approve")):
+        assert code(answer) == (403, "auth.forbidden")
+    assert people.state(plan) == ("waiting", None)
+
+
+def test_who_plans_a_lot_pushes_out_their_own_plans_and_none_that_is_approved(
+    people: People, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "MOST_PLANS", 3)
+    other = people.plan(people.third, name="other")
+    approved = people.plan(name="approved")
+    people.approve(approved)
+    fresh = [people.plan(name=f"fresh-{number}") for number in range(5)]
+    assert people.listed(created_by="third") == [other["plan_id"]]
+    assert people.listed(state="approved") == [approved["plan_id"]]
+    assert people.listed(state="waiting", created_by="maker") == [plan["plan_id"] for plan in reversed(fresh[2:])]
+    # One that is made again takes nobody's place.
+    people.plan(name="fresh-4")
+    assert len(people.listed(state="waiting", created_by="maker")) == 3
+    assert people.execute(approved).status_code == 202
