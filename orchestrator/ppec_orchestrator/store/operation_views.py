@@ -23,7 +23,7 @@ from ppec_contract.api_operations import (
 )
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.store.operations import PLAN_STEP, RESIZE_STEP, RETUNE, NewOperation
-from ppec_orchestrator.store.paging import Slice, newest_first, newest_key
+from ppec_orchestrator.store.paging import Slice, newest_page
 from ppec_orchestrator.store.tables import operation, operation_item, step
 
 
@@ -54,17 +54,12 @@ def show(conn: Connection, operation_id: str) -> OperationView:
 
 def page(conn: Connection, wanted: Slice, chosen: OperationFilter) -> Page[OperationView]:
     """The newest first. Items and steps are those of each operation; a page is therefore to be kept short."""
-    query = newest_first(select(operation), wanted, operation.c.created_at, operation.c.id)
+    query = select(operation)
     if chosen.state is not None:
         query = query.where(operation.c.state == chosen.state.value)
     if chosen.kind is not None:
         query = query.where(operation.c.kind == chosen.kind)
-    rows = conn.execute(query).all()
-    shown = rows[: wanted.limit]
-    more = None
-    if len(rows) > wanted.limit:
-        more = wanted.cursor(newest_key(shown[-1].created_at, shown[-1].id))
-    return Page[OperationView](items=tuple(_views(conn, shown)), next_cursor=more)
+    return newest_page(conn, query, wanted, operation, lambda rows: _views(conn, rows))
 
 
 def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:

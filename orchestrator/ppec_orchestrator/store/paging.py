@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, and_, or_
+from sqlalchemy import Connection, Row, Select, Table, and_, or_
 
 from ppec_contract.api import Page
 from ppec_contract.errors import PpecError
@@ -91,26 +91,32 @@ def bad_cursor(why: str = "it is not one that this list answered") -> PpecError:
 
 def page_of(rows: Sequence[R], wanted: Slice, view: Callable[[R], V], key: Callable[[R], str | int]) -> Page[V]:
     """A page of up to the wanted number of rows; one row more than that says that there is a next page."""
+    return _page(rows, wanted, lambda shown: [view(row) for row in shown], key)
+
+
+def newest_page(
+    conn: Connection, query: Select[Any], wanted: Slice, of: Table, views: Callable[[Sequence[Row[Any]]], Iterable[V]]
+) -> Page[V]:
+    """The newest first, by the table's `created_at` and `id`, which the query has among its columns. `views` are of all
+    rows of the page at once, for what belongs to them is read together."""
+    query = query.order_by(of.c.created_at.desc(), of.c.id.desc()).limit(wanted.limit + 1)
+    if wanted.after is not None:
+        last_at, last = _made_at_and_key(str(wanted.after))
+        query = query.where(or_(of.c.created_at < last_at, and_(of.c.created_at == last_at, of.c.id < last)))
+    return _page(conn.execute(query).all(), wanted, views, _newest_key)
+
+
+def _page(
+    rows: Sequence[R], wanted: Slice, views: Callable[[Sequence[R]], Iterable[V]], key: Callable[[R], str | int]
+) -> Page[V]:
     shown = rows[: wanted.limit]
     more = wanted.cursor(key(shown[-1])) if len(rows) > wanted.limit else None
-    return Page[Any](items=tuple(view(row) for row in shown), next_cursor=more)
+    return Page[Any](items=tuple(views(shown)), next_cursor=more)
 
 
-def newest_first(
-    query: Select[Any], wanted: Slice, made_at: ColumnElement[datetime], key: ColumnElement[str]
-) -> Select[Any]:
-    """The rows of the slice, and one more that says whether there is a next page; `newest_key` is what its cursors
-    hold."""
-    query = query.order_by(made_at.desc(), key.desc()).limit(wanted.limit + 1)
-    if wanted.after is None:
-        return query
-    last_at, last = _made_at_and_key(str(wanted.after))
-    return query.where(or_(made_at < last_at, and_(made_at == last_at, key < last)))
-
-
-def newest_key(made_at: datetime, key: str) -> str:
+def _newest_key(row: Row[Any]) -> str:
     """With the time, because the row itself may be gone before its list goes on."""
-    return f"{made_at.isoformat()}/{key}"
+    return f"{row.created_at.isoformat()}/{row.id}"
 
 
 def _made_at_and_key(after: str) -> tuple[datetime, str]:

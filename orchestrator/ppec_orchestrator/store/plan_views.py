@@ -16,7 +16,7 @@ from ppec_contract.api_plans import PlanDetails, PlanState, PlanSummary, Request
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.approvals import ApprovalPolicy
-from ppec_orchestrator.store.paging import Slice, newest_first, newest_key, page_of
+from ppec_orchestrator.store.paging import Slice, newest_page
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.tables import plan
 
@@ -46,14 +46,14 @@ _SUMMARY = select(
 
 def page(conn: Connection, wanted: Slice, chosen: PlanFilter, now: datetime) -> Page[PlanSummary]:
     """The newest first."""
-    query = newest_first(_SUMMARY.where(plan.c.expires_at > now), wanted, plan.c.created_at, plan.c.id)
+    query = _SUMMARY.where(plan.c.expires_at > now)
     if chosen.created_by is not None:
         query = query.where(plan.c.created_by == chosen.created_by)
     if chosen.state is PlanState.APPROVED:
         query = query.where(plan.c.approved_by.is_not(None))
     if chosen.state is PlanState.WAITING:
         query = query.where(plan.c.approved_by.is_(None))
-    return page_of(conn.execute(query).all(), wanted, _summary, lambda row: newest_key(row.created_at, row.id))
+    return newest_page(conn, query, wanted, plan, lambda rows: map(_summary, rows))
 
 
 def details(stored: StoredPlan, approvals: ApprovalPolicy) -> PlanDetails:
