@@ -103,7 +103,7 @@ def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecErr
     now, or no change helps, nothing is added."""
     plan, snapshot = fleet.plan(request)
     changes = _first_changes(snapshot, request, plan) if plan.refused else ()
-    return _with_changes(error, changes)
+    return with_changes(error.problem(), changes).error()
 
 
 def changes_by_vm(fleet: Fleet, request: PlanRequest, plan: Plan) -> dict[UUID, Changes]:
@@ -126,23 +126,16 @@ def advised_problems(
     open_to_advice = {vm_id: problem for vm_id, problem in problems.items() if problem.code in ADVISABLE}
     refused = tuple(one for one in plan.refused if one.vm_id in open_to_advice)
     changes = changes_by_vm(fleet, request, replace(plan, refused=refused))
-    return {
-        vm_id: _with_changes(open_to_advice[vm_id].error(), found).problem()
-        for vm_id, found in changes.items()
-        if found
-    }
+    return {vm_id: with_changes(open_to_advice[vm_id], found) for vm_id, found in changes.items() if found}
 
 
-def _with_changes(error: PpecError, changes: Changes) -> PpecError:
+def with_changes(problem: Problem, changes: Changes) -> Problem:
+    """The same problem, which says what would help, and in its hint the cheapest of that."""
     if not changes:
-        return error
-    return PpecError(
-        error.code,
-        error.message,
-        hint=f"{error.hint} Cheapest change: {changes[0].sentence}.".strip(),
-        subject=error.subject,
-        details={**error.details, "changes": [change.model_dump(mode="json") for change in changes]},
-    )
+        return problem
+    told = [change.model_dump(mode="json") for change in changes]
+    hint = f"{problem.hint} Cheapest change: {changes[0].sentence}.".strip()
+    return problem.model_copy(update={"hint": hint, "details": {**problem.details, "changes": told}})
 
 
 def _first_changes(fleet: Fleet, request: PlanRequest, plan: Plan) -> Changes:

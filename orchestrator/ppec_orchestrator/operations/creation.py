@@ -9,29 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import TypeVar
+from uuid import UUID
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api_operations import ItemState
 from ppec_contract.api_vms import BatchMode, VmsCreate
-from ppec_contract.errors import PpecError
+from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy, refuse_others
 from ppec_orchestrator.ipdb.provider import AddressProvider
 from ppec_orchestrator.operations import openings
 from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
-from ppec_orchestrator.operations.advising import ADVISABLE, advised, advised_problems
+from ppec_orchestrator.operations.advising import ADVISABLE, Changes, advised, advised_problems, with_changes
 from ppec_orchestrator.operations.approving import still_stands, without_room
 from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
 from ppec_orchestrator.operations.joining import Joined
 from ppec_orchestrator.operations.kinds import create
 from ppec_orchestrator.operations.meaning import Catalogue, Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.plan_shown import Restored, restored
-from ppec_orchestrator.operations.planning import Planned, Planning, refusal, refusal_problem
+from ppec_orchestrator.operations.planning import Planned, Planning, refusal
+from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Placement, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.request import PlanRequest, Spare
@@ -74,7 +76,8 @@ class _Understood:
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """A request, and what the plan says of each of its VMs."""
+    """A request, and what the plan says of each of its VMs; of the refused ones also what would help, where that is
+    known already."""
 
     meant: Meant
     user_data: str
@@ -82,6 +85,12 @@ class _Answered:
     placed: Sequence[Placement]
     refused: Sequence[Refusal] = ()
     origin: Origin = UNPLANNED
+    changes: Mapping[UUID, Changes] = field(default_factory=dict)
+
+    def problem(self, one: Refusal, fleet: Fleet) -> Problem:
+        """Why it is refused."""
+        error = refusal([one], self.meant.input.size_of(one.name).shape, fleet, wanted=1)
+        return with_changes(error.problem(), self.changes.get(one.vm_id, ()))
 
 
 class Creation:
@@ -139,7 +148,7 @@ class Creation:
         terms = replace(ROOM, moves=made.plan.moves)
         planned = Planned(made.plan, self._planning.fleet.current(), passes=0, terms=terms)
         origin = Origin(stored.plan_id, stored.approved_by)
-        answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused, origin)
+        answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused, origin, made.changes)
         try:
             return self._enqueue(conn, [answered], planned)[0]
         except HostsHeldError as error:
@@ -344,10 +353,7 @@ def _new_vms(answered: _Answered, operation: Accepted) -> list[NewVm]:
 def _items(answered: _Answered, planned: Planned) -> list[NewItem]:
     placed = [NewItem(place.vm_id, place.name, place.host) for place in answered.placed]
     refused = [
-        NewItem(
-            one.vm_id, one.name, None, ItemState.REFUSED,
-            refusal_problem(one, answered.meant.input.size_of(one.name).shape, planned.fleet),
-        )
+        NewItem(one.vm_id, one.name, None, ItemState.REFUSED, answered.problem(one, planned.fleet))
         for one in answered.refused
-    ]  # fmt: skip
+    ]
     return placed + refused

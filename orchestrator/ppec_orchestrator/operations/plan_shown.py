@@ -7,7 +7,7 @@ hosts that it stands on. Of the same request on a fleet that has not moved on on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +17,7 @@ from ppec_contract.api_placement import ExposedView, MoveView, PlacedView, PlanV
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.model import canonical_json
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
-from ppec_orchestrator.operations.advising import changes_by_vm
+from ppec_orchestrator.operations.advising import Changes, changes_by_vm
 from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.planning import Planning, relied_on
 from ppec_orchestrator.operations.wanted import CreateInput
@@ -36,11 +36,13 @@ LIFETIME = timedelta(minutes=15)
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A stored plan as the planner made it, and the request it was made for."""
+    """A stored plan as the planner made it, and the request it was made for; `changes` are what those that it refused
+    were shown to be helped by."""
 
     plan: Plan
     meant: Meant
     user_data: str
+    changes: Mapping[UUID, Changes]
 
 
 def show_plan(
@@ -92,7 +94,17 @@ def restored(stored: StoredPlan) -> Restored:
         for step, moves in (opened.get(place.vm_id, (0, ())),)
     )
     meant = Meant(places["image_id"], places.get("image_sha256", ""), CreateInput.model_validate(stored.input))
-    return Restored(Plan(placed, refused, evidence), meant, stored.asked.get("user_data", ""))
+    plan = Plan(placed, refused, evidence)
+    return Restored(plan, meant, stored.asked.get("user_data", ""), _changes_shown(stored, plan))
+
+
+def _changes_shown(stored: StoredPlan, plan: Plan) -> dict[UUID, Changes]:
+    """Not looked for again: who executes a plan gets what was shown, and perhaps approved. None are known of one that
+    an older replica has made, which kept nothing of it."""
+    if stored.shown is None:
+        return {}
+    shown = {one.vm: one.changes for one in PlanView.model_validate(stored.shown).refused}
+    return {one.vm_id: shown[one.name] for one in plan.refused if one.name in shown}
 
 
 def _move(kept: dict[str, Any]) -> Move:

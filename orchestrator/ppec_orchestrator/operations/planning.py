@@ -16,7 +16,7 @@ from uuid import UUID
 from sqlalchemy import Connection, text
 
 from ppec_contract.api_ipdb import NetworkWanted
-from ppec_contract.errors import PpecError, Problem
+from ppec_contract.errors import PpecError
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 from ppec_orchestrator.operations.live_fleet import LiveFleet, Taken
 from ppec_orchestrator.placement.fleet import Fleet
@@ -332,8 +332,3 @@ def _hint(refused: Sequence[Refusal], wanted: int) -> str:
     if not top:
         return "Add hosts first."
     return f"The most frequent reason is {top[0][0].value}: relieve that, or widen the search."
-
-
-def refusal_problem(one: Refusal, shape: Shape, fleet: Fleet) -> Problem:
-    """Why not, for one VM of a batch."""
-    return refusal([one], shape, fleet, 1).problem()

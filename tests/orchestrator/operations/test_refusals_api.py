@@ -18,6 +18,7 @@ from storage_given import give_storage
 from ppec_contract.api_placement import VmSize
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.vm import NumaPolicy
+from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.operations.advising import ADVISING, IN_REQUESTS
 from ppec_orchestrator.placement.changes import RULES
 from ppec_orchestrator.store import tables
@@ -109,6 +110,53 @@ def test_what_a_plan_refused_is_refused_by_its_operation(api: TestClient) -> Non
     items = api.post(f"/v1/plans/{view['plan_id']}/execute").json()["items"]
     states = Counter((item["state"], (item["problem"] or {}).get("code")) for item in items)
     assert states == {("pending", None): 6, ("refused", "placement.no_capacity"): 2}
+
+
+def test_what_an_executed_plan_refuses_is_told_what_was_shown(world: Any, api: TestClient) -> None:
+    """In the answer and for good, without another trial: it is what whoever approved the plan has seen."""
+    small = {"vcpus": 2, "memory_mib": 1024, "disk_mib": 8192}
+    kinds = [{"name": f"wide-{vcpus}", "size": small | {"vcpus": vcpus}} for vcpus in (20, 200, 202)]
+    view = planned(api, flavor=None, items=[{"name": "made", "size": small}, *kinds], mode="best-effort")
+    shown = {one["vm"]: (one["reasons"], one["changes"]) for one in view["refused"]}
+    assert len(shown) == 3
+    assert all(reasons and changes for reasons, changes in shown.values())
+    before = ADVISING.tried
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute").json()
+    kept = api.get(f"/v1/operations/{answer['operation_id']}").json()
+    for told in (answer, kept):
+        problems = {item["name"]: item["problem"] for item in told["items"] if item["state"] == "refused"}
+        found = {name: (one["details"]["reasons"], one["details"].get("changes")) for name, one in problems.items()}
+        assert found == shown
+        for name, (_, changes) in shown.items():
+            assert f"Cheapest change: {changes[0]['sentence']}." in problems[name]["hint"]
+    assert ADVISING.tried == before
+    assert world.ended(answer["operation_id"]).items[0].state == "succeeded"
+
+
+def test_a_plan_of_which_nothing_was_kept_to_show_is_executed_without_advice(world: Any, api: TestClient) -> None:
+    """An older replica's."""
+    view = planned(api, name="web", count=8, mode="best-effort")
+    with world.database.write() as conn:
+        conn.execute(update(tables.plan).values(shown=None))
+    items = api.post(f"/v1/plans/{view['plan_id']}/execute").json()["items"]
+    refused = [item["problem"]["details"] for item in items if item["state"] == "refused"]
+    assert [(bool(one["reasons"]), "changes" in one) for one in refused] == [(True, False)] * 2
+
+
+def test_a_vm_that_its_host_failed_and_no_other_can_take_is_told_what_would_help(world: Any, api: TestClient) -> None:
+    fault = Fault.of("hypervisor.failed")
+    world.fleet.faults = lambda action, host, vm: fault if (action, host) == ("CreateVms", "h1") else None
+    answer = api.post("/v1/vms", json=BODY | {"name": "web", "count": 6, "mode": "best-effort"})
+    ended = world.ended(answer.json()["operation_id"])
+    failed = [item.problem for item in ended.items if item.state == "failed"]
+    assert len(failed) == 2
+    for problem in failed:
+        assert problem.code == "hypervisor.failed"
+        assert problem.details["elsewhere"] == {"failed-before": 1, "cores": 2}
+        changes = problem.details["changes"]
+        assert changes[0]["details"] == {"rules": ["failed"]}
+        assert f"Cheapest change: {changes[0]['sentence']}." in problem.hint
+    world.assert_consistent()
 
 
 def test_what_finds_no_place_is_told_with_the_cheapest_change(api: TestClient) -> None:

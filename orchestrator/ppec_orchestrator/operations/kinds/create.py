@@ -15,7 +15,7 @@ gets a `vm.cleanup` of its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -26,6 +26,7 @@ from ppec_contract.api_operations import ItemState
 from ppec_contract.api_vms import BatchMode, VmRecord
 from ppec_contract.errors import Problem
 from ppec_orchestrator.operations import leftovers, openings
+from ppec_orchestrator.operations.advising import changes_by_vm, with_changes
 from ppec_orchestrator.operations.context import Context
 from ppec_orchestrator.operations.hosts import Call, Outcome, carry
 from ppec_orchestrator.operations.leftovers import Leftover
@@ -119,26 +120,40 @@ class _Round:
             journal.commit(lambda conn: self._end(conn, left, {}))
             return
         planning = self.context.ports.planning
-        passes = planning.carry_through(
-            self._plan_request(),
+        planned = planning.carry_through(
+            self._plan_request(self.moving.values()),
             journal.commit,
             lambda conn, planned: self._move(conn, left, planned),
             leaving={vm_id: item.host for vm_id, item in self.moving.items() if item.host},
         )
         # Reaches the database with the next check-point; there always is one.
-        journal.count(planning_passes=passes)
+        journal.count(planning_passes=planned.passes)
+        self._advise([one.vm_id for one in planned.plan.refused])
 
-    def _plan_request(self) -> PlanRequest:
+    def _advise(self, refused: Sequence[UUID]) -> None:
+        """Says what would help those that no other host can take, on the fleet as it is once their room is given
+        back. They have failed already: who dies here leaves them without."""
+        if not refused:
+            return
+        request = self._plan_request(self.moving[vm_id] for vm_id in refused)
+        plan, fleet = self.context.ports.planning.fleet.plan(request)
+        changes = changes_by_vm(fleet, request, plan)
+        ended = [item for item in self.context.items() if item.problem and changes.get(item.vm_id)]
+        told = [ItemChange(i.vm_id, i.state, with_changes(i.problem, changes[i.vm_id])) for i in ended if i.problem]
+        if told:
+            self.context.journal.commit(lambda conn: store.change_items(conn, self.context.operation_id, told))
+
+    def _plan_request(self, moving: Iterable[Item]) -> PlanRequest:
         # A host that made others of the batch is not broken, whatever it says of one.
         sound = {i.host for i in self.items if i.state is ItemState.SUCCEEDED}
         broken = {i.host for i in self.items if i.host and i.problem and whole_host(i.problem)} - sound
         requests = self.asked.vm_requests(
-            (item.vm_id, item.name, item.excluded_hosts | broken | {item.host or ""}) for item in self.moving.values()
+            (item.vm_id, item.name, item.excluded_hosts | broken | {item.host or ""}) for item in moving
         )
         standing = Counter(i.host for i in self.items if i.host and i.state is ItemState.SUCCEEDED)
         return self.asked.plan_request(requests, standing)
 
-    def _move(self, conn: Connection, left: Sequence[Leftover], planned: Planned) -> int:
+    def _move(self, conn: Connection, left: Sequence[Leftover], planned: Planned) -> Planned:
         """Off the old hosts and onto the new ones, or to the end where there is none; all in one transaction."""
         planned.refuse_held_up()
         refused = {one.vm_id: one for one in planned.plan.refused}
@@ -155,7 +170,7 @@ class _Round:
             item = self.moving[place.vm_id]
             excluded = item.excluded_hosts | ({item.host} if item.host else set())
             store.move_item(conn, self.context.operation_id, item, place.host, excluded)
-        return planned.passes
+        return planned
 
     def _end(self, conn: Connection, left: Sequence[Leftover], refused: Mapping[UUID, Refusal]) -> None:
         """Remembers what is left, and gives up the lost and those no other host can take."""
