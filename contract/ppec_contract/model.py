@@ -44,17 +44,55 @@ def printable(text: str) -> str:
     return text
 
 
+# What the patterns of this module ask for, in words: what a fault says, for whom a regular expression says nothing.
+PATTERNS_IN_WORDS: dict[str, str] = {}
+
+
+def _spelled(pattern: str, words: str, max_length: int | None = None) -> StringConstraints:
+    """`words` go on after "wanted"."""
+    PATTERNS_IN_WORDS[pattern] = words
+    return StringConstraints(pattern=pattern, max_length=max_length)
+
+
+_ENDS = "begins and ends with a letter or digit"
 # A VM's name becomes its host name, its domain name and a file name: one DNS label (RFC 1123), so it can't
 # carry markup, templates or paths into any of them.
-VmName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", max_length=63)]
-# Names of things operators register: hosts, clusters, racks, flavors, images, VRFs.
-ResourceName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$", max_length=63)]
+VmName = Annotated[
+    str,
+    _spelled(
+        r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        f"1 to 63 lower-case letters, digits and hyphens; it {_ENDS}",
+        max_length=63,
+    ),
+]
+# Names of things operators register: hosts, clusters, racks, flavors, images, VRFs. Storage pools have such names too.
+ResourceName = Annotated[
+    str,
+    _spelled(
+        r"^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$",
+        f"1 to 63 lower-case letters, digits, dots, underscores and hyphens; it {_ENDS}",
+        max_length=63,
+    ),
+]
 HostName = ResourceName
 # Linux: IFNAMSIZ is 16 with the terminating NUL.
-BridgeName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9._-]{0,14}$")]
-MacAddress = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-OperationId = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,63}$")]
+BridgeName = Annotated[
+    str,
+    _spelled(
+        r"^[a-z][a-z0-9._-]{0,14}$",
+        "1 to 15 lower-case letters, digits, dots, underscores and hyphens; it begins with a letter",
+    ),
+]
+MacAddress = Annotated[
+    str, _spelled(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$", "six times two digits of 0-9 and a-f, with colons between")
+]
+Sha256 = Annotated[str, _spelled(r"^[0-9a-f]{64}$", "64 digits of 0-9 and a-f")]
+# A sha256, or so much of its beginning that there is no other.
+Sha256Start = Annotated[str, _spelled(r"^[0-9a-f]{8,64}$", "8 to 64 digits of 0-9 and a-f")]
+OperationId = Annotated[
+    str,
+    _spelled(r"^[a-z0-9][a-z0-9-]{0,63}$", "1 to 64 lower-case letters, digits and hyphens, not with a hyphen first"),
+]
 TagKey = Annotated[str, StringConstraints(min_length=1, max_length=64), AfterValidator(printable)]
 TagValue = Annotated[str, StringConstraints(max_length=256), AfterValidator(printable)]
 Tags = Annotated[dict[TagKey, TagValue], Field(max_length=64)]

@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from ppec_contract.errors import ERROR_TABLE, PpecError
+from ppec_contract.model import PATTERNS_IN_WORDS
 
 M = TypeVar("M", bound=BaseModel)
 _SHOWN_FAULTS = 8
 _SHOWN_NAME = 64
+# As pydantic says it, before the pattern and another quote.
+_BARE_PATTERN = "String should match pattern '"
 _HINT = "Correct the named fields; the OpenAPI document lists what each one takes."
 
 
@@ -49,6 +52,12 @@ def _shown(part: int | str) -> str:
     return str(part)[:_SHOWN_NAME].encode("utf-8", "replace").decode()
 
 
+def in_words(fault: str) -> str:
+    """What a name was to be made of, rather than its regular expression."""
+    pattern = fault.removeprefix(_BARE_PATTERN).removesuffix("'")
+    return f"wanted {PATTERNS_IN_WORDS[pattern]}" if pattern in PATTERNS_IN_WORDS else fault
+
+
 def validation_problem(error: ValidationError, *, subject: str = "request") -> PpecError:
     """Maps pydantic's faults. Input values are left out: they may hold secrets or be huge."""
     return faults_problem(error.errors(include_url=False, include_context=False, include_input=False), subject=subject)
@@ -56,7 +65,7 @@ def validation_problem(error: ValidationError, *, subject: str = "request") -> P
 
 def faults_problem(found: Sequence[Mapping[str, Any]], *, subject: str = "request", hint: str = _HINT) -> PpecError:
     """The same for faults already taken out of the exception, as FastAPI hands them over."""
-    faults = [{"field": ".".join(_shown(part) for part in f["loc"]), "fault": f["msg"]} for f in found]
+    faults = [{"field": ".".join(_shown(part) for part in f["loc"]), "fault": in_words(f["msg"])} for f in found]
     own_code = next((f["type"] for f in found if f["type"] in ERROR_TABLE), None)
     shown = "; ".join(f"{f['field'] or 'body'}: {f['fault']}" for f in faults[:_SHOWN_FAULTS])
     more = f" (and {len(faults) - _SHOWN_FAULTS} more)" if len(faults) > _SHOWN_FAULTS else ""

@@ -7,10 +7,10 @@ import importlib
 import json
 import pkgutil
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 import ppec_contract
 from ppec_contract.agent import METHODS, ChangingAction, CreateVms, StopVms
@@ -19,8 +19,8 @@ from ppec_contract.api_operations import OperationState
 from ppec_contract.api_placement import Policy
 from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.errors import PpecError
-from ppec_contract.model import Model, canonical_json, digest
-from ppec_contract.validation import parse
+from ppec_contract.model import PATTERNS_IN_WORDS, Model, canonical_json, digest
+from ppec_contract.validation import in_words, parse
 from ppec_contract.vm import MAX_VCPUS, VmSpec
 
 GOLDEN = Path(__file__).parent / "golden" / "agent_methods.json"
@@ -271,3 +271,33 @@ def test_what_a_vm_may_grow_to_and_how_it_sits_survive_json() -> None:
     numa = {"smt": "isolate", "multi_cell": True, "huge_page_kib": 2048}
     spec = parse(VmSpec, SPEC | {"vcpus": 4, "max_vcpus": 8, "memory_mib": 512, "max_memory_mib": 1024, "numa": numa})
     assert VmSpec.model_validate_json(spec.model_dump_json(exclude_defaults=True)) == spec
+
+
+@pytest.mark.parametrize("name", ["Fast SSD", "", "-ssd", "ssd.", "ß"])
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        ("pool", lambda name: {"flavor": "small", "pool": name}),
+        ("items.0.pool", lambda name: {"items": [{"name": "a", "flavor": "small", "pool": name}]}),
+        ("flavor", lambda name: {"flavor": name}),
+    ],
+)
+def test_what_a_name_is_made_of_is_said_in_words(field: str, body: Any, name: str) -> None:
+    with pytest.raises(PpecError) as refused:
+        parse(VmsCreate, {"image": "debian"} | body(name))
+    assert refused.value.message == (
+        f"request: {field}: wanted 1 to 63 lower-case letters, digits, dots, underscores and hyphens; it begins and "
+        "ends with a letter or digit"
+    )
+
+
+@pytest.mark.parametrize("pattern", PATTERNS_IN_WORDS)
+def test_words_stand_for_a_pattern_of_the_contract(pattern: str) -> None:
+    """And no other fault is told by them."""
+    named = TypeAdapter(Annotated[str, StringConstraints(pattern=pattern)])
+    with pytest.raises(ValidationError) as refused:
+        named.validate_python("\n")
+    said = refused.value.errors()[0]["msg"]
+    assert pattern in said
+    assert in_words(said) == f"wanted {PATTERNS_IN_WORDS[pattern]}"
+    assert in_words("String should have at most 63 characters") == "String should have at most 63 characters"

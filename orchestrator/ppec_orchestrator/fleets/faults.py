@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from ppec_contract.errors import PpecError
+from ppec_contract.validation import in_words
 
 # Of a name in a message: it is the file's, and may be of any length.
 _SHOWN_NAME = 64
@@ -26,7 +27,7 @@ class FleetError(ValueError):
 def fault_of(error: ValidationError, inside: str = "") -> FleetError:
     """The first of pydantic's faults. Input values are left out: they may be huge."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return FleetError(inside + path_of(first["loc"], below=bool(inside)) or "the file", first["msg"])
+    return FleetError(inside + path_of(first["loc"], below=bool(inside)) or "the file", in_words(first["msg"]))
 
 
 def path_of(loc: Sequence[int | str], *, below: bool = False) -> str:
