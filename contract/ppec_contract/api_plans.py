@@ -24,13 +24,14 @@ class PlanState(StrEnum):
 
 class PlanSummary(Model):
     """A plan that has neither expired nor been executed, as lists show it: `placed` of the `vms` asked for have a
-    place, `first_vm` is one of them."""
+    place, `first_vm` is one of them. It `needs_approval` as long as it can't be executed without, and has none."""
 
     plan_id: Sha256
     created_by: str
     created_at: datetime
     expires_at: datetime
     state: PlanState
+    needs_approval: bool = False
     approved_by: str | None = None
     approved_at: datetime | None = None
     image: ResourceName

@@ -106,6 +106,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "placement.no_capacity": ErrorRow(_P, "No host can take the VM"),
     "placement.conflict": ErrorRow(_T, "Another request took the capacity first"),
     "plan.not_found": ErrorRow(_N, "There is no such plan, or it has expired"),
+    "plan.ambiguous": ErrorRow(_F, "Several plans begin with this"),
     "plan.outdated": ErrorRow(_C, "The fleet has moved on since the plan was made"),
     "approval.required": ErrorRow(_A, "Somebody else has to approve this first"),
     "approval.by_maker": ErrorRow(_A, "Nobody approves what they asked for themselves"),

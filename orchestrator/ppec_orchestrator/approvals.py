@@ -20,7 +20,10 @@ class ApprovalPolicy:
 
     def needs_approval(self, asked: VmsCreate) -> bool:
         """By what is asked for: how many find a place may be another number each time."""
-        return 0 < self.vms_from <= asked.total
+        return self.needed_for(asked.total)
+
+    def needed_for(self, vms: int) -> bool:
+        return 0 < self.vms_from <= vms
 
     def refusal(self, asked: VmsCreate, plan_id: str | None = None) -> PpecError:
         """For a request that has no plan, or one that nobody has approved."""

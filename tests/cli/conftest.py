@@ -162,10 +162,11 @@ class Orchestrator:
             return 200, self._page(request, [self.kept.model_dump(mode="json", exclude=hidden)] if self.kept else [])
         if len(parts) > 1:
             assert self.kept is not None
-            if parts[1] != self.kept.plan_id:
+            if not self.kept.plan_id.startswith(parts[1]):
                 raise PpecError("plan.not_found", f"there is no plan {parts[1]}")
             if parts[-1] == "approve":
-                given = {"state": PlanState.APPROVED, "approved_by": "bob", "approved_at": NOW}
+                assert parts[1] == self.kept.plan_id, "the hash has to be whole"
+                given = {"state": PlanState.APPROVED, "approved_by": "bob", "approved_at": NOW, "needs_approval": False}
                 self.kept = self.kept.model_copy(update=given)
             return 200, self.kept
         parse(VmsCreate, request.json)

@@ -30,7 +30,7 @@ def kept(orchestrator: Any) -> PlanDetails:
     )  # fmt: skip
     made = PlanDetails(
         plan_id=HASH, created_by="alice", created_at=AT, expires_at=AT, state=PlanState.WAITING, image="tiny",
-        first_vm="web-1", vms=2, placed=2, request=request, plan=shown,
+        needs_approval=True, first_vm="web-1", vms=2, placed=2, request=request, plan=shown,
     )  # fmt: skip
     orchestrator.kept = made
     return made
@@ -56,7 +56,7 @@ def test_plans_are_listed_by_maker_and_state(orchestrator: Any, ppec: Any, kept:
     ran = ppec("plans", "list", "--created-by", "alice", "--state", "waiting")
     assert ran.code == 0, ran.err
     assert orchestrator.requests[0].query | {"limit": ""} == {"created_by": "alice", "state": "waiting", "limit": ""}
-    row = [HASH, "waiting", "alice", "2026-11-20", "10:30:00", "UTC", "2/2", "web-1", "tiny", "-"]
+    row = [HASH, "waiting", "alice", "2026-11-20", "10:30:00", "UTC", "2/2", "web-1", "tiny", "needed"]
     assert row in lines_of(ran.out)
     (one,) = ppec("plans", "list", "--output", "json").json
     assert (one["plan_id"], one["approved_by"]) == (HASH, None)
@@ -76,7 +76,8 @@ def test_a_plan_is_shown_with_what_was_asked_for(orchestrator: Any, ppec: Any, k
         ["web-2", "h2", "0", "3", "1.5", "lowest", "score"],
     ):
         assert line in shown
-    assert ["approved", "by"] not in [line[:2] for line in shown]
+    assert ["approval", "needed,"] in [line[:2] for line in shown]
+    assert f"ppec approve {HASH}, by others than alice" in " ".join(ran.out.split())
     assert PlanDetails.model_validate_json(ppec("plans", "show", HASH, "-o", "json").out) == kept
 
 
@@ -89,6 +90,28 @@ def test_a_plan_is_shown_and_approved_after_a_yes(orchestrator: Any, ppec: Any, 
     assert "Approve this plan?" in ran.err
     assert f"alice can do: ppec execute {HASH}" in ran.err
     assert orchestrator.kept.state is PlanState.APPROVED
+
+
+def test_whether_there_is_an_approval_is_shown_and_whose(orchestrator: Any, ppec: Any, kept: PlanDetails) -> None:
+    orchestrator.kept = kept.model_copy(update={"needs_approval": False})
+    assert ["approval", "not", "needed"] in lines_of(ppec("plans", "show", HASH).out)
+    assert lines_of(ppec("plans", "list").out)[-1][-3:] == ["tiny", "not", "needed"]
+    ppec("approve", HASH, "--yes")
+    given = ["given", "by", "bob"]
+    assert lines_of(ppec("plans", "list").out)[-1][-3:] == given
+    at = ["2026-11-20", "12:00:00", "UTC"]
+    assert ["approval", "given", "by", "bob,", *at] in lines_of(ppec("plans", "show", HASH).out)
+
+
+@pytest.mark.parametrize("options", [("--yes",), ("--yes", "--output", "json")])
+def test_a_shortened_hash_approves_the_plan_that_it_stood_for(
+    orchestrator: Any, ppec: Any, kept: PlanDetails, options: tuple[str, ...]
+) -> None:
+    ran = ppec("approve", HASH[:8], *options)
+    assert ran.code == 0, ran.err
+    assert asked(orchestrator) == [("GET", f"/v1/plans/{HASH[:8]}"), ("POST", f"/v1/plans/{HASH}/approve")]
+    shown = ppec("plans", "show", HASH[:8])
+    assert HASH in shown.out
 
 
 @pytest.mark.parametrize("text", ["n\n", "\n", ""])

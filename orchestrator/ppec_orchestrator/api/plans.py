@@ -13,7 +13,7 @@ from ppec_contract.api_operations import OperationView
 from ppec_contract.api_placement import PlanView
 from ppec_contract.api_plans import PlanDetails, PlanState, PlanSummary
 from ppec_contract.api_vms import VmsCreate
-from ppec_contract.model import Model
+from ppec_contract.model import Model, Sha256, Sha256Start
 from ppec_orchestrator.api.asks import IdempotencyKey, accepted, ask_of
 from ppec_orchestrator.api.audited import tells
 from ppec_orchestrator.api.auth import Operator
@@ -23,7 +23,10 @@ from ppec_orchestrator.api.pages import ByName, Filter
 from ppec_orchestrator.store.plan_views import PlanFilter
 
 router = APIRouter(prefix="/v1/plans", tags=["plans"], route_class=StrictJsonRoute)
-PlanId = Annotated[str, Path(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$", description="The plan's hash.")]
+PlanId = Annotated[Sha256, Path(description="The plan's hash.")]
+PlanRef = Annotated[
+    Sha256Start, Path(description="The plan's hash, or what it and no other begins with, 8 digits at least.")
+]
 
 
 @router.post("", name="create_plan", summary="Plan VMs without making them")
@@ -41,7 +44,7 @@ def list_plans(
 
 
 @router.get("/{plan}", name="get_plan", summary="Show a plan again, and what was asked for")
-def get_plan(operations: Engine, caller: Operator, plan: PlanId) -> PlanDetails:
+def get_plan(operations: Engine, caller: Operator, plan: PlanRef) -> PlanDetails:
     """As it was shown, to whoever may have to approve it; without user data. Until when it holds, and whether it still
     needs an approval, is as of now."""
     return operations.kept_plan(plan)
@@ -50,7 +53,8 @@ def get_plan(operations: Engine, caller: Operator, plan: PlanId) -> PlanDetails:
 @router.post("/{plan}/approve", name="approve_plan", summary="Approve somebody else's plan")
 def approve_plan(operations: Engine, caller: Operator, plan: PlanId) -> PlanDetails:
     """Refused (`approval.by_maker`) to who made it, and (`plan.outdated`) if it couldn't be executed any more. From now
-    on its maker has a plan's whole lifetime. Asked for again it changes nothing."""
+    on its maker has a plan's whole lifetime. Asked for again it changes nothing. The hash is what is signed, so it has
+    to be whole: by the time of the approval another plan may begin alike."""
     return operations.approve(plan, caller.name)
 
 
@@ -65,11 +69,11 @@ def execute_plan(
     operations: Engine,
     caller: Operator,
     request: Request,
-    plan: PlanId,
+    plan: PlanRef,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Refused (`plan.outdated`) if anything has changed on the hosts it stands on, and (`approval.required`) if it
     needs an approval that nobody has given; once executed it is gone."""
     view = operations.execute(plan, ask_of(caller, idempotency_key, request, Model()))
-    tells(request, plan=plan, approved_by=view.approved_by or "")
+    tells(request, plan=view.plan_id or "", approved_by=view.approved_by or "")
     return accepted(request, view)

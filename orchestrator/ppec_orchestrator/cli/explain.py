@@ -7,6 +7,7 @@ from __future__ import annotations
 import uuid
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 
@@ -38,7 +39,9 @@ def explain(context: typer.Context, body: Any) -> None:
 
 def execute(
     context: typer.Context,
-    plan: Annotated[str, typer.Argument(help="The plan's hash, from `ppec explain`.")],
+    plan: Annotated[
+        str, typer.Argument(help="The plan's hash, from `ppec explain`; its first 8 digits or more will do.")
+    ],
     idempotency_key: Annotated[str | None, typer.Option(help="The same key never executes twice.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the end, with progress.")] = False,
 ) -> None:
@@ -48,7 +51,7 @@ def execute(
 
     session = session_of(context)
     key = idempotency_key or str(uuid.uuid4())
-    answer = session.client.post(f"{PATH}/{plan}/execute", None, OperationView, idempotency_key=key)
+    answer = session.client.post(f"{PATH}/{quote(plan, safe='')}/execute", None, OperationView, idempotency_key=key)
     accepted(session, answer, wait=wait)
 
 

@@ -13,10 +13,18 @@ from ppec_orchestrator.cli.session import Session, session_of
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from ppec_contract.api_plans import PlanDetails
+    from ppec_contract.api_plans import PlanDetails, PlanSummary
 
+_HASH_DIGITS = 64
 State = Literal["waiting", "approved"]
-Hash = Annotated[str, typer.Argument(metavar="HASH", help="The plan's hash.")]
+Hash = Annotated[str, typer.Argument(metavar="HASH", help="The plan's hash; its first 8 digits or more will do.")]
+
+
+def _approval(plan: PlanSummary) -> str:
+    """Whether there is one, and whose; else whether it can't be executed without."""
+    if plan.approved_by is not None:
+        return f"given by {plan.approved_by}"
+    return "needed" if plan.needs_approval else "not needed"
 
 
 def _time(moment: datetime) -> str:
@@ -35,7 +43,7 @@ PLAN = Resource(
         ("VMs>", lambda plan: f"{plan.placed}/{plan.vms}"),
         ("first", "first_vm"),
         ("image", "image"),
-        ("approved by", "approved_by"),
+        ("approval", _approval),
     ),
 )
 
@@ -79,11 +87,17 @@ def approve(
         raise PpecError(
             "request.invalid", "with --output json nobody can be asked", hint="Give --yes as well.", subject="approve"
         )
+    # By its whole hash: just what was shown, whatever begins alike by now.
+    whole = plan
     if not session.output.as_json:
-        _show(session, _found(session, plan))
+        found = _found(session, plan)
+        whole = found.plan_id
+        _show(session, found)
+    elif len(plan) < _HASH_DIGITS:
+        whole = _found(session, plan).plan_id
     if not yes:
         typer.confirm("Approve this plan?", abort=True, err=True)
-    view = session.client.post(f"{PLAN.url(plan)}/approve", None, PlanDetails)
+    view = session.client.post(f"{PLAN.url(whole)}/approve", None, PlanDetails)
     if session.output.as_json:
         session.output.json(view)
         return
@@ -105,9 +119,12 @@ def _show(session: Session, view: PlanDetails) -> None:
 
     results = session.output.results
     about = {"plan": view.plan_id, "made by": view.created_by, "made": _time(view.created_at)}
-    if view.approved_by is not None and view.approved_at is not None:
-        about |= {"approved by": view.approved_by, "approved": _time(view.approved_at)}
-    results.print(fields(about | {"until": _time(view.expires_at), "state": view.state.value}))
+    about |= {"until": _time(view.expires_at), "state": view.state.value, "approval": _approval(view)}
+    if view.approved_at is not None:
+        about["approval"] += f", {_time(view.approved_at)}"
+    if view.needs_approval:
+        about["approval"] += f", and nobody has given it: ppec approve {view.plan_id}, by others than {view.created_by}"
+    results.print(fields(about))
     results.print("\nasked for")
     results.print(fields(view.request.model_dump(mode="json", exclude_defaults=True)))
     results.print("\nplan")

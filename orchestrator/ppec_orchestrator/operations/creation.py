@@ -122,19 +122,20 @@ class Creation:
             raise self._approvals.refusal(asked)
         return self._supplied(asked, ask, asked.total, lambda: self._create(asked, ask))
 
-    def execute(self, plan_id: str, ask: Ask) -> NewOperation | str:
-        """The stored plan as it is. Raises `plan.not_found`, `plan.outdated`, `auth.forbidden` for another's plan,
-        `approval.required`, and what `create` raises."""
+    def execute(self, ref: str, ask: Ask) -> NewOperation | str:
+        """The stored plan as it is, by its hash or what that begins with. Raises `plan.not_found`, `plan.ambiguous`,
+        `plan.outdated`, `auth.forbidden` for another's plan, `approval.required`, and what `create` raises."""
+        now = self._now()
         with self._database.read() as conn:
             known = self._queue.earlier(conn, ask)
             if known is not None:
                 return known
-            stored = plans.load(conn, plan_id, self._now())
-        refuse_others(plan_id, stored.created_by, ask.caller)
+            stored = plans.load(conn, plans.whole_id(conn, ref, now), now)
+        refuse_others(stored.plan_id, stored.created_by, ask.caller)
         made = restored(stored)
         asked = made.meant.input.request
         if stored.approved_by is None and self._approvals.needs_approval(asked):
-            raise self._approvals.refusal(asked, plan_id)
+            raise self._approvals.refusal(asked, stored.plan_id)
 
         def accept() -> NewOperation | str:
             return self._queue.once_per_key(ask, lambda: self._write(partial(self._execute, stored, made, ask)))

@@ -64,14 +64,16 @@ class Operations:
         ports = self._ports
         return show_plan(ports.database, ports.planning, ports.now, asked, caller, ports.approvals)
 
-    def kept_plan(self, plan_id: str) -> PlanDetails:
-        """A plan that has neither expired nor been executed. Raises `plan.not_found`."""
+    def kept_plan(self, ref: str) -> PlanDetails:
+        """A plan that has neither expired nor been executed, by its hash or what that begins with. Raises
+        `plan.not_found` and `plan.ambiguous`."""
+        now = self._ports.now()
         with self._database.read() as conn:
-            return plan_views.details(plans.load(conn, plan_id, self._ports.now()), self._ports.approvals)
+            return plan_views.details(plans.load(conn, plans.whole_id(conn, ref, now), now), self._ports.approvals)
 
     def kept_plans(self, wanted: Slice, chosen: PlanFilter) -> Page[PlanSummary]:
         with self._database.read() as conn:
-            return plan_views.page(conn, wanted, chosen, self._ports.now())
+            return plan_views.page(conn, wanted, chosen, self._ports.approvals, self._ports.now())
 
     def approve(self, plan_id: str, caller: str) -> PlanDetails:
         """A kept plan, by somebody else than its maker."""

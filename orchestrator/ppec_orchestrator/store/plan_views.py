@@ -44,7 +44,9 @@ _SUMMARY = select(
 ).where(plan.c.vms.is_not(None))
 
 
-def page(conn: Connection, wanted: Slice, chosen: PlanFilter, now: datetime) -> Page[PlanSummary]:
+def page(
+    conn: Connection, wanted: Slice, chosen: PlanFilter, approvals: ApprovalPolicy, now: datetime
+) -> Page[PlanSummary]:
     """The newest first."""
     query = _SUMMARY.where(plan.c.expires_at > now)
     if chosen.created_by is not None:
@@ -53,7 +55,7 @@ def page(conn: Connection, wanted: Slice, chosen: PlanFilter, now: datetime) -> 
         query = query.where(plan.c.approved_by.is_not(None))
     if chosen.state is PlanState.WAITING:
         query = query.where(plan.c.approved_by.is_(None))
-    return newest_page(conn, query, wanted, plan, lambda rows: map(_summary, rows))
+    return newest_page(conn, query, wanted, plan, lambda rows: [_summary(row, approvals) for row in rows])
 
 
 def details(stored: StoredPlan, approvals: ApprovalPolicy) -> PlanDetails:
@@ -74,6 +76,7 @@ def details(stored: StoredPlan, approvals: ApprovalPolicy) -> PlanDetails:
         created_at=stored.created_at,
         expires_at=stored.expires_at,
         state=_state(stored.approved_by),
+        needs_approval=shown.needs_approval,
         approved_by=stored.approved_by,
         approved_at=stored.approved_at,
         image=request.image,
@@ -104,13 +107,14 @@ def _request(stored: StoredPlan) -> RequestShown:
     )
 
 
-def _summary(row: Row[Any]) -> PlanSummary:
+def _summary(row: Row[Any], approvals: ApprovalPolicy) -> PlanSummary:
     return PlanSummary(
         plan_id=row.id,
         created_by=row.created_by,
         created_at=row.created_at,
         expires_at=row.expires_at,
         state=_state(row.approved_by),
+        needs_approval=row.approved_by is None and approvals.needed_for(row.vms),
         approved_by=row.approved_by,
         approved_at=row.approved_at,
         image=row.image,

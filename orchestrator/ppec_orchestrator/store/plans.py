@@ -16,6 +16,9 @@ from ppec_orchestrator.store.tables import host, image, plan
 
 # Kept of one maker and not approved; the oldest make room. Whoever plans a lot takes nobody else's plans away.
 MOST_PLANS = 200
+# Of a whole hash; and of those that begin alike so many are told.
+HASH_DIGITS = 64
+_MOST_TOLD = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,34 @@ def _make_room(conn: Connection, one: StoredPlan) -> None:
     conn.execute(delete(plan).where(plan.c.id.in_(conn.execute(surplus).scalars().all()), waiting))
 
 
+def whole_id(conn: Connection, begins: str, now: datetime) -> str:
+    """Of the one plan whose hash begins so; what is whole stays as it is, whether or not there is such a plan. Raises
+    `plan.not_found` and `plan.ambiguous`: those that have expired don't count."""
+    if len(begins) == HASH_DIGITS:
+        return begins
+    alive = select(plan.c.id).where(plan.c.id.startswith(begins, autoescape=True), plan.c.expires_at > now)
+    found = conn.execute(alive.order_by(plan.c.id).limit(_MOST_TOLD + 1)).scalars().all()
+    if len(found) == 1:
+        return str(found[0])
+    if not found:
+        raise PpecError(
+            "plan.not_found",
+            f"there is no plan whose hash begins with {begins}",
+            hint="`ppec plans list` shows the plans there are.",
+            subject=f"plan {begins}",
+        )
+    told = ", ".join(found[:_MOST_TOLD]) + (" and others" if len(found) > _MOST_TOLD else "")
+    raise PpecError(
+        "plan.ambiguous",
+        f"the hashes of several plans begin with {begins}: {told}",
+        hint="Give more digits of it.",
+        subject=f"plan {begins}",
+        details={"plans": found[:_MOST_TOLD]},
+    )
+
+
 def load(conn: Connection, plan_id: str, now: datetime) -> StoredPlan:
-    """Raises `plan.not_found`, also of one that has expired."""
+    """By its whole hash. Raises `plan.not_found`, also of one that has expired."""
     row = conn.execute(select(plan).where(plan.c.id == plan_id)).first()
     if row is None or row.expires_at <= now:
         raise PpecError(

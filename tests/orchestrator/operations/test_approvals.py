@@ -266,6 +266,21 @@ def test_a_large_request_needs_an_approved_plan_however_it_is_put(
     assert vms(strict) == {place["vm"]: (place["host"], place["cells"]) for place in plan["placed"]}
 
 
+def test_a_list_says_what_needs_an_approval_and_has_none(strict: People) -> None:
+    def told() -> dict[str, bool]:
+        items = strict.checker.get("/v1/plans").json()["items"]
+        return {one["first_vm"].partition("-")[0]: one["needs_approval"] for one in items}
+
+    large = strict.plan(name="large", count=7, mode="best-effort")
+    small = strict.plan(name="small", count=3)
+    assert told() == {"large": True, "small": False}
+    for plan in (large, small):
+        found = strict.checker.get(f"/v1/plans/{plan['plan_id']}").json()
+        assert found["needs_approval"] == found["plan"]["needs_approval"] == plan["needs_approval"]
+    assert strict.approve(large)["needs_approval"] is False
+    assert told() == {"large": False, "small": False}
+
+
 def test_what_finds_no_place_counts_as_well(strict: People) -> None:
     """A best effort that places three of four today may have been asked for to place four."""
     plan = strict.plan(name="web", count=4, mode="best-effort", groups=[{"name": "g"}])

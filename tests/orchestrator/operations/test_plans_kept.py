@@ -8,11 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from people import SECRET, People
+from people import SECRET, People, operations
 from plan_requests import BODY, code
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
+from ppec_orchestrator.api.services import utc_now
 from ppec_orchestrator.store import plans, tables
 
 
@@ -140,3 +141,66 @@ def test_who_plans_a_lot_pushes_out_their_own_plans_and_none_that_is_approved(
     people.plan(name="fresh-4")
     assert len(people.listed(state="waiting", created_by="maker")) == 3
     assert people.execute(approved).status_code == 202
+
+
+# --- by what its hash begins with ------------------------------------------------------------------------------------
+
+
+def test_a_plan_is_found_and_executed_by_what_its_hash_begins_with(world: Any, people: People) -> None:
+    plan = people.plan(name="web")
+    short = {"plan_id": plan["plan_id"][:8]}
+    assert people.checker.get(f"/v1/plans/{short['plan_id']}").json()["plan"] == plan
+    assert code(people.execute(short, people.third)) == (403, "auth.forbidden")
+    with capture_logs() as logs:
+        answer = people.execute(short, key="once")
+    assert answer.status_code == 202, answer.text
+    assert answer.json()["plan_id"] == plan["plan_id"]
+    assert [line["plan"] for line in logs if line.get("action") == "execute_plan"] == [plan["plan_id"]]
+    assert people.execute(short, key="once").json()["operation_id"] == answer.json()["operation_id"]
+    assert code(people.execute(short)) == (404, "plan.not_found")
+    world.ended(answer.json()["operation_id"])
+    assert operations(world) == 1
+
+
+def test_a_plan_is_approved_by_its_whole_hash_alone(people: People) -> None:
+    """Another may begin alike by the time that somebody says yes."""
+    plan = people.plan(name="web")
+    answer = people.checker.post(f"/v1/plans/{plan['plan_id'][:63]}/approve")
+    assert code(answer) == (422, "request.invalid")
+    assert "wanted 64 digits" in answer.json()["detail"]
+    assert people.state(plan) == ("waiting", None)
+
+
+def test_what_several_hashes_begin_with_is_refused(world: Any, people: People) -> None:
+    alike = ["abcdef01" + digit * 56 for digit in "0123456"]
+    for number, plan_id in enumerate(alike):
+        made = people.plan(name=f"web-{number}")["plan_id"]
+        with world.database.write() as conn:
+            conn.execute(update(tables.plan).where(tables.plan.c.id == made).values(id=plan_id))
+    for answer in (people.checker.get("/v1/plans/abcdef01"), people.execute({"plan_id": "abcdef01"})):
+        assert code(answer) == (422, "plan.ambiguous")
+        assert answer.json()["details"]["plans"] == alike[:5]
+        assert "and others" in answer.json()["detail"]
+    assert operations(world) == 0
+    assert people.checker.get("/v1/plans/abcdef013").json()["plan_id"] == alike[3]
+    # Those that have expired are no longer in the way.
+    with world.database.write() as conn:
+        conn.execute(update(tables.plan).where(tables.plan.c.id != alike[6]).values(expires_at=utc_now()))
+    assert people.checker.get("/v1/plans/abcdef01").json()["plan_id"] == alike[6]
+
+
+@pytest.mark.parametrize(
+    ("begins", "refused"),
+    [
+        ("00000000", (404, "plan.not_found")),
+        ("0000000", (422, "request.invalid")),
+        ("ABCDEF01", (422, "request.invalid")),
+        ("0000000_", (422, "request.invalid")),
+        ("0" * 65, (422, "request.invalid")),
+    ],
+)
+def test_no_plan_begins_so(people: People, begins: str, refused: tuple[int, str]) -> None:
+    people.plan(name="web")
+    for answer in (people.checker.get(f"/v1/plans/{begins}"), people.execute({"plan_id": begins})):
+        assert code(answer) == refused
+        assert "begins with 00000000" in answer.text or "wanted 8 to 64 digits of 0-9 and a-f" in answer.text

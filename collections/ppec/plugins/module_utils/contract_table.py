@@ -80,6 +80,7 @@ ERRORS = {
     "placement.no_capacity": ("no-capacity", "No host can take the VM", 409),
     "placement.conflict": ("try-again", "Another request took the capacity first", 503),
     "plan.not_found": ("not-found", "There is no such plan, or it has expired", 404),
+    "plan.ambiguous": ("fix-request", "Several plans begin with this", 422),
     "plan.outdated": ("conflict", "The fleet has moved on since the plan was made", 409),
     "approval.required": ("not-allowed", "Somebody else has to approve this first", 403),
     "approval.by_maker": ("not-allowed", "Nobody approves what they asked for themselves", 403),
