@@ -163,7 +163,7 @@ def test_hosts(orchestrator: Any, ppec: Any) -> None:
         HOST | {"cells": [cell | memory | drives, cell | memory | {"cell": 1}], "pools": [pool]}
     ]
     assert "1/2" in ppec("host", "list").out
-    assert "name ssd, size_mib 500, free_mib 380" in ppec("host", "show", "h1").out
+    assert "ssd: 380 of 500 MiB free" in ppec("host", "show", "h1").out
     assert ppec("host", "drain", "h1", "-o", "json").json["draining"] is True
     assert "up, draining" in ppec("host", "list").out
     assert ppec("host", "undrain", "h1", "-o", "json").json["draining"] is False

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ppec_orchestrator.cli import lists
-from ppec_orchestrator.cli.resources import Resource, add_delete, add_show, create, made_columns
+from ppec_orchestrator.cli.host_fields import HOST_FIELDS
+from ppec_orchestrator.cli.resources import Resource, add_delete, add_show, create, made_columns, show_item
 from ppec_orchestrator.cli.session import session_of
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ HOST = Resource(
         ("labels", lists.shown_labels),
     ),
     rarely=(("NVMe drives free>", _drives),),
+    told=HOST_FIELDS,
 )
 
 app = typer.Typer(help="Bare-metal hosts.", no_args_is_help=True)
@@ -154,7 +156,7 @@ def _set_draining(context: typer.Context, name: str, *, draining: bool) -> None:
     from ppec_contract.api_hosts import HostUpdate, HostView
 
     session = session_of(context)
-    session.output.item(session.client.patch(HOST.url(name), HostUpdate(draining=draining), HostView))
+    show_item(session, HOST, session.client.patch(HOST.url(name), HostUpdate(draining=draining), HostView))
 
 
 @app.command("retune")

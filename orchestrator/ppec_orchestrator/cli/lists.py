@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ppec_orchestrator.cli.resources import Resource, columns_for
+from ppec_orchestrator.cli.resources import Resource, columns_for, show_item
 from ppec_orchestrator.cli.session import Session, session_of
 
 Query = Mapping[str, str | list[str] | None]
@@ -115,7 +115,7 @@ def relabel(context: typer.Context, resource: Resource, name: str, given: list[s
 
     body = parse(LabelsUpdate, {"labels": label_changes(given)}, subject=f"{resource.noun} label")
     session = session_of(context)
-    session.output.item(session.client.patch(f"{resource.url(name)}/labels", body, resource.view_class()))
+    show_item(session, resource, session.client.patch(f"{resource.url(name)}/labels", body, resource.view_class()))
 
 
 def shown_labels(item: Any) -> str:

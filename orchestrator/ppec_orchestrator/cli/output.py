@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 M = TypeVar("M", bound=Model)
+# How some of a thing's fields are told to people, by their names: in these lines.
+Told = Mapping[str, Callable[[M], Sequence[str]]]
 # A pipe or a log has no width; wide enough that no ordinary table is folded.
 _PLAIN_WIDTH = 220
 
@@ -83,12 +85,15 @@ class Output:
             between = ",\n"
         sys.stdout.write("\n]\n" if between == ",\n" else "[]\n")
 
-    def item(self, item: Model, hidden: Collection[str] = ()) -> None:
-        """One thing: its fields one a line, without the `hidden` ones, or a JSON object."""
+    def item(self, item: M, hidden: Collection[str] = (), told: Told[M] | None = None) -> None:
+        """One thing: its fields one a line, without the `hidden` ones, and with lines of their own for those `told`; or
+        a JSON object."""
         if self.as_json:
             _write_json(item.model_dump(mode="json"))
-        else:
-            self.results.print(fields(item.model_dump(mode="json", exclude=set(hidden))))
+            return
+        shown = item.model_dump(mode="json", exclude=set(hidden))
+        lines = {name: tuple(tell(item)) for name, tell in (told or {}).items() if name in shown}
+        self.results.print(fields(shown | lines))
 
     def json(self, item: Model, *, without_none: bool = False) -> None:
         _write_json(item.model_dump(mode="json", exclude_none=without_none))
@@ -148,16 +153,34 @@ def _label(key: str) -> str:
 
 
 def _field(value: Any) -> list[str]:
-    """The lines a value is shown in: one, or one for each part of a list or mapping."""
-    if value is None or value in ("", [], {}):
+    """The lines a value is shown in: one, or one for each part of a list or mapping. A tuple has them already."""
+    if value is None or value in ("", [], {}, ()):
         return ["-"]
+    if isinstance(value, tuple):
+        return list(value)
     if isinstance(value, dict):
-        return [f"{key} = {part}" for key, part in value.items()]
+        return [f"{key} = {_word(part)}" for key, part in value.items()]
     if isinstance(value, list) and any(isinstance(part, dict) for part in value):
-        return [", ".join(f"{key} {shown}" for key, shown in part.items() if shown is not None) for part in value]
+        return [_word(part) for part in value]
+    return [_word(value)]
+
+
+def _word(value: Any) -> str:
+    """A value within a line, without a trace of Python or JSON."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_inner(part)}" for key, part in value.items() if part not in (None, "", [], {}))
     if isinstance(value, list):
-        return [", ".join(map(str, value))]
-    return [count(value) if type(value) is int else str(value)]
+        return ", ".join(map(_inner, value))
+    if value is None:
+        return "-"
+    return count(value) if isinstance(value, int) else str(value)
+
+
+def _inner(value: Any) -> str:
+    several = isinstance(value, dict) or (isinstance(value, list) and not any(isinstance(part, dict) for part in value))
+    return f"({_word(value)})" if several else _word(value)
 
 
 def _console(*, stderr: bool) -> Console:

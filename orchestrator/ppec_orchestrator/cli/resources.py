@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from ppec_orchestrator.cli.session import session_of
+from ppec_orchestrator.cli.session import Session, session_of
 
 # (header, attribute); a header with a trailing > is of figures, and set to the right.
 Name = Annotated[str, typer.Argument(help="Its name, or id.")]
@@ -24,7 +24,8 @@ class Resource:
     """`view` names the class of the contract (`model_named`), which is imported only when an answer is read.
 
     `rarely` are columns that a table has only if one of its items has something there. `silent` are fields that people
-    aren't shown of a single item while they are at their default; JSON has them always.
+    aren't shown of a single item while they are at their default; JSON has them always. `told` says in which lines
+    people are shown fields that are more than a word.
     """
 
     noun: str
@@ -33,6 +34,7 @@ class Resource:
     columns: Columns
     rarely: Columns = ()
     silent: tuple[str, ...] = ()
+    told: Mapping[str, Callable[[Any], Sequence[str]]] = field(default_factory=dict)
 
     @property
     def plural(self) -> str:
@@ -97,7 +99,11 @@ def add_show(app: typer.Typer, resource: Resource) -> None:
     def _show(context: typer.Context, name: Name) -> None:
         session = session_of(context)
         item = session.client.get(resource.url(name), resource.view_class())
-        session.output.item(item, hidden=at_default(item, resource.silent))
+        show_item(session, resource, item)
+
+
+def show_item(session: Session, resource: Resource, item: Any) -> None:
+    session.output.item(item, hidden=at_default(item, resource.silent), told=resource.told)
 
 
 def add_delete(app: typer.Typer, resource: Resource) -> None:
@@ -115,7 +121,7 @@ def create(context: typer.Context, resource: Resource, model: str, values: dict[
     session = session_of(context)
     body = parse(model_named(model), {key: value for key, value in values.items() if value is not None})
     item = session.client.post(resource.path, body, resource.view_class())
-    session.output.item(item, hidden=at_default(item, resource.silent))
+    show_item(session, resource, item)
 
 
 def at_default(item: Any, names: Sequence[str]) -> set[str]:
