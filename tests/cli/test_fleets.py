@@ -150,7 +150,15 @@ def test_refused_vms_are_told_what_would_help_by_their_kinds(program: Program, f
     ]
     assert len(advised) < len(some["refused"])
     lines = told.err.splitlines()
-    assert sum(" no place: 12 hosts: " in line for line in lines) == 3
+    assert "12 hosts: " not in told.err, "why they were refused is said in the table, and there alone"
+    heads = [line.partition(" and ")[0].rstrip(":") for line in lines if line.endswith(":")]
+    kinds_of = {json.dumps(each["changes"]): each["vm"] for each in reversed(advised)}
+    assert heads == [each["vm"] for each in advised if each["vm"] in kinds_of.values()]
+    table = [row for row in _rows(told.out, "refused VMs") if " hosts: " in row]
+    assert {row.split()[1] for row in table[:3]} == set(heads)
+    assert all(" 12 hosts: " in row for row in table)
+    left = sum(int(line.split()[0]) for line in lines if "for reasons counted otherwise" in line)
+    assert sum(int(row.split()[0]) for row in table) + left == len(some["refused"])
     assert f"  would fit: {some['refused'][0]['changes'][0]['sentence']}" in lines
     assert f"{len(some['refused']) - len(advised)} more VMs were refused" in lines[-1]
 
@@ -201,6 +209,49 @@ def test_a_table_for_people(program: Program, fleet: str) -> None:
     text = ran.out.decode()
     for word in ("cores", "memory MiB", "before", "after", "refused VMs", "without enough free cores", "score after"):
         assert word in text
+
+
+def test_pools_and_drives_are_in_the_table_of_uses(program: Program, tmp_path: Path) -> None:
+    """A pool's disks are none of their host's own, and the other way about."""
+    document = json.loads(SNAPSHOT.read_text())
+    shape = {"vcpus": 4, "memory_mib": 1024, "disk_mib": 250_000}
+    pooled = {"name": "pooled", "shape": shape | {"pool": "san", "nvme": 1}, "architecture": "x86_64"}
+    document["profiles"] += [pooled, {"name": "plain", "shape": shape, "architecture": "x86_64"}]
+    document["requests"] = {"batch": [{"name": name, "profile": name} for name in ("pooled", "plain")]}
+    (tmp_path / "fleet.json").write_text(json.dumps(document))
+    ran = program("plan", "--fleet", str(tmp_path / "fleet.json"))
+    assert ran.code == 0
+    uses = [row.split() for row in _rows(ran.out, "use")]
+    assert ["disk", "MiB", "2000000", "5.1%", "17.6%"] in uses
+    assert ["pool", "san", "MiB", "1000000", "10.0%", "35.0%"] in uses
+    assert ["NVMe", "drives", "2", "50.0%", "100.0%"] in uses
+    bare = program("plan", "--fleet", _without_storage(document, tmp_path)).out.decode()
+    assert "pool" not in bare
+    assert "NVMe" not in bare
+
+
+def _without_storage(document: dict[str, Any], folder: Path) -> str:
+    for host in document["hosts"]:
+        host.pop("pools", None)
+        host["vms"] = []
+        host["disk_free_mib"] = host["disk_mib"]
+        host["cells"] = [
+            {"cell": 0, "socket": 0, "threads_per_core": 1, "cores": 8, "cores_free": 8}
+            | dict.fromkeys(("memory_mib", "memory_free_mib"), 65536)
+        ]
+    document["profiles"] = document["profiles"][-1:]
+    document["requests"] = {"batch": [{"name": "plain", "profile": "plain"}]}
+    (folder / "bare.json").write_text(json.dumps(document))
+    return str(folder / "bare.json")
+
+
+def _rows(out: bytes, header: str) -> list[str]:
+    """Of the table whose first column has this header, up to the next one's."""
+    lines = out.decode().splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith(header))
+    rows = lines[begin + 2 :]
+    end = next((number for number, line in enumerate(rows) if line.startswith("─")), len(rows))
+    return rows[:end]
 
 
 def test_a_fleet_in_figures(program: Program, fleet: str) -> None:

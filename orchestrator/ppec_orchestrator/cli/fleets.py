@@ -171,8 +171,11 @@ def _show(output: Output, outcome: Outcome) -> None:
     used = [(u.name, u.whole, _share(u.before, u.whole), _share(u.after, u.whole)) for u in outcome.uses]
     output.results.print(rows(("use", "whole>", "before>", "after>"), used))
     if outcome.whys:
-        whys = [(count, why) for why, count in outcome.whys[:_SHOWN_WHYS]]
-        output.results.print(rows(("refused VMs>", "of"), whys))
+        most = len(outcome.advice) + _SHOWN_WHYS
+        whys = [(why.vms, why.first, why.sentence) for why in outcome.whys[:most]]
+        output.results.print(rows(("refused VMs>", "first of them", "of"), whys))
+        if left := sum(why.vms for why in outcome.whys[most:]):
+            output.say(f"{left} more VMs were refused for reasons counted otherwise: --output json has those of each")
     _show_advice(output, outcome)
     if answer.exposed:
         exposed = [(each.domain, each.without_place, each.vm) for each in answer.exposed]
@@ -196,11 +199,11 @@ def _show(output: Output, outcome: Outcome) -> None:
 
 
 def _show_advice(output: Output, outcome: Outcome) -> None:
-    """As `ppec explain` does: VMs that the same would help are told it once."""
+    """VMs that the same would help are told it once; why they were refused stands in the table."""
     for kind in outcome.advice:
         one, *others = kind.refusals
-        more = f" and {len(others)} more like it find" if others else " finds"
-        output.say(f"{one.name}{more} no place: {one.sentence()}")
+        more = f" and {len(others)} more like it" if others else ""
+        output.say(f"{one.name}{more}:" + ("" if kind.changes else " no change was found that would help"))
         for change in kind.changes:
             output.say(f"  would fit: {change.sentence}")
     left = len(outcome.answer.refused) - sum(len(kind.refusals) for kind in outcome.advice)

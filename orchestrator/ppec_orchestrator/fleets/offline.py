@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,9 +28,9 @@ from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
 from ppec_orchestrator.placement.advice import MOST_ADVISED
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.checker import check
-from ppec_orchestrator.placement.demand import CellPart
-from ppec_orchestrator.placement.fleet import IntArray
-from ppec_orchestrator.placement.plan import Plan
+from ppec_orchestrator.placement.demand import CellPart, CellResource
+from ppec_orchestrator.placement.fleet import Fleet, IntArray
+from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, SpareRule
 
@@ -49,12 +49,21 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
+class Why:
+    """Why so many VMs were refused, `first` before the others, in words."""
+
+    first: str
+    vms: int
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """A plan for people to look at: `whys` are refusals said in words, with how many VMs each is of; `advice` what
-    would help some of them."""
+    """A plan for people to look at: `whys` say of each refused VM why, once; `advice` what would help some of them, and
+    the first VM of each of its kinds is the first of one of the first `whys`."""
 
     answer: PlanAnswer
-    whys: tuple[tuple[str, int], ...]
+    whys: tuple[Why, ...]
     advice: tuple[Advised, ...]
     uses: tuple[Use, ...]
     score_before: float
@@ -234,23 +243,25 @@ def _refuse_moves_beyond_bounds(most_moves: int) -> None:
 
 def _outcome(answer: PlanAnswer, file: FleetFile, plan: Plan, advice: tuple[Advised, ...]) -> Outcome:
     fleet = file.fleet
-    balance = Balance(fleet)
+    balance, drives = Balance(fleet), fleet.capacity("nvme")
     before = balance.score()
-    pools = {request.vm_id: request.profile.shape.pool for request in file.requests}
     taken: Counter[str] = Counter()
+    of_pools: Counter[str] = Counter()
     for place in plan.placed:
         part, cells = CellPart.of(place.per_cell), len(place.cells)
         memory_mib, cpus = cells * part.memory_mib, cells * part.cpus
-        disk_mib = 0 if pools[place.vm_id] else place.disk_mib
+        disk_mib = 0 if place.pool else place.disk_mib
+        of_pools[place.pool] += place.disk_mib
         balance.take(fleet.index[place.host], memory_mib, disk_mib, cpus, 1)
-        taken.update({name: cells * part.by_resource[name] for name in ("cores", "memory_mib")}, disk_mib=disk_mib)
+        taken.update({name: cells * part.by_resource[name] for name in _COUNTED}, disk_mib=disk_mib)
     uses = (
         _use("cores", fleet.capacity("cores"), fleet.free("cores"), taken["cores"]),
         _use("memory MiB", fleet.capacity("memory_mib"), fleet.free("memory_mib"), taken["memory_mib"]),
         _use("disk MiB", fleet.disk_mib, fleet.disk_free_mib, taken["disk_mib"]),
+        *_uses_of_pools(fleet, of_pools),
+        *([_use("NVMe drives", drives, fleet.free("nvme"), taken["nvme"])] if drives.any() else []),
     )
-    whys = Counter(refusal.sentence() for refusal in plan.refused)
-    return Outcome(answer, tuple(whys.most_common()), advice, uses, before, balance.score())
+    return Outcome(answer, _whys(plan, advice), advice, uses, before, balance.score())
 
 
 def _use(name: str, whole: IntArray, free: IntArray, taken: int) -> Use:
@@ -258,6 +269,31 @@ def _use(name: str, whole: IntArray, free: IntArray, taken: int) -> Use:
     return Use(name, int(whole.sum()), used, used + taken)
 
 
+def _uses_of_pools(fleet: Fleet, taken: Mapping[str, int]) -> list[Use]:
+    """By name. What hosts share is counted of each in full, as the planner does."""
+    whole: Counter[str] = Counter()
+    used: Counter[str] = Counter()
+    for host in fleet.hosts:
+        for name, pool in host.pools.items():
+            whole[name] += pool.size_mib
+            used[name] += pool.size_mib - pool.free_mib
+    return [Use(f"pool {name} MiB", whole[name], used[name], used[name] + taken[name]) for name in sorted(whole)]
+
+
+def _whys(plan: Plan, advice: tuple[Advised, ...]) -> tuple[Why, ...]:
+    """Of VMs that are advised on, apart for each kind: who reads the advice finds what it is for. Those that begin
+    a kind come before the others, then the most frequent."""
+    kinds = {refusal.vm_id: number for number, kind in enumerate(advice) for refusal in kind.refusals}
+    alike: dict[tuple[int | None, str], list[Refusal]] = {}
+    for refusal in plan.refused:
+        alike.setdefault((kinds.get(refusal.vm_id), refusal.sentence()), []).append(refusal)
+    begin = {kind.refusals[0].vm_id for kind in advice}
+    ordered = sorted(alike.values(), key=lambda several: (several[0].vm_id not in begin, -len(several)))
+    return tuple(Why(several[0].name, len(several), several[0].sentence()) for several in ordered)
+
+
+# What cells have that the table of uses is about.
+_COUNTED: tuple[CellResource, ...] = ("cores", "memory_mib", "nvme")
 _SUMMED = (
     "cores",
     "cores_free",
