@@ -159,6 +159,18 @@ def test_a_vm_that_its_host_failed_and_no_other_can_take_is_told_what_would_help
     world.assert_consistent()
 
 
+def test_a_batch_undone_for_a_vm_that_no_other_host_can_take_says_what_turned_it_away(
+    world: Any, api: TestClient
+) -> None:
+    fault = Fault.of("hypervisor.failed")
+    world.fleet.faults = lambda action, host, vm: fault if (action, host) == ("CreateVms", "h1") else None
+    ended = world.ended(api.post("/v1/vms", json=BODY | {"name": "web", "count": 6}).json()["operation_id"])
+    assert (ended.state, ended.problem.code) == ("failed", "hypervisor.failed")
+    assert ended.problem.details["elsewhere"] == {"failed-before": 1, "cores": 2}
+    assert "no other host can take it" in ended.problem.detail
+    world.assert_empty()
+
+
 def test_what_finds_no_place_is_told_with_the_cheapest_change(api: TestClient) -> None:
     view = planned(api, name="web", size={"vcpus": 20, "memory_mib": 1024, "disk_mib": 2048}, flavor=None)
     (refused,) = view["refused"]

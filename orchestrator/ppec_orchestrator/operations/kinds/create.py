@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -158,7 +158,8 @@ class _Round:
         planned.refuse_held_up()
         refused = {one.vm_id: one for one in planned.plan.refused}
         if refused and self.whole:
-            raise StepFailedError(reason([self.moving[vm_id] for vm_id in refused]))
+            stuck = [self.moving[vm_id] for vm_id in refused]
+            raise StepFailedError(reason([replace(i, problem=_final(i, refused[i.vm_id])) for i in stuck]))
         # What is given back now changes hosts that the plan may rely on.
         planned.hold(conn)
         self._end(conn, left, refused)
