@@ -173,9 +173,9 @@ def _show(output: Output, outcome: Outcome) -> None:
     if outcome.whys:
         most = len(outcome.advice) + _SHOWN_WHYS
         whys = [(why.vms, why.first, why.sentence) for why in outcome.whys[:most]]
+        if left := outcome.whys[most:]:
+            whys.append((sum(why.vms for why in left), left[0].first, "counted otherwise: see --output json"))
         output.results.print(rows(("refused VMs>", "first of them", "of"), whys))
-        if left := sum(why.vms for why in outcome.whys[most:]):
-            output.say(f"{left} more VMs were refused for reasons counted otherwise: --output json has those of each")
     _show_advice(output, outcome)
     if answer.exposed:
         exposed = [(each.domain, each.without_place, each.vm) for each in answer.exposed]
