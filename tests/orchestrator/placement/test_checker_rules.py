@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.placement import checker
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
-from ppec_orchestrator.placement.plan import Move, Plan, Refusal
+from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import plan
-from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import (
     Group,
     Level,
@@ -63,6 +61,11 @@ def vms(*profiles: Profile, **change: Any) -> tuple[VmRequest, ...]:
 
 def member(group: Group, *, at: tuple[int, ...] = (0,), movable: bool = True) -> SeatedVm:
     return SeatedVm(UUID(int=99), "old", PLAIN, at, (group,), movable)
+
+
+def last(made: Plan, **change: Any) -> Plan:
+    """The plan, with something else said of its last place."""
+    return replace(made, placed=(*made.placed[:-1], made.placed[-1]._replace(**change)))
 
 
 # --- where a VM does not fit ------------------------------------------------------------------------------------------
@@ -129,20 +132,20 @@ def test_cells_of_two_sockets_where_one_has_enough() -> None:
     sound = plan(fleet, request)
     assert sound.placed[0].cells in {(0, 1), (2, 3)}
     assert check(fleet, request, sound) == []
-    assert check(fleet, request, _last(sound, cells=(1, 2))) == ["v0 does not fit cells (1, 2) of h1"]
+    assert check(fleet, request, last(sound, cells=(1, 2))) == ["v0 does not fit cells (1, 2) of h1"]
 
 
 def test_a_vm_over_several_cells_has_the_fewest_that_will_do_and_each_of_its_own() -> None:
     wide = replace(PLAIN, shape=Shape(16, 1024, 40, NumaPolicy(multi_cell=True)))
     fleet, request = Fleet.build([a_host()]), PlanRequest(vms(wide), Policy.PACK)
     assert plan(fleet, request).placed[0].cells == (0,)
-    half = _last(plan(fleet, request), cells=(0, 1), cores=4, memory_mib=512)
+    half = last(plan(fleet, request), cells=(0, 1), cores=4, memory_mib=512)
     assert check(fleet, request, half) == ["v0 does not fit cells (0, 1) of h1"]
     wider = replace(request, vms=vms(replace(PLAIN, shape=Shape(32, 1024, 40, NumaPolicy(multi_cell=True)))))
     sound = plan(fleet, wider)
     assert (sound.placed[0].cells, check(fleet, wider, sound)) == ((0, 1), [])
     for strange in ((0, 0), (0, 7)):
-        assert check(fleet, wider, _last(sound, cells=strange)) == [f"v0 does not fit cells {strange} of h1"]
+        assert check(fleet, wider, last(sound, cells=strange)) == [f"v0 does not fit cells {strange} of h1"]
 
 
 def test_cells_without_siblings_are_nothing_to_a_vm_that_needs_them() -> None:
@@ -179,7 +182,7 @@ def test_one_socket_that_has_enough_of_another_width() -> None:
     request = PlanRequest(vms(replace(PLAIN, shape=Shape(32, 1024, 40, NumaPolicy(multi_cell=True)))), Policy.PACK)
     sound = plan(fleet, request)
     assert (sound.placed[0].cells, check(fleet, request, sound)) == ((2, 3), [])
-    over_two = _last(sound, cells=(0, 1), cores=8)
+    over_two = last(sound, cells=(0, 1), cores=8)
     assert check(fleet, request, over_two) == ["v0 does not fit cells (0, 1) of h1"]
 
 
@@ -308,250 +311,6 @@ def test_the_own_disk_and_addresses_and_groups_of_earlier_vms_count() -> None:
 def _first_as_on(fleet: Fleet, request: PlanRequest, sound: Plan) -> Plan:
     first = sound.evidence[0]._replace(score=_scored(fleet, request, 0))
     return replace(sound, evidence=(first, *sound.evidence[1:]))
-
-
-# --- what the answers say ---------------------------------------------------------------------------------------------
-
-
-def _fleet() -> Fleet:
-    return Fleet.build([a_host("h1", cells=cells(cores_free=6)), a_host("h2"), a_host("h3", draining=True)])
-
-
-def _request() -> PlanRequest:
-    huge = replace(PLAIN, shape=Shape(64, 64, 1))
-    return PlanRequest(vms(PLAIN, PLAIN, huge), Policy.PACK)
-
-
-def _last(made: Plan, **change: Any) -> Plan:
-    return replace(made, placed=(*made.placed[:-1], made.placed[-1]._replace(**change)))
-
-
-def _why(made: Plan, **change: Any) -> Plan:
-    return replace(made, evidence=(made.evidence[0]._replace(**change), *made.evidence[1:]))
-
-
-def _last_refused(made: Plan) -> Plan:
-    gone, why = made.placed[-1], made.evidence[-1]
-    refusal = Refusal(gone.vm_id, gone.name, {Reason.CORES: 3}, why.step)
-    return replace(made, placed=made.placed[:-1], evidence=made.evidence[:-1], refused=(*made.refused, refusal))
-
-
-def _refused_twice(made: Plan) -> Plan:
-    return replace(made, refused=(*made.refused, replace(made.refused[0], step=7)))
-
-
-ONCE = "the plan does not answer each VM of the request once"
-UNFOUNDED = "the plan has not the evidence of each placement, in their order"
-SAID: dict[str, tuple[Callable[[Plan], Plan], str]] = {
-    "no such host": (lambda p: _last(p, host="h9"), "v1 does not fit cells (0,) of h9"),
-    "no such cell": (lambda p: _last(p, cells=(7,)), "v1 does not fit cells (7,) of h1"),
-    "a cell twice": (lambda p: _last(p, cells=(0, 0)), "v1 does not fit cells (0, 0) of h1"),
-    "a cell too many": (lambda p: _last(p, cells=(0, 1)), "v1 does not fit cells (0, 1) of h1"),
-    "more of a cell": (lambda p: _last(p, cores=3), "v1: cores is said to be 3, it is 2"),
-    "less of a cell": (lambda p: _last(p, memory_mib=1), "v1: memory_mib is said to be 1, it is 1024"),
-    "of something else": (lambda p: _last(p, nvme=1), "v1: nvme is said to be 1, it is 0"),
-    "more disk": (lambda p: _last(p, disk_mib=41), "v1: disk_mib is said to be 41, it is 40"),
-    "another pool": (lambda p: _last(p, pool="slow"), "v1: pool is said to be slow, it is "),
-    "another host's number": (lambda p: _last(p, host_id=2), "v1: host_id is said to be 2, it is 1"),
-    "another name": (lambda p: _last(p, name="v7"), "v1: name is said to be v7, it is v1"),
-    "too many candidates": (lambda p: _why(p, candidates=3), "v0: candidates is said to be 3, it is 2"),
-    "too few candidates": (lambda p: _why(p, candidates=1), "v0: candidates is said to be 1, it is 2"),
-    "another score": (lambda p: _why(p, score=1.0), "v0: score is said to be 1.0, it is "),
-    "no score": (lambda p: _why(p, score=float("nan")), "v0: score is said to be nan, it is "),
-    "a broken group": (lambda p: _why(p, broken=1), "v0: broken is said to be 1, it is 0"),
-    "a VM without an answer": (lambda p: replace(p, refused=()), ONCE),
-    "a VM refused twice": (_refused_twice, ONCE),
-    "a VM placed twice": (lambda p: replace(p, placed=p.placed * 2, evidence=p.evidence * 2), ONCE),
-    "a VM of no request": (lambda p: _last(p, vm_id=UUID(int=7)), ONCE),
-    "no evidence": (lambda p: replace(p, evidence=()), UNFOUNDED),
-    "evidence of others": (lambda p: replace(p, evidence=p.evidence[::-1]), UNFOUNDED),
-    "one step for two": (lambda p: replace(p, refused=(replace(p.refused[0], step=1),)), "two VMs were planned in one"),
-    "refused, but it fits": (_last_refused, "v1 was refused, but fits h1"),
-    "hosts without a reason": (
-        lambda p: replace(p, refused=(replace(p.refused[0], reasons={Reason.CORES: 2}),)),
-        "v2: 2 hosts have a reason, of 3",
-    ),
-    "hosts with two": (
-        lambda p: replace(p, refused=(replace(p.refused[0], reasons={Reason.CORES: 2, Reason.DISK: 2}),)),
-        "v2: 4 hosts have a reason, of 3",
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", list(SAID))
-def test_an_answer_with_one_fault(fault: str) -> None:
-    sound = plan(_fleet(), _request())
-    assert check(_fleet(), _request(), sound) == []
-    spoil, words = SAID[fault]
-    (found,) = check(_fleet(), _request(), spoil(sound))
-    assert found.startswith(words)
-
-
-def test_a_host_of_no_fleet_is_none_of_its_hosts() -> None:
-    fleet, request = Fleet.build([a_host("h1"), a_host("h2")]), PlanRequest(vms(PLAIN), Policy.PACK)
-    assert check(fleet, request, _last(plan(fleet, request), host="h9")) == ["v0 does not fit cells (0,) of h9"]
-
-
-def test_a_soft_group_that_is_not_said_to_be_broken() -> None:
-    rather = Group("rather apart", hard=False)
-    fleet = Fleet.build([a_host(vms=(member(rather),))])
-    request = PlanRequest(vms(PLAIN, groups=(rather,)))
-    sound = plan(fleet, request)
-    assert check(fleet, request, sound) == []
-    assert check(fleet, request, _why(sound, broken=0)) == ["v0: broken is said to be 0, it is 1"]
-
-
-# --- what would have been better --------------------------------------------------------------------------------------
-
-SOFT = Group("rather apart", hard=False)
-# Two hosts, and what makes the second worse.
-WORSE: dict[str, tuple[Policy, dict[str, Any], dict[str, Any]]] = {
-    "pack: its name": (Policy.PACK, {}, {}),
-    "pack: cores left": (Policy.PACK, {"cells": cells(cores_free=7)}, {}),
-    "pack: memory left": (Policy.PACK, {"cells": cells(memory_free_mib=4000)}, {}),
-    "balanced: memory used": (Policy.BALANCED, {}, {"cells": cells(memory_free_mib=2048)}),
-    "balanced: disk used": (Policy.BALANCED, {}, {"disk_free_mib": 50}),
-    "balanced: cores used": (Policy.BALANCED, {}, {"cells": cells(cores_free=4)}),
-    "balanced: VMs": (Policy.BALANCED, {}, {"vms": (member(Group("other")),)}),
-    "spread: of the batch": (Policy.SPREAD, {"cells": cells(cores_free=2)}, {}),
-    "spread: of the batch in its rack": (Policy.SPREAD, {"cells": cells(cores_free=2)}, {"rack": "r3"}),
-    "a soft group": (
-        Policy.PACK,
-        {"cells": cells(cores_free=8)},
-        {"cells": cells(cores_free=6), "vms": (member(SOFT),)},
-    ),
-}
-
-
-@pytest.mark.parametrize("why", list(WORSE))
-def test_a_host_that_would_have_been_better(why: str) -> None:
-    policy, first, second = WORSE[why]
-    hosts = [a_host("h1", **first), a_host("h2", **second), a_host("h3", rack="r3", draining=True)]
-    batch = {"h2": 1} if why == "spread: of the batch" else {"h3": 1} if policy is Policy.SPREAD else {}
-    fleet, groups = Fleet.build(hosts), (SOFT,) if why == "a soft group" else ()
-    request = PlanRequest(vms(PLAIN, groups=groups), policy, batch_hosts=batch)
-    sound = plan(fleet, request)
-    assert [place.host for place in sound.placed] == ["h1"]
-    assert check(fleet, request, sound) == []
-    # As it would be, were h1 closed to it.
-    kept = replace(request, vms=vms(PLAIN, groups=groups, excluded_hosts=frozenset({"h1"})))
-    worse = _why(plan(fleet, kept), candidates=2)
-    assert check(fleet, request, worse) == ["v0: h1 would have been better than h2"]
-
-
-# --- moves ------------------------------------------------------------------------------------------------------------
-
-HALF = replace(PLAIN, shape=Shape(8, 1024, 10))
-
-
-def _seated(number: int, cell: int, *, movable: bool = True) -> SeatedVm:
-    return SeatedVm(UUID(int=90 + number), f"old{number}", HALF, (cell,), movable=movable)
-
-
-def _half_full(*, cores_free: int = 4, movable: bool = True) -> Fleet:
-    """A VM in each of two cells, which together leave one cell free."""
-    seated = tuple(_seated(cell, cell, movable=movable) for cell in (0, 1))
-    return Fleet.build([a_host(cells=cells(cores_free=cores_free), vms=seated)])
-
-
-def _moves(made: Plan, *moves: Move) -> Plan:
-    return _why(made, moves=moves)
-
-
-STUCK: dict[str, Callable[[Plan, Move], tuple[Move, ...]]] = {
-    "another's cells": lambda p, m: (replace(m, cells_before=m.cells_after, cells_after=m.cells_before),),
-    "no such VM": lambda p, m: (replace(m, vm_id=UUID(int=7)),),
-    "no such host": lambda p, m: (replace(m, host="h9"),),
-    "no such cell": lambda p, m: (replace(m, cells_after=(7,)),),
-    "more cells": lambda p, m: (replace(m, cells_after=(0, 1)),),
-    "a cell twice": lambda p, m: (replace(m, cells_after=m.cells_after * 2),),
-    "no cell": lambda p, m: (replace(m, cells_after=()),),
-    "where it was before": lambda p, m: (m, m),
-}
-
-
-@pytest.mark.parametrize("fault", list(STUCK))
-def test_a_move_that_can_not_be(fault: str) -> None:
-    request = PlanRequest(vms(replace(PLAIN, shape=Shape(16, 1024, 10))), most_moves=3)
-    sound = plan(_half_full(), request)
-    (move,) = sound.moves
-    assert check(_half_full(), request, sound) == []
-    found = check(_half_full(), request, _moves(sound, *STUCK[fault](sound, move)))
-    assert len(found) == 1
-    assert "can't move to cells" in found[0]
-
-
-def test_moves_that_may_not_be() -> None:
-    request = PlanRequest(vms(replace(PLAIN, shape=Shape(16, 1024, 10))), most_moves=1)
-    sound = plan(_half_full(), request)
-    (move,) = sound.moves
-    stuck = [f"{move.name} can't move to cells {move.cells_after}"]
-    assert check(_half_full(movable=False), request, sound) == stuck
-    assert check(_half_full(cores_free=3), request, sound) == stuck
-    assert check(_half_full(), replace(request, most_moves=0), sound) == ["v0 moves 1 VMs, 0 may be moved"]
-    assert check(_half_full(), request, _moves(sound)) == [f"v0 does not fit cells {sound.placed[0].cells} of h1"]
-
-
-def test_a_move_to_cells_that_give_it_more() -> None:
-    """Eight vCPUs are eight cores there."""
-    widths = (replace(CELLS[0], cores_free=4), replace(CELLS[1], threads_per_core=1))
-    fleet = Fleet.build([a_host(cells=widths, vms=(_seated(0, 0),))])
-    request = PlanRequest(vms(replace(PLAIN, shape=Shape(2, 1024, 10))), Policy.PACK, most_moves=1)
-    sound = plan(fleet, request)
-    assert check(fleet, request, sound) == []
-    found = check(fleet, request, _moves(sound, Move(UUID(int=90), "old0", "h1", (0,), (1,))))
-    assert found == ["old0 can't move to cells (1,)"]
-
-
-def test_what_the_plan_places_is_not_moved_by_it() -> None:
-    fleet, request = Fleet.build([a_host()]), PlanRequest(vms(PLAIN, PLAIN), Policy.PACK, most_moves=1)
-    sound = plan(fleet, request)
-    new = Move(sound.placed[0].vm_id, "v0", "h1", (0,), (1,))
-    moved = replace(sound, evidence=(sound.evidence[0], sound.evidence[1]._replace(moves=(new,))))
-    assert check(fleet, request, moved) == ["v0 can't move to cells (1,)"]
-
-
-def test_moves_for_a_vm_that_has_a_better_host_without() -> None:
-    full = replace(_half_full().hosts[0], name="h2", host_id=2)
-    fleet, move = Fleet.build([a_host("h1"), full]), Move(UUID(int=90), "old0", "h2", (0,), (1,))
-    request = PlanRequest(vms(replace(PLAIN, shape=Shape(16, 1024, 10))), most_moves=1)
-    there = plan(fleet, replace(request, vms=vms(request.vms[0].profile, excluded_hosts=frozenset({"h1"}))))
-    assert there.moves == (move,)
-    found = check(fleet, request, there)
-    assert found == ["v0: h1 would have been better than h2"]
-
-
-def test_hosts_that_moves_would_open_are_not_counted_again() -> None:
-    h2 = replace(_half_full().hosts[0], name="h2", host_id=2, vms=tuple(_seated(2 + cell, cell) for cell in (0, 1)))
-    fleet = Fleet.build([_half_full().hosts[0], h2])
-    request = PlanRequest(vms(replace(PLAIN, shape=Shape(16, 1024, 10))), most_moves=1)
-    sound = plan(fleet, request)
-    assert sound.evidence[0].candidates == 2
-    assert check(fleet, request, sound) == []
-
-
-def test_a_vm_that_was_moved_is_where_it_went() -> None:
-    seated = tuple(_seated(cell, cell) for cell in (0, 1))
-    roomy = Fleet.build(
-        [a_host(cells=tuple(replace(c, cores=32, cores_free=8 + 4 * c.cell) for c in CELLS), vms=seated)]
-    )
-    request = PlanRequest(vms(replace(PLAIN, shape=Shape(24, 1024, 10))), Policy.PACK, most_moves=2)
-    sound = plan(roomy, request)
-    assert (sound.moves, sound.placed[0].cells) == ((), (1,))
-    move = Move(UUID(int=90), "old0", "h1", (0,), (1,))
-    assert check(roomy, request, _moves(sound, move)) == ["v0 does not fit cells (1,) of h1"]
-    assert check(roomy, request, _moves(sound, move, move)) == ["old0 can't move to cells (1,)"]
-    assert check(roomy, request, _moves(sound, move, replace(move, cells_before=(1,), cells_after=(0,)))) == []
-
-
-def test_a_vm_that_moves_to_cells_of_which_one_is_full() -> None:
-    wide = replace(HALF, shape=replace(HALF.shape, numa=NumaPolicy(multi_cell=True)))
-    old = SeatedVm(UUID(int=90), "old", wide, (0, 1))
-    four = tuple(replace(CELLS[0], cell=number, cores_free=free) for number, free in enumerate((2, 2, 2, 1)))
-    fleet, request = Fleet.build([a_host(cells=four, vms=(old,))]), PlanRequest(vms(PLAIN), Policy.PACK, most_moves=1)
-    sound, move = plan(fleet, request), Move(old.vm_id, "old", "h1", (0, 1), (1, 2))
-    assert check(fleet, request, _moves(sound, move)) == []
-    assert check(fleet, request, _moves(sound, replace(move, cells_after=(2, 3)))) == ["old can't move to cells (2, 3)"]
 
 
 # --- independence -----------------------------------------------------------------------------------------------------
