@@ -108,13 +108,24 @@ class PlacedView(Model):
 
 
 class ChangeView(Model):
-    """A change that makes a refused VM fit: a rule given up (`give-up`), a drain ended (`end-drain`), running VMs moved
-    to other cells of their host (`retune`), addresses added (`add-addresses`), another size (`other-size`), room freed
-    (`free-room`); where nothing single helps, rules given up and one of the others (`several`, with both `changes` in
-    its details). `details` are its own fields. Rules are called as they are in requests, those of a size or flavor
-    `numa.…`; `group:` and its name is a group, and `failed` what keeps a VM from hosts where it failed before."""
+    """A change that makes a refused VM fit: a rule given up (`give-up`), a drain ended (`end-drain`), an agent upgraded
+    (`upgrade-agent`), a silent host brought back (`bring-back`), running VMs moved to other cells of their host
+    (`retune`), addresses added (`add-addresses`), another size (`other-size`), room freed (`free-room`); where nothing
+    single helps, several of these together (`several`, with the `changes` in its details). `details` are its own
+    fields. Rules are called as they are in requests, those of a size or flavor `numa.…`; `group:` and its name is a
+    group, and `failed` what keeps a VM from hosts where it failed before."""
 
-    kind: Literal["give-up", "end-drain", "retune", "add-addresses", "other-size", "free-room", "several"]
+    kind: Literal[
+        "give-up",
+        "end-drain",
+        "upgrade-agent",
+        "bring-back",
+        "retune",
+        "add-addresses",
+        "other-size",
+        "free-room",
+        "several",
+    ]
     sentence: str
     details: dict[str, Any] = Field(default_factory=dict)
 

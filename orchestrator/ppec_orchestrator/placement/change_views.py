@@ -10,6 +10,7 @@ from typing import Any
 from ppec_contract.api_placement import ChangeView
 from ppec_orchestrator.placement.changes import (
     AddAddresses,
+    BringBack,
     Change,
     EndDrain,
     FreeRoom,
@@ -17,6 +18,7 @@ from ppec_orchestrator.placement.changes import (
     OtherSize,
     Retune,
     Several,
+    UpgradeAgent,
 )
 
 # Offered of one VM.
@@ -24,11 +26,21 @@ MOST_CHANGES = 5
 _KINDS = {
     GiveUp: "give-up",
     EndDrain: "end-drain",
+    UpgradeAgent: "upgrade-agent",
+    BringBack: "bring-back",
     Retune: "retune",
     AddAddresses: "add-addresses",
     OtherSize: "other-size",
     FreeRoom: "free-room",
     Several: "several",
+}
+# What all requests call rules about a size's CPUs and memory.
+_OF_SIZES = {
+    "siblings": "numa.smt",
+    "isolation": "numa.smt",
+    "huge-pages": "numa.huge_page_kib",
+    "shared": "numa.cpus",
+    "dedicated": "numa.cpus",
 }
 
 
@@ -40,12 +52,11 @@ def views(cheapest_first: Sequence[Change], called: Mapping[str, str]) -> tuple[
 
 def _view(change: Change, called: Mapping[str, str]) -> ChangeView:
     if isinstance(change, Several):
-        both = (_view(change.rules, called), _view(change.then, called))
-        details: dict[str, Any] = {"changes": [each.model_dump(mode="json") for each in both]}
+        details: dict[str, Any] = {"changes": [_view(each, called).model_dump(mode="json") for each in change.changes]}
         return ChangeView(kind="several", sentence=change.sentence(), details=details)
     details = _plain(asdict(change), called)
     if isinstance(change, GiveUp):
-        details["rules"] = [called.get(rule, rule) for rule in change.rules]
+        details["rules"] = [called.get(rule, _OF_SIZES.get(rule, rule)) for rule in change.rules]
     return ChangeView(kind=_KINDS[type(change)], sentence=change.sentence(), details=details)
 
 

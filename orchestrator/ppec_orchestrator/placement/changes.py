@@ -7,33 +7,16 @@ fleet."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ppec_contract.version import Capability
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.plan import Evidence, Move, Plan
-from ppec_orchestrator.placement.request import ANY_NETWORK, Profile, Spare, SpareRule, VmRequest, Where
+from ppec_orchestrator.placement.request import SpareRule, VmRequest
+from ppec_orchestrator.placement.rules import without, words_of
 
-# What is said of the parts of a request that can be given up.
-RULES: Mapping[str, str] = {
-    "region": "look in every region",
-    "datacentre": "look in every data centre",
-    "cluster": "look in every cluster",
-    "rack": "look in every rack",
-    "host": "look on every host",
-    "vrf": "take any VRF",
-    "labels": "give up the labels wanted",
-    "without": "give up the labels avoided",
-    "networks": "take addresses of any prefix",
-    "failed": "try the hosts where it failed before",
-    "one-cell": "let it span NUMA cells",
-    "pool": "have its disk in no pool",
-    "nvme": "do without NVMe drives",
-    "spare": "do without N+1",
-}
 # Of one, and of several.
 _WORDS: Mapping[CellResource, tuple[str, str]] = {
     "cores": ("core", "cores"),
@@ -47,7 +30,7 @@ _WORDS: Mapping[CellResource, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Rules of the request that are given up: names of `RULES`, or `group:` and a group's name."""
+    """Rules of the request that are given up: names of `rules.py: RULES`, or `group:` and a group's name."""
 
     rules: tuple[str, ...]
 
@@ -56,11 +39,11 @@ class GiveUp:
         return 1, float(len(self.rules))
 
     def sentence(self) -> str:
-        return " and ".join(_rule_words(rule) for rule in self.rules)
+        return " and ".join(words_of(rule) for rule in self.rules)
 
     def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
         for rule in self.rules:
-            vm = _without(vm, rule)
+            vm = without(vm, rule)
         return fleet, vm
 
 
@@ -78,8 +61,57 @@ class EndDrain:
         return f"end the drain of {_any_of(self.hosts)}"
 
     def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
-        host = _host(fleet, self.hosts[0])
-        return fleet.changed([replace(host, draining=False)]), vm
+        return fleet.changed([self.opened(_host(fleet, self.hosts[0]), vm)]), vm
+
+    @staticmethod
+    def opened(host: HostState, vm: VmRequest) -> HostState:
+        """The host as the VM could have it; the very same where this is not what keeps the VM out."""
+        return replace(host, draining=False) if host.draining else host
+
+
+@dataclass(frozen=True, slots=True)
+class UpgradeAgent:
+    """The agent of one of these hosts is upgraded to one that knows all that is asked for."""
+
+    hosts: tuple[str, ...]
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return 2, 10.0
+
+    def sentence(self) -> str:
+        return f"upgrade the agent of {_any_of(self.hosts)}"
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        return fleet.changed([self.opened(_host(fleet, self.hosts[0]), vm)]), vm
+
+    @staticmethod
+    def opened(host: HostState, vm: VmRequest) -> HostState:
+        """As of a drain."""
+        asked = vm.profile.capabilities
+        return host if asked <= host.capabilities else replace(host, capabilities=host.capabilities | asked)
+
+
+@dataclass(frozen=True, slots=True)
+class BringBack:
+    """One of these hosts, silent now, is heard of again, with the room that is known of it."""
+
+    hosts: tuple[str, ...]
+
+    @property
+    def cost(self) -> tuple[int, float]:
+        return 2, 20.0
+
+    def sentence(self) -> str:
+        return f"bring back {_any_of(self.hosts)}, silent now"
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        return fleet.changed([self.opened(_host(fleet, self.hosts[0]), vm)]), vm
+
+    @staticmethod
+    def opened(host: HostState, vm: VmRequest) -> HostState:
+        """As of a drain."""
+        return host if host.live else replace(host, live=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,77 +227,51 @@ class FreeRoom:
         return replace(host, cells=cells, pools=pools, disk_free_mib=host.disk_free_mib + own_mib)
 
 
+Opening = EndDrain | UpgradeAgent | BringBack
+# What opens a host that takes no VMs of a kind, whatever room it has. The first is given up last.
+OPENINGS: tuple[type[Opening], ...] = (EndDrain, UpgradeAgent, BringBack)
+Single = GiveUp | Opening | Retune | AddAddresses | OtherSize | FreeRoom
+
+
 @dataclass(frozen=True, slots=True)
 class Several:
-    """Rules given up and something else, where neither is enough."""
+    """All of these, where none is enough: rules given up, a host opened, and something else, in this order."""
 
-    rules: GiveUp
-    then: EndDrain | Retune | AddAddresses | OtherSize | FreeRoom
+    changes: tuple[Single, ...]
+
+    @property
+    def rules(self) -> GiveUp:
+        """Those given up."""
+        first = self.changes[0]
+        return first if isinstance(first, GiveUp) else GiveUp(())
 
     @property
     def cost(self) -> tuple[int, float]:
-        # In the order of what comes besides, whose own figure only compares it with its like.
-        kind, amount = self.then.cost
-        return 6, kind + amount / (1 + amount)
+        # In the order of what comes besides rules, whose own figure only compares it with its like.
+        costs = [change.cost for change in self.changes if not isinstance(change, GiveUp)]
+        return 6, sum(kind + amount / (1 + amount) for kind, amount in costs)
 
     def sentence(self) -> str:
-        return f"{self.rules.sentence()}, and {self.then.sentence()}"
+        *most, last = (change.sentence() for change in self.changes)
+        return f"{', '.join(most)}, and {last}"
 
     def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
-        return self.then.apply(*self.rules.apply(fleet, vm))
+        for change in self.changes:
+            fleet, vm = change.apply(fleet, vm)
+        return fleet, vm
 
 
-Change = GiveUp | EndDrain | Retune | AddAddresses | OtherSize | FreeRoom | Several
+Change = Single | Several
 
 
-def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
-    """The rules of a request that could be given up."""
-    where, empty = vm.profile.where, Where()
-    narrowed = [name for name in RULES if hasattr(where, name) and getattr(where, name) != getattr(empty, name)]
-    failed = ["failed"] if vm.excluded_hosts else []
-    networks = ["networks"] if any(network is not None for network in vm.profile.networks) else []
-    one_cell = [] if vm.profile.shape.numa.multi_cell or vm.profile.shape.numa.cpus.value == "shared" else ["one-cell"]
-    spared = ["spare"] if spare.mode is Spare.REQUIRED else []
-    groups = [f"group:{group.name}" for group in vm.groups if group.hard]
-    storage = [name for name in ("pool", "nvme") if getattr(vm.profile.shape, name)]
-    return narrowed + networks + failed + groups + one_cell + storage + spared
+def together(changes: Sequence[Single]) -> Change:
+    return changes[0] if len(changes) == 1 else Several(tuple(changes))
 
 
 def spare_after(change: Change, spare: SpareRule) -> SpareRule:
     """What becomes of the rule about spare room: it is the whole request's, and of no single VM."""
     given_up = change.rules if isinstance(change, Several) else change
     return SpareRule() if isinstance(given_up, GiveUp) and "spare" in given_up.rules else spare
-
-
-def _without(vm: VmRequest, rule: str) -> VmRequest:
-    profile = vm.profile
-    if rule.startswith("group:"):
-        return replace(vm, groups=tuple(group for group in vm.groups if f"group:{group.name}" != rule))
-    if rule == "spare":
-        return vm  # `spare_after`
-    if rule == "failed":
-        return replace(vm, excluded_hosts=frozenset())
-    if rule == "networks":
-        return replace(vm, profile=replace(profile, networks=ANY_NETWORK))
-    if rule in {"one-cell", "pool", "nvme"}:
-        return replace(vm, profile=_of_other_shape(profile, rule))
-    where = replace(profile.where, **{rule: getattr(Where(), rule)})
-    return replace(vm, profile=replace(profile, where=where))
-
-
-def _of_other_shape(profile: Profile, given_up: str) -> Profile:
-    if given_up == "pool":
-        known = profile.capabilities - {Capability.STORAGE_POOLS.value}
-        return replace(profile, shape=replace(profile.shape, pool=""), capabilities=known)
-    if given_up == "nvme":
-        known = profile.capabilities - {Capability.NVME_DRIVES.value}
-        return replace(profile, shape=replace(profile.shape, nvme=0), capabilities=known)
-    numa = profile.shape.numa.model_copy(update={"multi_cell": True})
-    return replace(profile, shape=replace(profile.shape, numa=numa))
-
-
-def _rule_words(rule: str) -> str:
-    return f"give up the rule of group {rule.removeprefix('group:')}" if rule.startswith("group:") else RULES[rule]
 
 
 def _amount(resource: CellResource, amount: int) -> str:

@@ -12,10 +12,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy
+from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.placement.advice import Adviser, advise, helps
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.change_views import views
-from ppec_orchestrator.placement.changes import AddAddresses, EndDrain, FreeRoom, GiveUp, OtherSize, Retune, Several
+from ppec_orchestrator.placement.changes import (
+    AddAddresses,
+    BringBack,
+    EndDrain,
+    FreeRoom,
+    GiveUp,
+    OtherSize,
+    Retune,
+    Several,
+    UpgradeAgent,
+)
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
 from ppec_orchestrator.placement.planner import plan
@@ -240,6 +251,80 @@ def test_one_of_a_kind_is_told_as_one() -> None:
     offered = {type(change): change.sentence() for change in advise(tight, vm(Shape(2, 1024, 10)))}
     assert OtherSize(1, 1024, 10, 0.5).sentence() == "ask for 1 vCPU, 1024 MiB and a disk of 10 MiB"
     assert offered[FreeRoom] == "free 1 core in cell 0 of h1"
+
+
+def test_a_drain_is_ended_for_a_smaller_vm_where_neither_is_enough() -> None:
+    fleet = Fleet.build([host("h1", cell(0, free=0), disk_mib=5), host("h2", cell(0, cores=2), draining=True)])
+    asked = vm(Shape(4, 1024, 10, NumaPolicy(multi_cell=True)))
+    (change,) = advise(fleet, asked)
+    assert change == Several((EndDrain(("h2",)), OtherSize(2, 1024, 10, 0.5)))
+    assert change.sentence() == ("end the drain of h2, and ask for 2 vCPUs, 1024 MiB and a disk of 10 MiB")
+    assert helps(change, fleet, asked)
+
+
+def test_the_host_that_is_opened_is_the_one_where_room_is_freed() -> None:
+    """Its only cell is full, it drains, is silent, and its agent is too old: all of this takes the same host."""
+    closed = host("h2", cell(0, free=3), draining=True, live=False)
+    fleet = Fleet.build([host("h1", cell(0, cores=1)), closed])
+    profile = Profile(Shape(4, 1024, 10), "x86_64", capabilities=frozenset({"new"}))
+    offered = advise(fleet, replace(vm(), profile=profile))
+    assert [change.sentence() for change in offered if "free" in change.sentence()] == [
+        "end the drain of h2, upgrade the agent of h2, bring back h2, silent now, and free 1 core in cell 0 of h2"
+    ]
+    assert all(helps(change, fleet, replace(vm(), profile=profile)) for change in offered)
+
+
+def test_a_silent_host_and_an_old_agent_are_named() -> None:
+    known = frozenset({"new"})
+    fleet = Fleet.build([host("h1", live=False, capabilities=known), host("h2"), host("h3")])
+    asked = replace(vm(), profile=Profile(Shape(4, 1024, 10), "x86_64", capabilities=known))
+    assert advise(fleet, asked) == [UpgradeAgent(("h2", "h3")), BringBack(("h1",))]
+    assert [view.kind for view in views(advise(fleet, asked), {})] == ["upgrade-agent", "bring-back"]
+
+
+@pytest.mark.parametrize(
+    ("numa", "rule", "called", "words"),
+    [
+        (NumaPolicy(smt=SmtPolicy.REQUIRE), "siblings", "numa.smt", "do without SMT siblings"),
+        (NumaPolicy(huge_page_kib=2048), "huge-pages", "numa.huge_page_kib", "do without huge pages"),
+        (NumaPolicy(cpus=CpuPolicy.SHARED), "shared", "numa.cpus", "have CPUs of its own"),
+    ],
+)
+def test_what_a_size_says_of_cpus_and_memory_can_be_given_up(
+    numa: NumaPolicy, rule: str, called: str, words: str
+) -> None:
+    fleet, asked = Fleet.build([host("h1")]), vm(Shape(4, 1024, 10, numa))
+    assert advise(fleet, asked) == [GiveUp((rule,))]
+    assert GiveUp((rule,)).sentence() == words
+    (view,) = views([GiveUp((rule,))], {})
+    assert view.details == {"rules": [called]}
+
+
+def test_vcpus_share_cores_where_that_is_enough() -> None:
+    wide = replace(cell(0, cores=4), threads_per_core=2)
+    asked = vm(Shape(6, 1024, 10, NumaPolicy(smt=SmtPolicy.ISOLATE)))
+    assert advise(Fleet.build([host("h1", wide)]), asked)[0] == GiveUp(("isolation",))
+
+
+def test_cpus_are_shared_only_where_nothing_else_helps() -> None:
+    shared = replace(cell(0, cores=0), shared_cpus=4, shared_vcpus=8, shared_vcpus_free=8)
+    only = Fleet.build([host("h1", shared)])
+    assert advise(only, vm()) == [GiveUp(("dedicated",))]
+    beside = Fleet.build([host("h1", shared), host("h2", cell(0, free=0))])
+    assert GiveUp(("dedicated",)) not in advise(beside, vm())
+
+
+def test_addresses_asked_for_by_number_are_given_up() -> None:
+    fleet = Fleet.build([host("h1")])
+    asked = replace(vm(), profile=replace(vm().profile, networks=(), fixed=(frozenset({7}),)))
+    assert advise(fleet, asked) == [GiveUp(("networks",))]
+
+
+def test_a_size_is_smaller_in_one_thing_more_than_in_another_where_it_takes_that() -> None:
+    """A quarter of the vCPUs would leave too much memory, and too large a disk."""
+    fleet = Fleet.build([host("h1", cell(0, free=6, memory_mib=128), disk_free_mib=3)])
+    (size,) = [each for each in advise(fleet, vm(Shape(8, 4096, 900))) if isinstance(each, OtherSize)]
+    assert (size.vcpus, size.memory_mib, size.disk_mib) == (6, 128, 3)
 
 
 def test_nothing_is_offered_where_nothing_helps() -> None:
