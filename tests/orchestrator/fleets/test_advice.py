@@ -65,7 +65,7 @@ def test_all_kinds_of_changes_are_found_on_made_up_fleets() -> None:
         request = PlanRequest(file.requests, Policy.PACK)
         kinds = advice_on(file.fleet, request, plan(file.fleet, request), file.called, most=20)
         found.update(change.kind for kind in kinds for change in kind.changes)
-    assert set(found) == {"give-up", "end-drain", "retune", "add-addresses", "other-size", "free-room"}
+    assert set(found) == {"give-up", "end-drain", "retune", "add-addresses", "other-size", "free-room", "several"}
 
 
 def test_vms_alike_are_told_alike_and_only_the_first_kinds_are() -> None:
