@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seats for a whole batch by filling its cells (`filling.py`), where each VM takes one cell and minds no other: of the
-policy, nothing is kept."""
+"""Seats for many VMs at once by filling the cells of hosts (`filling.py`), where each VM takes one cell and minds no
+other: for a batch, of whose policy nothing is kept, and for what is lost with a host."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ppec_orchestrator.placement.demand import CELL_RESOURCES
+from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.filling import Cells, Filling
-from ppec_orchestrator.placement.fleet import IntArray
+from ppec_orchestrator.placement.fitting import Fitting
+from ppec_orchestrator.placement.fleet import BoolArray, IntArray, at
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
 from ppec_orchestrator.placement.search import CandidatesOf, Seat
@@ -23,11 +25,74 @@ MOST_KINDS = 32
 _NEVER = np.int64(1) << 40
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """VMs that go to the same hosts, where `stands` is true and there is room, and take the same there."""
+
+    fitting: Fitting
+    stands: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """By resource, shape (hosts, cells), and by pool, shape (hosts,)."""
+
+    cells: Mapping[CellResource, IntArray]
+    disk: Mapping[str, IntArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A seat for each of the VMs, in their order; without any, `impossible` says that there is no way."""
+
+    seats: list[Seat] | None
+    impossible: bool
+
+
+def fill(free: Free, kinds: Sequence[Hashable], of_kinds: Sequence[Kind], most_steps: int) -> Filled:
+    """`kinds` says of each VM which kind it is of, `of_kinds` what the kinds are, in the order they first come in."""
+    if not kinds:
+        return Filled([], impossible=False)
+    waiting: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for number, kind in enumerate(kinds):
+        waiting[kind].append(number)
+    numbers = list(waiting.values())
+    cells, rows, columns = _cells(free, of_kinds)
+    filling = Filling(cells, [len(mine) for mine in numbers], most_steps)
+    found = filling.run()
+    if found is None:
+        return Filled(None, filling.exhausted)
+    seats: dict[int, Seat] = {}
+    for cell, which in found:
+        seats[numbers[which].pop()] = rows.item(cell), (columns.item(cell),)
+    return Filled([seats[number] for number in range(len(kinds))], impossible=False)
+
+
+def _cells(free: Free, kinds: Sequence[Kind]) -> tuple[Cells, IntArray, IntArray]:
+    """Those with room for a VM of any kind, and their rows and columns."""
+    some = np.flatnonzero(np.logical_or.reduce([kind.stands for kind in kinds]))
+    resources = [each for each in CELL_RESOURCES if any(each in kind.fitting.resources for kind in kinds)]
+    room: IntArray = np.stack([free.cells[each][some] for each in resources], axis=-1).clip(min=0)
+    needs: IntArray = np.zeros((*room.shape[:2], len(kinds), len(resources)), dtype=np.int64)
+    for number, kind in enumerate(kinds):
+        for resource, amount in kind.fitting.needs(1).items():
+            mine = amount if isinstance(amount, int) else at(amount, some)
+            needs[:, :, number, resources.index(resource)] = mine
+        needs[~kind.stands[some], :, number] = _NEVER
+    rows, columns = np.nonzero(np.any(np.all(room[:, :, None] >= needs, axis=3), axis=2))
+    hosts, host = np.unique(rows, return_inverse=True)
+    shapes = [kind.fitting.shape for kind in kinds]
+    pools = list(dict.fromkeys(shape.pool for shape in shapes))
+    disk: IntArray = np.stack([free.disk[pool][some[hosts]] for pool in pools], axis=-1)
+    disk_needs = [[shape.disk_mib * (shape.pool == pool) for pool in pools] for shape in shapes]
+    cells = Cells(room[rows, columns], needs[rows, columns], host, disk, np.array(disk_needs, dtype=np.int64))
+    return cells, some[rows], columns
+
+
 class CellByCell:
-    """One batch. The workspace is not changed. `exhausted` as of `Filling`."""
+    """One batch. The workspace is not changed."""
 
     def __init__(self, workspace: Workspace, candidates: CandidatesOf, request: PlanRequest) -> None:
-        self.exhausted = False
         self._workspace = workspace
         self._candidates_of = candidates
         self._neighbours = Neighbours(workspace, request.contended_hosts)
@@ -42,38 +107,12 @@ class CellByCell:
             and not (self._workspace.addresses.kinds_short_of(networks) >= 0).any()
         )
 
-    def seats(self, vms: Sequence[VmRequest]) -> list[Seat] | None:
-        """A seat for each of the VMs, in their order; None where that is not found."""
-        numbers: defaultdict[object, list[int]] = defaultdict(list)
-        for number, vm in enumerate(vms):
-            numbers[vm.kind].append(number)
-        of_kinds = [vms[mine[0]] for mine in numbers.values()]
-        cells, rows, columns = self._cells(of_kinds)
-        filling = Filling(cells, [len(mine) for mine in numbers.values()])
-        found = filling.run()
-        self.exhausted = filling.exhausted
-        if found is None:
-            return None
-        seats: dict[int, Seat] = {}
-        waiting: list[Iterator[int]] = [iter(mine) for mine in numbers.values()]
-        for cell, kind in found:
-            seats[next(waiting[kind])] = rows.item(cell), (columns.item(cell),)
-        return [seats[number] for number in range(len(vms))]
+    def fill(self, vms: Sequence[VmRequest], most_steps: int) -> Filled:
+        kinds = [vm.kind for vm in vms]
+        of_kinds = [self._kind(vm) for vm in dict(zip(kinds, vms, strict=True)).values()]
+        disk = {vm.profile.shape.pool: self._workspace.disk(vm.profile.shape.pool) for vm in vms}
+        return fill(Free(self._workspace.free, disk), kinds, of_kinds, most_steps)
 
-    def _cells(self, vms: Sequence[VmRequest]) -> tuple[Cells, IntArray, IntArray]:
-        """Those that any of these VMs fits, and their rows and columns."""
-        all_of_it = [self._candidates_of(vm.profile, self._policy) for vm in vms]
-        resources = [each for each in CELL_RESOURCES if any(each in one.fitting.resources for one in all_of_it)]
-        room: IntArray = np.stack([self._workspace.free[each] for each in resources], axis=-1).clip(min=0)
-        needs: IntArray = np.zeros((*room.shape[:2], len(vms), len(resources)), dtype=np.int64)
-        for kind, (vm, candidates) in enumerate(zip(vms, all_of_it, strict=True)):
-            for resource, amount in candidates.fitting.needs(1).items():
-                needs[:, :, kind, resources.index(resource)] = amount
-            needs[~self._neighbours.stands(candidates, vm), :, kind] = _NEVER
-        rows, columns = np.nonzero(np.any(np.all(room[:, :, None] >= needs, axis=3), axis=2))
-        hosts, host = np.unique(rows, return_inverse=True)
-        pools = list(dict.fromkeys(vm.profile.shape.pool for vm in vms))
-        disk: IntArray = np.stack([self._workspace.disk(pool)[hosts] for pool in pools], axis=-1)
-        disk_needs = [[vm.profile.shape.disk_mib * (vm.profile.shape.pool == pool) for pool in pools] for vm in vms]
-        cells = Cells(room[rows, columns], needs[rows, columns], host, disk, np.array(disk_needs, dtype=np.int64))
-        return cells, rows, columns
+    def _kind(self, vm: VmRequest) -> Kind:
+        candidates = self._candidates_of(vm.profile, self._policy)
+        return Kind(candidates.fitting, self._neighbours.stands(candidates, vm))

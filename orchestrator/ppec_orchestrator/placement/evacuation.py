@@ -19,6 +19,8 @@ from uuid import UUID
 
 import numpy as np
 
+from ppec_orchestrator.placement.cell_by_cell import MOST_KINDS, Filled, Free, Kind, fill
+from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SeatedVm
 from ppec_orchestrator.placement.havens import Evacuee, Havens
 from ppec_orchestrator.placement.plan import Evacuation, Exposed
@@ -31,6 +33,8 @@ from ppec_orchestrator.placement.workspace import Workspace
 MOST_LOOKS = 8000
 # Of more VMs than this no search would come to an end.
 MOST_SEARCHED = 48
+# To fill cells (`filling.py`): asked for many domains, and again and again where the answer is no.
+MOST_STEPS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +113,9 @@ def find_shelter(
     """Places for VMs that are lost with the hosts in the rows `lost`, beside those whose claims are `kept`.
 
     Largest first. Each takes the first host that has room, and domains begin to look at different hosts, so that a
-    placement touches few evacuations. Where that fails all are placed again, each on the tightest host; where that
-    fails too, every way is tried, of few enough VMs and up to `MOST_LOOKS` hosts looked at."""
+    placement touches few evacuations. Where that fails all are placed again, each on the tightest host; then by filling
+    cell after cell; and where that fails too, every way is tried, of few enough VMs and up to `MOST_LOOKS` hosts looked
+    at."""
     ordered = sorted(evacuees, key=_size)
     nearest = _Attempt(havens, lost, kept).place(ordered)
     if not nearest.without_place:
@@ -123,17 +128,70 @@ def find_shelter(
     if not tightest.without_place:
         return tightest
     best = min(nearest, tightest, key=lambda shelter: len(shelter.without_place))
-    if len(everybody) > MOST_SEARCHED:
-        return best
+    return _search(havens, lost, everybody) or best
+
+
+def _search(havens: Havens, lost: AbstractSet[int], everybody: Sequence[Evacuee]) -> Shelter | None:
+    """A place for each, where one is found."""
     rows = np.unique(np.concatenate([havens.open_rows(each, lost) for each in everybody]))
     if too_many(havens.workspace, [havens.of(each.vm.profile).seating.fitting for each in everybody], rows):
-        return best
-    return _Search(havens, lost, everybody).run() or best
+        return None
+    choosy = [each for each in everybody if _minds_others(each)]
+    first = _Attempt(havens, lost, tight=True).place(choosy)
+    if not first.without_place:
+        filled = _fill(havens, lost, [each for each in everybody if not _minds_others(each)], first.claims)
+        if isinstance(filled, Shelter):
+            return filled
+        if filled.impossible and not choosy:
+            return None
+    if len(everybody) > MOST_SEARCHED:
+        return None
+    return _Search(havens, lost, everybody).run()
+
+
+def _minds_others(evacuee: Evacuee) -> bool:
+    """How many cells it takes, or where it may stand, depends on who is there."""
+    vm = evacuee.vm
+    return vm.profile.shape.numa.multi_cell or any(group.hard for group in vm.groups)
 
 
 def _size(evacuee: Evacuee) -> tuple[int, int, int, str]:
     shape = evacuee.vm.profile.shape
     return (-shape.vcpus, -shape.memory_mib, -shape.disk_mib, evacuee.vm.name)
+
+
+def _fill(havens: Havens, lost: AbstractSet[int], evacuees: Sequence[Evacuee], claims: Claims) -> Shelter | Filled:
+    """Cell by cell, beside those who have claims."""
+    kinds = [(each.vm.profile, havens.home(each.row)) for each in evacuees]
+    of_kinds = dict(zip(kinds, evacuees, strict=True))
+    if len(of_kinds) > MOST_KINDS:
+        return Filled(None, impossible=False)
+    found = []
+    for evacuee in of_kinds.values():
+        stands = np.zeros(len(havens.workspace.fleet.hosts), dtype=np.bool_)
+        stands[havens.open_rows(evacuee, lost)] = True
+        found.append(Kind(havens.of(evacuee.vm.profile).seating.fitting, stands))
+    free = _free_beside(havens.workspace, claims, {each.vm.profile.shape.pool for each in evacuees})
+    filled = fill(free, kinds, found, MOST_STEPS)
+    if filled.seats is None:
+        return filled
+    all_claims = dict(claims)
+    for evacuee, (row, columns) in zip(evacuees, filled.seats, strict=True):
+        part = havens.of(evacuee.vm.profile).seating.part(row, columns[0])
+        all_claims[row] = (*all_claims.get(row, ()), Claim(evacuee, row, Seat(columns, part or ())))
+    return Shelter(all_claims)
+
+
+def _free_beside(workspace: Workspace, claims: Claims, pools: AbstractSet[str]) -> Free:
+    free = {resource: workspace.free[resource].copy() for resource in CELL_RESOURCES}
+    disk = {pool: workspace.disk(pool).copy() for pool in pools}
+    for claim in (claim for here in claims.values() for claim in here):
+        for index, amount in claim.seat.part:
+            free[CELL_RESOURCES[index]][claim.row, list(claim.seat.columns)] -= amount
+        shape = claim.evacuee.vm.profile.shape
+        if shape.pool in disk:
+            disk[shape.pool][claim.row] -= shape.disk_mib
+    return Free(free, disk)
 
 
 class _Attempt:

@@ -20,8 +20,6 @@ import numpy as np
 from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray
 
-# Looks at one kind in one cell. A live fleet waits meanwhile: they take less than a second.
-MOST_STEPS = 60_000
 # Fillings of one cell that are compared before the one that leaves the least unused is tried.
 _COMPARED = 100
 
@@ -29,6 +27,7 @@ _COMPARED = 100
 Counts = tuple[int, ...]
 Amounts = tuple[int, ...]
 _ENDLESS = int(np.iinfo(np.int64).max)
+_MORE_THAN_ANY = int(np.iinfo(np.int32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +62,15 @@ class Cells:
 
 
 class Filling:
-    """One search for so many VMs of each kind. `exhausted` says afterwards that there is no way at all, not just that
-    none was found."""
+    """One search for so many VMs of each kind, in at most so many steps: looks at one kind in one cell. `exhausted`
+    says afterwards that there is no way at all, not just that none was found."""
 
-    def __init__(self, cells: Cells, counts: Sequence[int]) -> None:
+    def __init__(self, cells: Cells, counts: Sequence[int], most_steps: int) -> None:
         wanted, fitting = np.array(counts, dtype=np.int64), cells.fitting()
         self.exhausted = bool((wanted > fitting.sum(axis=0)).any())
-        self._steps_left = 0 if self.exhausted else MOST_STEPS
+        self.steps_left = 0 if self.exhausted else most_steps
         self._exact = cells.disk_is_ample(wanted, fitting)
-        least = np.where(fitting[:, :, None] > 0, cells.needs, np.iinfo(np.int32).max).min(axis=0)
+        least = np.where(fitting[:, :, None] > 0, cells.needs, _MORE_THAN_ANY).min(axis=0, initial=_MORE_THAN_ANY)
         total = cells.room.sum(axis=0)
         # The less of a resource is left over when all have their place, the more it counts.
         scarcity: Floats = 1 / np.maximum(total - wanted @ least, np.maximum(total / 100, 1))
@@ -85,15 +84,10 @@ class Filling:
         self._most = _from_each_on(fitting[self._order][:, self._kinds])
         self._dead: set[tuple[int, Counts]] = set()
 
-    @property
-    def steps(self) -> int:
-        """It took so far."""
-        return MOST_STEPS - self._steps_left
-
     def run(self) -> list[tuple[int, int]] | None:
         """A cell and a kind for each of the VMs, in no order; None where that is not found."""
         path = [_Step(self._counts, self._fillings(0, self._counts))]
-        while path and self._steps_left > 0:
+        while path and self.steps_left > 0:
             step = path[-1]
             self._put(step, len(path) - 1, next(step.fillings, None))
             if step.filling is None:
@@ -104,7 +98,7 @@ class Filling:
             if not any(left):
                 return self._named([each.filling or () for each in path])
             path.append(_Step(left, self._fillings(len(path), left)))
-        self.exhausted = self.exhausted or (self._exact and self._steps_left > 0)
+        self.exhausted = self.exhausted or (self._exact and self.steps_left > 0)
         return None
 
     def _put(self, step: _Step, depth: int, filling: Counts | None) -> None:
@@ -156,11 +150,11 @@ class Filling:
         need, later = cell.needs[kind], cell.later[kind + 1]
         most = min([cell.counts[kind], *(amount // each for amount, each in zip(left, need, strict=True) if each)])
         for count in range(most, -1, -1):
-            self._steps_left -= 1
+            self.steps_left -= 1
             after = tuple([amount - count * each for amount, each in zip(left, need, strict=True)])
             unused = list(map(sub, after, later))
             # Of fewer, even more.
-            if self._steps_left <= 0 or any(map(gt, unused, cell.spare)):
+            if self.steps_left <= 0 or any(map(gt, unused, cell.spare)):
                 return
             if count < most and all(map(ge, unused, need)):
                 return

@@ -22,7 +22,7 @@ MOST_KNOWN, MOST_KEPT = 512, 256
 MOST_OBJECTS = 65536
 # Groups whose members are counted before all are forgotten.
 MOST_COUNTED = 256
-_Home = tuple[str, str, frozenset[int]]
+Home = tuple[str, str, frozenset[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class Havens:
         self._of: dict[Profile, Haven] = {}
         # Hashing a profile takes longer than all else here: looked up by identity, and kept, so that ids stay theirs.
         self._known: dict[int, tuple[Profile, Haven]] = {}
-        self._around: dict[_Home, BoolArray] = {}
+        self._around: dict[Home, BoolArray] = {}
         self._home_of: dict[int, BoolArray] = {}
         self.members = Members(workspace)
 
@@ -142,6 +142,11 @@ class Havens:
         there[list(lost)] = False
         return np.flatnonzero(there)
 
+    def home(self, row: int) -> Home:
+        """What decides, beside its profile, where a VM that is lost with the host in `row` may come to."""
+        host = self.workspace.fleet.hosts[row]
+        return host.cluster, host.vrf, frozenset(prefix for family in host.prefixes for prefix in family)
+
     def in_turn(self, evacuee: Evacuee, rows: IntArray) -> Iterator[int]:
         """Round, from where its own host's place among all hosts is among these: each domain begins elsewhere."""
         start = evacuee.row * len(rows) // len(self.workspace.fleet.hosts)
@@ -160,15 +165,13 @@ class Havens:
         if found is not None:
             return found
         hosts = self.workspace.fleet.hosts
-        host = hosts[row]
-        prefixes = frozenset(prefix for family in host.prefixes for prefix in family)
-        home = (host.cluster, host.vrf, prefixes)
+        home = cluster, vrf, prefixes = self.home(row)
         if home not in self._around:
             mask = np.zeros(len(hosts), dtype=np.bool_)
-            for near in self.workspace.fleet.places["cluster"][host.cluster].tolist():
+            for near in self.workspace.fleet.places["cluster"][cluster].tolist():
                 other = hosts[near]
                 served = {prefix for family in other.prefixes for prefix in family}
-                mask[near] = other.vrf == host.vrf and prefixes <= served
+                mask[near] = other.vrf == vrf and prefixes <= served
             self._around[home] = mask
         self._home_of[row] = self._around[home]
         return self._around[home]

@@ -31,6 +31,8 @@ from ppec_orchestrator.placement.workspace import Workspace
 
 # VMs in a batch that is rearranged, or searched for any way there is.
 MOST_REARRANGED, MOST_SEARCHED = 1000, 200
+# To fill cells (`filling.py`). A live fleet waits meanwhile: they take less than a second.
+MOST_STEPS = 60_000
 
 
 class VmAfterVm(Protocol):
@@ -85,9 +87,10 @@ class Improving:
     def _ways(self, found: Plan, rearranging: Rearranging) -> Iterator[Sequence[Seat] | None]:
         cell_by_cell, filled = CellByCell(self._workspace, self._candidates, self._request), None
         if cell_by_cell.applies(self._vms):
-            filled = cell_by_cell.seats(self._vms)
-            if cell_by_cell.exhausted:
+            found_so = cell_by_cell.fill(self._vms, MOST_STEPS)
+            if found_so.impossible:
                 return
+            filled = found_so.seats
         yield rearranging.seats(self._vms, self._seats(found))
         # Largest first, or as asked: whichever it was not.
         otherwise = self._planner.run(replace(self._request, all_or_nothing=not self._request.all_or_nothing))
