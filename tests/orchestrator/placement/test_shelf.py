@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy
+from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.placement.shelf import Shelf
@@ -35,7 +36,16 @@ def test_with_room_for_few_profiles_plans_are_the_same(seed: int, profiles: int)
     roomy, tight = Planner(fleet), Planner(fleet)
     tight.shelf = Shelf(tight.workspace, most_bytes=12_000 * profiles)
     for request in requests:
-        assert tight.plan(request) == roomy.plan(request)
+        assert _vm_after_vm(tight, request) == _vm_after_vm(roomy, request)
+
+
+def _vm_after_vm(planner: Planner, request: PlanRequest) -> Plan:
+    """Without the second look at the batch as a whole, which is only taken where its profiles have room."""
+    planner.workspace.begin()
+    try:
+        return planner.run(request)
+    finally:
+        planner.workspace.end()
 
 
 @pytest.mark.parametrize("policy", Policy)
