@@ -103,15 +103,25 @@ def test_whether_there_is_an_approval_is_shown_and_whose(orchestrator: Any, ppec
     assert ["approval", "given", "by", "bob,", *at] in lines_of(ppec("plans", "show", HASH).out)
 
 
-@pytest.mark.parametrize("options", [("--yes",), ("--yes", "--output", "json")])
 def test_a_shortened_hash_approves_the_plan_that_it_stood_for(
-    orchestrator: Any, ppec: Any, kept: PlanDetails, options: tuple[str, ...]
+    orchestrator: Any, ppec: Any, says: Any, kept: PlanDetails
 ) -> None:
-    ran = ppec("approve", HASH[:8], *options)
+    says("y\n")
+    ran = ppec("approve", HASH[:8])
     assert ran.code == 0, ran.err
     assert asked(orchestrator) == [("GET", f"/v1/plans/{HASH[:8]}"), ("POST", f"/v1/plans/{HASH}/approve")]
     shown = ppec("plans", "show", HASH[:8])
     assert HASH in shown.out
+
+
+@pytest.mark.parametrize("options", [("--yes",), ("--yes", "--output", "json")])
+def test_who_says_yes_beforehand_says_it_to_a_whole_hash(
+    orchestrator: Any, ppec: Any, kept: PlanDetails, options: tuple[str, ...]
+) -> None:
+    ran = ppec("approve", HASH[:8], *options)
+    assert ran.code == 2
+    assert "whole hash" in ran.err
+    assert asked(orchestrator) == []
 
 
 @pytest.mark.parametrize("text", ["n\n", "\n", ""])

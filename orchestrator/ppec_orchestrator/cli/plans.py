@@ -87,14 +87,17 @@ def approve(
         raise PpecError(
             "request.invalid", "with --output json nobody can be asked", hint="Give --yes as well.", subject="approve"
         )
+    if yes and len(plan) < _HASH_DIGITS:
+        raise PpecError(
+            "request.invalid", "with --yes nobody sees which plan a shortened hash is", hint="Give the whole hash.",
+            subject="approve",
+        )  # fmt: skip
     # By its whole hash: just what was shown, whatever begins alike by now.
     whole = plan
     if not session.output.as_json:
         found = _found(session, plan)
         whole = found.plan_id
         _show(session, found)
-    elif len(plan) < _HASH_DIGITS:
-        whole = _found(session, plan).plan_id
     if not yes:
         typer.confirm("Approve this plan?", abort=True, err=True)
     view = session.client.post(f"{PLAN.url(whole)}/approve", None, PlanDetails)

@@ -84,6 +84,8 @@ class Adviser:
             self._opened.clear()
 
     def _several(self, vm: VmRequest, spare: SpareRule) -> list[Change]:
+        if all(host.architecture != vm.profile.architecture for host in self.fleet.hosts):
+            return []
         found = self._together(vm, spare, must=())
         if not found and spare.mode is Spare.REQUIRED:
             # All hosts opened would keep N+1, but no single one does.
@@ -114,13 +116,14 @@ class Adviser:
         return reliefs
 
     def _reliefs(self, vm: VmRequest, spare: SpareRule) -> Iterator[tuple[_Relief, ...]]:
-        """All that leaves the VM more room than before; beside it, as few as possible of those that may leave less."""
+        """All that leaves the VM more room than before; beside it none of those that may leave less, then one, then all
+        of them: each takes as long as the advice on another VM."""
         maybe_less = switches(vm, self.fleet)
         rules = [rule for rule in rules_of(vm, spare) if rule not in maybe_less]
         spared = [rule for rule in rules if rule == "spare"]
         kinds = [kind for kind in OPENINGS if any(kind.opened(host, vm) is not host for host in self.fleet.hosts)]
         more: list[_Relief] = [*(rule for rule in rules if rule != "spare"), *kinds, *spared]
-        for count in range(len(maybe_less) + 1):
+        for count in dict.fromkeys((0, min(1, len(maybe_less)), len(maybe_less))):
             yield from ((*more, *some) for some in combinations(maybe_less, count) if more or some)
 
     def _helps(self, vm: VmRequest, spare: SpareRule, reliefs: tuple[_Relief, ...]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.filling import Cells, Filling
-from ppec_orchestrator.placement.fitting import Fitting
+from ppec_orchestrator.placement.fitting import NEEDS_TOO_MUCH, Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, at
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
@@ -21,8 +21,6 @@ from ppec_orchestrator.placement.workspace import Workspace
 
 # Of more kinds a cell has more fillings than can be looked at.
 MOST_KINDS = 32
-# More than there is of anything.
-_NEVER = np.int64(1) << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +41,18 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Filled:
-    """A seat for each of the VMs, in their order; without any, `impossible` says that there is no way."""
+    """A seat for each of the VMs, in their order; without any, `impossible` says that there is no way. And in how many
+    steps."""
 
     seats: list[Seat] | None
-    impossible: bool
+    impossible: bool = False
+    steps: int = 0
 
 
 def fill(free: Free, kinds: Sequence[Hashable], of_kinds: Sequence[Kind], most_steps: int) -> Filled:
     """`kinds` says of each VM which kind it is of, `of_kinds` what the kinds are, in the order they first come in."""
     if not kinds:
-        return Filled([], impossible=False)
+        return Filled([])
     waiting: defaultdict[Hashable, list[int]] = defaultdict(list)
     for number, kind in enumerate(kinds):
         waiting[kind].append(number)
@@ -60,16 +60,18 @@ def fill(free: Free, kinds: Sequence[Hashable], of_kinds: Sequence[Kind], most_s
     cells, rows, columns = _cells(free, of_kinds)
     filling = Filling(cells, [len(mine) for mine in numbers], most_steps)
     found = filling.run()
+    steps = most_steps - filling.steps_left
     if found is None:
-        return Filled(None, filling.exhausted)
+        return Filled(None, filling.exhausted, steps)
     seats: dict[int, Seat] = {}
     for cell, which in found:
         seats[numbers[which].pop()] = rows.item(cell), (columns.item(cell),)
-    return Filled([seats[number] for number in range(len(kinds))], impossible=False)
+    return Filled([seats[number] for number in range(len(kinds))], steps=steps)
 
 
 def _cells(free: Free, kinds: Sequence[Kind]) -> tuple[Cells, IntArray, IntArray]:
-    """Those with room for a VM of any kind, and their rows and columns."""
+    """Those with room for a VM of any kind, and their rows and columns. Hosts that hold more than they have, have
+    nothing left."""
     some = np.flatnonzero(np.logical_or.reduce([kind.stands for kind in kinds]))
     resources = [each for each in CELL_RESOURCES if any(each in kind.fitting.resources for kind in kinds)]
     room: IntArray = np.stack([free.cells[each][some] for each in resources], axis=-1).clip(min=0)
@@ -78,12 +80,12 @@ def _cells(free: Free, kinds: Sequence[Kind]) -> tuple[Cells, IntArray, IntArray
         for resource, amount in kind.fitting.needs(1).items():
             mine = amount if isinstance(amount, int) else at(amount, some)
             needs[:, :, number, resources.index(resource)] = mine
-        needs[~kind.stands[some], :, number] = _NEVER
+        needs[~kind.stands[some], :, number] = NEEDS_TOO_MUCH
     rows, columns = np.nonzero(np.any(np.all(room[:, :, None] >= needs, axis=3), axis=2))
     hosts, host = np.unique(rows, return_inverse=True)
     shapes = [kind.fitting.shape for kind in kinds]
     pools = list(dict.fromkeys(shape.pool for shape in shapes))
-    disk: IntArray = np.stack([free.disk[pool][some[hosts]] for pool in pools], axis=-1)
+    disk: IntArray = np.stack([free.disk[pool][some[hosts]] for pool in pools], axis=-1).clip(min=0)
     disk_needs = [[shape.disk_mib * (shape.pool == pool) for pool in pools] for shape in shapes]
     cells = Cells(room[rows, columns], needs[rows, columns], host, disk, np.array(disk_needs, dtype=np.int64))
     return cells, some[rows], columns

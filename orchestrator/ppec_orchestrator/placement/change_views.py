@@ -35,7 +35,7 @@ _KINDS = {
     Several: "several",
 }
 # What all requests call rules about a size's CPUs and memory.
-_OF_SIZES = {
+OF_SIZES = {
     "siblings": "numa.smt",
     "isolation": "numa.smt",
     "huge-pages": "numa.huge_page_kib",
@@ -56,7 +56,7 @@ def _view(change: Change, called: Mapping[str, str]) -> ChangeView:
         return ChangeView(kind="several", sentence=change.sentence(), details=details)
     details = _plain(asdict(change), called)
     if isinstance(change, GiveUp):
-        details["rules"] = [called.get(rule, _OF_SIZES.get(rule, rule)) for rule in change.rules]
+        details["rules"] = [called.get(rule, OF_SIZES.get(rule, rule)) for rule in change.rules]
     return ChangeView(kind=_KINDS[type(change)], sentence=change.sentence(), details=details)
 
 

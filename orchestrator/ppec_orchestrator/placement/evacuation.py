@@ -165,7 +165,7 @@ def _fill(havens: Havens, lost: AbstractSet[int], evacuees: Sequence[Evacuee], c
     kinds = [(each.vm.profile, havens.home(each.row)) for each in evacuees]
     of_kinds = dict(zip(kinds, evacuees, strict=True))
     if len(of_kinds) > MOST_KINDS:
-        return Filled(None, impossible=False)
+        return Filled(None)
     found = []
     for evacuee in of_kinds.values():
         stands = np.zeros(len(havens.workspace.fleet.hosts), dtype=np.bool_)

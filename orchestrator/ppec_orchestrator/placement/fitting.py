@@ -25,7 +25,7 @@ from ppec_orchestrator.placement.request import Shape
 
 Amounts = Mapping[CellResource, IntArray]
 # More than any cell has of anything: what a VM "needs" of a cell it can't use.
-_NEVER = np.int64(1) << 40
+NEEDS_TOO_MUCH = np.int64(1) << 40
 
 
 class Fitting:
@@ -46,7 +46,7 @@ class Fitting:
         # Spread over more cells than it has cores' worth of vCPUs, a host would leave cells out.
         whole = cpu_part(shape, threads, 1)
         self._needed = {
-            parts: np.where(self._usable & (whole >= parts), cpu_part(shape, threads, parts), _NEVER)
+            parts: np.where(self._usable & (whole >= parts), cpu_part(shape, threads, parts), NEEDS_TOO_MUCH)
             for parts in range(1, self.most + 1)
         }
         self._parts: dict[tuple[int, int], CellPart] = {}
@@ -79,7 +79,7 @@ class Fitting:
 
     def ever(self, row: int, column: int, parts: int) -> bool:
         """Whether such a cell could be one of so many, were it only large enough."""
-        return bool(self._needed[parts][row, column] < _NEVER)
+        return bool(self._needed[parts][row, column] < NEEDS_TOO_MUCH)
 
     def fewest(self, rows: Rows) -> IntArray:
         """Of CPUs, in all cells together: less than that fits on no number of cells."""

@@ -2,8 +2,9 @@
 """A second look at a plan that was made VM after VM: seats for the batch as a whole, so that all of it has room, or is
 more evenly spread.
 
-A batch that can't be placed whole has its first VMs placed up to the first for which there is no way, if not all or
-nothing is wanted: as it says itself who comes first, nobody who comes later keeps them out."""
+A batch that can't be placed whole has its first VMs placed up to the first for which no way is found, if not all or
+nothing is wanted: as it says itself who comes first, nobody who comes later keeps them out, unless fewer were placed
+for it in all."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ from ppec_orchestrator.placement.workspace import Workspace
 
 # VMs in a batch that is rearranged, or searched for any way there is.
 MOST_REARRANGED, MOST_SEARCHED = 1000, 200
-# To fill cells (`filling.py`). A live fleet waits meanwhile: they take less than a second.
+# Of all that is tried for one batch: to fill cells (`filling.py`), beside those of `rearranging.py`. A live fleet waits
+# meanwhile: together they take about a second.
 MOST_STEPS = 60_000
 
 
@@ -53,6 +55,8 @@ class Improving:
         self._workspace = planner.workspace
         self._candidates = planner.candidates
         self._request = request
+        self._rearranging = Rearranging(planner.workspace, planner.candidates, request)
+        self._steps_left = MOST_STEPS
         self._vms = [request.vms[index] for index in order(request)]
 
     def better(self, found: Plan) -> Plan:
@@ -63,7 +67,7 @@ class Improving:
             return self._evened(found)
         if not self._worth_a_search(found):
             return found
-        whole = found if self._too_many(self._vms) else self._whole(found, self._rearranging())
+        whole = found if self._too_many(self._vms) else self._whole(found, searching=True)
         if not whole.refused or self._request.all_or_nothing:
             return whole
         return self._further(found)
@@ -76,27 +80,28 @@ class Improving:
 
     # --- all of it has room ------------------------------------------------------------------------------------------
 
-    def _whole(self, found: Plan, rearranging: Rearranging) -> Plan:
+    def _whole(self, found: Plan, *, searching: bool) -> Plan:
         """By one way after the other, those first that keep most of the policy's choices."""
-        for seats in self._ways(found, rearranging):
+        for seats in self._ways(found, searching):
             whole = self._if_whole(seats, found)
             if not whole.refused:
                 return whole
         return found
 
-    def _ways(self, found: Plan, rearranging: Rearranging) -> Iterator[Sequence[Seat] | None]:
+    def _ways(self, found: Plan, searching: bool) -> Iterator[Sequence[Seat] | None]:
         cell_by_cell, filled = CellByCell(self._workspace, self._candidates, self._request), None
-        if cell_by_cell.applies(self._vms):
-            found_so = cell_by_cell.fill(self._vms, MOST_STEPS)
-            if found_so.impossible:
+        if self._steps_left > 0 and cell_by_cell.applies(self._vms):
+            filled = cell_by_cell.fill(self._vms, self._steps_left)
+            self._steps_left -= filled.steps
+            if filled.impossible:
                 return
-            filled = found_so.seats
-        yield rearranging.seats(self._vms, self._seats(found))
+        yield self._rearranging.seats(self._vms, self._seats(found))
         # Largest first, or as asked: whichever it was not.
         otherwise = self._planner.run(replace(self._request, all_or_nothing=not self._request.all_or_nothing))
-        yield rearranging.seats(self._vms, self._seats(otherwise))
-        yield filled
-        if filled is None and len(self._vms) <= MOST_SEARCHED:
+        yield self._rearranging.seats(self._vms, self._seats(otherwise))
+        if filled is not None and filled.seats is not None:
+            yield filled.seats
+        elif searching and len(self._vms) <= MOST_SEARCHED:
             yield Search(self._workspace, self._candidates, self._request).seats(self._vms)
 
     def _if_whole(self, seats: Sequence[Seat] | None, found: Plan) -> Plan:
@@ -105,31 +110,32 @@ class Improving:
         seated = found if seats is None else self._planner.run(self._request, seats=seats)
         return found if seated.refused else seated
 
-    def _rearranging(self) -> Rearranging:
-        return Rearranging(self._workspace, self._candidates, self._request)
-
     # --- as far as there is room -------------------------------------------------------------------------------------
 
     def _further(self, found: Plan) -> Plan:
-        """The first VM that is refused gets a place with all before it; then the next."""
-        first, rearranging = _first_refused(found), self._rearranging()
+        """The first VM that is refused gets a place with all before it; then the next. Not at the cost of more VMs that
+        come later."""
+        first, reached = _first_refused(found), _those_placed(self._seats(found))
         # More than these are too many by their count alone.
         most = bisect_left(range(len(self._vms)), True, key=lambda last: self._too_many(self._vms[: last + 1]))
-        reached = _those_placed(self._seats(found))
-        while len(reached) < most:
-            reached = rearranging.first_seats(self._vms[:most], reached)
+        while len(reached) < most and self._rearranging.left > 0:
+            reached = self._rearranging.first_seats(self._vms[:most], reached)
             one_more = self._vms[: len(reached) + 1]
-            longer = self._placed_whole(one_more, rearranging) if len(reached) < most else []
+            longer = self._placed_whole(one_more) if len(reached) < most else []
             if len(longer) < len(one_more):
                 break
             reached = longer
         seated = self._planner.run(self._request, seats=reached) if len(reached) > first else found
-        return seated if _first_refused(seated) > first else found
+        further = _first_refused(seated) > first and len(seated.placed) >= len(found.placed)
+        return seated if further else found
 
-    def _placed_whole(self, vms: Sequence[VmRequest], rearranging: Rearranging) -> list[Seat]:
-        """Seats for these VMs alone, in their order; not of all where there is no way."""
+    def _placed_whole(self, vms: Sequence[VmRequest]) -> list[Seat]:
+        """Seats for these VMs alone, in their order; not of all where no way is found with what is left to try."""
         request = replace(self._request, vms=tuple(vms), all_or_nothing=True)
-        whole = Improving(self._planner, request)._whole(self._planner.run(request), rearranging)
+        shorter = Improving(self._planner, request)
+        shorter._rearranging, shorter._steps_left = self._rearranging, self._steps_left
+        whole = shorter._whole(self._planner.run(request), searching=False)
+        self._steps_left = shorter._steps_left
         return _those_placed(self._seats(whole))
 
     # --- what decides whether it is of use ---------------------------------------------------------------------------

@@ -39,8 +39,8 @@ class Rearranging:
         self._vms: Sequence[VmRequest] = ()
         self._kinds: list[object] = []
         self._taken: list[Taken | None] = []
-        # Tries, of all lists of seats together.
-        self._left = MOST_TRIES
+        # Tries, for all lists of seats together.
+        self.left = MOST_TRIES
         self._tries_per_look = len(workspace.fleet.hosts) // HOSTS_PER_TRY
 
     def seats(self, vms: Sequence[VmRequest], seats: Sequence[Seat | None]) -> list[Seat] | None:
@@ -71,7 +71,7 @@ class Rearranging:
     def _place(self, number: int, most_in_a_row: int) -> bool:
         """Whether the VM has found a place. All is as it was where it has not."""
         vm = self._vms[number]
-        self._left -= self._tries_per_look
+        self.left -= self._tries_per_look
         scores = self._open_scores(vm)
         row = int(scores.argmin())
         if scores[row] < np.inf:
@@ -84,7 +84,7 @@ class Rearranging:
         was = self._taken[other]
         if was is None:
             return False
-        self._left -= 1
+        self.left -= 1
         self._workspace.give_back(was)
         self._taken[other] = None
         if self._open_scores(self._vms[number])[was.row] < np.inf:
@@ -102,7 +102,7 @@ class Rearranging:
         if most_in_a_row == 0:
             return
         candidates, kind = self._candidates(vm), vm.kind
-        self._left -= len(self._vms) // VMS_PER_TRY
+        self.left -= len(self._vms) // VMS_PER_TRY
         found = []
         for number, one in enumerate(self._taken):
             if one is None or self._kinds[number] == kind or not candidates.standing[one.row]:
@@ -112,7 +112,7 @@ class Rearranging:
             if rest is not None and (most_in_a_row > 1 or self._candidates(self._vms[number]).count):
                 found.append((rest, number))
         for _, number in sorted(found):
-            if self._left <= 0:
+            if self.left <= 0:
                 return
             yield number
 

@@ -50,7 +50,7 @@ class Replay:
         self._threads, self._sockets, self._shared = cells["threads_per_core"], cells["socket"], cells["shared_cpus"]
         self._free = {each: cells[f"{each}_free"] for each in ("cores", "shared_vcpus", "pages_2m", "pages_1g", "nvme")}
         self._free["memory_mib"] = cells["memory_free_mib"]
-        # By pool; less than nothing where a host has no such pool.
+        # By pool; less than nothing where a host has no such pool, or it is gone.
         self._disk_mib = defaultdict(lambda: np.full(len(hosts), -1), {"": fleet.disk_free_mib.copy()})
         # By the name of the host; and by that of the group, the rows of its VMs' hosts.
         self.vms = {host.name: {vm.vm_id: vm for vm in host.vms} for host in hosts}
@@ -59,7 +59,7 @@ class Replay:
             for group in (group for vm in host.vms for group in vm.groups):
                 self.members[group.name].append(row)
             for name, pool in host.pools.items():
-                self._disk_mib[name][row] = pool.free_mib
+                self._disk_mib[name][row] = pool.free_mib if pool.size_mib else -1
         self._addresses = dict(fleet.free_addresses)
         # Numbers for the prefixes that hosts have, and each host's; and by level the number of its domain.
         self._prefixes = {each: number for number, each in enumerate(dict.fromkeys(host.prefixes for host in hosts))}

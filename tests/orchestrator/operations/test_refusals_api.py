@@ -20,7 +20,8 @@ from ppec_contract.api_vms import VmsCreate
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.operations.advising import ADVISING, IN_REQUESTS
-from ppec_orchestrator.placement.changes import RULES
+from ppec_orchestrator.placement.change_views import OF_SIZES
+from ppec_orchestrator.placement.rules import RULES
 from ppec_orchestrator.store import tables
 
 
@@ -159,6 +160,22 @@ def test_a_vm_that_its_host_failed_and_no_other_can_take_is_told_what_would_help
     world.assert_consistent()
 
 
+def test_where_no_advice_is_to_be_had_what_was_made_stays(
+    world: Any, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> object:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("ppec_orchestrator.operations.kinds.create.changes_by_vm", fails)
+    fault = Fault.of("hypervisor.failed")
+    world.fleet.faults = lambda action, host, vm: fault if (action, host) == ("CreateVms", "h1") else None
+    answer = api.post("/v1/vms", json=BODY | {"name": "web", "count": 6, "mode": "best-effort"})
+    ended = world.ended(answer.json()["operation_id"])
+    assert sorted(item.state for item in ended.items) == ["failed"] * 2 + ["succeeded"] * 4
+    assert not any("changes" in item.problem.details for item in ended.items if item.problem)
+    world.assert_consistent()
+
+
 def test_a_batch_undone_for_a_vm_that_no_other_host_can_take_says_what_turned_it_away(
     world: Any, api: TestClient
 ) -> None:
@@ -220,7 +237,7 @@ def test_pools_and_drives_are_advised_on_in_the_words_of_requests(world: Any, ap
 
 
 def test_requests_have_the_words_that_advice_calls_their_rules_by() -> None:
-    words = {IN_REQUESTS.get(rule, rule) for rule in RULES} - {"failed"}
+    words = {IN_REQUESTS.get(rule, OF_SIZES.get(rule, rule)) for rule in RULES} - {"failed"}
     fields = (
         {f"numa.{name}" for name in NumaPolicy.model_fields} | set(VmsCreate.model_fields) | set(VmSize.model_fields)
     )

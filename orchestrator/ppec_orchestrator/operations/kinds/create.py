@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
+import structlog
 from sqlalchemy import Connection
 
 from ppec_contract.api_operations import ItemState
@@ -45,6 +46,9 @@ from ppec_orchestrator.store.operations import CREATE_STEP, Item, ItemChange
 from ppec_orchestrator.store.reservations import release
 
 NAME = "vm.create"
+# In the details of a VM that its host failed: the counts of why no other could take it.
+ELSEWHERE = "elsewhere"
+_log = structlog.get_logger(__name__)
 
 
 def create_on_hosts(context: Context) -> StepEnd:
@@ -61,6 +65,7 @@ def create_on_hosts(context: Context) -> StepEnd:
             context.check()
             _Round.of(context, asked, items, under_way).decide()
         else:
+            _Round.of(context, asked, items, []).advise()
             return StepEnd(detail=_summary(items))
 
 
@@ -128,17 +133,22 @@ class _Round:
         )
         # Reaches the database with the next check-point; there always is one.
         journal.count(planning_passes=planned.passes)
-        self._advise([one.vm_id for one in planned.plan.refused])
 
-    def _advise(self, refused: Sequence[UUID]) -> None:
-        """Says what would help those that no other host can take, on the fleet as it is once their room is given
-        back. They have failed already: who dies here leaves them without."""
-        if not refused:
+    def advise(self) -> None:
+        """Says what would help those that no other host could take, on the fleet as it is with their room given back.
+        All others are made by then, and it makes nothing undone: they have failed already, and without advice still
+        know why."""
+        stuck = [item for item in self.items if item.problem and ELSEWHERE in item.problem.details]
+        if not stuck:
             return
-        request = self._plan_request(self.moving[vm_id] for vm_id in refused)
-        plan, fleet = self.context.ports.planning.fleet.plan(request)
-        changes = changes_by_vm(fleet, request, plan)
-        ended = [item for item in self.context.items() if item.problem and changes.get(item.vm_id)]
+        try:
+            request = self._plan_request(stuck)
+            plan, fleet = self.context.ports.planning.fleet.plan(request)
+            changes = changes_by_vm(fleet, request, plan)
+        except Exception:
+            _log.exception("no advice on refused VMs", operation=self.context.operation_id)
+            return
+        ended = [item for item in stuck if changes.get(item.vm_id)]
         told = [ItemChange(i.vm_id, i.state, with_changes(i.problem, changes[i.vm_id])) for i in ended if i.problem]
         if told:
             self.context.journal.commit(lambda conn: store.change_items(conn, self.context.operation_id, told))
@@ -190,7 +200,7 @@ def _final(item: Item, refusal: Refusal | None) -> Problem | None:
         return item.problem
     detail = f"{item.problem.detail}; no other host can take it: {refusal.sentence()}"
     counted = {reason.value: count for reason, count in refusal.reasons.items()}
-    return item.problem.model_copy(update={"detail": detail, "details": {**item.problem.details, "elsewhere": counted}})
+    return item.problem.model_copy(update={"detail": detail, "details": {**item.problem.details, ELSEWHERE: counted}})
 
 
 def _summary(items: Sequence[Item]) -> str:
