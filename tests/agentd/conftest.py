@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent's tests share. The fixtures lie beside this file, by subject: agent_settings.py, agent_process.py,
-orchestrator_double.py, vm_specs.py, hypervisor_suite.py."""
+orchestrator_double.py, vm_specs.py, hypervisor_suite.py, file_systems.py."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .agent_in_process import NOTHING, open_agent
 from .agent_process import agent_process
 from .agent_settings import settings, settings_of, settings_with_pool
 from .crash_points import CrashPoints, Scenario, crash_everywhere, memory_dir, tiny_vm
+from .file_systems import file_system, mounted
 from .fleet_certificates import FleetCa
 from .hypervisor_suite import host, libvirtd
 from .orchestrator_double import orchestrator
@@ -28,10 +29,12 @@ pytest.register_assert_rewrite(f"{__package__}.resizing")
 # pytest finds the fixtures here.
 __all__ = [
     "agent_process",
+    "file_system",
     "host",
     "image_file",
     "libvirtd",
     "memory_dir",
+    "mounted",
     "orchestrator",
     "settings",
     "tiny_vm",
