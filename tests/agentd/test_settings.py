@@ -57,7 +57,7 @@ def test_a_file_of_few_words_is_enough(tmp_path: Path) -> None:
     [
         ("", "host: Field required"),
         ('host = "h1"\nhypervisr = "fake"', "hypervisr: Extra inputs"),
-        ('host = "../x"', "host: String should match"),
+        ('host = "../x"', "host: wanted 1 to 63 lower-case letters"),
         ('host = "h1"\nhypervisor = "fake"', "the fake hypervisor needs a declared machine"),
         ('host = "h1"\n[lab]\ntopology = "sockets=0"', "lab.topology"),
         ('host = "h1"\n[reports]\norchestrator_url = "http://10.0.0.1"', "reports.orchestrator_url"),
