@@ -33,7 +33,7 @@ from ppec_orchestrator.placement.workspace import Workspace
 # VMs in a batch that is rearranged, or searched for any way there is.
 MOST_REARRANGED, MOST_SEARCHED = 1000, 200
 # Of all that is tried for one batch: to fill cells (`filling.py`), beside those of `rearranging.py`. A live fleet waits
-# meanwhile: together they take about a second.
+# meanwhile: together they take a second or a few.
 MOST_STEPS = 60_000
 
 

@@ -88,15 +88,15 @@ def test_most_batches_are_planned_vm_after_vm() -> None:
     assert sum(map(planned_in_two_parts, range(100))) >= 80
 
 
-@settings(max_examples=50, deadline=None)
+@pytest.mark.parametrize("rule", [REQUIRED, SpareRule()], ids=["n-plus-one", "no-rule"])
+@settings(max_examples=100, deadline=None)
 @given(seed=SEEDS)
-def test_what_helps_a_vm_is_told_alike_whoever_was_told_before(seed: int) -> None:
+def test_what_helps_a_vm_is_told_alike_whoever_was_told_before(rule: SpareRule, seed: int) -> None:
     rng = random.Random(seed)
     fleet, request = a_fleet(rng), a_request(rng)
     adviser = Adviser(fleet)
     for vm in request.vms:
-        assert adviser.advise(vm, REQUIRED) == advise(fleet, vm, REQUIRED)
-        assert adviser.advise(vm) == advise(fleet, vm)
+        assert adviser.advise(vm, rule) == advise(fleet, vm, rule)
 
 
 def cell(number: int, cores: int = 8, free: int | None = None, memory_mib: int = 16384) -> CellState:
