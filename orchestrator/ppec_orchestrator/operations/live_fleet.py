@@ -260,7 +260,7 @@ def _less_granted(fleet: Fleet, placements: Sequence[Placement], asked: Mapping[
     free = dict(fleet.free_addresses)
     for place in placements:
         host, profile = fleet.hosts[fleet.index[place.host]], asked[place.vm_id].profile
-        for prefix, count in (grants(host, (*profile.networks, *profile.fixed), free) or {}).items():
+        for prefix, count in (grants(host, profile.networks, free) or {}).items():
             if prefix in free:
                 free[prefix] -= count
     return free

@@ -20,7 +20,7 @@ from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.places import Place
 from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vrf
-from ppec_orchestrator.store.wanted_networks import Requester, candidates
+from ppec_orchestrator.store.wanted_networks import Requester, candidates, counted_free
 
 AnyRow = Row[*tuple[Any, ...]]
 _FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
@@ -31,11 +31,13 @@ _IMAGE = select(image.c.id, image.c.sha256, image.c.architecture, image.c.virtua
 
 @dataclass(frozen=True, slots=True)
 class Meant:
-    """What the names in a request mean right now."""
+    """What the names in a request mean right now. `counted`: see `wanted_networks.counted_free`; what a VM has been
+    granted is not counted any more, so this is not part of the input."""
 
     image_id: int
     image_sha256: str
     input: CreateInput
+    counted: tuple[bool, ...] = ()
 
 
 def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalogue | None = None) -> Meant:
@@ -47,6 +49,8 @@ def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalo
     source = catalogue.image(asked.image)
     _check_places(conn, asked)
     _check_disks(asked, source.virtual_size_mib, [common, *own.values()])
+    requester = Requester(_place(asked, source.architecture), _first_name(asked), now)
+    givers = candidates(conn, asked.networks, requester)
     return Meant(
         source.id,
         source.sha256,
@@ -55,17 +59,16 @@ def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalo
             request=asked.model_copy(update={"user_data": ""}),
             architecture=source.architecture,
             sizes={name: size for name, size in own.items() if size != common},
-            prefixes=candidates(
-                conn, asked.networks, Requester(_place(asked, source.architecture), _first_name(asked), now)
-            ),
+            prefixes=givers,
         ),
+        counted_free(conn, asked.networks, givers),
     )
 
 
 def new_plan_request(meant: Meant, asked: VmsCreate) -> PlanRequest:
     """Of all its VMs, with ids made for them."""
     named = ((uuid.uuid4(), name, frozenset[str]()) for name in _names(asked))
-    return meant.input.plan_request(meant.input.vm_requests(named))
+    return meant.input.plan_request(meant.input.vm_requests(named, meant.counted))
 
 
 def _common_size(asked: VmsCreate, catalogue: Catalogue) -> SizeMeant | None:

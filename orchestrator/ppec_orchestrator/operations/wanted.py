@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, repeat
 from uuid import UUID
 
 from pydantic import Field
@@ -76,8 +77,10 @@ class CreateInput(SizeMeant):
         own = next((item.groups for item in self.request.items if item.name == name), ())
         return tuple({rule.name: rule for rule in (*self.request.groups, *own)}.values())
 
-    def profile_of(self, name: str) -> Profile:
-        size, candidates = self.size_of(name), self._candidates()
+    def profile_of(self, name: str, counted: Sequence[bool] = ()) -> Profile:
+        """`counted`: of each network, whether an address by number is one of those counted as free. None of those that
+        a VM has is."""
+        size, candidates = self.size_of(name), self._candidates(counted)
         return Profile(
             size.shape,
             self.architecture,
@@ -87,9 +90,11 @@ class CreateInput(SizeMeant):
             fixed=tuple(ids for ids, fixed in candidates if fixed and ids is not None),
         )
 
-    def vm_requests(self, named: Iterable[tuple[UUID, str, frozenset[str]]]) -> list[VmRequest]:
-        """To place VMs of this request, by id, name, and hosts that failed them before. VMs that are alike share their
-        profile: what is worked out for it is then worked out once."""
+    def vm_requests(
+        self, named: Iterable[tuple[UUID, str, frozenset[str]]], counted: Sequence[bool] = ()
+    ) -> list[VmRequest]:
+        """To place VMs of this request, by id, name, and hosts that failed them before; `counted` as in `profile_of`.
+        VMs that are alike share their profile: what is worked out for it is then worked out once."""
         profiles: dict[str, Profile] = {}
         priorities = {item.name: item.priority for item in self.request.items}
         common = tuple(group_of(rule) for rule in self.request.groups)
@@ -98,7 +103,7 @@ class CreateInput(SizeMeant):
             size = self.size_of(name)
             key = "" if size is self else size.model_dump_json()
             if key not in profiles:
-                profiles[key] = self.profile_of(name)
+                profiles[key] = self.profile_of(name, counted)
             groups = tuple(group_of(rule) for rule in self.rules_of(name)) if self.request.items else common
             found.append(VmRequest(vm_id, name, profiles[key], excluded, groups, priorities.get(name, 0)))
         return found
@@ -115,10 +120,12 @@ class CreateInput(SizeMeant):
             most_moves=self.request.max_moves,
         )
 
-    def _candidates(self) -> list[tuple[frozenset[int] | None, bool]]:
-        """Of each network the prefixes that could give its address, and whether that is one asked for by number."""
+    def _candidates(self, counted: Sequence[bool]) -> list[tuple[frozenset[int] | None, bool]]:
+        """Of each network the prefixes that could give its address, and whether that is one by number for which none
+        that is counted as free is needed."""
         named = (frozenset(ids) if ids is not None else None for ids in self.prefixes)
-        return [(ids, one.address is not None) for ids, one in zip(named, self.networks, strict=False)]
+        found = zip(named, self.networks, chain(counted, repeat(False)), strict=False)
+        return [(ids, one.address is not None and not free) for ids, one, free in found]
 
     def _where(self) -> Where:
         asked = self.request

@@ -58,8 +58,8 @@ class Profile:
     what is worked out for a profile is worked out once.
 
     `capabilities` are what a host's agent must announce to be told of such VMs, `networks` of what it gets one of the
-    free addresses, `fixed` which prefixes could give the addresses that are its already by number: they must serve the
-    host, but nothing of them is counted.
+    addresses that are counted as free, `fixed` which prefixes could give the addresses that are its already, or held
+    for it, by number: they must serve the host, but nothing of them is counted.
     """
 
     shape: Shape

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_network
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, exists, func, or_, select
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
@@ -18,7 +18,7 @@ from ppec_orchestrator.store.catalogue import not_found
 from ppec_orchestrator.store.fixed_addresses import Claim, containing, never_given, why_not
 from ppec_orchestrator.store.places import Place
 from ppec_orchestrator.store.serving import ServingPrefix, serving_a_host, serving_prefix
-from ppec_orchestrator.store.tables import address, prefix, vrf
+from ppec_orchestrator.store.tables import address, address_hold, prefix, vrf
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,27 @@ def candidates(
         query = query.where(vrf.c.name == requester.place.vrf)
     rows = conn.execute(query).all()
     return tuple(_candidates(conn, rows, one, requester) for one in networks)
+
+
+def counted_free(
+    conn: Connection, networks: Sequence[NetworkWanted], givers: Sequence[tuple[int, ...] | None]
+) -> tuple[bool, ...]:
+    """For each network with its `candidates`: whether the address is one of those that are counted as free in each of
+    them. One that is asked for by number is not where it is reserved for the VM, or where NetBox has yet to give it."""
+    return tuple(
+        one.address is None or _counted_free(conn, one.address, ids or ())
+        for one, ids in zip(networks, givers, strict=False)
+    )
+
+
+def _counted_free(conn: Connection, wanted: Address, ids: Collection[int]) -> bool:
+    number = to_hex(int(wanted))
+    held = exists().where(
+        address_hold.c.prefix_id == prefix.c.id, address_hold.c.first_hex <= number, address_hold.c.last_hex >= number
+    )
+    acquired = exists().where(address.c.prefix_id == prefix.c.id, address.c.address_hex == number)
+    counted = select(func.count()).where(prefix.c.id.in_(ids), ~held, or_(prefix.c.netbox_id.is_(None), acquired))
+    return conn.execute(counted).scalar_one() == len(ids)
 
 
 def _candidates(

@@ -7,16 +7,17 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import delete, insert, select, update
 
-from ppec_contract.api_ipdb import HoldCreate
+from ppec_contract.api_ipdb import HoldCreate, PrefixCreate
 from ppec_contract.api_operations import OperationState
+from ppec_contract.api_placement import Policy
 from ppec_contract.api_vms import VmRecord, VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.ipdb.ranges import to_hex
 from ppec_orchestrator.operations.specs import nics
-from ppec_orchestrator.store import holds, ipdb, tables
+from ppec_orchestrator.store import holds, ipdb, prefixes, tables
 from ppec_orchestrator.store.serving import range_of
 
 
@@ -72,6 +73,50 @@ def test_a_vrf_without_hosts_hides_nothing_of_who_has_an_address(world: Any) -> 
         with pytest.raises(PpecError) as refused:
             replica.create(request, world.ask)
         assert refused.value.code == "address.in_use"
+
+
+@pytest.fixture
+def two_racks(world: Any) -> Any:
+    """The first host has a rack of its own, with one address; the others' rack has 253. All are served by a region's
+    prefix of two."""
+    with world.database.write() as conn:
+        conn.execute(delete(tables.address))
+        conn.execute(delete(tables.prefix))
+        conn.execute(insert(tables.rack).values(id=2, name="rack2", cluster_id=1))
+        conn.execute(update(tables.host).where(tables.host.c.id > 1).values(rack_id=2))
+        for cidr, place in (
+            ("10.1.0.0/32", {"cluster": "c1", "rack": "rack1"}),
+            ("10.2.0.0/24", {"cluster": "c1", "rack": "rack2"}),
+            ("10.3.0.0/31", {"region": "r1"}),
+        ):
+            wanted = PrefixCreate.model_validate({"vrf": "v1", "cidr": cidr, "bridge": "br0", **place})
+            prefixes.create_prefix(conn, wanted, world.now())
+    return world
+
+
+@pytest.mark.parametrize("policy", ["pack", "balanced", "spread"])
+def test_an_address_asked_for_by_number_is_no_other_network_s(two_racks: Any, policy: str) -> None:
+    """The last address of the region can't be both that which was asked for and the one of any prefix."""
+    world = two_racks
+    accepting = world.replica("accepting", start=False)
+    for network in ({"prefix": "10.1.0.0/32"}, {"address": "10.3.0.0"}):
+        accepting.create(asked(world, network).model_copy(update={"host": "h1"}), world.ask)
+    request = asked(world, {"address": "10.3.0.1"}, {}).model_copy(update={"policy": Policy(policy)})
+    view = accepting.create(request, world.ask)
+    assert addresses(world, view) == [["10.3.0.1", "10.2.0.1"]]
+    assert view.items[0].host != "h1"
+
+
+def test_an_address_that_is_reserved_for_a_vm_takes_none_of_the_free_ones(two_racks: Any) -> None:
+    """Of the region's two one is the VM's, so it gets the other as well."""
+    world = two_racks
+    accepting = world.replica("accepting", start=False)
+    with world.database.write() as conn:
+        hold = HoldCreate(kind="reserved", first="10.3.0.1", reserved_for="web")
+        holds.create_hold(conn, 3, hold, "me", world.now())
+    only = {"prefix": "10.3.0.0/31"}
+    request = asked(world, {"address": "10.3.0.1"}, only).model_copy(update={"name": "web", "host": "h1"})
+    assert addresses(world, accepting.create(request, world.ask)) == [["10.3.0.1", "10.3.0.0"]]
 
 
 @pytest.mark.parametrize(
