@@ -8,20 +8,24 @@ than it has: a list that is too long is refused whole with 409, and then a short
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import ip_interface, ip_network
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.provider import Acquired, PrefixGoneError, SourcePrefix
-from ppec_orchestrator.ipdb.ranges import Address
+from ppec_orchestrator.ipdb.provider import Acquired, Outcome, PrefixGoneError, SourcePrefix
+from ppec_orchestrator.ipdb.ranges import Address, AddressRange, Network, Run, complement, from_hex, to_hex
 
 _TIMEOUT_S = 10.0
 _TRIES = 5
 # Of one request: NetBox validates each.
 _MOST_AT_ONCE = 100
+# Of a range so much is listed at a time, and so many times for one request: of an IPv4 prefix that is all there can be.
+_BLOCK_BITS = 10
+_MOST_BLOCKS = 65
 
 
 class NetBox:
@@ -67,14 +71,20 @@ class NetBox:
         return any(True for _ in self._api.ipam.ip_addresses.filter(**asked))
 
     def acquire(self, prefix: SourcePrefix, count: int) -> list[Acquired]:
-        acquired: list[Acquired] = []
         with self._mapped():
             found = self._prefix(prefix)
-            while len(acquired) < count:
-                made = self._next(found, min(count - len(acquired), _MOST_AT_ONCE))
-                acquired += [_acquired(one) for one in made]
-                if not made:
-                    break
+            acquired = [] if prefix.is_part else self._next_free(found, count)
+            # A gateway that is not entered there is given away, and goes back as it is of no use.
+            outside = sum(not prefix.gives_out(one.address) for one in acquired)
+            return acquired + self._next_in_range(found, prefix, count if prefix.is_part else outside)
+
+    def _next_free(self, found: Any, count: int) -> list[Acquired]:
+        acquired: list[Acquired] = []
+        while len(acquired) < count:
+            made = self._next(found, min(count - len(acquired), _MOST_AT_ONCE))
+            acquired += [_acquired(one) for one in made]
+            if not made:
+                break
         return acquired
 
     def _next(self, found: Any, wanted: int) -> list[Any]:
@@ -88,36 +98,127 @@ class NetBox:
                     return []
         return []
 
+    def _next_in_range(self, found: Any, prefix: SourcePrefix, count: int) -> list[Acquired]:
+        """What NetBox calls next may all lie below the range, and of what is available it lists the first page only. So
+        it is asked what is entered in the range, block by block upwards, and what is not is entered."""
+        acquired: list[Acquired] = []
+        if prefix.usable is None or count <= 0:
+            return acquired
+        closed = self._populated(found, prefix)
+        for block in islice(_blocks(prefix.usable), _MOST_BLOCKS):
+            acquired += self._next_in_block(found, prefix.usable, block, closed, count - len(acquired))
+            if len(acquired) == count:
+                break
+        return acquired
+
+    def _next_in_block(
+        self, found: Any, usable: AddressRange, block: Network, closed: Sequence[Run], count: int
+    ) -> list[Acquired]:
+        acquired: list[Acquired] = []
+        lost = 0
+        while lost < _TRIES and (wanted := min(count - len(acquired), _MOST_AT_ONCE)) > 0:
+            entered = ((number, number) for number in (int(one.address) for one in self._within(found, block)))
+            free = list(islice(_free(usable, block, [*closed, *entered]), wanted))
+            if not free:
+                break
+            made = self._enter(found, block, free)
+            acquired += made
+            # Others were faster: what they took is seen next time.
+            lost += len(made) < len(free)
+        return acquired
+
+    def _populated(self, found: Any, prefix: SourcePrefix) -> list[Run]:
+        """NetBox's IP ranges that are in use as a whole, as all were before it had a mark for that."""
+        asked = {"parent": str(prefix.network)} | _vrf_filter(found)
+        ranges = [one for one in self._api.ipam.ip_ranges.filter(**asked) if dict(one).get("mark_populated", True)]
+        return [(_number(one.start_address), _number(one.end_address)) for one in ranges]
+
+    def _within(self, found: Any, block: Network) -> list[Acquired]:
+        """All that is entered there, whoever has it."""
+        asked = {"parent": str(block)} | _vrf_filter(found)
+        return [_acquired(one) for one in self._api.ipam.ip_addresses.filter(**asked)]
+
+    def _enter(self, found: Any, block: Network, addresses: Sequence[Address]) -> list[Acquired]:
+        """Those that nobody else has entered meanwhile; none, if NetBox refuses a duplicate, as it does where the VRF
+        is set so. Where it isn't, it is looked again: whoever was there as well keeps the address, and we don't."""
+        if not addresses:
+            return []
+        vrf = getattr(found, "vrf", None)
+        length = ip_network(str(found.prefix)).prefixlen
+        body = self._body(None) | {"vrf": vrf.id if vrf else None}
+        try:
+            records = self._api.ipam.ip_addresses.create([body | {"address": f"{one}/{length}"} for one in addresses])
+        except self._pynetbox.RequestError as error:
+            if error.req.status_code == 400 and "uplicate" in str(error.error):
+                return []
+            raise
+        made = [_acquired(one) for one in records]
+        mine = {one.source_id for one in made}
+        others = {one.address for one in self._within(found, block) if one.source_id not in mine}
+        if doubled := [one.source_id for one in made if one.address in others]:
+            self._api.ipam.ip_addresses.delete(doubled)
+        return [one for one in made if one.address not in others]
+
     def acquire_fixed(self, prefix: SourcePrefix, address: Address) -> Acquired:
         with self._mapped():
             found = self._prefix(prefix)
-            # NetBox refuses a duplicate only where the VRF is set so.
-            if self._known(found, address):
-                raise _taken(prefix, address)
-            body = self._body(None) | {"address": f"{address}/{prefix.network.prefixlen}"}
-            vrf = getattr(found, "vrf", None)
-            try:
-                return _acquired(self._api.ipam.ip_addresses.create(**body, vrf=vrf.id if vrf else None))
-            except self._pynetbox.RequestError as error:
-                if error.req.status_code == 400 and "uplicate" in str(error.error):
-                    raise _taken(prefix, address) from error
-                raise
+            only = ip_network(address)
+            made = [] if self._within(found, only) else self._enter(found, only, [address])
+        if not made:
+            raise _taken(prefix, address)
+        return made[0]
 
     def owned(self, prefix: SourcePrefix) -> list[Acquired]:
         with self._mapped():
             asked = {"parent": str(prefix.network), "description": self._mark} | _vrf_filter(self._prefix(prefix))
             return [_acquired(one) for one in self._api.ipam.ip_addresses.filter(**asked)]
 
-    def tell(self, holders: Sequence[tuple[int, str | None]]) -> None:
+    def still_ours(self, source_ids: Collection[int]) -> set[int]:
         with self._mapped():
-            for start in range(0, len(holders), _MOST_AT_ONCE):
-                part = holders[start : start + _MOST_AT_ONCE]
-                self._api.ipam.ip_addresses.update([{"id": number, **self._body(name)} for number, name in part])
+            numbers = sorted(source_ids)
+            parts = (numbers[start : start + _MOST_AT_ONCE] for start in range(0, len(numbers), _MOST_AT_ONCE))
+            asked = (self._api.ipam.ip_addresses.filter(id=part, description=self._mark) for part in parts)
+            return {int(one.id) for found in asked for one in found}
 
-    def give_back(self, source_ids: Sequence[int]) -> None:
-        with self._mapped():
-            for start in range(0, len(source_ids), _MOST_AT_ONCE):
-                self._api.ipam.ip_addresses.delete(list(source_ids[start : start + _MOST_AT_ONCE]))
+    def tell(self, holders: Sequence[tuple[int, str | None]]) -> Outcome:
+        names = dict(holders)
+        endpoint = self._api.ipam.ip_addresses
+        return self._change(
+            list(names), lambda part: endpoint.update([{"id": one, **self._body(names[one])} for one in part])
+        )
+
+    def give_back(self, source_ids: Sequence[int]) -> Outcome:
+        return self._change(source_ids, self._api.ipam.ip_addresses.delete)
+
+    def _change(self, source_ids: Sequence[int], change: Callable[[list[int]], object]) -> Outcome:
+        """Each part is looked at just before: a person who edits one in between is overwritten."""
+        not_ours: set[int] = set()
+        refused: dict[int, PpecError] = {}
+        for start in range(0, len(source_ids), _MOST_AT_ONCE):
+            part = source_ids[start : start + _MOST_AT_ONCE]
+            ours = self.still_ours(part)
+            not_ours.update(set(part) - ours)
+            refused.update(self._change_part([one for one in part if one in ours], change))
+        return Outcome(frozenset(not_ours), refused)
+
+    def _change_part(self, part: list[int], change: Callable[[list[int]], object]) -> dict[int, PpecError]:
+        """Which were refused. One that is refused fails all those that are asked for with it, so then each is asked
+        for by itself."""
+        if not part:
+            return {}
+        try:
+            with self._mapped():
+                change(part)
+            return {}
+        except PpecError as error:
+            if error.retryable:
+                raise
+            if len(part) == 1:
+                return {part[0]: error}
+        refused: dict[int, PpecError] = {}
+        for one in part:
+            refused |= self._change_part([one], change)
+        return refused
 
     def _prefix(self, prefix: SourcePrefix) -> Any:
         found = self._api.ipam.prefixes.get(prefix.source_id)
@@ -157,6 +258,30 @@ def _session(ca_path: Path | None) -> Any:
     for scheme in ("http://", "https://"):
         session.mount(scheme, Bounded(pool_maxsize=8))
     return session
+
+
+def _blocks(usable: AddressRange) -> Iterator[Network]:
+    """The networks that the range lies in, ascending, each small enough to be listed."""
+    whole = usable.network
+    length = max(whole.prefixlen, whole.max_prefixlen - _BLOCK_BITS)
+    size = 2 ** (whole.max_prefixlen - length)
+    for start in range(int(usable.first) // size * size, int(usable.last) + 1, size):
+        yield ip_network((from_hex(to_hex(start), usable.family), length))
+
+
+def _free(usable: AddressRange, block: Network, taken: Iterable[Run]) -> Iterator[Address]:
+    """Of the block what is to be given out, ascending."""
+    low = max(int(usable.first), int(block.network_address))
+    high = min(int(usable.last), int(block.broadcast_address))
+    for begin, end in complement((low, high), sorted(taken)):
+        for number in range(begin, end + 1):
+            address = from_hex(to_hex(number), usable.family)
+            if address in usable:
+                yield address
+
+
+def _number(text: Any) -> int:
+    return int(ip_interface(str(text)).ip)
 
 
 def _vrf_filter(found: Any) -> dict[str, Any]:

@@ -7,13 +7,13 @@ in between it has a row like any other. So a VM and its addresses commit togethe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.ranges import Address, Network
+from ppec_orchestrator.ipdb.ranges import Address, AddressRange, Network
 
 
 class AddressProvider(Protocol):
@@ -43,11 +43,24 @@ class BuiltIn:
 
 @dataclass(frozen=True, slots=True)
 class SourcePrefix:
-    """A prefix of ours (`prefix_id`) as the source knows it."""
+    """A prefix of ours (`prefix_id`) as the source knows it, and what of it may be given out; None: all of it."""
 
     prefix_id: int
     source_id: int
     network: Network
+    usable: AddressRange | None = None
+
+    @property
+    def is_part(self) -> bool:
+        """Whether `first` and `last` leave out addresses that the source would give."""
+        if self.usable is None:
+            return False
+        pair = self.network.prefixlen >= self.network.max_prefixlen - 1
+        never = 0 if pair else 2 if self.network.version == 4 else 1
+        return self.network.num_addresses - (int(self.usable.last) - int(self.usable.first) + 1) > never
+
+    def gives_out(self, address: Address) -> bool:
+        return self.usable is None or address in self.usable
 
     def overlaps(self, other: SourcePrefix) -> bool:
         mine, theirs = self.network, other.network
@@ -60,6 +73,15 @@ class Acquired:
 
     source_id: int
     address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the source left as it was of several addresses, by its own numbers: those that bear our mark no more, and
+    those that it refused to change, each with why. The others are changed."""
+
+    not_ours: frozenset[int]
+    refused: Mapping[int, PpecError]
 
 
 class PrefixGoneError(PpecError):
@@ -84,7 +106,7 @@ class AddressSource(Protocol):
         `others`, registered or about to be, which overlap it and may be in another VRF there: `prefix.invalid`."""
 
     def acquire(self, prefix: SourcePrefix, count: int) -> list[Acquired]:
-        """The next free ones; fewer, or none, when there are no more."""
+        """The next free ones that the prefix gives out; fewer, or none, when there are no more."""
 
     def acquire_fixed(self, prefix: SourcePrefix, address: Address) -> Acquired:
         """Just this one, or `address.in_use`."""
@@ -92,8 +114,11 @@ class AddressSource(Protocol):
     def owned(self, prefix: SourcePrefix) -> list[Acquired]:
         """Everything of the prefix that bears our mark."""
 
-    def tell(self, holders: Sequence[tuple[int, str | None]]) -> None:
+    def still_ours(self, source_ids: Collection[int]) -> set[int]:
+        """Those of them that are there and bear our mark."""
+
+    def tell(self, holders: Sequence[tuple[int, str | None]]) -> Outcome:
         """Who has which, for people to read: the source's number and the VM's name; None: nobody."""
 
-    def give_back(self, source_ids: Sequence[int]) -> None:
+    def give_back(self, source_ids: Sequence[int]) -> Outcome:
         """They are free again over there, whether or not it still has their prefix. What is gone already is gone."""

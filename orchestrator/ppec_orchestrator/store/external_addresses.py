@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
@@ -56,7 +55,12 @@ def source_prefixes(conn: Connection, vrf_name: str | None = None) -> list[Sourc
     if vrf_name is not None:
         query = query.where(vrf.c.name == vrf_name)
     rows = conn.execute(query.order_by(prefix.c.id))
-    return [SourcePrefix(row.id, row.netbox_id, ip_network(row.cidr)) for row in rows]
+    return [_source_prefix(row) for row in rows]
+
+
+def _source_prefix(row: Row[Any]) -> SourcePrefix:
+    usable = range_of(row)
+    return SourcePrefix(row.id, row.netbox_id, usable.network, usable)
 
 
 def free_rows(prefix_id: int, now: datetime) -> ColumnElement[bool]:
@@ -117,7 +121,7 @@ def _chance(row: Row[Any], wanted: Address, within: Network | None, now: datetim
     if wanted not in usable or within not in (None, usable.network):
         return None
     if row.row_id is None:
-        return Chance(SourcePrefix(row.id, row.netbox_id, usable.network) if row.netbox_id is not None else None)
+        return Chance(_source_prefix(row) if row.netbox_id is not None else None)
     at_rest = row.free_from is not None and row.free_from > now
     return None if row.vm_id is not None or row.going_back or at_rest else Chance(None)
 

@@ -234,7 +234,10 @@ def test_what_is_of_no_use_goes_back(
     del stand_in.addresses[gateway]
     supply.settle()
     assert "10.9.0.1/28" not in stand_in.texts()
-    assert {row.address_hex[-2:] for row in rows(database)} == {"03", "04"}
+    assert {row.address_hex[-2:] for row in rows(database)} == {"03", "04", "05"}
+    stand_in.requests.clear()
+    supply.settle()
+    assert {method for method, _ in stand_in.requests} == {"GET"}
 
 
 @pytest.mark.parametrize("locking", [True, False])
