@@ -22,7 +22,7 @@ import structlog
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
-from ppec_orchestrator.ipdb.provider import Acquired, AddressSource, PrefixGoneError, SourcePrefix
+from ppec_orchestrator.ipdb.provider import Acquired, AddressSource, Outcome, PrefixGoneError, SourcePrefix
 from ppec_orchestrator.ipdb.ranges import Address, from_hex
 from ppec_orchestrator.store import external_addresses as store
 from ppec_orchestrator.store.database import Database
@@ -30,6 +30,8 @@ from ppec_orchestrator.store.database import Database
 _log = structlog.get_logger(__name__)
 # A source that is away may take its time limit for each question, and somebody waits for the answer.
 _MOST_SILENT = 2
+# Somebody else has the address over there.
+_TAKEN = "address.in_use"
 
 
 class AddressSupply:
@@ -74,7 +76,7 @@ class AddressSupply:
                     break
         if refused:
             # Where one did not answer, nobody knows yet; one that is gone is no reason.
-            raise max(refused, key=lambda error: (error.retryable, error.code == "address.in_use"))
+            raise max(refused, key=lambda error: (error.retryable, error.code == _TAKEN))
 
     def supply(
         self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
@@ -125,11 +127,30 @@ class AddressSupply:
         if not acquired:
             return 0
         with self._database.write() as conn:
-            count, useless = store.adopt(conn, prefix, acquired)
+            adopted = store.adopt(conn, prefix, acquired)
+        if adopted.elsewhere:
+            # Two prefixes overlap over there. Whose row it is has it, and it is not given back.
+            texts = [str(one.address) for one in adopted.elsewhere]
+            _log.error("addresses.of_another_prefix", prefix=str(prefix.network), addresses=texts)
+        useless = [*adopted.useless, *self._renumber(adopted.renumbered)]
         if useless:
             _log.warning("addresses.useless", prefix=str(prefix.network), addresses=[str(o.address) for o in useless])
-            self._source.give_back([one.source_id for one in useless])
-        return count
+            outcome = self._source.give_back([one.source_id for one in useless])
+            self._log_refused("addresses.not_given_back", prefix, outcome)
+        return adopted.count
+
+    def _renumber(self, changed: Sequence[store.Renumbered]) -> list[Acquired]:
+        """The rows whose number is gone over there get the new one: another process has just entered the address
+        again. What is left has a second entry, which is of no use."""
+        if not changed:
+            return []
+        still = self._source.still_ours([one.before for one in changed])
+        with self._database.write() as conn:
+            return [
+                one.acquired
+                for one in changed
+                if one.before in still or not store.renumber(conn, one.row_id, one.before, one.acquired.source_id)
+            ]
 
     def retire(self, prefix_id: int) -> None:
         """Gives back all there is, before a prefix is deleted. Raises `resource.in_use` while a VM has an address."""
@@ -151,26 +172,45 @@ class AddressSupply:
     def settle(self, stopping: threading.Event | None = None) -> list[PpecError]:
         """Once over all prefixes: what is ours there has a row here, enough stands ready, the rest goes back.
 
-        What is wrong with one is no reason to leave out the others; the faults are logged and returned."""
+        What is wrong with one is no reason to leave out the others; the faults are logged, and the first one of each
+        prefix is returned."""
         faults: list[PpecError] = []
         for prefix in self._all():
             if stopping is not None and stopping.is_set():
                 break
-            try:
-                self._settle(prefix)
-            except PpecError as error:
-                _log.warning("addresses.not_settled", prefix=str(prefix.network), code=error.code, why=error.message)
-                faults.append(error)
-            except Exception as error:
-                _log.error("addresses.settling_failed", prefix=str(prefix.network), exc_info=error)
+            faults += self._settle(prefix)[:1]
         return faults
 
-    def _settle(self, prefix: SourcePrefix) -> None:
+    def _settle(self, prefix: SourcePrefix) -> list[PpecError]:
+        """Each part by itself: what NetBox does not let go of keeps nobody from being told, or supplied."""
+        parts: Sequence[Callable[[SourcePrefix], object]] = (
+            self._reconcile, self._top_up, self._tell, self._give_back_surplus,
+        )  # fmt: skip
+        faults: list[PpecError] = []
         with self._settling:
-            self._reconcile(prefix)
-            self._give_back(prefix, keep=2 * self._standing)
-            self._acquire(prefix, self._lacking(prefix, self._standing))
-            self._tell(prefix)
+            for part in parts:
+                if _too_silent(faults):
+                    break
+                try:
+                    part(prefix)
+                except PpecError as error:
+                    _log.warning(
+                        "addresses.not_settled", prefix=str(prefix.network), code=error.code, why=error.message
+                    )
+                    faults.append(error)
+                except Exception as error:
+                    _log.error("addresses.settling_failed", prefix=str(prefix.network), exc_info=error)
+        return faults
+
+    def _top_up(self, prefix: SourcePrefix) -> None:
+        self._acquire(prefix, self._lacking(prefix, self._standing))
+
+    def _give_back_surplus(self, prefix: SourcePrefix) -> None:
+        more = True
+        while more:
+            with self._database.write() as conn:
+                more = store.begin_return(conn, prefix.prefix_id, 2 * self._standing, self._now())
+        self._give_back(prefix)
 
     def _all(self) -> list[SourcePrefix]:
         with self._database.read() as conn:
@@ -183,50 +223,102 @@ class AddressSupply:
             rows = store.rows_of(conn, prefix.prefix_id)
         owned = self._source.owned(prefix)
         there = {one.source_id for one in owned}
-        for row in rows:
-            if row.source_id not in there and not row.going_back:
-                self._restore(prefix, row.row_id, from_hex(row.address_hex, prefix.network.version), used=row.used)
+        missing = [row for row in rows if row.source_id not in there and not row.going_back]
+        faults: list[tuple[store.SourceRow, PpecError]] = []
+        for row in missing:
+            if (fault := self._restore(prefix, row)) is not None:
+                faults.append((row, fault))
+            if _too_silent([fault for _, fault in faults]):
+                break
         with self._database.read() as conn:
             known = {row.source_id for row in store.rows_of(conn, prefix.prefix_id)}
-        if there - known:
-            self._adopt(prefix, [one for one in self._source.owned(prefix) if one.source_id in there - known])
+        if faults or there - known:
+            again = self._source.owned(prefix)
+            # What another process has entered again meanwhile is not taken.
+            ours = {one.address for one in again}
+            self._close_taken(
+                prefix, [row for row, fault in faults if fault.code == _TAKEN and _address(prefix, row) not in ours]
+            )
+            self._adopt(prefix, [one for one in again if one.source_id in there - known])
+        for _, fault in faults:
+            if fault.code != _TAKEN:
+                raise fault
 
-    def _restore(self, prefix: SourcePrefix, row_id: int, address: Address, *, used: bool) -> None:
-        """Somebody deleted over there what is ours. A free one is let go; one that a VM has, or that rests, is entered
-        again."""
+    def _restore(self, prefix: SourcePrefix, row: store.SourceRow) -> PpecError | None:
+        """Somebody deleted over there what is ours, or has taken it over. A free one is let go; one that a VM has, or
+        that rests, is entered again. Returns why it wasn't."""
         with self._database.write() as conn:
-            if not used and store.forget_free(conn, row_id, self._now()):
-                return
+            if not row.used and store.forget_free(conn, row.row_id, self._now()):
+                return None
+        address = _address(prefix, row)
         try:
             acquired = self._source.acquire_fixed(prefix, address)
         except PpecError as error:
-            _log.error("addresses.taken_by_others", address=str(address), prefix=str(prefix.network), why=error.message)
-            return
+            if error.code != _TAKEN:
+                _log.warning("addresses.not_restored", address=str(address), code=error.code, why=error.message)
+            return error
         with self._database.write() as conn:
-            store.renumber(conn, row_id, acquired.source_id)
+            store.renumber(conn, row.row_id, row.source_id, acquired.source_id)
+        return None
 
-    def _give_back(self, prefix: SourcePrefix, *, keep: int | None = None) -> None:
-        """What is closed already, and what is free beyond `keep`."""
-        while True:
+    def _close_taken(self, prefix: SourcePrefix, rows: Sequence[store.SourceRow]) -> None:
+        """Others have them over there. Of those that no VM has nobody is given any; of the others two have one."""
+        for row in rows:
             with self._database.write() as conn:
-                if keep is not None:
-                    store.begin_return(conn, prefix.prefix_id, keep, self._now())
-                going = store.returning(conn, prefix.prefix_id)
-            if not going:
-                return
-            self._source.give_back(list(going.values()))
-            with self._database.write() as conn:
-                store.returned(conn, going)
+                closed = store.close_lost(conn, row.row_id)
+            told = {"address": str(_address(prefix, row)), "prefix": str(prefix.network)}
+            if closed:
+                _log.warning("addresses.lost", **told)
+            else:
+                _log.error("addresses.taken_by_others", **told)
 
-    def _tell(self, prefix: SourcePrefix) -> None:
+    def _give_back(self, prefix: SourcePrefix) -> None:
+        """What is closed already. Raises the first of the faults of what the source did not let go."""
+        after = 0
+        faults: list[PpecError] = []
         while True:
             with self._database.read() as conn:
-                untold = store.untold(conn, prefix.prefix_id)
-            if not untold:
-                return
-            self._source.tell([(one.source_id, one.vm) for one in untold])
+                going = store.returning(conn, prefix.prefix_id, after, self._now())
+            if not going:
+                break
+            after = max(going)
+            outcome = self._source.give_back(list(going.values()))
             with self._database.write() as conn:
-                store.told(conn, untold)
+                store.returned(conn, [row for row, number in going.items() if number not in outcome.refused])
+            self._log_refused("addresses.not_given_back", prefix, outcome)
+            faults += outcome.refused.values()
+            if len(outcome.refused) == len(going):
+                # Then it is no single one that is stubborn, and not each is asked for.
+                break
+        if faults:
+            raise faults[0]
+
+    def _tell(self, prefix: SourcePrefix) -> None:
+        """What is not ours any more is left alone; the next look at the rows finds it."""
+        after = 0
+        faults: list[PpecError] = []
+        while True:
+            with self._database.read() as conn:
+                untold = store.untold(conn, prefix.prefix_id, after)
+            if not untold:
+                break
+            after = untold[-1].row_id
+            outcome = self._source.tell([(one.source_id, one.vm) for one in untold])
+            left = outcome.not_ours | outcome.refused.keys()
+            with self._database.write() as conn:
+                store.told(conn, [one for one in untold if one.source_id not in left])
+            self._log_refused("addresses.not_told", prefix, outcome)
+            faults += outcome.refused.values()
+            if len(outcome.refused) == len(untold):
+                break
+        if faults:
+            raise faults[0]
+
+    @staticmethod
+    def _log_refused(event: str, prefix: SourcePrefix, outcome: Outcome) -> None:
+        if outcome.refused:
+            why = next(iter(outcome.refused.values())).message
+            _log.warning(event, prefix=str(prefix.network), source_ids=sorted(outcome.refused), why=why)
 
     def run(self, stopping: threading.Event, every_s: float) -> None:
         while not stopping.is_set():
@@ -238,6 +330,10 @@ class AddressSupply:
                 # The next one tries again; the thread must not end.
                 _log.error("addresses.settling_failed", exc_info=error)
             stopping.wait(every_s)
+
+
+def _address(prefix: SourcePrefix, row: store.SourceRow) -> Address:
+    return from_hex(row.address_hex, prefix.network.version)
 
 
 def _too_silent(faults: Sequence[PpecError]) -> bool:

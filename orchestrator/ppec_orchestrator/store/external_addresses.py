@@ -3,17 +3,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Executable,
+    Row,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_orchestrator.ipdb.provider import Acquired, SourcePrefix
 from ppec_orchestrator.ipdb.ranges import Address, Network, to_hex
+from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.prefixes_in_use import prefix_in_use
 from ppec_orchestrator.store.serving import range_of
 from ppec_orchestrator.store.tables import address, address_hold, host, prefix, vm, vrf
@@ -40,6 +55,27 @@ class SourceRow:
     address_hex: str
     used: bool
     going_back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Renumbered:
+    """An address that has a row here under another number of the source's than it was acquired with."""
+
+    row_id: int
+    before: int
+    acquired: Acquired
+
+
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """What became of acquired addresses. `count` are new, `useless` are none that the prefix gives out, or
+    are there twice; which number stands of the `renumbered` ones depends on whether the source still has the one
+    before; the `elsewhere` ones have a row in another prefix, which keeps them."""
+
+    count: int
+    useless: Sequence[Acquired] = ()
+    renumbered: Sequence[Renumbered] = ()
+    elsewhere: Sequence[Acquired] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,41 +162,76 @@ def _chance(row: Row[Any], wanted: Address, within: Network | None, now: datetim
     return None if row.vm_id is not None or row.going_back or at_rest else Chance(None)
 
 
-def adopt(conn: Connection, of: SourcePrefix, acquired: Sequence[Acquired]) -> tuple[int, list[Acquired]]:
-    """Makes rows of what the source has marked as ours. Returns how many are new, and what is of no use: outside of
-    what the prefix gives out, or there already under another number of the source's."""
+def adopt(conn: Connection, of: SourcePrefix, acquired: Sequence[Acquired]) -> Adopted:
+    """Makes rows of what the source has marked as ours."""
     found = conn.execute(select(prefix).where(prefix.c.id == of.prefix_id).with_for_update()).one_or_none()
     if found is None:
-        return 0, list(acquired)
+        return Adopted(0, useless=list(acquired))
     usable = range_of(found)
-    known: dict[str, int | None] = dict(
-        conn.execute(
-            select(address.c.address_hex, address.c.external_id).where(address.c.prefix_id == of.prefix_id)
-        ).all()
-    )
+    mine = address.c.prefix_id == of.prefix_id
+    columns = address.c.address_hex, address.c.id, address.c.external_id, address.c.going_back
+    known = {row.address_hex: row for row in conn.execute(select(*columns).where(mine))}
+    others = _rows_of_others(conn, of.prefix_id, {one.source_id for one in acquired})
+    new: dict[str, Acquired] = {}
     useless: list[Acquired] = []
-    rows = []
+    renumbered: list[Renumbered] = []
+    elsewhere: list[Acquired] = []
     for one in acquired:
         text = to_hex(int(one.address))
-        if one.address not in usable or known.get(text, one.source_id) != one.source_id:
+        row = known.get(text)
+        if one.source_id in others:
+            elsewhere.append(one)
+        elif one.address not in usable or new.get(text, one) != one:
             useless.append(one)
-        elif text not in known:
-            known[text] = one.source_id
-            rows.append({"prefix_id": of.prefix_id, "address_hex": text, "external_id": one.source_id})
-    if rows:
-        conn.execute(insert(address), rows)
-    return len(rows), useless
+        elif row is None:
+            new[text] = one
+        elif row.external_id != one.source_id:
+            renumbered.append(Renumbered(row.id, row.external_id, one))
+    inserted = _insert_rows(conn, of.prefix_id, new)
+    elsewhere += [one for text, one in new.items() if text not in inserted]
+    return Adopted(len(inserted), useless, renumbered, elsewhere)
 
 
-def begin_return(conn: Connection, prefix_id: int, keep: int, now: datetime) -> None:
-    """Marks the free ones beyond `keep`, the highest first: nobody is given them any more."""
+def _rows_of_others(conn: Connection, prefix_id: int, source_ids: Collection[int]) -> set[int]:
+    """Those of the source's numbers that addresses of other prefixes have."""
+    query = select(address.c.external_id).where(
+        address.c.external_id.in_(list(source_ids)), address.c.prefix_id != prefix_id
+    )
+    return set(conn.execute(query).scalars())
+
+
+def _insert_rows(conn: Connection, prefix_id: int, new: Mapping[str, Acquired]) -> set[str]:
+    """Those inserted; of the others another prefix was faster."""
+    rows = {
+        text: {"prefix_id": prefix_id, "address_hex": text, "external_id": one.source_id} for text, one in new.items()
+    }
+    if not rows or _is_unique(conn, insert(address), list(rows.values())):
+        return set(rows)
+    return {text for text, row in rows.items() if _is_unique(conn, insert(address), [row])}
+
+
+def _is_unique(conn: Connection, statement: Executable, rows: Sequence[dict[str, Any]] | None = None) -> bool:
+    """Carries it out, unless a row would be there twice."""
+    try:
+        with conn.begin_nested():
+            conn.execute(statement, rows)
+    except IntegrityError as error:
+        if not is_unique_violation(error):
+            raise
+        return False
+    return True
+
+
+def begin_return(conn: Connection, prefix_id: int, keep: int, now: datetime) -> bool:
+    """Marks free ones beyond `keep`, the highest first: nobody is given them any more. False if there were none."""
     free = free_rows(prefix_id, now)
     surplus = count_free(conn, prefix_id, now) - keep
     if surplus <= 0:
-        return
+        return False
     chosen = select(address.c.id).where(free).order_by(address.c.address_hex.desc()).limit(min(surplus, _BATCH))
     ids = conn.execute(chosen.with_for_update(skip_locked=True)).scalars().all()
     conn.execute(update(address).where(address.c.id.in_(ids)).values(going_back=True))
+    return bool(ids)
 
 
 def close_all(conn: Connection, prefix_id: int) -> None:
@@ -168,24 +239,35 @@ def close_all(conn: Connection, prefix_id: int) -> None:
     # Grants by number wait for this lock; for others under way the update waits, and leaves what they took.
     conn.execute(select(prefix.c.id).where(prefix.c.id == prefix_id).with_for_update()).all()
     mine = address.c.prefix_id == prefix_id, address.c.external_id.is_not(None)
-    conn.execute(update(address).where(*mine, address.c.vm_id.is_(None)).values(going_back=True))
+    conn.execute(update(address).where(*mine, address.c.vm_id.is_(None)).values(going_back=True, free_from=None))
     if conn.execute(select(address.c.id).where(*mine, address.c.vm_id.is_not(None)).limit(1)).first() is not None:
         raise prefix_in_use(conn, prefix_id)
 
 
-def returning(conn: Connection, prefix_id: int) -> dict[int, int]:
-    """What is to be given back: the rows' ids, and the source's numbers."""
+def close_lost(conn: Connection, row_id: int) -> bool:
+    """Marks one that others have over there and no VM here: nobody is given it any more. Its row stays for as long as
+    it rests, so that until then it is not acquired anew either."""
+    lost = update(address).where(address.c.id == row_id, address.c.vm_id.is_(None)).values(going_back=True)
+    return conn.execute(lost).rowcount == 1
+
+
+def returning(conn: Connection, prefix_id: int, after: int, now: datetime) -> dict[int, int]:
+    """What is to be given back, from the row after `after` on: the rows' ids in order, and the source's numbers."""
     query = select(address.c.id, address.c.external_id).where(
-        address.c.prefix_id == prefix_id, address.c.going_back.is_(True)
+        address.c.prefix_id == prefix_id,
+        address.c.going_back.is_(True),
+        address.c.id > after,
+        or_(address.c.free_from.is_(None), address.c.free_from <= now),
     )
-    return dict(conn.execute(query.limit(_BATCH)).all())
+    return dict(conn.execute(query.order_by(address.c.id).limit(_BATCH)).all())
 
 
 def returned(conn: Connection, row_ids: Collection[int]) -> None:
     conn.execute(delete(address).where(address.c.id.in_(list(row_ids)), address.c.going_back.is_(True)))
 
 
-def untold(conn: Connection, prefix_id: int) -> list[Untold]:
+def untold(conn: Connection, prefix_id: int, after: int) -> list[Untold]:
+    """From the row after `after` on, in order."""
     rows = conn.execute(
         select(address.c.id, address.c.external_id, address.c.vm_id, vm.c.name)
         .outerjoin(vm, vm.c.id == address.c.vm_id)
@@ -194,7 +276,9 @@ def untold(conn: Connection, prefix_id: int) -> list[Untold]:
             address.c.external_id.is_not(None),
             address.c.going_back.is_(False),
             address.c.vm_id.is_distinct_from(address.c.told_vm_id),
+            address.c.id > after,
         )
+        .order_by(address.c.id)
         .limit(_BATCH)
     )
     return [Untold(row.id, row.external_id, row.vm_id, row.name or ("kept" if row.vm_id else None)) for row in rows]
@@ -221,5 +305,12 @@ def forget_free(conn: Connection, row_id: int, now: datetime) -> bool:
     return conn.execute(delete(address).where(address.c.id == row_id, is_free(now))).rowcount == 1
 
 
-def renumber(conn: Connection, row_id: int, source_id: int) -> None:
-    conn.execute(update(address).where(address.c.id == row_id).values(external_id=source_id, told_vm_id=None))
+def renumber(conn: Connection, row_id: int, before: int, source_id: int) -> bool:
+    """The source knows the address by this number now instead of `before`. False if it is not the row's: that is on its
+    way back or gone, or has got a third one, or another prefix has the number."""
+    row = address.c.id == row_id, address.c.going_back.is_(False)
+    number = conn.execute(select(address.c.external_id).where(*row).with_for_update()).scalar()
+    if number != before:
+        # Whoever else looked was faster.
+        return number == source_id
+    return _is_unique(conn, update(address).where(*row).values(external_id=source_id, told_vm_id=None))

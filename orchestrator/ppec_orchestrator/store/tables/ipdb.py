@@ -84,6 +84,7 @@ _FREE = text("vm_id IS NULL AND hold_id IS NULL")
 _USED = text("vm_id IS NOT NULL")
 _RELEASED = text("free_from IS NOT NULL")
 _HELD = text("hold_id IS NOT NULL")
+_ACQUIRED = text("external_id IS NOT NULL")
 _SEVERAL = text("last_hex IS NOT NULL")
 
 # IPv4: one row per usable address, free ones included. IPv6: a row per address handed out, or in quarantine.
@@ -119,6 +120,8 @@ address = Table(
         postgresql_where=_USED,
     ),
     Index("ix_address_released", "prefix_id", "free_from", sqlite_where=_RELEASED, postgresql_where=_RELEASED),
+    # Two VMs would have one address of NetBox's.
+    Index("ix_address_external", "external_id", unique=True, sqlite_where=_ACQUIRED, postgresql_where=_ACQUIRED),
     Index("ix_address_held", "hold_id", sqlite_where=_HELD, postgresql_where=_HELD),
 )
 
