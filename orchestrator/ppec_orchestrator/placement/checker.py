@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks a plan against its fleet and request: what the planner worked out is not believed.
 
-The plan is played through step by step, by rules in plain words (`replay.py`), and what it says of itself held against
-that. Of the fleet as it then is, each domain that N+1 keeps is lost, and its VMs put to where the plan says that they
-restart. Neither file has any of the planner's code but its data, so that a plan on which both agree is right.
+The plan is played through step by step, by rules in plain words (`replay.py`, and for refusals `why_not.py`), and what
+it says of itself held against that. Of the fleet as it then is, each domain that N+1 keeps is lost, and its VMs put to
+where the plan says that they restart. None of them has any of the planner's code but its data, so that a plan on which
+both agree is right.
 
 Three things are taken from the planner, as each is a search of its own: which hosts N+1 closes to a VM, which hosts
 moves could open, and that a domain which is named as exposed is. An error in the first two is on the safe side. One in
@@ -21,6 +22,7 @@ from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evacuation, Evidence, Exposed, Placement, Plan, Refusal
 from ppec_orchestrator.placement.replay import Replay
 from ppec_orchestrator.placement.request import PlanRequest, Spare, VmRequest
+from ppec_orchestrator.placement.why_not import WhyNot
 
 # Sums come out a little different in another order, and a root near zero makes much of a little. What `pack` counts is
 # whole, and so never this near.
@@ -39,22 +41,23 @@ def check(fleet: Fleet, request: PlanRequest, plan: Plan) -> list[str]:
     steps: dict[int, tuple[Placement, Evidence] | Refusal] = {one.step: one for one in plan.refused}
     steps |= {why.step: (place, why) for place, why in zip(plan.placed, plan.evidence, strict=True)}
     replay, by_id = Replay(fleet, request), {vm.vm_id: vm for vm in request.vms}
+    why_not = WhyNot(replay)
     faults = [] if len(steps) == len(request.vms) else ["two VMs were planned in one step"]
     for _, answer in sorted(steps.items()):
         if isinstance(answer, Refusal):
-            faults += _refused(replay, by_id[answer.vm_id], answer)
+            faults += _refused(replay, why_not, by_id[answer.vm_id], answer)
         else:
             faults += _placed(replay, by_id[answer[0].vm_id], *answer)
     return [*faults, *_losses(replay, plan)] if request.spare.mode is not Spare.OFF else faults
 
 
-def _refused(replay: Replay, vm: VmRequest, refusal: Refusal) -> Iterator[str]:
-    """It fits nowhere, and each host is counted under a reason."""
-    rows, counted = np.flatnonzero(replay.candidates(vm)), sum(refusal.reasons.values())
+def _refused(replay: Replay, why_not: WhyNot, vm: VmRequest, refusal: Refusal) -> Iterator[str]:
+    """It fits nowhere, and each host is counted under the first of its reasons."""
+    rows, reasons = np.flatnonzero(replay.candidates(vm)), why_not.reasons(vm)
     if len(rows) and replay.all_open:
         yield f"{vm.name} was refused, but fits {replay.hosts[rows[0]].name}"
-    if counted != len(replay.hosts):
-        yield f"{vm.name}: {counted} hosts have a reason, of {len(replay.hosts)}"
+    elif refusal.name != vm.name or dict(refusal.reasons) != reasons:
+        yield f"{vm.name} is refused as {refusal.name} for {dict(refusal.reasons)}, it is for {reasons}"
 
 
 def _placed(replay: Replay, vm: VmRequest, place: Placement, why: Evidence) -> Iterator[str]:

@@ -24,7 +24,7 @@ from ppec_orchestrator.placement.evening import Evening, worth_evening
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.ranks import order
 from ppec_orchestrator.placement.rearranging import Rearranging
-from ppec_orchestrator.placement.request import PlanRequest, Profile, Spare, VmRequest
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Spare, SpareRule, VmRequest
 from ppec_orchestrator.placement.room_for_all import too_many
 from ppec_orchestrator.placement.search import Search, Seat
 from ppec_orchestrator.placement.shelf import Shelf
@@ -32,6 +32,8 @@ from ppec_orchestrator.placement.workspace import Workspace
 
 # VMs in a batch that is rearranged, or searched for any way there is.
 MOST_REARRANGED, MOST_SEARCHED = 1000, 200
+# VMs in a batch that is tried otherwise where N+1 is required: every try is a plan with all of its searches.
+MOST_GUARDED = 32
 # Of all that is tried for one batch: to fill cells (`filling.py`), beside those of `rearranging.py`. A live fleet waits
 # meanwhile: together they take a second or a few.
 MOST_STEPS = 60_000
@@ -55,14 +57,18 @@ class Improving:
         self._workspace = planner.workspace
         self._candidates = planner.candidates
         self._request = request
+        # A warning decides nothing, so nobody looks on while ways are tried.
+        self._tried = request if request.spare.mode is Spare.REQUIRED else replace(request, spare=SpareRule())
         self._rearranging = Rearranging(planner.workspace, planner.candidates, request)
         self._steps_left = MOST_STEPS
         self._vms = [request.vms[index] for index in order(request)]
 
     def better(self, found: Plan) -> Plan:
         """The plan itself where none better is found."""
-        if self._request.spare.mode is Spare.REQUIRED or self._request.most_moves:
-            return found
+        if self._request.most_moves:
+            return self._with_fewer_moves(found) if found.refused or found.moves else found
+        if self._request.spare.mode is Spare.REQUIRED:
+            return self._guarded(found) if found.refused else found
         if not found.refused:
             return self._evened(found)
         if not self._worth_a_search(found):
@@ -71,6 +77,27 @@ class Improving:
         if not whole.refused or self._request.all_or_nothing:
             return whole
         return self._further(found)
+
+    def _with_fewer_moves(self, found: Plan) -> Plan:
+        """Without any, if that places as many: VMs may be moved where it helps, and what is opened for one VM of the
+        batch can cost another its place."""
+        request = replace(self._request, most_moves=0)
+        still = Improving(self._planner, request).better(self._planner.run(request))
+        return max(found, still, key=lambda each: (len(each.placed), _first_refused(each), -len(each.moves)))
+
+    def _guarded(self, found: Plan) -> Plan:
+        """Where N+1 is required, a small batch is tried in the seats of other orders and policies; which of its VMs
+        protect each other is decided as it is planned."""
+        if len(self._vms) > MOST_GUARDED or self._too_many(self._vms) or not self._fit_alone(found):
+            return found
+        otherwise = [replace(self._request, all_or_nothing=not self._request.all_or_nothing)]
+        otherwise += [replace(self._request, policy=each) for each in Policy if each is not self._request.policy]
+        for request in otherwise:
+            other = self._planner.run(request)
+            whole = found if other.refused else self._if_whole(_those_placed(self._seats(other)), found)
+            if not whole.refused:
+                return whole
+        return found
 
     def _evened(self, found: Plan) -> Plan:
         if not worth_evening(self._request, len(self._workspace.fleet.hosts)):
@@ -97,7 +124,7 @@ class Improving:
                 return
         yield self._rearranging.seats(self._vms, self._seats(found))
         # Largest first, or as asked: whichever it was not.
-        otherwise = self._planner.run(replace(self._request, all_or_nothing=not self._request.all_or_nothing))
+        otherwise = self._planner.run(replace(self._tried, all_or_nothing=not self._request.all_or_nothing))
         yield self._rearranging.seats(self._vms, self._seats(otherwise))
         if filled is not None and filled.seats is not None:
             yield filled.seats
@@ -131,7 +158,7 @@ class Improving:
 
     def _placed_whole(self, vms: Sequence[VmRequest]) -> list[Seat]:
         """Seats for these VMs alone, in their order; not of all where no way is found with what is left to try."""
-        request = replace(self._request, vms=tuple(vms), all_or_nothing=True)
+        request = replace(self._tried, vms=tuple(vms), all_or_nothing=True)
         shorter = Improving(self._planner, request)
         shorter._rearranging, shorter._steps_left = self._rearranging, self._steps_left
         whole = shorter._whole(self._planner.run(request), searching=False)
@@ -143,13 +170,18 @@ class Improving:
     def _worth_a_search(self, found: Plan) -> bool:
         """VMs of one profile without rules about neighbours leave room for each other wherever they go; a VM that fits
         nowhere alone does not fit beside others."""
-        vms, refused = self._vms, {one.vm_id for one in found.refused}
+        vms = self._vms
         if all(vm.profile == vms[0].profile and not vm.groups and not vm.excluded_hosts for vm in vms):
             return False
         if len(vms) > MOST_REARRANGED or not self._planner.shelf.holds(len({vm.profile for vm in vms})):
             return False
-        left = {vm.kind: vm for vm in vms if vm.vm_id in refused}
-        return all(self._planner.run(replace(self._request, vms=(vm,))).placed for vm in left.values())
+        return self._fit_alone(found)
+
+    def _fit_alone(self, found: Plan) -> bool:
+        """Each of those that the plan refuses."""
+        refused = {one.vm_id for one in found.refused}
+        left = {vm.kind: vm for vm in self._vms if vm.vm_id in refused}
+        return all(self._planner.run(replace(self._tried, vms=(vm,))).placed for vm in left.values())
 
     def _too_many(self, vms: Sequence[VmRequest]) -> bool:
         all_of_it = [self._candidates(vm.profile, self._request.policy) for vm in vms]

@@ -234,13 +234,14 @@ class _Batch:
         if len(candidates.cells(row)) != len(columns):
             return None
         score, broken = float(candidates.key[row]), self.ranks.broken(self.workspace, vm, row)
-        # A warning is no condition, but has to look on: before the VM is there, and after.
-        if self.spare is not None:
-            self.spare.may_stand(row)
-        taken = self.workspace.take(row, columns, candidates.fitting, vm)
-        if self.spare is not None:
-            self.spare.admit(vm, row, columns)
-        return _Found(taken, best.candidates, broken, score)
+        # A warning admits everybody, but has to look on: before the VM is there, and after.
+        if self.spare is None:
+            taken = self.workspace.take(row, columns, candidates.fitting, vm)
+            return _Found(taken, best.candidates, broken, score)
+        admitted = None
+        if self.spare.may_stand(row):
+            admitted = self._take_if_admitted(self.spare, candidates, vm, row, columns)
+        return None if admitted is None else _Found(admitted, best.candidates, broken, score)
 
     def _take_best(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
         """The best host that fits it as it stands. Where N+1 turns the VM away, other cells of the host are tried, and

@@ -19,6 +19,7 @@ from ppec_contract.api_placement import Policy
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState, IntArray, SeatedVm
 from ppec_orchestrator.placement.plan import Move, Placement
+from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import (
     Group,
     Level,
@@ -45,13 +46,14 @@ class Replay:
 
     def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
         hosts, cells = fleet.hosts, {name: figure.T.copy() for name, figure in fleet.cells.items()}
-        self.fleet, self.hosts, self.request, self.epoch = fleet, hosts, request, -1
+        self.fleet, self.hosts, self.request = fleet, hosts, request
         self.all_open = request.spare.mode is not Spare.REQUIRED
-        self._threads, self._sockets, self._shared = cells["threads_per_core"], cells["socket"], cells["shared_cpus"]
-        self._free = {each: cells[f"{each}_free"] for each in ("cores", "shared_vcpus", "pages_2m", "pages_1g", "nvme")}
-        self._free["memory_mib"] = cells["memory_free_mib"]
+        self.threads, self._sockets, self._shared = cells["threads_per_core"], cells["socket"], cells["shared_cpus"]
+        self.free = {each: cells[f"{each}_free"] for each in ("cores", "shared_vcpus", "pages_2m", "pages_1g", "nvme")}
+        self.free["memory_mib"] = cells["memory_free_mib"]
+        self.sizes: Mapping[str, IntArray] = {each: cells[each] for each in self.free}
         # By pool; less than nothing where a host has no such pool, or it is gone.
-        self._disk_mib = defaultdict(lambda: np.full(len(hosts), -1), {"": fleet.disk_free_mib.copy()})
+        self.disk_mib = defaultdict(lambda: np.full(len(hosts), -1), {"": fleet.disk_free_mib.copy()})
         # By the name of the host; and by that of the group, the rows of its VMs' hosts.
         self.vms = {host.name: {vm.vm_id: vm for vm in host.vms} for host in hosts}
         self.members: defaultdict[str, list[int]] = defaultdict(list)
@@ -59,7 +61,7 @@ class Replay:
             for group in (group for vm in host.vms for group in vm.groups):
                 self.members[group.name].append(row)
             for name, pool in host.pools.items():
-                self._disk_mib[name][row] = pool.free_mib if pool.size_mib else -1
+                self.disk_mib[name][row] = pool.free_mib if pool.size_mib else -1
         self._addresses = dict(fleet.free_addresses)
         # Numbers for the prefixes that hosts have, and each host's; and by level the number of its domain.
         self._prefixes = {each: number for number, each in enumerate(dict.fromkeys(host.prefixes for host in hosts))}
@@ -73,14 +75,14 @@ class Replay:
         machine = cells | {"memory_mib": cells["memory_mib"] + cells["memory_reserved_mib"]}
         machine["cores"] = cells["cores"] + cells["cores_reserved"]
         self._whole = _figures(machine, fleet.disk_mib, 0 * self._count).clip(min=1)
+        self.start_epoch(0)
 
     # --- where a VM fits ---------------------------------------------------------------------------------------------
 
     def candidates(self, vm: VmRequest) -> BoolArray:
-        networks, shut = vm.profile.networks, vm.excluded_hosts | self.request.contended_hosts
-        granting = [granted(each, networks, self._addresses) is not None for each in self._prefixes]
-        enough: BoolArray = np.array(granting, dtype=np.bool_)[self._served]
-        fits: BoolArray = self.may_stand(vm.profile) & enough & (self._lefts(vm.profile.shape) < np.inf)
+        shut, profile = vm.excluded_hosts | self.request.contended_hosts, vm.profile
+        fits: BoolArray = self.may_stand(profile) & self.enough_addresses(profile)
+        fits &= self._lefts(profile.shape) < np.inf
         fits[[self.fleet.index[name] for name in shut if name in self.fleet.index]] = False
         for group in vm.groups:
             fits &= not group.hard or self.keeps(group, self.members[group.name])
@@ -89,8 +91,14 @@ class Replay:
     def may_stand(self, profile: Profile) -> BoolArray:
         """Whatever is free in cells and prefixes."""
         if profile not in self._standing:
-            self._standing[profile] = np.array([_may_stand(host, profile) for host in self.hosts], dtype=np.bool_)
-        return np.logical_and(self._standing[profile], self._disk_mib[profile.shape.pool] >= profile.shape.disk_mib)
+            stands = [lasting(host, profile) is None for host in self.hosts]
+            self._standing[profile] = np.array(stands, dtype=np.bool_)
+        return np.logical_and(self._standing[profile], self.disk_mib[profile.shape.pool] >= profile.shape.disk_mib)
+
+    def enough_addresses(self, profile: Profile) -> BoolArray:
+        granting = [granted(each, profile.networks, self._addresses) is not None for each in self._prefixes]
+        enough: BoolArray = np.array(granting, dtype=np.bool_)[self._served]
+        return enough
 
     def keeps(self, group: Group, members: Sequence[int]) -> BoolArray:
         """Where members are on the hosts in these rows. Apart: none of them is in a host's domain. Together: one is, or
@@ -104,39 +112,49 @@ class Replay:
     def seat(self, row: int, shape: Shape, cells: Sequence[int], *, new: bool = False) -> list[int]:
         """The columns of these cells if the VM can have just them, in equal parts, of cores of one width; or none. A
         `new` one has the fewest that will do, and of one socket if one has enough."""
-        columns, count, threads = self._columns(row, cells), len(cells), self._threads[:, row]
+        columns, count, threads = self._columns(row, cells), len(cells), self.threads[:, row]
         if not columns or len(columns) != count or any(threads[columns] != threads[columns[0]]):
             return []
-        able, sockets = self._able(shape, count, [row])[:, 0], self._sockets[:, row]
+        able, sockets = self._able(shape, count, self.free, [row])[:, 0], self._sockets[:, row]
         near = max(Counter(zip(sockets[able].tolist(), threads[able].tolist(), strict=True)).values(), default=0)
         far = near >= count and any(sockets[columns] != sockets[columns[0]])
-        fewer = any(self._enough(shape, less, [row])[0] for less in range(1, count))
+        fewer = any(self._enough(shape, less, self.free, [row])[0] for less in range(1, count))
         return columns if all(able[columns]) and not (new and (far or fewer)) else []
 
     def _columns(self, row: int, cells: Sequence[int]) -> list[int]:
         return [column for column, cell in enumerate(self.hosts[row].cells) if cell.cell in cells]
 
-    def _enough(self, shape: Shape, count: int, rows: slice | list[int] = slice(None)) -> BoolArray:
+    def on_any_number(self, shape: Shape, amounts: Mapping[str, IntArray]) -> BoolArray:
+        """Whether the VM could have some number of cells, were that much free."""
+        counts = range(1, len(self.threads) + 1 if shape.numa.multi_cell else 2)
+        can: BoolArray = np.logical_or.reduce([self._enough(shape, count, amounts) for count in counts])
+        return can
+
+    def _enough(
+        self, shape: Shape, count: int, amounts: Mapping[str, IntArray], rows: slice | list[int] = slice(None)
+    ) -> BoolArray:
         """Whether the VM could have so many cells of one width."""
-        able, threads = self._able(shape, count, rows), self._threads[:, rows]
+        able, threads = self._able(shape, count, amounts, rows), self.threads[:, rows]
         of_width = [(able & (threads == width)).sum(axis=0) >= count for width in np.unique(threads)]
         enough: BoolArray = np.logical_or.reduce(of_width)
         return enough
 
-    def _able(self, shape: Shape, count: int, rows: slice | list[int] = slice(None)) -> BoolArray:
+    def _able(
+        self, shape: Shape, count: int, amounts: Mapping[str, IntArray], rows: slice | list[int] = slice(None)
+    ) -> BoolArray:
         """The cells that could be one of so many, each with a core and memory of its own."""
-        wanted, most = needs(shape, self._threads[:, rows]), _MOST_CELLS if shape.numa.multi_cell else 1
+        wanted, most = needs(shape, self.threads[:, rows]), _MOST_CELLS if shape.numa.multi_cell else 1
         cpus, memory, _ = wanted.values()
-        able: BoolArray = self._usable(shape)[:, rows] & (cpus >= count) & (memory >= count) & (count <= most)
+        able: BoolArray = self.usable(shape)[:, rows] & (cpus >= count) & (memory >= count) & (count <= most)
         for resource, amount in wanted.items():
-            able &= self._free[resource][:, rows] >= -(-amount // count)
+            able &= amounts[resource][:, rows] >= -(-amount // count)
         return able
 
-    def _usable(self, shape: Shape) -> BoolArray:
+    def usable(self, shape: Shape) -> BoolArray:
         """The cells that could serve the VM, were they only large enough."""
         if shape.numa.cpus is CpuPolicy.SHARED:
             return self._shared >= shape.vcpus
-        return self._threads >= (2 if shape.numa.smt is SmtPolicy.REQUIRE else 1)
+        return self.threads >= (2 if shape.numa.smt is SmtPolicy.REQUIRE else 1)
 
     # --- what decides between hosts that it fits ---------------------------------------------------------------------
 
@@ -158,17 +176,17 @@ class Replay:
     def _lefts(self, shape: Shape) -> Floats:
         """CPUs left, then MiB or pages, in the cell with the fewest; over several cells, their number and the host's
         CPUs. Infinite where the VM does not fit."""
-        (cpu, cpus), (memory, units), _ = needs(shape, self._threads).items()
-        in_cell = (self._free[cpu] - cpus) * 2.0**40 + (self._free[memory] - units)
-        lefts: Floats = np.where(self._able(shape, 1), in_cell, np.inf).min(axis=0)
-        for count in range(2, len(self._threads) + 1 if shape.numa.multi_cell else 2):
-            on_host = (count - 1) * 2.0**53 + (self._free[cpu] * self._usable(shape)).sum(axis=0) * 2.0**40
-            lefts = np.where((lefts == np.inf) & self._enough(shape, count), on_host, lefts)
+        (cpu, cpus), (memory, units), _ = needs(shape, self.threads).items()
+        in_cell = (self.free[cpu] - cpus) * 2.0**40 + (self.free[memory] - units)
+        lefts: Floats = np.where(self._able(shape, 1, self.free), in_cell, np.inf).min(axis=0)
+        for count in range(2, len(self.threads) + 1 if shape.numa.multi_cell else 2):
+            on_host = (count - 1) * 2.0**53 + (self.free[cpu] * self.usable(shape)).sum(axis=0) * 2.0**40
+            lefts = np.where((lefts == np.inf) & self._enough(shape, count, self.free), on_host, lefts)
         return lefts
 
     def _balanced(self, shape: Shape) -> Floats:
         """Ganeti's score with the VM there: the sums are those of the epoch's begin, the host's own figures today's."""
-        (_, cpus), (memory, units), _ = needs(shape, self._threads.max(axis=0)).items()
+        (_, cpus), (memory, units), _ = needs(shape, self.threads.max(axis=0)).items()
         needed, n = (units * _MIB[memory], 0 if shape.pool else shape.disk_mib, cpus, 1), len(self.hosts)
         by = np.array([need / whole for need, whole in zip(needed, self._whole, strict=True)])
         variances = self._variances + (by * (1 - 1 / n) - 2 * (self._shares() - self._means)) * by / n
@@ -182,7 +200,7 @@ class Replay:
 
     def _shares(self) -> Floats:
         """Of what is unused."""
-        shares: Floats = _figures(self._free, self._disk_mib[""], -self._count) / self._whole
+        shares: Floats = _figures(self.free, self.disk_mib[""], -self._count) / self._whole
         return shares
 
     # --- how a plan changes it ---------------------------------------------------------------------------------------
@@ -200,7 +218,7 @@ class Replay:
             self.members[group.name].append(row)
         self._batch[row] += 1
         self._count[row] += 1
-        parts = dict.fromkeys(self._free, 0) | self.take(row, shape, columns)
+        parts = dict.fromkeys(self.free, 0) | self.take(row, shape, columns)
         return Placement(vm.vm_id, vm.name, host.host_id, host.name, cells, shape.disk_mib, shape.pool, **parts)
 
     def move(self, move: Move) -> bool:
@@ -208,7 +226,7 @@ class Replay:
         row, vm = self.fleet.index.get(move.host, -1), self.vms.get(move.host, {}).get(move.vm_id)
         if vm is None or not vm.movable or vm.cells != move.cells_before:
             return False
-        shape, threads = vm.profile.shape, self._threads[:, row]
+        shape, threads = vm.profile.shape, self.threads[:, row]
         before, after = self._columns(row, vm.cells), self.seat(row, shape, move.cells_after)
         if len(before) != len(after) or needs(shape, threads[before[0]]) != needs(shape, threads[after[0]]):
             return False
@@ -219,11 +237,11 @@ class Replay:
 
     def take(self, row: int, shape: Shape, columns: list[int], sign: int = 1) -> dict[str, int]:
         """A VM takes its part of each of these cells; with a sign of -1, it gives it back."""
-        wanted = needs(shape, self._threads[columns[0], row]).items()
+        wanted = needs(shape, self.threads[columns[0], row]).items()
         parts = {resource: -(-int(amount) // len(columns)) for resource, amount in wanted}
         for resource, part in parts.items():
-            self._free[resource][columns, row] -= sign * part
-        self._disk_mib[shape.pool][row] -= sign * shape.disk_mib
+            self.free[resource][columns, row] -= sign * part
+        self.disk_mib[shape.pool][row] -= sign * shape.disk_mib
         return parts
 
 
@@ -251,16 +269,22 @@ def granted(
     return chosen if prefixes else None
 
 
-def _may_stand(host: HostState, profile: Profile) -> bool:
+def lasting(host: HostState, profile: Profile) -> Reason | None:
+    """The first reason why the host never takes such a VM, whatever is free there."""
     where, served = profile.where, {prefix for family in host.prefixes for prefix in family}
     places = all(getattr(where, place) in (None, getattr(host, place)) for place in _PLACES)
-    there = places and where.host in (None, host.name)
     # A label without a value stands for any.
     labels = {(key, value) for key, own in host.labels.items() for value in ("", own)}
-    labelled = where.labels <= labels and not where.without & labels
-    reached = all(network is None or served & network for network in (*profile.networks, *profile.fixed))
-    known = profile.capabilities <= host.capabilities and profile.architecture == host.architecture
-    return host.live and not host.draining and known and there and labelled and reached
+    kept = {
+        Reason.OUTSIDE_SCOPE: places and where.host in (None, host.name),
+        Reason.ARCHITECTURE: profile.architecture == host.architecture,
+        Reason.LABELS: where.labels <= labels and not where.without & labels,
+        Reason.SILENT: host.live,
+        Reason.DRAINING: not host.draining,
+        Reason.AGENT_TOO_OLD: profile.capabilities <= host.capabilities,
+        Reason.NOT_SERVED: all(each is None or served & each for each in (*profile.networks, *profile.fixed)),
+    }
+    return next((reason for reason, keeps in kept.items() if not keeps), None)
 
 
 def _figures(cells: Mapping[str, IntArray], disk_mib: IntArray, vms: IntArray) -> IntArray:

@@ -25,8 +25,9 @@ from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
 from ppec_orchestrator.placement.workspace import Taken, Workspace
 
-# VMs put somewhere for a try, in one search. A live fleet waits meanwhile: they take less than a second.
-MOST_TRIES = 8000
+# VMs put somewhere for a try, in one search of up to so many VMs. A live fleet waits meanwhile: they take a second or
+# two. Of larger batches fewer are tried: a way that is found at all is then found early.
+MOST_TRIES, MOST_VMS = 8000, 24
 # To bring so many hosts into the policy's order takes as long as one try.
 HOSTS_PER_TRY = 1000
 # Hosts tried for one VM, of those that are not alike; and sets of cells on one of them.
@@ -58,7 +59,7 @@ class Search:
     def seats(self, vms: Sequence[VmRequest]) -> list[Seat] | None:
         """A seat for each of the VMs, in their order; None where there is none, or none was found within the bound."""
         asked, fewest = list(range(len(vms))), self._fewest_first(vms)
-        half = MOST_TRIES // 2
+        half = MOST_TRIES * MOST_VMS // max(len(vms), MOST_VMS) // 2
         descent = _Descent(self, [vms[index] for index in fewest], half)
         found = descent.run()
         if found is not None:

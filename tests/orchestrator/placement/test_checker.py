@@ -5,7 +5,7 @@ one."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from uuid import NAMESPACE_DNS, UUID, uuid5
 
@@ -84,6 +84,10 @@ def _evidence(plan: Plan, **change: object) -> Plan:
     return replace(plan, evidence=(plan.evidence[0]._replace(**change), *plan.evidence[1:]))  # type: ignore[arg-type]
 
 
+def _reasons(reasons: Mapping[Reason, int]) -> Callable[[Plan], Plan]:
+    return lambda plan: replace(plan, refused=(replace(plan.refused[0], reasons=reasons),))
+
+
 WRONG: dict[str, tuple[Callable[[Plan], Plan], str]] = {
     "no such host": (lambda p: _first(p, host="h9"), "does not fit"),
     "a host it does not fit": (lambda p: _first(p, host="h3"), "does not fit"),
@@ -103,9 +107,10 @@ WRONG: dict[str, tuple[Callable[[Plan], Plan], str]] = {
         ),
         "was refused",
     ),
-    "hosts without a reason": (
-        lambda p: replace(p, refused=(replace(p.refused[0], reasons={Reason.CORES: 1}),)), "have a reason",
-    ),
+    "hosts without a reason": (_reasons({Reason.VM_LARGER_THAN_CELL: 2}), "it is for"),
+    "hosts of another reason": (_reasons({Reason.CORES: 3}), "it is for"),
+    "less than none": (_reasons({Reason.VM_LARGER_THAN_CELL: 4, Reason.SILENT: -1}), "it is for"),
+    "another VM's name": (lambda p: replace(p, refused=(replace(p.refused[0], name="a"),)), "is refused as a"),
 }  # fmt: skip
 
 

@@ -73,11 +73,11 @@ SAID: dict[str, tuple[Callable[[Plan], Plan], str]] = {
     "refused, but it fits": (_last_refused, "v1 was refused, but fits h1"),
     "hosts without a reason": (
         lambda p: replace(p, refused=(replace(p.refused[0], reasons={Reason.CORES: 2}),)),
-        "v2: 2 hosts have a reason, of 3",
+        "v2 is refused as v2 for {<Reason.CORES: 'cores'>: 2}, it is for ",
     ),
     "hosts with two": (
         lambda p: replace(p, refused=(replace(p.refused[0], reasons={Reason.CORES: 2, Reason.DISK: 2}),)),
-        "v2: 4 hosts have a reason, of 3",
+        "v2 is refused as v2 for {<Reason.CORES: 'cores'>: 2, <Reason.DISK: 'disk'>: 2}, it is for ",
     ),
 }
 

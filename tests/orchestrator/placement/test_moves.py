@@ -367,3 +367,30 @@ def test_a_host_that_a_hard_group_closes_is_not_opened() -> None:
     asked = ask(5)
     vms = (replace(asked.vms[0], groups=group),)
     assert refused(plan(Fleet.build([host]), replace(asked, vms=vms))) == {Reason.ANTI_AFFINITY: 1}
+
+
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize("all_or_nothing", [True, False])
+def test_a_batch_that_fits_as_the_hosts_are_moves_nobody(policy: Policy, *, all_or_nothing: bool) -> None:
+    """Exactly room for all: whoever comes first and takes the wrong cell can't be helped by moves."""
+    cells = tuple(CellState(cell, cell, 2, cores, cores, 65536, 65536) for cell, cores in ((0, 10), (1, 8)))
+    large = [replace(a_host(name), cells=cells) for name in ("h1", "h2")]
+    fleet = Fleet.build([*large, replace(a_host("h3"), cells=cells[:1])])
+    names = list(enumerate((10, 4, 10, 4, 6, 8, 4)))
+    vms = tuple(VmRequest(UUID(int=n + 1), f"v{n}", Profile(Shape(2 * vcpus, 64, 1), "x86_64")) for n, vcpus in names)
+    request = PlanRequest(vms, policy, all_or_nothing=all_or_nothing, most_moves=4)
+    result = plan(fleet, request)
+    assert not result.refused
+    assert not result.moves
+    assert check(fleet, request, result) == []
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=SEEDS)
+def test_moves_that_are_allowed_cost_nobody_a_place(seed: int) -> None:
+    rng = random.Random(seed)
+    fleet = an_occupied_fleet(rng)
+    vms = tuple(VmRequest(UUID(int=10_000 + n), f"new-{n}", a_profile(rng)) for n in range(rng.randint(1, 6)))
+    still = PlanRequest(vms, rng.choice(list(Policy)), all_or_nothing=rng.random() < 0.5)
+    moving = replace(still, most_moves=rng.randint(1, MOST))
+    assert len(plan(fleet, moving).placed) >= len(plan(fleet, still).placed)

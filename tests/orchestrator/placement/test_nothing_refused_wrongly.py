@@ -11,6 +11,7 @@ from itertools import combinations
 from uuid import UUID
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +20,7 @@ from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.replay import Replay
-from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest, Where
 
 from .fleets import a_fleet, a_request
 
@@ -144,6 +145,29 @@ def _filling(rng: random.Random, sizes: Sequence[tuple[int, int]], vcpus: int) -
         size = rng.choice(fitting)
         vcpus -= size[0]
         yield size
+
+
+@pytest.mark.parametrize("policy", Policy)
+@pytest.mark.parametrize("all_or_nothing", [True, False])
+def test_a_small_batch_that_can_be_placed_and_made_good_is(policy: Policy, *, all_or_nothing: bool) -> None:
+    """With N+1. Each of two hosts has room for all, but the first choices of some policies leave the last one without a
+    restart."""
+    cells = [
+        tuple(CellState(n, n, 1, cores, cores, 8192, 8192) for n, cores in enumerate(each)) for each in ((6, 8), (8, 8))
+    ]
+    hosts = [
+        HostState(number, f"h{number}", "d", "c", "r", "v", "x86_64", each, 100, 100, prefixes=((1,),))
+        for number, each in enumerate(cells)
+    ]
+    vms = tuple(
+        VmRequest(UUID(int=number), f"v{number}", Profile(Shape(vcpus, 64, 1), "x86_64"))
+        for number, vcpus in enumerate((6, 4, 4), 1)
+    )
+    fleet, spare = Fleet.build(hosts), SpareRule(Spare.REQUIRED, witnessed=True)
+    request = PlanRequest(vms, policy, all_or_nothing=all_or_nothing, spare=spare)
+    answer = plan(fleet, request)
+    assert not answer.refused
+    assert check(fleet, request, answer) == []
 
 
 def test_some_of_these_need_the_search() -> None:
