@@ -32,6 +32,9 @@ def _network(value: Any) -> Any:
     if isinstance(value, IPv4Network | IPv6Network):
         return value
     text = _zoneless(value)
+    if "/" not in text:
+        # Python takes it for a network of one address.
+        raise ValueError("it says no length, as in 10.1.0.0/24")
     try:
         return ip_network(text)
     except ValueError:
@@ -61,9 +64,11 @@ AddressCount = Annotated[
     Field(description=f"How many addresses; {MAX_COUNT} (2**53, where exact JSON numbers end) is that many or more."),
 ]
 MAX_NETWORKS = 4
-# Of one import, which is one transaction: its rows, and the addresses of its IPv4 prefixes, which are rows as well.
-MAX_IMPORT_ROWS = 1000
-MAX_IMPORT_ADDRESSES = 2**18
+# Of one import, which is one transaction that others wait for: its rows, and the addresses of its IPv4 prefixes, which
+# are rows as well. What takes more bytes has more rows, too.
+MAX_IMPORT_ROWS = 4000
+MAX_IMPORT_ADDRESSES = 2**19
+MAX_IMPORT_BYTES = 8 * 1024 * 1024
 
 
 class VrfCreate(Model):
@@ -113,9 +118,14 @@ class PrefixCreate(Model):
 class PrefixUpdate(Model):
     """`PATCH /v1/prefixes/{prefix_id}`: what may change while addresses are in use. What is left out stays.
 
-    VMs that exist keep what they were told; addresses in quarantine keep the end they have.
+    VMs that exist keep what they were told, also the gateway; addresses in quarantine keep the end they have. `gateway`
+    null: none any more; `first` and `last` null: the network's own. Addresses that it would then give out no more must
+    be free: no VM's, not resting and not held back. Of a prefix that NetBox keeps these three can't be changed.
     """
 
+    gateway: IpAddress | None = None
+    first: IpAddress | None = None
+    last: IpAddress | None = None
     vlan: Vlan | None = None
     nameservers: Nameservers | None = None
     quarantine_s: QuarantineS | None = None

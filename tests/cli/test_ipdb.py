@@ -91,6 +91,40 @@ def test_a_prefix_is_changed(orchestrator: Any, ppec: Any, answers: Callable[...
     assert ppec("ipdb", "prefix", "update", "7", "--quarantine-s", "0", "--vlan", "9").code == 0
     assert orchestrator.requests[-1].json == {"quarantine_s": 0, "vlan": 9}
     assert ppec("ipdb", "prefix", "update", "7", "--vlan", "5000").code == 2
+    answers("PATCH", "/v1/prefixes/7", prefix)
+    assert ppec("ipdb", "prefix", "update", "7", "--no-vlan", "--no-nameservers", "--no-gateway").code == 0
+    assert orchestrator.requests[-1].json == {"vlan": None, "nameservers": [], "gateway": None}
+    answers("PATCH", "/v1/prefixes/7", prefix)
+    changes = ("--gateway", "10.0.0.254", "--first", "10.0.0.2", "--last", "10.0.0.9")
+    assert ppec("ipdb", "prefix", "update", "7", *changes).code == 0
+    assert orchestrator.requests[-1].json == {"gateway": "10.0.0.254", "first": "10.0.0.2", "last": "10.0.0.9"}
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ((), "nothing is said that is to change"),
+        (("--vlan", "9", "--no-vlan"), "--vlan and --no-vlan exclude each other"),
+        (("--gateway", "10.0.0.1", "--no-gateway"), "--gateway and --no-gateway exclude each other"),
+        (("--nameserver", "10.0.0.1", "--no-nameservers"), "--nameserver and --no-nameservers exclude each other"),
+    ],
+)
+def test_a_change_that_says_nothing_or_too_much_is_refused(
+    orchestrator: Any, ppec: Any, options: tuple[str, ...], why: str
+) -> None:
+    ran = ppec("ipdb", "prefix", "update", "7", *options)
+    assert ran.code == 2
+    assert why in ran.err
+    assert orchestrator.requests == []
+
+
+def test_a_prefix_is_deleted_all_the_same_if_that_is_said(
+    orchestrator: Any, ppec: Any, answers: Callable[..., None]
+) -> None:
+    for option, query in (((), {}), (("--force",), {"force": "true"})):
+        answers("DELETE", "/v1/prefixes/7", None, 204)
+        assert "prefix 7 deleted" in ppec("ipdb", "prefix", "delete", "7", *option).err
+        assert orchestrator.requests[-1].query == query
 
 
 def test_counts_that_ended_are_not_shown_as_counted(orchestrator: Any, ppec: Any, answers: Callable[..., None]) -> None:
@@ -137,7 +171,7 @@ def test_history(orchestrator: Any, ppec: Any, answers: Callable[..., None]) -> 
     assert orchestrator.requests[-1].query == {"address": "10.0.0.9", "action": "reserved", "limit": "500"}
 
 
-@pytest.mark.parametrize("name", ["ipdb.csv", "ipdb.json"])
+@pytest.mark.parametrize("name", ["ipdb.csv", "IPDB.CSV", "ipdb.json"])
 def test_what_is_exported_is_imported(
     orchestrator: Any, ppec: Any, answers: Callable[..., None], tmp_path: Path, name: str
 ) -> None:
@@ -149,8 +183,8 @@ def test_what_is_exported_is_imported(
     assert ppec("ipdb", "import", file, "--dry-run").code == 0
     sent = orchestrator.requests[-1].json
     assert sent["dry_run"] is True
-    assert set(sent) == {"dry_run", "csv" if name.endswith("csv") else "document"}
-    if name.endswith("csv"):
+    assert set(sent) == {"dry_run", "csv" if name.lower().endswith("csv") else "document"}
+    if name.lower().endswith("csv"):
         assert sent["csv"].splitlines()[1] == "vrf,red,'=x" + "," * (len(COLUMNS) - 3)
     else:
         assert sent["document"]["prefixes"][0]["holds"][0]["reserved_for"] == "db"
@@ -206,6 +240,13 @@ def test_a_file_that_can_t_be_read_says_where(
     assert ran.code == 2
     assert f"the import file '{file}' can't be used: {why}" in ran.err.replace("\n", " ")
     assert "frame" not in ran.err
+    assert orchestrator.requests == []
+
+
+def test_of_a_file_without_an_end_no_more_is_read_than_is_imported(orchestrator: Any, ppec: Any) -> None:
+    ran = ppec("ipdb", "import", "/dev/zero", "--format", "csv")
+    assert ran.code == 2
+    assert "it is longer than 8388608 bytes" in ran.err.replace("\n", " ")
     assert orchestrator.requests == []
 
 

@@ -43,7 +43,8 @@ async def _chosen_events(
 def list_addresses(
     services: Here, caller: Viewer, wanted: ById, chosen: Annotated[AddressFilter, Depends(_chosen)]
 ) -> Page[AddressView]:
-    """List addresses: those in use, in quarantine or held back, unless `free` says otherwise."""
+    """List addresses: those in use, in quarantine or held back, unless `free` says otherwise. Of IPv6 only those that
+    VMs have or had are listed; what is held back of a prefix is in its holds."""
     with services.database.read() as conn:
         return page_of_addresses(conn, wanted, chosen, services.now())
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Path, Query, Response
 
 from ppec_contract.api import Page
 from ppec_contract.api_ipdb import HoldCreate, HoldView, PrefixCreate, PrefixFree, PrefixUpdate, PrefixView
@@ -20,6 +20,10 @@ from ppec_orchestrator.store import holds, prefixes
 
 router = APIRouter(prefix="/v1/prefixes", tags=["prefixes"], route_class=StrictJsonRoute)
 PrefixId = Annotated[int, Path(ge=1, le=2**63 - 1)]
+Force = Annotated[
+    bool,
+    Query(description="Also if addresses rest, whose quarantine then ends, or are held back, which then ends too."),
+]
 HoldId = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
@@ -70,12 +74,17 @@ def update_prefix(services: Here, caller: Admin, prefix_id: PrefixId, body: Pref
 
 
 @router.delete("/{prefix_id}", status_code=204)
-def delete_prefix(services: Here, caller: Admin, prefix_id: PrefixId) -> Response:
-    """Delete a prefix none of whose addresses is in use."""
+def delete_prefix(services: Here, caller: Admin, prefix_id: PrefixId, force: Force = False) -> Response:
+    """Delete a prefix of which no VM has an address, none rests, and none is held back."""
+    now = services.now()
     if services.supply is not None:
+        if not force:
+            with services.database.read() as conn:
+                prefixes.check_deletable(conn, prefix_id, now)
         services.supply.retire(prefix_id)
+    how = prefixes.Deletion(caller.name, now, force=force, forget_acquired=services.supply is None)
     with services.database.write() as conn:
-        prefixes.delete_prefix(conn, prefix_id, forget_acquired=services.supply is None)
+        prefixes.delete_prefix(conn, prefix_id, how)
     return Response(status_code=204)
 
 

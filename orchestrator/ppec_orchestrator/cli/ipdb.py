@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,7 +82,7 @@ add_exchange(app)
 for _app, _resource in ((vrfs, VRF), (prefixes, PREFIX)):
     add_list(_app, _resource)
     add_show(_app, _resource)
-    add_delete(_app, _resource)
+add_delete(vrfs, VRF)
 
 
 @vrfs.command("create")
@@ -132,21 +132,68 @@ def create_prefix(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 
 @prefixes.command("update")
-def update_prefix(
+def update_prefix(  # noqa: PLR0913, PLR0917 - one parameter per option
     context: typer.Context,
     prefix: PrefixId,
+    gateway: Annotated[str | None, typer.Option(help="The default gateway of VMs to come.")] = None,
+    no_gateway: Annotated[bool, typer.Option("--no-gateway", help="They get none.")] = False,
+    first: Annotated[str | None, typer.Option(help="First address to give out.")] = None,
+    last: Annotated[str | None, typer.Option(help="Last address to give out.")] = None,
     vlan: Annotated[int | None, typer.Option(help="VLAN that the bridge carries.")] = None,
+    no_vlan: Annotated[bool, typer.Option("--no-vlan", help="It carries none.")] = False,
     nameserver: Annotated[list[str] | None, typer.Option(help="A name server for VMs to come; may repeat.")] = None,
+    no_nameservers: Annotated[bool, typer.Option("--no-nameservers", help="They are told none.")] = False,
     quarantine_s: Annotated[int | None, typer.Option(help="How long a released address rests.")] = None,
 ) -> None:
     """Change a prefix. VMs that exist keep what they were told."""
     from ppec_contract.api_ipdb import PrefixUpdate, PrefixView
     from ppec_contract.validation import parse
 
-    given = {"vlan": vlan, "nameservers": nameserver, "quarantine_s": quarantine_s}
-    body = parse(PrefixUpdate, {key: value for key, value in given.items() if value is not None})
+    cleared = {
+        "gateway": ("--no-gateway", no_gateway, None),
+        "vlan": ("--no-vlan", no_vlan, None),
+        "nameservers": ("--no-nameservers", no_nameservers, []),
+    }
+    options = {
+        "gateway": gateway,
+        "first": first,
+        "last": last,
+        "vlan": vlan,
+        "nameservers": nameserver or None,
+        "quarantine_s": quarantine_s,
+    }
+    given: dict[str, Any] = {key: value for key, value in options.items() if value is not None}
+    for name, (option, wanted, nothing) in cleared.items():
+        if wanted and name in given:
+            raise _unusable(f"--{name.removesuffix('s')} and {option} exclude each other")
+        if wanted:
+            given[name] = nothing
+    if not given:
+        raise _unusable("nothing is said that is to change; see --help")
+    body = parse(PrefixUpdate, given)
     session = session_of(context)
     session.output.item(session.client.patch(PREFIX.url(str(prefix)), body, PrefixView))
+
+
+def _unusable(why: str) -> Exception:
+    from ppec_contract.errors import PpecError
+
+    return PpecError("request.invalid", why, subject="prefix")
+
+
+@prefixes.command("delete")
+def delete_prefix(
+    context: typer.Context,
+    prefix: PrefixId,
+    force: Annotated[
+        bool, typer.Option("--force", help="End quarantines and holds of its addresses, instead of refusing.")
+    ] = False,
+) -> None:
+    """Delete a prefix of which no VM has an address, none rests, and none is held back."""
+    session = session_of(context)
+    # Public `delete` takes no query, and one in the path is dropped.
+    session.client._sent("DELETE", PREFIX.url(str(prefix)), query={"force": "true"} if force else None)
+    session.output.say(f"prefix {prefix} deleted")
 
 
 @prefixes.command("free")
@@ -234,6 +281,9 @@ def list_addresses(
     free: Annotated[bool, typer.Option("--free", help="Those that anybody may get (IPv4 only).")] = False,
     limit: Limit = None,
 ) -> None:
-    """List the addresses that VMs have, that rest or are held back, or with --free the others."""
+    """List the addresses that VMs have, that rest or are held back, or with --free the others.
+
+    Of IPv6 neither free nor held back addresses are listed: `ppec ipdb hold list` shows what is held back.
+    """
     query = {"vrf": vrf, "prefix_id": prefix, "vm": vm, "free": "true" if free else None}
     show_items(context, ADDRESS, query, limit)

@@ -9,7 +9,7 @@ usable addresses, /32 and /128 one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import (
     IPv4Address,
     IPv4Interface,
@@ -120,6 +120,17 @@ class AddressRange:
         blocked = [*self.held, *((number, number) for number in (*gateway, *taken))]
         return complement((int(self.first), int(self.last)), sorted(blocked))
 
+    def beyond(self, other: AddressRange) -> list[Run]:
+        """What this one gives out and the other doesn't, whatever is held back; ascending."""
+        theirs = list(replace(other, held=()).runs())
+        return [left for run in replace(self, held=()).runs() for left in complement(run, theirs)]
+
+    def clamped(self, run: Run) -> Run | None:
+        """From the first to the last of these addresses that lie in the run; None: it has none."""
+        low, high = run
+        mine = [one for one in replace(self, held=()).runs() if one[0] <= high and one[1] >= low]
+        return (max(low, mine[0][0]), min(high, mine[-1][1])) if mine else None
+
     def window(self, start: int, count: int) -> list[int]:
         """Up to `count` numbers to give out from `start` upwards, going on at `first` after `last`; none twice."""
         before = list(self.runs())
@@ -172,6 +183,26 @@ def check_purpose(network: Network) -> None:
                 hint="Choose addresses of your own, private (RFC 1918) or unique local (RFC 4193) ones.",
                 subject=f"prefix {network}",
             )
+
+
+def check_gateway(network: Network, gateway: Address | None) -> None:
+    """Raises `prefix.invalid` for the network and broadcast address, which nobody can have. An IPv6 router has the
+    subnet-router anycast address besides its own. Not part of `usable_range`, for the same reason."""
+    if gateway is None or network.version == 6 or network.prefixlen >= network.max_prefixlen - 1:
+        return
+    for edge, role in ((network.network_address, "network"), (network.broadcast_address, "broadcast")):
+        if gateway == edge:
+            raise _invalid(network, f"gateway {gateway} is its {role} address")
+
+
+def check_nameservers(network: Network, nameservers: Iterable[Address]) -> None:
+    """Raises `prefix.invalid` for addresses that no name server can have."""
+    for one in nameservers:
+        limited = one == IPv4Address("255.255.255.255")
+        directed = one == network.broadcast_address and network.version == 4 and network.prefixlen <= 30
+        role = "unspecified" if one.is_unspecified else "multicast" if one.is_multicast else ""
+        if role or limited or directed:
+            raise _invalid(network, f"name server {one} is {role or 'a broadcast address'}")
 
 
 def _edges(network: Network) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, literal, null, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, ScalarSelect, func, insert, literal, null, select
 
 from ppec_contract.api import Page
 from ppec_contract.api_ipdb import AddressAction, AddressEventView
@@ -25,13 +25,7 @@ def of_vms(conn: Connection, action: AddressAction, which: ColumnElement[bool], 
 
     A leftover, which is no VM, is called what it was called when its address was kept.
     """
-    before = (
-        select(address_event.c.vm)
-        .where(address_event.c.vm_id == address.c.vm_id)
-        .order_by(address_event.c.id.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
+    before = _called(address.c.vm_id)
     rows = (
         select(
             literal(now, address_event.c.at.type),
@@ -95,6 +89,17 @@ def of_hold(conn: Connection, action: AddressAction, hold: Row[Any], now: dateti
     )
     columns = ("at", "action", "vrf", "prefix_id", "cidr", "address_hex", "last_hex", "caller", "note")
     conn.execute(insert(address_event).from_select(columns, rows))
+
+
+def _called(vm_id: Column[UUID]) -> ScalarSelect[str | None]:
+    """By what name the history knows this VM."""
+    known = select(address_event.c.vm).where(address_event.c.vm_id == vm_id)
+    return known.order_by(address_event.c.id.desc()).limit(1).scalar_subquery()
+
+
+def last_name() -> ScalarSelect[str | None]:
+    """Of an `address` row that was released: what the VM is called that had it."""
+    return _called(address.c.last_vm_id)
 
 
 def latest_vm(conn: Connection, prefix_id: int, address_hex: str) -> str | None:

@@ -15,6 +15,7 @@ from ppec_contract.api_ipdb import AddressState, AddressView
 from ppec_orchestrator.ipdb.ranges import from_hex
 from ppec_orchestrator.store.external_addresses import is_free
 from ppec_orchestrator.store.paging import Slice, page_of
+from ppec_orchestrator.store.prefixes import vrf_named
 from ppec_orchestrator.store.tables import address, address_hold, prefix, vm, vrf
 
 
@@ -32,6 +33,9 @@ class AddressFilter:
 
 
 def page_of_addresses(conn: Connection, wanted: Slice, chosen: AddressFilter, now: datetime) -> Page[AddressView]:
+    """Raises `vrf.not_found`."""
+    if chosen.vrf is not None:
+        vrf_named(conn, chosen.vrf)
     statement = (
         select(
             address,
@@ -66,22 +70,22 @@ def page_of_addresses(conn: Connection, wanted: Slice, chosen: AddressFilter, no
 
 
 def _view(row: Row[Any], now: datetime) -> AddressView:
-    state = _state(row, now)
+    at_rest = row.vm_id is None and row.free_from is not None and row.free_from > now
     return AddressView(
         address=from_hex(row.address_hex, row.family),
         prefix=ip_network(row.cidr),
         vrf=row.vrf,
         vm=row.vm,
         vm_id=row.vm_id,
-        state=state,
-        until=row.free_from if state is AddressState.QUARANTINED else None,
+        state=_state(row, at_rest=at_rest),
+        until=row.free_from if at_rest else None,
         reserved_for=row.reserved_for,
     )
 
 
-def _state(row: Row[Any], now: datetime) -> AddressState:
+def _state(row: Row[Any], *, at_rest: bool) -> AddressState:
     if row.vm_id is not None:
         return AddressState.USED if row.vm is not None else AddressState.KEPT
     if row.kind is not None:
         return AddressState(row.kind)
-    return AddressState.QUARANTINED if row.free_from is not None and row.free_from > now else AddressState.FREE
+    return AddressState.QUARANTINED if at_rest else AddressState.FREE

@@ -7,9 +7,10 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, bindparam, select
 
 from ppec_contract.api_ipdb import (
     MAX_IMPORT_ADDRESSES,
@@ -26,10 +27,11 @@ from ppec_contract.api_ipdb import (
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.exchange import Fault, PlacedHold, told
 from ppec_orchestrator.ipdb.exchange import Row as ImportRow
-from ppec_orchestrator.ipdb.ranges import Network, from_hex, to_hex, usable_range
+from ppec_orchestrator.ipdb.ranges import Network, from_hex, usable_range
 from ppec_orchestrator.store.catalogue import not_found
-from ppec_orchestrator.store.holds import create_hold
-from ppec_orchestrator.store.prefixes import as_created, insert_prefix, select_prefixes
+from ppec_orchestrator.store.holds import create_hold, held_edges
+from ppec_orchestrator.store.prefixes import Places, as_created, insert_prefix, select_prefixes
+from ppec_orchestrator.store.serving import range_of
 from ppec_orchestrator.store.tables import address_hold, prefix, vrf
 from ppec_orchestrator.store.vrfs import VRFS
 
@@ -68,13 +70,17 @@ def _hold(row: Row[Any], family: int) -> HoldCreate:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Importer:
     """Imports rows in the caller's transaction, in the name of `caller`."""
 
     conn: Connection
     caller: str
     now: datetime
+
+    @cached_property
+    def _places(self) -> Places:
+        return Places(self.conn)
 
     def carry_out(self, rows: Sequence[ImportRow], faults: Sequence[Fault], *, dry_run: bool) -> IpdbImported:
         """All of it, or `import.invalid` with every row that can't be; `faults` are those found before. After an error
@@ -88,8 +94,7 @@ class Importer:
         # VRFs, then their prefixes, then what is held back of these, in whatever order they were written down.
         for row in sorted(rows, key=lambda row: list(_ORDER).index(type(row.item))):
             try:
-                with self.conn.begin_nested():
-                    made = self._row(row.item)
+                made = self._attempted(row.item)
             except PpecError as error:
                 if row.place not in known:
                     found.append(Fault(row.place, error.message))
@@ -102,6 +107,13 @@ class Importer:
         else:
             whole.commit()
         return IpdbImported(dry_run=dry_run, created=ImportCounts(**created), unchanged=ImportCounts(**unchanged))
+
+    def _attempted(self, item: VrfCreate | PrefixCreate | PlacedHold) -> bool:
+        """A row that is refused leaves nothing; a prefix is refused before it is begun."""
+        if isinstance(item, PrefixCreate):
+            return self._row(item)
+        with self.conn.begin_nested():
+            return self._row(item)
 
     def _row(self, item: VrfCreate | PrefixCreate | PlacedHold) -> bool:
         """False: it is there already, just so."""
@@ -122,7 +134,7 @@ class Importer:
     def _prefix(self, wanted: PrefixCreate) -> bool:
         there = self._find(wanted.vrf, wanted.cidr)
         if there is None:
-            insert_prefix(self.conn, wanted)
+            insert_prefix(self.conn, wanted, self._places)
             return True
         usable = usable_range(wanted.cidr, gateway=wanted.gateway, first=wanted.first, last=wanted.last)
         whole = dict(wanted) | {"first": usable.first, "last": usable.last}
@@ -134,7 +146,7 @@ class Importer:
         if there is None:
             raise PpecError("prefix.not_found", f"there is no prefix {wanted.cidr} in VRF {wanted.vrf}")
         hold = wanted.hold
-        edges = [to_hex(int(one)) for one in (hold.first, hold.last or hold.first)]
+        edges = held_edges(range_of(there), hold)
         same = self.conn.execute(
             select(address_hold).where(
                 address_hold.c.prefix_id == there.id,
@@ -142,7 +154,7 @@ class Importer:
                 address_hold.c.last_hex == edges[1],
             )
         ).one_or_none()
-        if same is None or hold.first.version != there.family:
+        if same is None:
             create_hold(self.conn, there.id, hold, self.caller, self.now)
             return True
         found = {"kind": same.kind, "reserved_for": same.reserved_for, "note": same.note}
@@ -150,8 +162,11 @@ class Importer:
         return False
 
     def _find(self, vrf_name: str, cidr: Network) -> Row[Any] | None:
-        query = select_prefixes().where(vrf.c.name == vrf_name, prefix.c.cidr == str(cidr))
-        return self.conn.execute(query).one_or_none()
+        return self.conn.execute(_FOUND, {"vrf_name": vrf_name, "network": str(cidr)}).one_or_none()
+
+
+# Made once: a row's statements take longer to be put together than to be carried out.
+_FOUND = select_prefixes().where(vrf.c.name == bindparam("vrf_name"), prefix.c.cidr == bindparam("network"))
 
 
 def _require_same(what: str, there: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -179,15 +194,13 @@ def check_size(conn: Connection, rows: Sequence[ImportRow], faults: Sequence[Fau
     check_rows(rows, faults)
     total = sum(_made(item) for _, item in new_prefixes(conn, rows))
     if total > MAX_IMPORT_ADDRESSES:
-        why = f"its new IPv4 prefixes have {total} addresses, more than {MAX_IMPORT_ADDRESSES}: split it"
-        raise _invalid([Fault("the import", why), *faults], _count(rows, faults))
+        raise _too_much(f"its new IPv4 prefixes have {total} addresses, more than {MAX_IMPORT_ADDRESSES}", faults)
 
 
 def check_rows(rows: Sequence[ImportRow], faults: Sequence[Fault]) -> None:
     """Raises `import.invalid` if there are more than are read of a table."""
     if _count(rows, faults) > MAX_IMPORT_ROWS:
-        why = f"it has more than {MAX_IMPORT_ROWS} rows: split it"
-        raise _invalid([Fault("the import", why), *faults], _count(rows, faults))
+        raise _too_much(f"it has more than {MAX_IMPORT_ROWS} rows", faults)
 
 
 def _made(wanted: PrefixCreate) -> int:
@@ -206,11 +219,20 @@ def _count(rows: Sequence[ImportRow], faults: Sequence[Fault]) -> int:
     return len({row.place for row in rows} | {fault.place for fault in faults})
 
 
+def _too_much(why: str, faults: Sequence[Fault]) -> PpecError:
+    """Rows may not all have been read, so they are not counted."""
+    return _refused("it can't be imported", [Fault("the import", f"{why}: split it"), *faults])
+
+
 def _invalid(faults: Sequence[Fault], total: int) -> PpecError:
     """With all of them: there are no more than rows."""
+    return _refused(f"{len(faults)} of {total} rows can't be imported", faults)
+
+
+def _refused(what: str, faults: Sequence[Fault]) -> PpecError:
     return PpecError(
         "import.invalid",
-        f"{len(faults)} of {total} rows can't be imported: {told(faults, _MOST_IN_WORDS)}",
+        f"{what}: {told(faults, _MOST_IN_WORDS)}",
         hint="Nothing was changed. Correct them and import again; a dry run shows what would be done.",
         subject="import",
         details={"count": len(faults), "faults": [asdict(fault) for fault in faults]},

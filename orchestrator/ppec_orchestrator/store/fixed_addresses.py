@@ -17,7 +17,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import Address, to_hex
 from ppec_orchestrator.store import address_events
 from ppec_orchestrator.store.faults import is_unique_violation
-from ppec_orchestrator.store.serving import GrantedAddress, ServingPrefix
+from ppec_orchestrator.store.serving import GrantedAddress, ServingPrefix, serving_prefix
 from ppec_orchestrator.store.tables import address, address_hold, prefix, vm
 
 
@@ -50,15 +50,26 @@ def take_fixed(
     assert wanted.address is not None
     name = conn.execute(select(vm.c.name).where(vm.c.id == vm_id)).scalar()
     one = containing(serving, wanted)
-    claim = Claim(one, wanted.address, vm_id, name, now)
     # IPv6 has a lock instead of rows; taking it for both keeps who holds addresses back out.
-    conn.execute(select(prefix.c.id).where(prefix.c.id == one.prefix_id).with_for_update(key_share=True)).all()
+    locked = select(prefix).where(prefix.c.id == one.prefix_id).with_for_update(key_share=True)
+    one = _still_giving(conn.execute(locked).one_or_none(), one, wanted.address)
+    claim = Claim(one, wanted.address, vm_id, name, now)
     taken = _take_row(conn, claim, position)
     if not taken and not one.has_rows:
         taken = _insert_row(conn, claim, position)
     if not taken:
         raise why_not(conn, claim) or _in_use(claim, "another request")
     return one.granted(claim.address_hex, position)
+
+
+def _still_giving(row: Row[Any] | None, known: ServingPrefix, wanted: Address) -> ServingPrefix:
+    """The prefix as its row, which is locked, has it now: it may have been changed or deleted since it was read."""
+    if row is None:
+        raise _not_usable(wanted, f"prefix {known.range.network} was deleted")
+    one = serving_prefix(row)
+    if wanted not in one.range:
+        raise never_given(one, wanted)
+    return one
 
 
 def containing(serving: Sequence[ServingPrefix], wanted: NetworkWanted) -> ServingPrefix:
@@ -95,18 +106,30 @@ def _not_usable(wanted: Address, why: str) -> PpecError:
 
 def _open_to(claim: Claim) -> ColumnElement[bool]:
     """Of the `address` row: nobody has it, and this VM may."""
-    mine = address.c.last_vm_id == claim.vm_id
-    reserved = select(address_hold.c.id).where(
-        address_hold.c.prefix_id == claim.one.prefix_id,
-        address_hold.c.kind == HoldKind.RESERVED.value,
-        address_hold.c.reserved_for == claim.name,
-    )
     return (
         address.c.vm_id.is_(None)
-        & or_(address.c.free_from.is_(None), address.c.free_from <= claim.now, mine)
-        & or_(address.c.hold_id.is_(None), address.c.hold_id.in_(reserved))
+        & or_(address.c.free_from.is_(None), address.c.free_from <= claim.now, _was_its_own(claim))
+        & or_(address.c.hold_id.is_(None), _reserved_for_it(claim))
         & address.c.going_back.is_(False)
     )
+
+
+def _reserved_for_it(claim: Claim) -> ColumnElement[bool]:
+    """Of the `address` row: it is held back for a VM of this name."""
+    holds = select(address_hold.c.id).where(
+        address_hold.c.prefix_id == claim.one.prefix_id,
+        address_hold.c.kind == HoldKind.RESERVED.value,
+        address_hold.c.reserved_for.is_not(None),
+        address_hold.c.reserved_for == claim.name,
+    )
+    return address.c.hold_id.in_(holds)
+
+
+def _was_its_own(claim: Claim) -> ColumnElement[bool]:
+    """Of an `address` row that rests: this VM had it last, or one of its name for which it is reserved, as when that is
+    built anew. Packets that still come for the last one are then meant for nobody else."""
+    built_anew = _reserved_for_it(claim) & (address_events.last_name() == claim.name)
+    return or_(address.c.last_vm_id == claim.vm_id, built_anew)
 
 
 def _take_row(conn: Connection, claim: Claim, position: int) -> bool:
@@ -156,7 +179,7 @@ def _hold(conn: Connection, claim: Claim) -> Row[Any] | None:
 def why_not(conn: Connection, claim: Claim) -> PpecError | None:
     """Why the VM can't have the address; None when it can, as far as this transaction sees."""
     row = conn.execute(
-        select(address, vm.c.name.label("vm"))
+        select(address, vm.c.name.label("vm"), _was_its_own(claim).label("was_its_own"))
         .outerjoin(vm, vm.c.id == address.c.vm_id)
         .where(address.c.prefix_id == claim.one.prefix_id, address.c.address_hex == claim.address_hex)
     ).one_or_none()
@@ -166,7 +189,7 @@ def why_not(conn: Connection, claim: Claim) -> PpecError | None:
     hold = _hold(conn, claim)
     if hold is not None and (claim.name is None or hold.reserved_for != claim.name):
         return _held(claim, hold)
-    if row is not None and row.free_from is not None and row.free_from > claim.now and row.last_vm_id != claim.vm_id:
+    if row is not None and row.free_from is not None and row.free_from > claim.now and not row.was_its_own:
         latest = address_events.latest_vm(conn, claim.one.prefix_id, claim.address_hex)
         return PpecError(
             "address.quarantined",

@@ -28,7 +28,7 @@ def create_hold(conn: Connection, prefix_id: int, wanted: HoldCreate, caller: st
         raise not_found("prefix", "prefix", str(prefix_id))
     if found.netbox_id is not None:
         raise _invalid(range_of(found), "NetBox keeps its addresses: reserve them there")
-    first_hex, last_hex = _checked(range_of(found), wanted)
+    first_hex, last_hex = held_edges(range_of(found), wanted)
     _check_overlap(conn, prefix_id, wanted, first_hex, last_hex)
     hold = conn.execute(
         insert(address_hold)
@@ -53,17 +53,26 @@ def create_hold(conn: Connection, prefix_id: int, wanted: HoldCreate, caller: st
     return _view(hold, found.family)
 
 
-def _checked(usable: AddressRange, wanted: HoldCreate) -> tuple[str, str]:
-    """Where it begins and ends, in the database's form."""
+def held_edges(usable: AddressRange, wanted: HoldCreate) -> tuple[str, str]:
+    """The first and last address that it holds back, in the database's form: of what it names, what the prefix gives
+    out. Raises `prefix.invalid` if that is none."""
     last = wanted.last or wanted.first
     for one in (wanted.first, last):
-        if one not in usable:
-            role = usable.role_of(one)
-            others = f"not one of the addresses {usable.first} to {usable.last} that it gives out"
-            raise _invalid(usable, f"{one} is {f'its {role}' if role else others}")
+        if one not in usable.network:
+            raise _invalid(usable, f"{one} is {_given_out(usable)}")
     if int(wanted.first) > int(last):
         raise _invalid(usable, f"{wanted.first} comes after {last}")
-    return to_hex(int(wanted.first)), to_hex(int(last))
+    held = usable.clamped((int(wanted.first), int(last)))
+    if held is not None:
+        return to_hex(held[0]), to_hex(held[1])
+    if wanted.first == last:
+        role = usable.role_of(last)
+        raise _invalid(usable, f"{last} is {f'its {role}' if role else _given_out(usable)}")
+    raise _invalid(usable, f"none of {wanted.first} to {last} is one of those that it gives out")
+
+
+def _given_out(usable: AddressRange) -> str:
+    return f"not one of the addresses {usable.first} to {usable.last} that it gives out"
 
 
 def _invalid(usable: AddressRange, why: str) -> PpecError:
@@ -126,6 +135,14 @@ def delete_hold(conn: Connection, prefix_id: int, hold_id: int, caller: str, now
         raise not_found("hold", "hold", str(hold_id))
     address_events.of_hold(conn, AddressAction.OPENED, hold, now, caller)
     conn.execute(delete(address_hold).where(address_hold.c.id == hold_id))
+
+
+def end_holds(conn: Connection, prefix_id: int, caller: str, now: datetime) -> None:
+    """All of a prefix, which is locked."""
+    mine = address_hold.c.prefix_id == prefix_id
+    for hold in conn.execute(select(address_hold).where(mine).order_by(address_hold.c.first_hex)).all():
+        address_events.of_hold(conn, AddressAction.OPENED, hold, now, caller)
+    conn.execute(delete(address_hold).where(mine))
 
 
 def page_of_holds(conn: Connection, prefix_id: int, wanted: Slice) -> Page[HoldView]:

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +21,7 @@ from ppec_contract.api_ipdb import AddressAction, NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import AddressRange, Network, to_hex
 from ppec_orchestrator.store import address_events
+from ppec_orchestrator.store.address_rows import insert_ipv4_runs
 from ppec_orchestrator.store.external_addresses import free_rows, is_free
 from ppec_orchestrator.store.fixed_addresses import take_fixed
 from ppec_orchestrator.store.serving import (
@@ -29,12 +29,12 @@ from ppec_orchestrator.store.serving import (
     ServingPrefix,
     held_runs,
     prefixes_serving,
+    range_of,
     serving_prefix,
 )
 from ppec_orchestrator.store.tables import address, prefix
 from ppec_orchestrator.store.utilisation import Utilisation, utilisation_of
 
-_ROWS_PER_INSERT = 5000
 _NUMBERS_PER_LOOK = 1000
 # One of each family that serves the host.
 ANY_NETWORK = (NetworkWanted(),)
@@ -215,7 +215,7 @@ def _take_lowest(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID
 
 # Made once: to put a statement together takes longer than to carry it out.
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
-_ALL_COUNTERS = select(prefix.c.id, prefix.c.next_hex).where(prefix.c.id.in_(_IDS)).order_by(prefix.c.id)
+_ALL_COUNTERS = select(prefix).where(prefix.c.id.in_(_IDS)).order_by(prefix.c.id)
 _COUNTERS = _ALL_COUNTERS.with_for_update()
 _COUNTERS_FREE = _ALL_COUNTERS.with_for_update(skip_locked=True)
 _RETURNED = delete(address).where(
@@ -233,7 +233,7 @@ def _count_on(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
     wanted: dict[int, list[UUID]] = defaultdict(list)
     for prefixes, ids in groups.items():
         wanted[prefixes[0].prefix_id] += ids
-    locked = _counters(conn, firsts, taking) if firsts else {}
+    locked = _counters(conn, list(firsts), taking) if firsts else {}
     windows = {
         which: usable.window(start, len(wanted[which]))
         for which, (start, usable) in locked.items()
@@ -249,20 +249,18 @@ def _count_on(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
     return {vm_id for which in found for vm_id in wanted[which]}
 
 
-def _counters(
-    conn: Connection, prefixes: Mapping[int, ServingPrefix], taking: _Taking
-) -> dict[int, tuple[int, AddressRange]]:
+def _counters(conn: Connection, prefix_ids: Collection[int], taking: _Taking) -> dict[int, tuple[int, AddressRange]]:
     """Where each prefix goes on counting, and over what. The locks on their rows make a prefix's grants one after
     another; by id, for two transactions that take them in the same order can't wait for each other. Prefixes that are
     gone, or not to be waited for, are left out."""
-    locked = conn.execute(_COUNTERS if taking.wait else _COUNTERS_FREE, {"ids": list(prefixes)}).all()
+    locked = conn.execute(_COUNTERS if taking.wait else _COUNTERS_FREE, {"ids": list(prefix_ids)}).all()
     ids = [row.id for row in locked]
     if not ids:
         return {}
     conn.execute(_RETURNED, {"ids": ids, "now": taking.now})
-    # Who holds addresses back has the locks too: what is held is known only now.
+    # Who holds addresses back, or changes the prefix, has the locks too: what there is to give is known only now.
     held = held_runs(conn, ids)
-    ranges = {which: replace(prefixes[which].range, held=held.get(which, ())) for which in ids}
+    ranges = {row.id: range_of(row, held.get(row.id, ())) for row in locked}
     return {row.id: (int(row.next_hex or to_hex(int(ranges[row.id].first)), 16), ranges[row.id]) for row in locked}
 
 
@@ -309,7 +307,7 @@ def _take_rows(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], tak
 
 def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], taking: _Taking) -> int:
     """Up to one address per VM, counting upwards; how many there were."""
-    for start, usable in _counters(conn, {one.prefix_id: one}, taking).values():
+    for start, usable in _counters(conn, [one.prefix_id], taking).values():
         found = _count_upwards(conn, one.prefix_id, usable, start, len(vm_ids))
         if found:
             _insert_counted(conn, [(one.prefix_id, found, vm_ids)], taking)
@@ -395,6 +393,4 @@ def addresses_of(conn: Connection, vm_ids: Iterable[UUID]) -> dict[UUID, tuple[G
 
 def insert_ipv4_rows(conn: Connection, prefix_id: int, usable: AddressRange) -> None:
     """The free rows of a new IPv4 prefix."""
-    hexes = usable.hexes()
-    while chunk := list(islice(hexes, _ROWS_PER_INSERT)):
-        conn.execute(insert(address), [{"prefix_id": prefix_id, "address_hex": text} for text in chunk])
+    insert_ipv4_runs(conn, prefix_id, usable.runs())

@@ -51,7 +51,7 @@ def exported(client: TestClient, form: str, *holds: dict[str, Any]) -> dict[str,
 
 def fresh(client: TestClient) -> TestClient:
     for prefix in client.get("/v1/prefixes").json()["items"]:
-        assert client.delete(f"/v1/prefixes/{prefix['prefix_id']}").status_code == 204
+        assert client.delete(f"/v1/prefixes/{prefix['prefix_id']}?force=true").status_code == 204
     assert client.delete("/v1/vrfs/red").status_code == 204
     return client
 

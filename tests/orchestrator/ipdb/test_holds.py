@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from ipdb_site import NOW, counts, fixed, granted, hold, make_vm, refused, released
+from sqlalchemy import update
 
 from ppec_contract.api_ipdb import NetworkWanted
-from ppec_orchestrator.store import ipdb
+from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.utilisation import free_counts
+from ppec_orchestrator.store.vms import forget
 
 
 def test_what_is_held_back_is_not_given_out(ipv4_site: TestClient, database: Database, host_id: int) -> None:
@@ -57,7 +59,8 @@ def test_the_last_one_that_is_not_held_back_is_found(ipv4_site: TestClient, data
     [
         ({"kind": "reserved", "first": "10.0.0.1"}, 422, "prefix.invalid"),
         ({"kind": "reserved", "first": "10.0.0.9", "last": "10.0.0.8"}, 422, "prefix.invalid"),
-        ({"kind": "reserved", "first": "10.0.0.30", "last": "10.0.0.31"}, 422, "prefix.invalid"),
+        ({"kind": "reserved", "first": "10.0.0.30", "last": "10.0.0.32"}, 422, "prefix.invalid"),
+        ({"kind": "reserved", "first": "10.0.0.0", "last": "10.0.0.1"}, 422, "prefix.invalid"),
         ({"kind": "reserved", "first": "fd00::1"}, 422, "prefix.invalid"),
         ({"kind": "excluded", "first": "10.0.0.9", "reserved_for": "a"}, 422, "request.invalid"),
         ({"kind": "lost", "first": "10.0.0.9"}, 422, "request.invalid"),
@@ -94,6 +97,28 @@ def test_what_is_never_given_out_says_what_it_is(
     assert problem["detail"].endswith(f": {address} is {role}")
 
 
+@pytest.mark.parametrize(
+    ("prefix_id", "wanted", "held"),
+    [
+        (1, ("10.0.0.0", "10.0.0.5"), ("10.0.0.2", "10.0.0.5")),
+        (1, ("10.0.0.1", "10.0.0.2"), ("10.0.0.2", "10.0.0.2")),
+        (1, ("10.0.0.29", "10.0.0.31"), ("10.0.0.29", "10.0.0.30")),
+        (2, ("fd00::", "fd00::ffff"), ("fd00::1", "fd00::8")),
+    ],
+)
+def test_of_a_hold_s_ends_what_is_given_out_is_held_back(
+    ipv4_site: TestClient, host_id: int, prefix_id: int, wanted: tuple[str, str], held: tuple[str, str]
+) -> None:
+    """It may span the gateway, so it may begin or end there; and an import of it can be repeated."""
+    first, last = wanted
+    made = hold(ipv4_site, prefix_id, kind="excluded", first=first, last=last)
+    assert (made["first"], made["last"]) == held
+    document = ipv4_site.get("/v1/ipdb/export").json()
+    document["prefixes"][prefix_id - 1]["holds"] = [{"kind": "excluded", "first": first, "last": last}]
+    imported = ipv4_site.post("/v1/ipdb/import", json={"document": document})
+    assert imported.json()["unchanged"]["holds"] == 1, imported.text
+
+
 def test_reserving_what_a_vm_has_leaves_it_and_keeps_it_afterwards(
     ipv4_site: TestClient, database: Database, host_id: int
 ) -> None:
@@ -124,6 +149,28 @@ def test_a_reserved_address_goes_to_the_vm_of_that_name_alone(
     assert counts(ipv4_site, prefix_id)["reserved"] == 1
     error = refused(database, host_id, make_vm(database, "b"), fixed(address), after_s=9999)
     assert error.code == "address.reserved"
+
+
+@pytest.mark.parametrize(("address", "prefix_id"), [("10.0.0.9", 1), ("fd00::5", 2)])
+def test_a_vm_that_is_built_anew_gets_its_reserved_address_at_once(
+    ipv4_site: TestClient, database: Database, host_id: int, address: str, prefix_id: int
+) -> None:
+    """Unless another one had it meanwhile: the packets that still come would be that one's."""
+    other, first, second, third = (make_vm(database, name) for name in ("web", "db", "db-2", "db-3"))
+    granted(database, host_id, [other], fixed(address))
+    hold(ipv4_site, prefix_id, kind="reserved", first=address, reserved_for="db")
+    released(database, other)
+    listed = ipv4_site.get(f"/v1/addresses?prefix_id={prefix_id}").json()["items"]
+    assert [(one["state"], one["until"]) for one in listed] == [("reserved", "2026-11-20T12:05:00Z")]
+    error = refused(database, host_id, first, fixed(address), after_s=299)
+    assert (error.code, error.details["vm"]) == ("address.quarantined", "web")
+    assert granted(database, host_id, [first], fixed(address), after_s=300) == [[address]]
+    released(database, first, after_s=310)
+    with database.write() as conn:
+        forget(conn, [first])
+        conn.execute(update(tables.vm).where(tables.vm.c.id == second).values(name="db"))
+    assert refused(database, host_id, third, fixed(address), after_s=320).code == "address.reserved"
+    assert granted(database, host_id, [second], fixed(address), after_s=320) == [[address]]
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2", "fd00::1"])
@@ -250,6 +297,6 @@ def test_what_a_prefix_was_is_told_after_it_is_gone(ipv4_site: TestClient, datab
     vm = make_vm(database, "a")
     granted(database, host_id, [vm])
     released(database, vm)
-    assert ipv4_site.delete("/v1/prefixes/1").status_code == 204
+    assert ipv4_site.delete("/v1/prefixes/1?force=true").status_code == 204
     events = ipv4_site.get("/v1/addresses/events?address=10.0.0.2").json()["items"]
     assert [one["prefix"] for one in events] == ["10.0.0.0/27", "10.0.0.0/27"]

@@ -66,7 +66,11 @@ def test_a_prefix_tells_what_it_has(ipv4_site: TestClient) -> None:
         "10.9.0.0/29",
         "fd00::/64",
     ]
-    assert ipv4_site.get("/v1/prefixes?vrf=blue").json()["items"] == []
+    for path in ("prefixes", "addresses"):
+        assert ipv4_site.get(f"/v1/{path}?vrf=blue").json()["code"] == "vrf.not_found"
+    _post(ipv4_site, "vrfs", {"name": "blue"})
+    for path in ("prefixes", "addresses"):
+        assert ipv4_site.get(f"/v1/{path}?vrf=blue").json()["items"] == []
     free = ipv4_site.get(f"/v1/addresses?free=true&prefix_id={view['prefix_id']}&limit=2").json()
     assert [item["address"] for item in free["items"]] == ["10.9.0.2", "10.9.0.3"]
     assert ipv4_site.delete(f"/v1/prefixes/{view['prefix_id']}").status_code == 204
@@ -90,6 +94,15 @@ def test_a_prefix_tells_what_it_has(ipv4_site: TestClient) -> None:
         ({"vlan": 4095}, 422, "request.invalid"),
         ({"bridge": "br0; reboot"}, 422, "request.invalid"),
         ({"nameservers": ["fe80::1%eth0"]}, 422, "request.invalid"),
+        ({"cidr": "10.9.0.0"}, 422, "request.invalid"),
+        ({"gateway": "10.9.0.0"}, 422, "prefix.invalid"),
+        ({"gateway": "10.9.0.7"}, 422, "prefix.invalid"),
+        ({"nameservers": ["0.0.0.0"]}, 422, "prefix.invalid"),
+        ({"nameservers": ["10.0.0.1", "224.0.0.1"]}, 422, "prefix.invalid"),
+        ({"nameservers": ["ff02::1"]}, 422, "prefix.invalid"),
+        ({"nameservers": ["::"]}, 422, "prefix.invalid"),
+        ({"nameservers": ["255.255.255.255"]}, 422, "prefix.invalid"),
+        ({"nameservers": ["10.9.0.7"]}, 422, "prefix.invalid"),
     ],
 )
 def test_a_bad_prefix_is_refused(ipv4_site: TestClient, change: dict[str, Any], status: int, code: str) -> None:
