@@ -149,7 +149,7 @@ def update_prefix(  # noqa: PLR0913, PLR0917 - one parameter per option
     from ppec_contract.api_ipdb import PrefixUpdate, PrefixView
     from ppec_contract.validation import parse
 
-    cleared = {
+    cleared: dict[str, tuple[str, bool, Any]] = {
         "gateway": ("--no-gateway", no_gateway, None),
         "vlan": ("--no-vlan", no_vlan, None),
         "nameservers": ("--no-nameservers", no_nameservers, []),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,14 +116,21 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 
 def _form(file: str, form: Form | None) -> Form:
-    return form or ("csv" if file.endswith(".csv") else "json")
+    return form or ("csv" if file.lower().endswith(".csv") else "json")
 
 
 def _read(file: str) -> bytes:
+    """No more than an import may have, and one byte that says so of a longer one, be it endless."""
+    from ppec_contract.api_ipdb import MAX_IMPORT_BYTES
+
     try:
-        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        with nullcontext(sys.stdin.buffer) if file == "-" else Path(file).open("rb") as source:
+            content = source.read(MAX_IMPORT_BYTES + 1)
     except OSError as error:
         raise _unusable(f"{file!r} can't be read: {error.strerror}") from error
+    if len(content) > MAX_IMPORT_BYTES:
+        raise _not_importable(file, f"it is longer than {MAX_IMPORT_BYTES} bytes", "request.invalid")
+    return content
 
 
 def _object(content: bytes, file: str) -> dict[str, Any]:

@@ -42,6 +42,9 @@ _HOLDS = tuple(kind.value for kind in HoldKind)
 _USED: Mapping[str, tuple[str, ...]] = {"vrf": _OF_VRF, "prefix": _OF_PREFIX} | dict.fromkeys(_HOLDS, _OF_HOLD)
 COLUMNS: Final = tuple(dict.fromkeys(("kind", *_OF_VRF, *_OF_PREFIX, *_OF_HOLD)))
 _NUMBERS = ("vlan", "quarantine_s", "netbox_id")
+# Of 2**63 - 1, the largest of them.
+_MOST_DIGITS = 19
+_MOST_EMPTY = 100_000
 # A table that begins a cell with one of these is a program to spreadsheets; such text is written with a ' before it.
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r", "'")
 
@@ -91,22 +94,56 @@ def rows_of_document(document: IpdbDocument) -> list[Row]:
 def rows_of_csv(text: str) -> tuple[list[Row], list[Fault]]:
     """What the table says, and what in it can't be understood, of `MAX_IMPORT_ROWS` and one more row at most. Columns
     may come in any order; unused ones be left out."""
+    # Spreadsheets begin a table with a byte order mark.
+    text = text.removeprefix("\N{BYTE ORDER MARK}")
     reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+    read = 0
     rows: list[Row] = []
     faults: list[Fault] = []
     try:
         if wrong := _wrong_columns(reader.fieldnames or ()):
             return [], [Fault("line 1", f"{wrong}; columns are {', '.join(COLUMNS)}")]
         # One more than may be imported is enough to refuse it, and each fault takes its time.
-        for cells in islice(reader, MAX_IMPORT_ROWS + 1):
+        for cells in islice(_filled(reader), MAX_IMPORT_ROWS + 1):
+            read = reader.line_num
             place = f"line {reader.line_num}"
             try:
                 rows.append(Row(place, _item(cells)))
             except PpecError as error:
                 faults.append(Fault(place, error.message))
     except csv.Error as error:
-        faults.append(Fault(f"line {reader.reader.line_num}", f"it is not CSV: {error}"))
+        faults.append(_not_csv(text, read, reader.reader.line_num, error))
     return rows, faults
+
+
+def _filled(reader: Iterable[dict[str | Any, str | Any]]) -> Iterator[dict[str | Any, str | Any]]:
+    """Without rows of commas alone, which spreadsheets write below the others. Where there are very many they are rows
+    like any other, which end it soon: to read on would take its time."""
+    empty = 0
+    for cells in reader:
+        # Of cells beyond the columns the reader makes a list.
+        filled = any(any(value) if isinstance(value, list) else value for value in cells.values())
+        empty += not filled
+        if filled or empty > _MOST_EMPTY:
+            yield cells
+
+
+def _not_csv(text: str, read: int, line: int, error: csv.Error) -> Fault:
+    """It was noticed at `line`, of a row that follows the `read` lines; if a quote is not closed, long after it."""
+    opened = _left_open(islice(StringIO(text, newline=""), read, line))
+    if opened is None:
+        return Fault(f"line {line}", f"it is not CSV: {error}")
+    return Fault(f"line {read + opened}", f"it is not CSV: a quote that is opened here is not closed ({error})")
+
+
+def _left_open(lines: Iterable[str]) -> int | None:
+    """In which of these lines, counted from 1, a quote is opened that none of them closes."""
+    opened: int | None = None
+    for number, line in enumerate(lines, 1):
+        # A quote within quotes is written twice.
+        for _ in range(line.replace('""', "").count('"')):
+            opened = number if opened is None else None
+    return opened
 
 
 def _wrong_columns(names: Sequence[str]) -> str:
@@ -142,7 +179,7 @@ def _item(cells: Mapping[str | Any, str | Any]) -> VrfCreate | PrefixCreate | Pl
 def _values(given: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = dict(given)
     for name in _NUMBERS:
-        if values.get(name, "").isdecimal() and len(values[name]) < 10:
+        if values.get(name, "").isdecimal() and len(values[name]) <= _MOST_DIGITS:
             values[name] = int(values[name])
     if "nameservers" in values:
         values["nameservers"] = values["nameservers"].split()

@@ -9,7 +9,7 @@ from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Column, ColumnElement, Connection, Row, ScalarSelect, func, insert, literal, null, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, ScalarSelect, bindparam, func, insert, literal, select
 
 from ppec_contract.api import Page
 from ppec_contract.api_ipdb import AddressAction, AddressEventView
@@ -69,26 +69,37 @@ def kept(conn: Connection, vm_id: UUID, holder: UUID, now: datetime) -> None:
     conn.execute(insert(address_event).from_select(_COLUMNS, rows))
 
 
+_OF_HOLD = insert(address_event).from_select(
+    ("at", "action", "vrf", "prefix_id", "cidr", "address_hex", "last_hex", "caller", "note"),
+    select(
+        bindparam("at", type_=address_event.c.at.type),
+        bindparam("action", type_=address_event.c.action.type),
+        vrf.c.name,
+        prefix.c.id,
+        prefix.c.cidr,
+        bindparam("first", type_=address_event.c.address_hex.type),
+        bindparam("last", type_=address_event.c.last_hex.type),
+        bindparam("caller", type_=address_event.c.caller.type),
+        bindparam("note", type_=address_event.c.note.type),
+    )
+    .join(vrf, vrf.c.id == prefix.c.vrf_id)
+    .where(prefix.c.id == bindparam("which")),
+)
+
+
 def of_hold(conn: Connection, action: AddressAction, hold: Row[Any], now: datetime, caller: str) -> None:
     """`hold` is a row of `address_hold`."""
     told = f"for {hold.reserved_for}: {hold.note}" if hold.reserved_for else hold.note
-    rows = (
-        select(
-            literal(now, address_event.c.at.type),
-            literal(action.value),
-            vrf.c.name,
-            prefix.c.id,
-            prefix.c.cidr,
-            literal(hold.first_hex),
-            literal(hold.last_hex) if hold.last_hex != hold.first_hex else null(),
-            literal(caller[:128]),
-            literal(told[:256]),
-        )
-        .join(vrf, vrf.c.id == prefix.c.vrf_id)
-        .where(prefix.c.id == hold.prefix_id)
-    )
-    columns = ("at", "action", "vrf", "prefix_id", "cidr", "address_hex", "last_hex", "caller", "note")
-    conn.execute(insert(address_event).from_select(columns, rows))
+    row = {
+        "at": now,
+        "action": action.value,
+        "first": hold.first_hex,
+        "last": hold.last_hex if hold.last_hex != hold.first_hex else None,
+        "caller": caller[:128],
+        "note": told[:256],
+        "which": hold.prefix_id,
+    }
+    conn.execute(_OF_HOLD, row)
 
 
 def _called(vm_id: Column[UUID]) -> ScalarSelect[str | None]:

@@ -146,14 +146,8 @@ class Importer:
         if there is None:
             raise PpecError("prefix.not_found", f"there is no prefix {wanted.cidr} in VRF {wanted.vrf}")
         hold = wanted.hold
-        edges = held_edges(range_of(there), hold)
-        same = self.conn.execute(
-            select(address_hold).where(
-                address_hold.c.prefix_id == there.id,
-                address_hold.c.first_hex == edges[0],
-                address_hold.c.last_hex == edges[1],
-            )
-        ).one_or_none()
+        first, last = held_edges(range_of(there), hold)
+        same = self.conn.execute(_SAME_HOLD, {"which": there.id, "first": first, "last": last}).one_or_none()
         if same is None:
             create_hold(self.conn, there.id, hold, self.caller, self.now)
             return True
@@ -167,6 +161,12 @@ class Importer:
 
 # Made once: a row's statements take longer to be put together than to be carried out.
 _FOUND = select_prefixes().where(vrf.c.name == bindparam("vrf_name"), prefix.c.cidr == bindparam("network"))
+
+_SAME_HOLD = select(address_hold).where(
+    address_hold.c.prefix_id == bindparam("which"),
+    address_hold.c.first_hex == bindparam("first"),
+    address_hold.c.last_hex == bindparam("last"),
+)
 
 
 def _require_same(what: str, there: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from ppec_contract.api import Page
 from ppec_contract.api_ipdb import AddressAction, HoldCreate, HoldKind, HoldView
@@ -18,34 +18,51 @@ from ppec_orchestrator.store.paging import Slice, page_of
 from ppec_orchestrator.store.serving import range_of
 from ppec_orchestrator.store.tables import address, address_hold, prefix, vm
 
+# Made once: of an import of many holds, putting them together would take longer than carrying them out.
+_LOCKED = select(prefix).where(prefix.c.id == bindparam("which")).with_for_update()
+_OVERLAPPING = (
+    select(address_hold, prefix.c.family)
+    .join(prefix, prefix.c.id == address_hold.c.prefix_id)
+    .where(
+        address_hold.c.prefix_id == bindparam("which"),
+        address_hold.c.first_hex <= bindparam("high"),
+        address_hold.c.last_hex >= bindparam("low"),
+    )
+    .limit(1)
+)
+_INSERTED = insert(address_hold).returning(address_hold)
+_HELD_BACK = (
+    update(address)
+    .where(
+        address.c.prefix_id == bindparam("which"), address.c.address_hex.between(bindparam("low"), bindparam("high"))
+    )
+    .values(hold_id=bindparam("hold"))
+)
+
 
 def create_hold(conn: Connection, prefix_id: int, wanted: HoldCreate, caller: str, now: datetime) -> HoldView:
     """Raises `prefix.not_found`, `prefix.invalid`, `hold.overlaps`, and `address.in_use` for what can't be excluded
     because VMs have it. What is reserved while a VM has it stays the VM's until that is deleted."""
     # IPv6 grants have the lock too; IPv4 grants under way have their rows', for which the update below waits.
-    found = conn.execute(select(prefix).where(prefix.c.id == prefix_id).with_for_update()).one_or_none()
+    found = conn.execute(_LOCKED, {"which": prefix_id}).one_or_none()
     if found is None:
         raise not_found("prefix", "prefix", str(prefix_id))
     if found.netbox_id is not None:
         raise _invalid(range_of(found), "NetBox keeps its addresses: reserve them there")
     first_hex, last_hex = held_edges(range_of(found), wanted)
     _check_overlap(conn, prefix_id, wanted, first_hex, last_hex)
-    hold = conn.execute(
-        insert(address_hold)
-        .values(
-            prefix_id=prefix_id,
-            kind=wanted.kind.value,
-            first_hex=first_hex,
-            last_hex=last_hex,
-            reserved_for=wanted.reserved_for,
-            note=wanted.note,
-            created_at=now,
-            created_by=caller[:128],
-        )
-        .returning(address_hold)
-    ).one()
-    mine = address.c.prefix_id == prefix_id, address.c.address_hex.between(first_hex, last_hex)
-    conn.execute(update(address).where(*mine).values(hold_id=hold.id))
+    row = {
+        "prefix_id": prefix_id,
+        "kind": wanted.kind.value,
+        "first_hex": first_hex,
+        "last_hex": last_hex,
+        "reserved_for": wanted.reserved_for,
+        "note": wanted.note,
+        "created_at": now,
+        "created_by": caller[:128],
+    }
+    hold = conn.execute(_INSERTED, row).one()
+    conn.execute(_HELD_BACK, {"which": prefix_id, "low": first_hex, "high": last_hex, "hold": hold.id})
     if wanted.kind is HoldKind.EXCLUDED:
         _check_unused(conn, hold, wanted)
     action = AddressAction.EXCLUDED if wanted.kind is HoldKind.EXCLUDED else AddressAction.RESERVED
@@ -85,16 +102,7 @@ def _invalid(usable: AddressRange, why: str) -> PpecError:
 
 
 def _check_overlap(conn: Connection, prefix_id: int, wanted: HoldCreate, first_hex: str, last_hex: str) -> None:
-    other = conn.execute(
-        select(address_hold, prefix.c.family)
-        .join(prefix, prefix.c.id == address_hold.c.prefix_id)
-        .where(
-            address_hold.c.prefix_id == prefix_id,
-            address_hold.c.first_hex <= last_hex,
-            address_hold.c.last_hex >= first_hex,
-        )
-        .limit(1)
-    ).one_or_none()
+    other = conn.execute(_OVERLAPPING, {"which": prefix_id, "low": first_hex, "high": last_hex}).one_or_none()
     if other is None:
         return
     first, last = from_hex(other.first_hex, other.family), from_hex(other.last_hex, other.family)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address, ip_network
 from typing import Any
@@ -15,6 +16,9 @@ from sqlalchemy import insert, select
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.api.app import create_app
+from ppec_orchestrator.api.services import Services
+from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
 
@@ -28,6 +32,12 @@ def post(client: TestClient, path: str, body: dict[str, Any]) -> Any:
     response = client.post(f"/v1/{path}", json=body)
     assert response.status_code == 201, response.text
     return response.json()
+
+
+def with_large_bodies(client: TestClient, services: Services) -> TestClient:
+    """The same API, which takes bodies as large as it does unless it is set otherwise."""
+    settings = services.settings.model_copy(update={"max_body_bytes": Settings.model_fields["max_body_bytes"].default})
+    return TestClient(create_app(replace(services, settings=settings)), headers=client.headers)
 
 
 def make_vm(database: Database, name: str) -> UUID:

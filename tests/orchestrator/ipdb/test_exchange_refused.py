@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from ipdb_site import hold, post
+from ipdb_site import hold, post, with_large_bodies
 from sqlalchemy import update
 
 from ppec_contract.api_ipdb import MAX_IMPORT_ROWS
+from ppec_orchestrator.api.services import Services
 from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.database import Database
 
@@ -112,19 +113,20 @@ def test_one_that_is_there_is_left_alone(old: TestClient) -> None:
     assert (done["unchanged"]["prefixes"], done["skipped"]) == (3, [])
 
 
-def test_however_many_they_are_all_are_told(ipv4_site: TestClient) -> None:
+def test_however_many_they_are_all_are_told(ipv4_site: TestClient, services: Services) -> None:
+    client = with_large_bodies(ipv4_site, services)
     lines = [f"prefix,red,127.{n // 250}.{n % 250}.0/24,br0,c1" for n in range(MAX_IMPORT_ROWS)]
     table = "\n".join(["kind,vrf,cidr,bridge,cluster", *lines])
-    problem = asked(ipv4_site, 422, csv=table)
+    problem = asked(client, 422, csv=table)
     assert len(problem["details"]["faults"]) == problem["details"]["count"] == MAX_IMPORT_ROWS
-    assert len(asked(ipv4_site, 200, csv=table, skip_refused=True)["skipped"]) == MAX_IMPORT_ROWS
+    assert len(asked(client, 200, csv=table, skip_refused=True)["skipped"]) == MAX_IMPORT_ROWS
 
 
 def test_what_is_skipped_has_no_addresses_to_make(ipv4_site: TestClient) -> None:
     """However many they would be: more than one import may make."""
-    lines = [f"prefix,red,127.{n}.0.0/16,br0,c1" for n in range(5)]
+    lines = [f"prefix,red,127.{n}.0.0/16,br0,c1" for n in range(9)]
     table = "\n".join(["kind,vrf,cidr,bridge,cluster", *lines])
-    assert len(asked(ipv4_site, 200, csv=table, skip_refused=True)["skipped"]) == 5
+    assert len(asked(ipv4_site, 200, csv=table, skip_refused=True)["skipped"]) == 9
     assert {fault["place"] for fault in asked(ipv4_site, 422, csv=table)["details"]["faults"]} == {
-        f"line {2 + n}" for n in range(5)
+        f"line {2 + n}" for n in range(9)
     }
