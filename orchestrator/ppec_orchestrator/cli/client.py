@@ -62,8 +62,8 @@ class Client:
         response = self._sent("PATCH", path, body=body, headers=headers, repeat=idempotency_key is not None)
         return _parsed(response, answer)
 
-    def delete(self, path: str) -> None:
-        self._sent("DELETE", path)
+    def delete(self, path: str, query: Mapping[str, str] | None = None) -> None:
+        self._sent("DELETE", path, query=query)
 
     def upload(self, path: str, query: Mapping[str, str], content: Iterator[bytes], size: int, answer: type[M]) -> M:
         headers = {"content-type": "application/octet-stream", "content-length": str(size)}

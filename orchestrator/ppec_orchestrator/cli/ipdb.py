@@ -191,8 +191,7 @@ def delete_prefix(
 ) -> None:
     """Delete a prefix of which no VM has an address, none rests, and none is held back."""
     session = session_of(context)
-    # Public `delete` takes no query, and one in the path is dropped.
-    session.client._sent("DELETE", PREFIX.url(str(prefix)), query={"force": "true"} if force else None)
+    session.client.delete(PREFIX.url(str(prefix)), {"force": "true"} if force else None)
     session.output.say(f"prefix {prefix} deleted")
 
 

@@ -96,7 +96,7 @@ def test_a_prefix_is_deleted_when_there_is_no_netbox_any_more(
     assert refused["code"] == "resource.in_use"
     assert "VMs have 1 of its addresses (a)" in refused["detail"]
     assert len(rows(database)) == 3
-    released(database, vm)
+    released(database, vm, after_s=-60)
     assert ipv4_site.delete("/v1/prefixes/3").status_code == 204
     assert rows(database) == []
 
@@ -114,7 +114,7 @@ def test_a_prefix_is_not_deleted_while_netbox_does_not_answer(
     assert len(rows(database)) == 3
 
 
-def test_a_prefix_whose_addresses_only_rest_is_deleted(
+def test_a_prefix_whose_addresses_only_rest_is_deleted_by_force(
     site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
 ) -> None:
     """As a built-in one is."""
@@ -123,7 +123,8 @@ def test_a_prefix_whose_addresses_only_rest_is_deleted(
     granted(database, host_id, [vm], ONE_OF_IT)
     released(database, vm)
     assert site.get("/v1/prefixes/3").json()["addresses_quarantined"] == 1
-    assert site.delete("/v1/prefixes/3").status_code == 204
+    assert site.delete("/v1/prefixes/3").json()["code"] == "resource.in_use"
+    assert site.delete("/v1/prefixes/3?force=true").status_code == 204
     assert stand_in.texts(MARK) == []
 
 
