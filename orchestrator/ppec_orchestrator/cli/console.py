@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ppec vm console`: a WebSocket on one side, the user's terminal on the other.
 
-The main thread shows what comes; a second one sends what is typed. What a guest writes goes to the terminal as it is,
-control sequences included: that is what a console is.
+One thread shows what comes, another sends what is typed, and the main thread waits: a signal may come at any point, and
+within the WebSocket library it would leave a lock taken that closing waits for. What a guest writes goes to the
+terminal as it is, control sequences included: that is what a console is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import select
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 
 from pydantic import ValidationError
@@ -57,19 +59,33 @@ def open_console(session: Session, path: str, asked: ConsoleOpen) -> None:
 
 def _attached(socket: ClientConnection, keys: int, output: Output) -> ConsoleNotice | None:
     """How it ended; None if the user left."""
-    if keys < 0:
-        return _shown(socket, output, threading.Event())
     left = threading.Event()
+    if keys < 0:
+        return _screen(socket, output, left).result()
     end, wake = os.pipe()
     keyboard = threading.Thread(target=_type, args=(socket, keys, end, left), name="keyboard", daemon=True)
     try:
         with raw(keys):
             keyboard.start()
-            return _shown(socket, output, left)
+            return _screen(socket, output, left).result()
     finally:
         os.close(wake)
         keyboard.join(_OPEN_S)
         os.close(end)
+
+
+def _screen(socket: ClientConnection, output: Output, left: threading.Event) -> Future[ConsoleNotice | None]:
+    """What `_shown` returns or raises."""
+    end: Future[ConsoleNotice | None] = Future()
+
+    def show() -> None:
+        try:
+            end.set_result(_shown(socket, output, left))
+        except BaseException as error:
+            end.set_exception(error)
+
+    threading.Thread(target=show, name="screen", daemon=True).start()
+    return end
 
 
 def _shown(socket: ClientConnection, output: Output, left: threading.Event) -> ConsoleNotice | None:

@@ -122,7 +122,7 @@ def test_a_prefix_with_a_record_that_somebody_took_over_is_deleted(
     theirs = _take_over(stand_in, "10.9.0.3/28")
     released(database, vm)
     supply.settle()
-    assert site.delete("/v1/prefixes/3").status_code == 204
+    assert site.delete("/v1/prefixes/3?force=true").status_code == 204
     assert stand_in.texts(MARK) == []
     assert stand_in.addresses[theirs["id"]] == theirs
 
