@@ -11,8 +11,9 @@ size may have changed since. `seed`, `weight`, `uuid` and `class` are notes of w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from functools import partial
+from uuid import UUID
 
 from ppec_contract.vm import NumaPolicy
 from ppec_orchestrator.fleets.bench_cluster_rows import (
@@ -44,14 +45,14 @@ _PREFIXES = ((1,),)
 _NO_REQUESTS: Requests = {"batch": []}
 
 
-def read(parsed: object) -> FleetFile:
-    """Raises FleetError."""
+def read(parsed: object, taken: Container[UUID] = ()) -> FleetFile:
+    """Raises FleetError. No request is given one of the ids `taken`."""
     document = validated(DOCUMENT, parsed)
     refuse_doubles((each["name"] for each in document["groups"]), "group", "groups[{}].name".format)
     refuse_doubles((each["name"] for each in document["hosts"]), "host", "hosts[{}].name".format)
     refuse_doubles((each["name"] for each in document["vms"]), "VM", "vms[{}].name".format)
     reading = _Reading(document)
-    requests = reading.requests(document.get("requests", _NO_REQUESTS), "requests.")
+    requests = reading.requests(document.get("requests", _NO_REQUESTS), "requests.", taken)
     return FleetFile(
         Fleet.build(reading.hosts()),
         requests,
@@ -96,12 +97,12 @@ class _Reading:
             hosts.append(host)
         return hosts
 
-    def requests(self, requests: Requests, inside: str) -> tuple[VmRequest, ...]:
+    def requests(self, requests: Requests, inside: str, taken: Container[UUID] = ()) -> tuple[VmRequest, ...]:
         if "one" in requests:
             self._flavour(requests["one"]["flavour"], f"{inside}one.flavour")
         batch, where = requests["batch"], f"{inside}batch"
         refuse_doubles((each["name"] for each in batch), "VM", (where + "[{}].name").format)
-        ids = made_up_ids(2)
+        ids = made_up_ids(2, taken)
         found = []
         for index, each in enumerate(batch):
             refuse_standing(each["name"], self._standing, f"{where}[{index}].name")

@@ -93,7 +93,7 @@ def refuse_doubles(names: Iterable[Hashable], kind: str, where: Callable[[int], 
             raise FleetError(where(index), f"{kind} {shown(name)} is there twice, first at {where(first)}")
 
 
-def refuse_standing(name: str, standing: Container[str], where: str) -> None:
-    """Raises FleetError for a request by the name of a VM that stands already."""
+def refuse_standing(name: Hashable, standing: Container[Hashable], where: str) -> None:
+    """Raises FleetError for a request by the name, or the id, of a VM that stands already."""
     if name in standing:
         raise FleetError(where, f"VM {shown(name)} stands in the fleet already")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Annotated
@@ -58,6 +58,8 @@ class FleetFile:
     called: Mapping[str, str] = field(default_factory=dict)
 
 
-def made_up_ids(start: int) -> Iterator[UUID]:
-    """Ids for what has only a name in its file: the same at every reading. `start` keeps two kinds apart."""
-    return (UUID(int=(start << 64) + number) for number in count(1))
+def made_up_ids(start: int, taken: Container[UUID] = ()) -> Iterator[UUID]:
+    """Ids for what has only a name in its file: the same at every reading, and none of those `taken`. `start` keeps two
+    kinds apart."""
+    made = (UUID(int=(start << 64) + number) for number in count(1))
+    return (each for each in made if each not in taken)

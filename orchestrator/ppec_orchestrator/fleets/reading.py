@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Container, Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
+from typing import Protocol
+from uuid import UUID
 
 from ppec_orchestrator.fleets import bench_cluster, ganeti, snapshot
 from ppec_orchestrator.fleets.faults import (
@@ -19,10 +22,16 @@ from ppec_orchestrator.fleets.faults import (
     unreadable,
 )
 from ppec_orchestrator.fleets.file import MOST_BYTES, FleetFile
+from ppec_orchestrator.fleets.groups import Member, refuse_contradictions
 from ppec_orchestrator.fleets.json_document import parsed
 from ppec_orchestrator.fleets.places import refuse_unknown_scope
 
-_READERS: dict[str, Callable[[object], FleetFile]] = {
+
+class _Reader(Protocol):
+    def __call__(self, parsed: object, taken: Container[UUID] = ()) -> FleetFile: ...
+
+
+_READERS: dict[str, _Reader] = {
     snapshot.SCHEMA: snapshot.read,
     bench_cluster.SCHEMA: bench_cluster.read,
 }
@@ -66,30 +75,50 @@ def read_requests(data: bytes, source: str, beside: FleetFile) -> FleetFile:
     try:
         document = parsed(text)
         schema = _schema(document)
+        standing = _Standing(beside)
         if schema in _READERS:
-            other = _READERS[schema](document)
+            other = _READERS[schema](document, standing.ids)
             found = replace(beside, requests=other.requests, called=other.called)
         elif not schema and beside.requests_reader is not None:
             found = replace(beside, requests=beside.requests_reader(document))
         elif schema in ("", snapshot.REQUESTS_SCHEMA):
-            requests = snapshot.read_requests(document, beside)
+            requests = snapshot.read_requests(document, beside, standing.ids)
             found = replace(beside, requests=requests, called=snapshot.CALLED)
         else:
             raise unreadable(source, f"{shown(schema)} is no format of requests", REQUESTS)
-        _refuse_unfit(found, "requests.batch" if schema in _READERS else "batch")
+        _refuse_unfit(found, standing, "requests.batch" if schema in _READERS else "batch")
     except FleetError as fault:
         raise invalid(source, fault) from fault
     return found
 
 
-def _refuse_unfit(file: FleetFile, batch: str) -> None:
+class _Standing:
+    """What of a fleet's VMs requests for others are held against."""
+
+    def __init__(self, file: FleetFile) -> None:
+        self._hosts = file.fleet.hosts
+        vms = [vm for host in self._hosts for vm in host.vms]
+        self.names = {vm.name for vm in vms}
+        self.ids = {vm.vm_id for vm in vms}
+        # Some formats' groups are named nowhere but by their members.
+        self.groups = {group.name: group for vm in vms for group in vm.groups} | dict(file.names.groups)
+
+    def members(self) -> Iterator[Member]:
+        """A fleet has put its hosts in an order of its own: VMs are told by their names, not by their places."""
+        for host in self._hosts:
+            for vm in host.vms:
+                if vm.groups:
+                    yield f"the fleet's hosts[{shown(host.name)}].vms[{shown(vm.name)}]", vm.groups
+
+
+def _refuse_unfit(file: FleetFile, standing: _Standing, batch: str) -> None:
     """Raises FleetError for requests that the fleet can't be asked for: those of another fleet's file were only held
     against that one. In the order of the file, at `batch`."""
-    fleet, groups = file.fleet, file.names.groups
-    standing = {vm.name for host in fleet.hosts for vm in host.vms}
+    fleet, groups = file.fleet, standing.groups
     for index, request in enumerate(file.requests):
         where = f"{batch}[{index}]"
-        refuse_standing(request.name, standing, f"{where}.name")
+        refuse_standing(request.name, standing.names, f"{where}.name")
+        refuse_standing(request.vm_id, standing.ids, f"{where}.vm_id")
         refuse_unknown_scope(request.profile, fleet, f"{where}.profile")
         # A request has forgotten their order in its file.
         for unknown in sorted(request.excluded_hosts - fleet.index.keys())[:1]:
@@ -97,6 +126,10 @@ def _refuse_unfit(file: FleetFile, batch: str) -> None:
         for group in request.groups:
             if groups.get(group.name, group) != group:
                 raise FleetError(where, f"group {shown(group.name)} is defined otherwise in the fleet")
+    new = [(f"{batch}[{index}]", request.groups) for index, request in enumerate(file.requests) if request.groups]
+    # Of groups that hold nobody together, no two contradict each other.
+    if any(group.hard and not group.apart for _, several in new for group in several):
+        refuse_contradictions(chain(standing.members(), new))
 
 
 def _text(data: bytes, source: str, kind: Kind) -> bytes:

@@ -16,10 +16,11 @@ on a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from itertools import count
 from typing import Any
+from uuid import UUID
 
 from ppec_contract.vm import NumaPolicy, whole_huge_pages
 from ppec_orchestrator.fleets.faults import FleetError, refuse_doubles, refuse_standing, shown
@@ -53,8 +54,8 @@ CALLED = {"failed": "excluded_hosts", "one-cell": "numa.multi_cell", "spare": "n
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read(parsed: object) -> FleetFile:
-    """Raises FleetError."""
+def read(parsed: object, taken: Container[UUID] = ()) -> FleetFile:
+    """Raises FleetError. A request without an id gets none of those `taken`."""
     document = validated(FLEET, parsed)
     names = Names(_profiles(document.get("profiles", [])), _groups(document.get("groups", [])))
     rows = document["hosts"]
@@ -72,13 +73,14 @@ def read(parsed: object) -> FleetFile:
         hosts.append(host)
     counts = {prefix["id"]: prefix["free_addresses"] for prefix in prefixes if "free_addresses" in prefix}
     fleet = Fleet.build(hosts, counts)
-    requests = reader.requests(document.get("requests", {"batch": []})["batch"], fleet, "requests.batch")
+    requests = reader.requests(document.get("requests", {"batch": []})["batch"], fleet, "requests.batch", taken)
     refuse_contradictions(reader.members)
     return FleetFile(fleet, requests, names, called=CALLED)
 
 
-def read_requests(parsed: object, beside: FleetFile) -> tuple[VmRequest, ...]:
-    """Raises FleetError. The file's own profiles and groups stand beside the fleet's, and can't change them."""
+def read_requests(parsed: object, beside: FleetFile, taken: Container[UUID] = ()) -> tuple[VmRequest, ...]:
+    """Raises FleetError. The file's own profiles and groups stand beside the fleet's, and can't change them. Whether
+    the requests go with the fleet's VMs, whose ids are `taken`, is the caller's to see."""
     document, names = validated(REQUESTS, parsed), beside.names
     profiles, groups = _profiles(document.get("profiles", [])), _groups(document.get("groups", []))
     for kind, mine, theirs in (("profiles", profiles, names.profiles), ("groups", groups, names.groups)):
@@ -88,9 +90,7 @@ def read_requests(parsed: object, beside: FleetFile) -> tuple[VmRequest, ...]:
     known = prefixes_of(beside.fleet, names.profiles.values())
     refuse_unknown_networks(document.get("profiles", ()), known)
     reader = _Reader(Names({**names.profiles, **profiles}, {**names.groups, **groups}))
-    found = reader.requests(document["batch"], beside.fleet, "batch")
-    refuse_contradictions(reader.members)
-    return found
+    return reader.requests(document["batch"], beside.fleet, "batch", taken)
 
 
 def _profiles(rows: Sequence[ProfileRow]) -> dict[str, Profile]:
@@ -135,7 +135,7 @@ class _Reader:
     def __init__(self, names: Names) -> None:
         self._names = names
         self._vms: set[str] = set()
-        self._ids: set[object] = set()
+        self._ids: set[UUID] = set()
         self._any_bind = any(group.hard and not group.apart for group in names.groups.values())
         self._known: dict[tuple[str, ...], tuple[Group, ...]] = {}
         self.members: list[Member] = []
@@ -158,14 +158,22 @@ class _Reader:
             generation=row.get("generation", 0),
         )
 
-    def requests(self, batch: Sequence[RequestRow], fleet: Fleet, where: str) -> tuple[VmRequest, ...]:
+    def requests(
+        self, batch: Sequence[RequestRow], fleet: Fleet, where: str, taken: Container[UUID]
+    ) -> tuple[VmRequest, ...]:
         refuse_doubles((row["name"] for row in batch), "VM", (where + "[{}].name").format)
-        ids = made_up_ids(2)
+        given = {index: row["vm_id"] for index, row in enumerate(batch) if "vm_id" in row}
+        places = [f"{where}[{index}].vm_id" for index in given]
+        refuse_doubles(given.values(), "VM", places.__getitem__)
+        mine = set(given.values())
+        ids = (each for each in made_up_ids(2, taken) if each not in mine and each not in self._ids)
         found = []
         in_scope: set[str] = set()
         for index, row in enumerate(batch):
             place = f"{where}[{index}]"
             refuse_standing(row["name"], self._vms, f"{place}.name")
+            if index in given:
+                refuse_standing(given[index], self._ids, f"{place}.vm_id")
             profile = self._profile(row["profile"], place)
             if row["profile"] not in in_scope:
                 refuse_unknown_scope(profile, fleet, f"{place}.profile")
@@ -173,7 +181,7 @@ class _Reader:
             refuse_unknown_hosts(row.get("excluded_hosts", ()), fleet, f"{place}.excluded_hosts")
             found.append(
                 VmRequest(
-                    vm_id=row["vm_id"] if "vm_id" in row else next(ids),
+                    vm_id=given[index] if index in given else next(ids),
                     name=row["name"],
                     profile=profile,
                     excluded_hosts=frozenset(row.get("excluded_hosts", ())),

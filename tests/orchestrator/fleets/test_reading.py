@@ -169,12 +169,15 @@ def test_keys_may_come_again_in_other_objects_and_as_text() -> None:
 # --- requests of another fleet ---------------------------------------------------------------------------------------
 
 
+STANDING = {"a": UUID(int=1), "b": UUID(int=2)}
+
+
 def small_fleet(host: str, level: str = "host", **request: Any) -> bytes:
     """One host with a member of group `g`, and a request for another of profile `p`, or what `request` has."""
     shape = {"vcpus": 2, "memory_mib": 64, "disk_mib": 1}
     place = {"datacentre": "d", "cluster": "c", "rack": "r", "vrf": "v", "architecture": "x86_64"}
     profile = {"shape": shape, "architecture": "x86_64"}
-    seated = {"vm_id": str(UUID(int=1)), "name": f"on-{host}", "profile": "p", "cells": [0], "groups": ["g"]}
+    seated = {"vm_id": str(STANDING[host]), "name": f"on-{host}", "profile": "p", "cells": [0], "groups": ["g"]}
     cell = {"cell": 0, "socket": 0, "threads_per_core": 1, "cores": 8, "cores_free": 6, "memory_mib": 1024}
     room = {"cells": [cell | {"memory_free_mib": 960}], "disk_mib": 9, "disk_free_mib": 8, "prefixes": [[1]]}
     document = {
@@ -194,6 +197,11 @@ def small_fleet(host: str, level: str = "host", **request: Any) -> bytes:
         (small_fleet("b", excluded_hosts=["b"]), ".excluded_hosts", "there is no host 'b'"),
         (small_fleet("b", "rack", groups=["g"]), "", "group 'g' is defined otherwise in the fleet"),
         (small_fleet("b", name="on-a"), ".name", "VM 'on-a' stands in the fleet already"),
+        (
+            small_fleet("b", vm_id=str(STANDING["a"])),
+            ".vm_id",
+            f"VM '{STANDING['a']}' stands in the fleet already",
+        ),
     ],
 )
 def test_requests_of_another_fleet_are_held_against_the_one_planned_on(other: bytes, where: str, what: str) -> None:
@@ -209,3 +217,105 @@ def test_of_another_fleet_only_what_its_requests_say_has_to_fit() -> None:
     assert [request.name for request in found.requests] == ["new"]
     same = read_requests(small_fleet("b", groups=["g"]), "other", read_fleet(small_fleet("a"), "fleet"))
     assert same.requests[0].groups == (same.names.groups["g"],)
+
+
+# --- ids -------------------------------------------------------------------------------------------------------------
+
+
+def with_ids(*ids: UUID | None, standing: UUID = STANDING["a"]) -> bytes:
+    """The small fleet, and requests that have these ids, or none of their own."""
+    document = json.loads(small_fleet("a"))
+    document["hosts"][0]["vms"][0]["vm_id"] = str(standing)
+    own = [{} if each is None else {"vm_id": str(each)} for each in ids]
+    document["requests"]["batch"] = [{"name": f"new-{n}", "profile": "p"} | each for n, each in enumerate(own)]
+    return json.dumps(document).encode()
+
+
+def of_their_own(fleet: bytes) -> bytes:
+    """Its requests, as a file of requests."""
+    batch = json.loads(fleet)["requests"]["batch"]
+    return json.dumps({"schema": "ppec-requests/1", "batch": batch}).encode()
+
+
+@pytest.mark.parametrize(
+    ("ids", "what"),
+    [
+        ((None, UUID(int=7), UUID(int=7)), f"VM '{UUID(int=7)}' is there twice, first at {{}}batch[1].vm_id"),
+        ((None, None, STANDING["a"]), f"VM '{STANDING['a']}' stands in the fleet already"),
+    ],
+)
+def test_ids_that_are_taken_are_refused_with_their_path(ids: tuple[UUID | None, ...], what: str) -> None:
+    """Whoever answers by id would answer for another VM."""
+    fleet = with_ids(*ids)
+    alone = refusal(fleet)
+    assert (alone.code, alone.details["where"]) == ("fleet.invalid", "requests.batch[2].vm_id")
+    assert alone.details["fault"] == what.format("requests.")
+    with pytest.raises(PpecError) as beside:
+        read_requests(of_their_own(fleet), "requests", read_fleet(with_ids(), "fleet"))
+    assert (beside.value.code, beside.value.details["where"]) == ("fleet.invalid", "batch[2].vm_id")
+    assert beside.value.details["fault"] == what.format("")
+
+
+def test_ids_that_a_reader_makes_up_are_nobody_elses() -> None:
+    first, second = (request.vm_id for request in read_fleet(with_ids(None, None), "fleet").requests)
+    mixed = read_fleet(with_ids(None, first, second, None), "fleet").requests
+    assert len({request.vm_id for request in mixed}) == 4
+    fleet = read_fleet(with_ids(None, None, standing=first), "fleet")
+    assert first not in {request.vm_id for request in fleet.requests}
+    of_bench = BENCH.replace(b'"vms":[]', b'"vms":[],"requests":{"batch":[{"name":"new","flavour":"c2"}]}')
+    for other in (of_their_own(with_ids(None, None)), with_ids(None, None, standing=second), of_bench):
+        found = read_requests(other, "requests", fleet).requests
+        assert found
+        assert first not in {request.vm_id for request in found}
+
+
+# --- groups that contradict each other -------------------------------------------------------------------------------
+
+
+BOUND = [{"name": "together", "apart": False}, {"name": "apart"}]
+
+
+def bound(standing: list[str], *new: list[str]) -> bytes:
+    """The small fleet, whose VM is in these groups, and requests for others in some."""
+    document = json.loads(small_fleet("a"))
+    document["groups"] = [*BOUND, {"name": "near", "apart": False}]
+    document["hosts"][0]["vms"][0]["groups"] = standing
+    document["requests"]["batch"] = [
+        {"name": f"new-{number}", "profile": "p", "groups": groups} for number, groups in enumerate(new)
+    ]
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("standing", "new"),
+    [
+        (["together", "apart"], [["together", "apart"]]),
+        # By way of another.
+        (["near", "apart"], [["near", "together"], ["together", "apart"]]),
+    ],
+)
+def test_requests_that_contradict_the_fleets_vms_are_refused_wherever_they_stand(
+    standing: list[str], new: list[list[str]]
+) -> None:
+    whole, place = bound(standing, *new), f"batch[{len(new) - 1}]"
+    alone = refusal(whole)
+    assert (alone.code, alone.details["where"]) == ("fleet.invalid", f"requests.{place}")
+    fleet = read_fleet(bound(standing), "fleet")
+    for requests, where in ((of_their_own(whole), place), (bound([], *new), f"requests.{place}")):
+        with pytest.raises(PpecError) as beside:
+            read_requests(requests, "requests", fleet)
+        assert (beside.value.code, beside.value.details["where"]) == ("fleet.invalid", where)
+        assert beside.value.details["fault"].startswith(
+            "group 'apart' holds it apart from the VM at the fleet's hosts['a'].vms['on-a'], and group "
+        )
+    assert len(read_requests(of_their_own(bound([], ["together"], ["apart"])), "requests", fleet).requests) == 2
+
+
+def test_a_group_of_a_fleet_that_lists_none_is_no_other_one() -> None:
+    vm = b'{"name":"v","host":"h","socket":0,"vcpus":2,"mem_mib":1,"disk_mib":1,"app":"db"}'
+    fleet = read_fleet(BENCH.replace(b'"vms":[]', b'"vms":[' + vm + b"]"), "fleet")
+    document = json.loads(of_their_own(bound([], ["app:db"]))) | {"groups": [{"name": "app:db", "apart": False}]}
+    document["batch"][0]["profile"] = "c2"
+    with pytest.raises(PpecError) as refused:
+        read_requests(json.dumps(document).encode(), "requests", fleet)
+    assert refused.value.details["fault"] == "group 'app:db' is defined otherwise in the fleet"
