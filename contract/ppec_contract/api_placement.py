@@ -131,14 +131,16 @@ class ChangeView(Model):
 
 
 class RefusedView(Model):
-    """Why a VM would find no place: every host counted under the reason that turned it away; cheapest `changes`
-    first. They are looked for, once, for the first ten kinds of refused VMs; others are not `advised`."""
+    """Why a VM would find no place: every host counted under the reason that turned it away, in this `step` of the plan
+    (which plans that were kept by older orchestrators don't tell); cheapest `changes` first. They are looked for, once,
+    for the first ten kinds of refused VMs; others are not `advised`."""
 
     vm: VmName
     reasons: dict[str, int]
     sentence: str
     changes: tuple[ChangeView, ...] = ()
     advised: bool = True
+    step: int | None = None
 
 
 class ExposedView(Model):
@@ -149,10 +151,32 @@ class ExposedView(Model):
     without_place: int
 
 
+class RestartView(Model):
+    """Where a VM would run on, were the host that it is on lost."""
+
+    vm: str
+    host: str
+    cells: tuple[int, ...]
+
+
+class LossView(Model):
+    """A host or rack that has VMs: where each of them would restart were it lost; or those that could not. Of two VMs
+    with one name, both have a line."""
+
+    domain: str
+    cluster: str
+    restarts: tuple[RestartView, ...]
+    without_place: tuple[str, ...]
+
+
 class PlanView(Model):
     """`POST /v1/plans`: the exact plan of a request, which changes nothing. `plan_id` is its hash: of the request, of
     every place, and of the state of the hosts it stands on. `executable` until `expires_at`, by who made it, as it is;
     if it `needs_approval`, once somebody else has approved it.
+
+    With `?evidence=true` it says all that somebody else needs to play it through on the fleet (`GET /v1/fleet`):
+    `requests`, what was asked for in the planner's words, is a document `ppec-requests/1`; `evacuations` are those that
+    N+1 relies on. Neither is kept with the plan.
     """
 
     plan_id: str
@@ -165,3 +189,5 @@ class PlanView(Model):
     refused: tuple[RefusedView, ...]
     exposed: tuple[ExposedView, ...] = ()
     hosts: int
+    requests: dict[str, Any] | None = None
+    evacuations: tuple[LossView, ...] | None = None

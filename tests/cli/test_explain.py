@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from ppec_contract.api_placement import ChangeView, ExposedView, PlacedView, PlanView, RefusedView
+from ppec_contract.api_placement import (
+    ChangeView,
+    ExposedView,
+    LossView,
+    PlacedView,
+    PlanView,
+    RefusedView,
+    RestartView,
+)
 
 HASH = "f0" * 32
 AT = datetime(2026, 11, 20, 10, 30, tzinfo=UTC)
@@ -131,6 +139,15 @@ def test_json_is_the_plan_as_it_came(orchestrator: Any, ppec: Any) -> None:
     orchestrator.plan = plan()
     ran = ppec("explain", "--flavor", "small", "--image", "tiny", "--output", "json")
     assert PlanView.model_validate_json(ran.out) == orchestrator.plan
+
+
+def test_evidence_is_asked_for_by_the_query(orchestrator: Any, ppec: Any) -> None:
+    loss = LossView(domain="h1", cluster="c", restarts=(RestartView(vm="db", host="h2", cells=(0,)),), without_place=())
+    orchestrator.plan = plan(requests={"schema": "ppec-requests/1", "batch": []}, evacuations=(loss,))
+    ran = ppec("explain", "--flavor", "small", "--image", "tiny", "--evidence", "-o", "json")
+    assert PlanView.model_validate_json(ran.out) == orchestrator.plan
+    (request,) = orchestrator.requests
+    assert (request.path, request.query) == ("/v1/plans", {"evidence": "true"})
 
 
 def test_every_wish_reaches_the_request(orchestrator: Any, ppec: Any, tmp_path: Path) -> None:

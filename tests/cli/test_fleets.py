@@ -206,6 +206,27 @@ def test_evidence_says_what_it_takes_to_play_the_plan_through(program: Program, 
     assert all(0 < each["candidates"] <= 12 for each in evidence)
 
 
+def test_a_saved_answer_is_verified_and_one_that_was_changed_is_found_out(
+    program: Program, fleet: str, tmp_path: Path
+) -> None:
+    command, path = ["plan", "--fleet", fleet, "--n-plus-one", "warn"], tmp_path / "answer.json"
+    path.write_bytes(program(*command, "--evidence", "-o", "json").out)
+    answer = json.loads(path.read_text())
+    ran = program(*command, "--verify", str(path))
+    held = f"{len(answer['placed'])} placements and {len(answer['refused'])} refusals hold"
+    lost = len([each for each in answer["evacuations"] if not each["without_place"]])
+    assert (ran.code, ran.out) == (0, b"")
+    assert ran.err == f"Checked: {held}, and {lost} domains can be lost (N+1).\n"
+    answer["placed"][0]["evidence"]["candidates"] += 1
+    path.write_text(json.dumps(answer))
+    ran = program(*command, "--verify", str(path), "-o", "json")
+    assert ran.code == 8
+    assert set(ran.json) == {"placed", "refused", "faults", "domains_checked", "check_cpu_s"}
+    (fault,) = ran.json["faults"]
+    assert f"{answer['placed'][0]['vm']}: candidates is said to be " in fault
+    assert "Don't carry it out." in ran.err
+
+
 def test_a_table_for_people(program: Program, fleet: str) -> None:
     ran = program("plan", "--fleet", fleet, "--policy", "pack")
     assert ran.code == 0

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from ppec_contract.api import Page
 from ppec_contract.api_operations import OperationView
@@ -28,11 +28,15 @@ PlanRef = Annotated[
     Sha256Start, Path(description="The plan's hash, or what it and no other begins with, 8 digits at least.")
 ]
 
+Evidence = Annotated[
+    bool, Query(description="Whether to say all that it takes to verify the plan; with N+1 it may be megabytes.")
+]
+
 
 @router.post("", name="create_plan", summary="Plan VMs without making them")
-def create_plan(operations: Engine, caller: Operator, body: VmsCreate) -> PlanView:
+def create_plan(operations: Engine, caller: Operator, body: VmsCreate, evidence: Evidence = False) -> PlanView:
     """Nothing is reserved. VMs that find no place are part of the answer, with what would help."""
-    return operations.show_plan(body, caller.name)
+    return operations.show_plan(body, caller.name, evidence=evidence)
 
 
 @router.get("", name="list_plans", summary="List plans that were neither executed nor have expired, the newest first")

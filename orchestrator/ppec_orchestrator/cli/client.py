@@ -50,10 +50,19 @@ class Client:
     def get(self, path: str, answer: type[M], query: Mapping[str, str] | None = None) -> M:
         return _parsed(self._sent("GET", path, query=query, repeat=True), answer)
 
-    def post(self, path: str, body: Model | None, answer: type[M], *, idempotency_key: str | None = None) -> M:
+    def post(
+        self,
+        path: str,
+        body: Model | None,
+        answer: type[M],
+        *,
+        idempotency_key: str | None = None,
+        query: Mapping[str, str] | None = None,
+    ) -> M:
         """With a key the orchestrator does it once however often it is asked, so a lost answer is asked for again."""
         headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
-        response = self._sent("POST", path, body=body, headers=headers, repeat=idempotency_key is not None)
+        repeat = idempotency_key is not None
+        response = self._sent("POST", path, body=body, query=query, headers=headers, repeat=repeat)
         return _parsed(response, answer)
 
     def patch(self, path: str, body: Model, answer: type[M], *, idempotency_key: str | None = None) -> M:

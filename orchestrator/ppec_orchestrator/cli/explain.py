@@ -24,12 +24,19 @@ PATH = "/v1/plans"
 
 
 @wanted.takes_a_request
-def explain(context: typer.Context, body: Any) -> None:
+def explain(
+    context: typer.Context,
+    body: Any,
+    evidence: Annotated[
+        bool,
+        typer.Option("--evidence", help="Let JSON say all that it takes to verify the plan: see ppec plan --verify."),
+    ] = False,
+) -> None:
     """Say where VMs would go and why, and why not: takes what `ppec vm create` takes, and makes nothing."""
     from ppec_contract.api_placement import PlanView
 
     session = session_of(context)
-    view = session.client.post(PATH, body, PlanView)
+    view = session.client.post(PATH, body, PlanView, query={"evidence": "true"} if evidence else None)
     if session.output.as_json:
         session.output.json(view)
     else:

@@ -20,7 +20,7 @@ from ppec_orchestrator.cli.session import Session, session_of
 
 if TYPE_CHECKING:
     from ppec_orchestrator.cli.output import Output
-    from ppec_orchestrator.fleets.offline import Outcome
+    from ppec_orchestrator.fleets.offline import Outcome, Verdict
 
 PATH = "/v1/fleet"
 FORMATS = "ppec-fleet/1 (of ppec fleet export), ppec-bench-cluster/1, or Ganeti's htools text."
@@ -59,14 +59,23 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     advise: Annotated[
         int, typer.Option(min=0, help="For how many kinds of refused VMs to look for what would help.")
     ] = 10,
+    verify: Annotated[
+        Path | None,
+        typer.Option(
+            help="Plan nothing: verify this answer, in JSON with its evidence, to the same fleet and options."
+        ),
+    ] = None,
 ) -> None:
     """Plan VMs on a fleet and say where each would go, or why not. Nothing is changed, and no orchestrator needed."""
     from ppec_contract.api_placement import Policy
     from ppec_contract.api_vms import BatchMode
-    from ppec_orchestrator.fleets.offline import Options, plan_on
+    from ppec_orchestrator.fleets.offline import Options, plan_on, verified
 
     session = session_of(context)
     options = Options(Policy(policy), BatchMode(mode), n_plus_one, max_moves, check, evidence, advise)
+    if verify is not None:
+        _show_verdict(session.output, verified(fleet or _live(session), requests, verify, options))
+        return
     outcome = plan_on(fleet or _live(session), requests, options)
     if session.output.as_json:
         session.output.json(outcome.answer, without_none=True)
@@ -113,15 +122,17 @@ def show(
     session.output.item(summary(file or _live(session)))
 
 
-def refuse_faults(faults: Sequence[str]) -> None:
-    """Raises PpecError if a plan has any: the planner is wrong, or what verifies it."""
+def refuse_faults(
+    faults: Sequence[str], hint: str = "Don't carry it out, and report it with the files it was made from."
+) -> None:
+    """Raises PpecError if a plan has any: the planner is wrong, or what verifies it; or the answer was changed."""
     if faults:
         from ppec_contract.errors import PpecError
 
         raise PpecError(
             "internal.error",
             f"the plan does not hold: {len(faults)} faults, the first of them: {faults[0]}",
-            hint="Don't carry it out, and report it with the files it was made from.",
+            hint=hint,
             subject="plan",
         )
 
@@ -191,11 +202,29 @@ def _show(output: Output, outcome: Outcome) -> None:
     output.results.print(fields(said))
     if answer.placed and not answer.executable:
         output.say(none_made(len(answer.placed), len(answer.refused)))
-    if answer.faults:
-        output.results.print(rows(("faults",), [(fault,) for fault in answer.faults[:_SHOWN_FAULTS]]))
-    elif answer.faults is not None:
-        lost = "" if answer.domains_checked is None else f", and {answer.domains_checked} domains can be lost (N+1)"
-        output.say(f"Checked: {len(answer.placed)} placements and {len(answer.refused)} refusals hold{lost}.")
+    if answer.faults is not None:
+        _show_checked(output, answer.faults, len(answer.placed), len(answer.refused), answer.domains_checked)
+
+
+def _show_checked(output: Output, faults: Sequence[str], placed: int, refused: int, domains: int | None) -> None:
+    from ppec_orchestrator.cli.output import rows
+
+    if faults:
+        output.results.print(rows(("faults",), [(fault,) for fault in faults[:_SHOWN_FAULTS]]))
+        return
+    lost = "" if domains is None else f", and {domains} domains can be lost (N+1)"
+    output.say(f"Checked: {placed} placements and {refused} refusals hold{lost}.")
+
+
+def _show_verdict(output: Output, verdict: Verdict) -> None:
+    if output.as_json:
+        output.json(verdict, without_none=True)
+    else:
+        _show_checked(output, verdict.faults, verdict.placed, verdict.refused, verdict.domains_checked)
+    refuse_faults(
+        verdict.faults,
+        hint="Don't carry it out. If the fleet, the requests and the options are those that it was made of, report it.",
+    )
 
 
 def _show_advice(output: Output, outcome: Outcome) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ppec_contract.api_placement import ChangeView
+from ppec_contract.api_placement import ChangeView, LossView, RestartView
 from ppec_contract.model import Model
 from ppec_orchestrator.fleets.advice import Advised
 from ppec_orchestrator.placement.fleet import Fleet
@@ -57,22 +57,6 @@ class ExposedDomain(Model):
     without_place: int
 
 
-class RestartOf(Model):
-    vm: str
-    host: str
-    cells: tuple[int, ...]
-
-
-class LostDomain(Model):
-    """`placement.plan.Evacuation`: where the VMs of a host or rack would restart were it lost, or those that could not.
-    `vm` is a name; of two VMs with one name, both have a line."""
-
-    domain: str
-    cluster: str
-    restarts: tuple[RestartOf, ...]
-    without_place: tuple[str, ...]
-
-
 class PlanAnswer(Model):
     """`load_cpu_s` is until the planner stands ready, `plan_cpu_s` the batch, `advice_cpu_s` what would help VMs that
     were refused, `check_cpu_s` the search for `faults`, in which `domains_checked` were lost, and all that they have
@@ -88,10 +72,20 @@ class PlanAnswer(Model):
     advice_cpu_s: float | None = None
     exposed: tuple[ExposedDomain, ...] | None = None
     moves: tuple[MovedVm, ...] | None = None
-    evacuations: tuple[LostDomain, ...] | None = None
+    evacuations: tuple[LossView, ...] | None = None
     faults: tuple[str, ...] | None = None
     domains_checked: int | None = None
     check_cpu_s: float | None = None
+
+
+class Verdict(Model):
+    """`ppec plan --verify`: what is wrong with a saved answer. `domains_checked` as in `PlanAnswer`."""
+
+    placed: int
+    refused: int
+    faults: tuple[str, ...]
+    domains_checked: int | None = None
+    check_cpu_s: float
 
 
 def placed(plan: Plan, *, with_evidence: bool) -> tuple[PlacedVm, ...]:
@@ -119,16 +113,16 @@ def exposed(plan: Plan) -> tuple[ExposedDomain, ...]:
     return tuple(ExposedDomain(domain=e.domain, vm=e.vm, without_place=e.without_place) for e in plan.exposed)
 
 
-def evacuations(plan: Plan, fleet: Fleet) -> tuple[LostDomain, ...]:
+def evacuations(plan: Plan, fleet: Fleet) -> tuple[LossView, ...]:
     """`fleet` is the one that the plan was made on: what its VMs are called."""
     names = {vm.vm_id: vm.name for host in fleet.hosts for vm in host.vms}
     names |= {place.vm_id: place.name for place in plan.placed}
     return tuple(
-        LostDomain(
+        LossView(
             domain=each.domain,
             cluster=each.cluster,
             restarts=tuple(
-                RestartOf(vm=names[vm_id], host=host, cells=cells) for vm_id, (host, cells) in each.seats.items()
+                RestartView(vm=names[vm_id], host=host, cells=cells) for vm_id, (host, cells) in each.seats.items()
             ),
             without_place=tuple(vm.name for vm in each.without_place),
         )

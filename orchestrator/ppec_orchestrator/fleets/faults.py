@@ -58,6 +58,10 @@ REQUESTS = Kind(
     "requests",
     "It takes ppec-requests/1, JSON as the fleet's own format writes requests, or another fleet's file in JSON.",
 )
+ANSWER = Kind(
+    "a plan's answer",
+    "It takes what ppec --output json printed for plan --evidence, explain --evidence or plans show.",
+)
 
 
 def unreadable(source: str, why: str, kind: Kind = FLEET, hint: str = "") -> PpecError:

@@ -7,6 +7,7 @@ The one door for the command line, which imports it, and so numpy, when such a c
 from __future__ import annotations
 
 import gc
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,11 +21,12 @@ from ppec_contract.errors import PpecError
 from ppec_contract.model import Model
 from ppec_orchestrator.fleets import snapshot
 from ppec_orchestrator.fleets.advice import Advised, advice_on
-from ppec_orchestrator.fleets.answer import PlanAnswer, evacuations, exposed, moved, placed, refused
-from ppec_orchestrator.fleets.faults import REQUESTS
+from ppec_orchestrator.fleets.answer import PlanAnswer, Verdict, evacuations, exposed, moved, placed, refused
+from ppec_orchestrator.fleets.faults import ANSWER, REQUESTS
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
+from ppec_orchestrator.fleets.saved import Saved, faults_of, read_answer
 from ppec_orchestrator.placement.advice import MOST_ADVISED
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.checker import check
@@ -35,7 +37,18 @@ from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, SpareRule
 
 # All that the command line takes.
-__all__ = ["FleetSummary", "Options", "Outcome", "PlanAnswer", "Recipe", "generated", "plan_on", "summary"]
+__all__ = [
+    "FleetSummary",
+    "Options",
+    "Outcome",
+    "PlanAnswer",
+    "Recipe",
+    "Verdict",
+    "generated",
+    "plan_on",
+    "summary",
+    "verified",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,14 +132,13 @@ def plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Out
 
 
 def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
-    rule = replace(_spare_rule(options.spare), witnessed=options.check or options.evidence)
-    _refuse_moves_beyond_bounds(options.most_moves)
+    terms = _terms(options)
+    rule = terms.spare
     started_s = time.process_time()
     file = _with_batch(_read(fleet), requests)
     planner = Planner(file.fleet)
     loaded_s = time.process_time()
-    all_or_nothing = options.mode is BatchMode.ALL_OR_NOTHING
-    request = PlanRequest(file.requests, options.policy, all_or_nothing, spare=rule, most_moves=options.most_moves)
+    request = replace(terms, vms=file.requests)
     plan = planner.plan(request)
     planned_s = time.process_time()
     advice = advice_on(file.fleet, request, plan, file.called, options.most_advised)
@@ -148,6 +160,42 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
         check_cpu_s=round(checked_s - advised_s, 6) if options.check else None,
     )
     return _outcome(answer, file, plan, advice)
+
+
+def verified(fleet: Path | bytes, requests: Path | None, answer: Path, options: Options) -> Verdict:
+    """An answer that `plan_on`, or the API, gave before to just this. Raises PpecError as `plan_on` does, and for an
+    answer that can't be verified so."""
+    with _without_collector():
+        terms = _terms(options)
+        saved = read_answer(contents(answer, ANSWER), str(answer))
+        read = _read(fleet)
+        file = _with_own_batch(read, saved, answer) if requests is None else _with_batch(read, requests)
+        started_s = time.process_time()
+        faults = faults_of(saved, file.fleet, replace(terms, vms=file.requests))
+        told = saved.answer
+        lost = None if terms.spare.mode is Spare.OFF else told.evacuations or ()
+        return Verdict(
+            placed=len(told.placed),
+            refused=len(told.refused),
+            faults=tuple(faults),
+            domains_checked=None if lost is None else sum(not each.without_place for each in lost),
+            check_cpu_s=round(time.process_time() - started_s, 6),
+        )
+
+
+def _terms(options: Options) -> PlanRequest:
+    """What is asked for, but for the VMs."""
+    rule = replace(_spare_rule(options.spare), witnessed=options.check or options.evidence)
+    _refuse_moves_beyond_bounds(options.most_moves)
+    all_or_nothing = options.mode is BatchMode.ALL_OR_NOTHING
+    return PlanRequest((), options.policy, all_or_nothing, spare=rule, most_moves=options.most_moves)
+
+
+def _with_own_batch(file: FleetFile, saved: Saved, answer: Path) -> FleetFile:
+    """The VMs of an answer that carries what they are."""
+    if saved.requests is None:
+        return _with_batch(file, None)
+    return read_requests(json.dumps(saved.requests).encode(), f"{answer}, requests", file)
 
 
 def _held(plan: Plan) -> int:

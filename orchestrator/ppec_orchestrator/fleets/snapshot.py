@@ -16,8 +16,8 @@ on a file.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import MISSING, fields, replace
 from itertools import count
 from typing import Any
 from uuid import UUID
@@ -43,9 +43,9 @@ from ppec_orchestrator.fleets.snapshot_rows import (
     WhereRow,
 )
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
-from ppec_orchestrator.placement.request import ANY_NETWORK, Group, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import ANY_NETWORK, Group, Network, Profile, Shape, VmRequest, Where
 
-__all__ = ["CALLED", "REQUESTS_SCHEMA", "SCHEMA", "read", "read_requests", "written"]
+__all__ = ["CALLED", "REQUESTS_SCHEMA", "SCHEMA", "read", "read_requests", "requests_document", "written"]
 
 # Of requests, where the planner has other words. N+1 is no part of the file; it is called what the API calls it.
 CALLED = {"failed": "excluded_hosts", "one-cell": "numa.multi_cell", "spare": "n_plus_one"}
@@ -109,6 +109,7 @@ def _profiles(rows: Sequence[ProfileRow]) -> dict[str, Profile]:
             tuple([None if ids is None else frozenset(ids) for ids in row["networks"]])
             if "networks" in row
             else ANY_NETWORK,
+            tuple([frozenset(ids) for ids in row.get("fixed", ())]),
         )
         for row in rows
     }
@@ -252,13 +253,33 @@ def written(fleet: Fleet, requests: Sequence[VmRequest] = (), names: Names | Non
     yield "}\n"
 
 
+def requests_document(requests: Sequence[VmRequest], fleet: Fleet) -> dict[str, Any]:
+    """`ppec-requests/1`, to be read beside the snapshot of a live fleet, none of whose profiles are called so. Of the
+    prefixes that could give an address those are left that the fleet knows: the others serve none of its hosts."""
+    known = prefixes_of(fleet, ())
+    narrowed = [
+        replace(vm, profile=replace(vm.profile, networks=_known_alone(vm.profile.networks, known))) for vm in requests
+    ]
+    named = _Named(Names(), ((vm.profile, vm.groups) for vm in narrowed), "asked-{}")
+    return {
+        "schema": REQUESTS_SCHEMA,
+        "profiles": [_profile_row(name, profile) for profile, name in named.profiles.items()],
+        "groups": [_plain(group) for group in named.groups.values()],
+        "batch": [_request_row(vm, named) for vm in narrowed],
+    }
+
+
+def _known_alone(networks: Iterable[Network], known: Set[int]) -> tuple[Network, ...]:
+    return tuple([None if network is None else network & known for network in networks])
+
+
 class _Named:
     """A name for every profile, and the groups by theirs."""
 
-    def __init__(self, names: Names, members: Iterable[tuple[Profile, tuple[Group, ...]]]) -> None:
+    def __init__(self, names: Names, members: Iterable[tuple[Profile, tuple[Group, ...]]], called: str = "p{}") -> None:
         self.profiles = {profile: name for name, profile in names.profiles.items()}
         self.groups = dict(names.groups)
-        free = (name for number in count(1) if (name := f"p{number}") not in names.profiles)
+        free = (name for number in count(1) if (name := called.format(number)) not in names.profiles)
         # VMs share few profile objects, and hashing one takes longer than finding it. Held, so that ids stay theirs.
         self._by_identity: dict[int, tuple[Profile, str]] = {}
         for profile, groups in members:
@@ -308,6 +329,8 @@ def _profile_row(name: str, profile: Profile) -> dict[str, Any]:
     row |= {key: value for key, value in more.items() if value}
     if profile.networks != ANY_NETWORK:
         row["networks"] = [None if ids is None else sorted(ids) for ids in profile.networks]
+    if profile.fixed:
+        row["fixed"] = [sorted(ids) for ids in profile.fixed]
     return row
 
 

@@ -69,6 +69,8 @@ class ProfileRow(TypedDict):
     capabilities: NotRequired[Annotated[list[Name], Field(max_length=256)]]
     # Of each network, its prefixes' ids; null for any that serves the host.
     networks: NotRequired[Annotated[list[Annotated[list[Number], Field(max_length=1024)] | None], Field(max_length=64)]]
+    # Of each address that it has already, the prefixes that could give it.
+    fixed: NotRequired[Annotated[list[Annotated[list[Number], Field(max_length=1024)]], Field(max_length=64)]]
 
 
 @_strict

@@ -17,6 +17,8 @@ from ppec_contract.api_placement import ExposedView, MoveView, PlacedView, PlanV
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.model import canonical_json
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
+from ppec_orchestrator.fleets.answer import evacuations
+from ppec_orchestrator.fleets.snapshot import requests_document
 from ppec_orchestrator.operations.advising import Changes, changes_by_vm
 from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.planning import Planning, relied_on
@@ -24,7 +26,7 @@ from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import PlanRequest
+from ppec_orchestrator.placement.request import PlanRequest, Spare
 from ppec_orchestrator.store import plan_views, plans, vms
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.plans import StoredPlan
@@ -32,6 +34,8 @@ from ppec_orchestrator.store.vm_groups import check_rules
 
 # How long a plan can be executed after it was made, and after it was approved.
 LIFETIME = timedelta(minutes=15)
+# Of the view; these are its evidence.
+_NOT_KEPT = {"requests", "evacuations"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,34 +49,40 @@ class Restored:
     changes: Mapping[UUID, Changes]
 
 
-def show_plan(
+def show_plan(  # noqa: PLR0913 - what it needs of the service, and what is asked for
     database: Database,
     planning: Planning,
     now: Callable[[], datetime],
     asked: VmsCreate,
     caller: str,
     approvals: ApprovalPolicy = NONE_NEEDED,
+    *,
+    evidence: bool = False,
 ) -> PlanView:
     """Raises `….not_found` of whatever the request names, `vm.exists` and `group.mismatch`; VMs without a place are
-    part of the plan."""
+    part of the plan. With `evidence` the view has what it takes to play it through, which is not kept: of a large
+    cluster it may be megabytes, and changes nothing of the plan."""
     with database.read() as conn:
         meant = meaning(conn, asked, now())
         request = new_plan_request(meant, asked)
         vms.refuse_taken(conn, [vm.name for vm in request.vms])
         check_rules(conn, asked.rules)
+    request = replace(request, spare=replace(request.spare, witnessed=evidence))
     plan, fleet = planning.fleet.plan(request)
     made_at = now()
     stored = _stored(meant, asked, plan, _generations(plan, request, fleet), caller, made_at)
     executable = bool(plan.placed) and (not plan.refused or not request.all_or_nothing)
     executable = executable and len(plan.placed) >= (asked.at_least or 1)
     view = _view(stored, request, plan, fleet, executable=executable)
+    certificate = _certificate(request, plan, fleet) if evidence else {}
     if not executable:
-        return view
+        return view.model_copy(update=certificate)
     view = view.model_copy(update={"needs_approval": approvals.needs_approval(asked)})
     with database.write() as conn:
-        kept = plans.keep(conn, replace(stored, shown=view.model_dump(mode="json")))
+        kept = plans.keep(conn, replace(stored, shown=view.model_dump(mode="json", exclude=_NOT_KEPT)))
     # The same plan may have been approved before.
-    return view if kept.approved_by is None else plan_views.as_it_stands(kept, asked, approvals)
+    shown = view if kept.approved_by is None else plan_views.as_it_stands(kept, asked, approvals)
+    return shown.model_copy(update=certificate)
 
 
 def restored(stored: StoredPlan) -> Restored:
@@ -181,6 +191,13 @@ def _view(stored: StoredPlan, request: PlanRequest, plan: Plan, fleet: Fleet, *,
     )
 
 
+def _certificate(request: PlanRequest, plan: Plan, fleet: Fleet) -> dict[str, Any]:
+    return {
+        "requests": requests_document(request.vms, fleet),
+        "evacuations": None if request.spare.mode is Spare.OFF else evacuations(plan, fleet),
+    }
+
+
 def _placed(place: Placement, why: Evidence) -> PlacedView:
     return PlacedView(
         vm=place.name,
@@ -207,6 +224,7 @@ def _refused(fleet: Fleet, request: PlanRequest, plan: Plan) -> tuple[RefusedVie
             sentence=one.sentence(),
             changes=changes.get(one.vm_id, ()),
             advised=one.vm_id in changes,
+            step=one.step,
         )
         for one in plan.refused
     )

@@ -59,10 +59,10 @@ class Operations:
     def create(self, asked: VmsCreate, ask: Ask) -> OperationView:
         return self._accepted(self._creation.create(asked, ask))
 
-    def show_plan(self, asked: VmsCreate, caller: str) -> PlanView:
+    def show_plan(self, asked: VmsCreate, caller: str, *, evidence: bool = False) -> PlanView:
         """What `create` would do."""
         ports = self._ports
-        return show_plan(ports.database, ports.planning, ports.now, asked, caller, ports.approvals)
+        return show_plan(ports.database, ports.planning, ports.now, asked, caller, ports.approvals, evidence=evidence)
 
     def kept_plan(self, ref: str) -> PlanDetails:
         """A plan that has neither expired nor been executed, by its hash or what that begins with. Raises

@@ -64,6 +64,7 @@ profiles = st.builds(
     wheres,
     st.frozensets(names, max_size=2),
     st.lists(st.none() | st.frozensets(st.integers(1, 9), max_size=2), max_size=2).map(tuple),
+    st.lists(st.frozensets(st.integers(1, 9), max_size=2), max_size=1).map(tuple),
 )
 # No group holds its own together: that is for the tests of groups.
 groups = st.lists(
