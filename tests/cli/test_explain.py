@@ -103,10 +103,35 @@ def test_a_batch_that_would_not_be_made_says_so(
 
 @pytest.mark.parametrize("command", ["vm create", "explain"])
 @pytest.mark.parametrize(
+    ("options", "numa"),
+    [
+        (
+            ("--smt", "isolate", "--huge-pages", "2M", "--multi-cell"),
+            {"smt": "isolate", "huge_page_kib": 2048, "multi_cell": True},
+        ),
+        (("--cpus", "shared", "--huge-pages", "1G"), {"cpus": "shared", "huge_page_kib": 1048576}),
+    ],
+)
+def test_a_size_says_how_it_sits_on_its_host(
+    orchestrator: Any, ppec: Any, command: str, options: tuple[str, ...], numa: dict[str, Any]
+) -> None:
+    orchestrator.plan = plan()
+    size = {"vcpus": 4, "memory_mib": 2048, "disk_mib": 9}
+    given = ("--vcpus", "4", "--memory-mib", "2048", "--disk-mib", "9")
+    ran = ppec(*command.split(), "--image", "tiny", *given, *options)
+    assert ran.code == 0, ran.err
+    assert orchestrator.requests[0].json["size"] == size | {"numa": numa}
+
+
+@pytest.mark.parametrize("command", ["vm create", "explain"])
+@pytest.mark.parametrize(
     ("size", "said"),
     [
         (("--nvme-drives", "1"), "--nvme-drives and --flavor small: the first is of an explicit size"),
         (("--vcpus", "2", "--disk-mib", "9"), "--vcpus, --disk-mib and --flavor small: the first are of an explicit"),
+        (("--nvme-drives", "0"), "--nvme-drives and --flavor small: the first is of an explicit size"),
+        (("--cpus", "shared"), "--cpus and --flavor small: the first is of an explicit size"),
+        (("--multi-cell", "--smt", "isolate", "--huge-pages", "1G"), "--smt, --huge-pages, --multi-cell and --flavor"),
     ],
 )
 def test_options_of_a_size_do_not_go_with_a_flavor(

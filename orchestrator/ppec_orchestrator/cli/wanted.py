@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from ppec_orchestrator.cli import lists
+from ppec_orchestrator.cli.catalogue import Cpus, Pages, Smt
 
 if TYPE_CHECKING:
     from ppec_contract.api_vms import VmsCreate
@@ -37,6 +38,16 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "memory_mib": _option(int | None, "In place of a flavor."),
     "disk_mib": _option(int | None, "In place of a flavor."),
     "nvme_drives": _option(int | None, "Besides a size of its own: NVMe drives of its host that each gets whole."),
+    "cpus": _option(Cpus | None, "Besides a size of its own: cores of its own (the default), or CPUs shared."),
+    "smt": _option(Smt | None, "Besides a size of its own: what it makes of SMT siblings (default: prefer)."),
+    "huge_pages": _option(Pages | None, "Besides a size of its own: its memory is made of huge pages of this size."),
+    "multi_cell": (
+        Annotated[
+            bool,
+            typer.Option("--multi-cell", help="Besides a size of its own: it may span NUMA cells and is shown them."),
+        ],
+        False,
+    ),
     "pool": _option(str | None, "The storage pool of their disks; without one, where a host keeps VMs by itself."),
     "items": _option(str | None, "A JSON file with a list of VMs of different sizes (`name`, `flavor` or `size`, …)."),
     "name": _option(str | None, "Name of one VM, or of a batch: NAME-1, NAME-2, …"),
@@ -94,8 +105,9 @@ _AS_THEY_ARE = (
 )  # fmt: skip
 
 
-# Options that make up a size.
-_OF_A_SIZE = ("vcpus", "memory_mib", "disk_mib", "nvme_drives")
+# Options that make up a size, and those of its NUMA policy.
+_SIZES = ("vcpus", "memory_mib", "disk_mib", "nvme_drives")
+_POLICIES = ("cpus", "smt", "huge_pages", "multi_cell")
 
 
 def request(options: dict[str, Any], subject: str) -> VmsCreate:
@@ -103,7 +115,6 @@ def request(options: dict[str, Any], subject: str) -> VmsCreate:
     from ppec_contract.api_vms import VmsCreate
     from ppec_contract.validation import parse
 
-    sizes = {name: options[name] for name in _OF_A_SIZE}
     _refuse_size_of_flavor(options, subject)
     apart = [_rule(text, apart=True) for text in options["apart"] or ()]
     together = [_rule(text, apart=False) for text in options["together"] or ()]
@@ -111,7 +122,7 @@ def request(options: dict[str, Any], subject: str) -> VmsCreate:
     given |= {
         "names": options["names"] or None,
         "mode": options["mode"] if options["at_least"] is None else "best-effort",
-        "size": sizes if any(value is not None for value in sizes.values()) else None,
+        "size": _size(options) or None,
         "items": _items(options["items"], subject) if options["items"] else None,
         "networks": [_network(one) for one in options["network"] or ()] or None,
         "host_labels": options["host_label"] or None,
@@ -121,16 +132,27 @@ def request(options: dict[str, Any], subject: str) -> VmsCreate:
         "user_data": _user_data(options["user_data"], subject),
         "labels": lists.labels_of(options["label"]) or None,
     }
-    if given["size"] is not None:
-        given["size"] = {name: value for name, value in given["size"].items() if value is not None}
     return parse(VmsCreate, {key: value for key, value in given.items() if value is not None}, subject=subject)
+
+
+def _size(options: dict[str, Any]) -> dict[str, Any]:
+    """What is said of it."""
+    from ppec_orchestrator.cli.sizes import mib
+
+    pages_mib = mib(options["huge_pages"], "huge-pages")
+    asked = {"cpus": options["cpus"], "smt": options["smt"], "multi_cell": options["multi_cell"] or None}
+    asked["huge_page_kib"] = None if pages_mib is None else pages_mib * 1024
+    numa = {name: value for name, value in asked.items() if value is not None}
+    size = {name: options[name] for name in _SIZES if options[name] is not None}
+    return size | ({"numa": numa} if numa else {})
 
 
 def _refuse_size_of_flavor(options: dict[str, Any], subject: str) -> None:
     """Here, because of a size that is not whole the contract says only what it lacks."""
     from ppec_contract.errors import PpecError
 
-    given = [f"--{name.replace('_', '-')}" for name in _OF_A_SIZE if options[name] is not None]
+    said = [name for name in (*_SIZES, *_POLICIES) if options[name] is not None and options[name] is not False]
+    given = [f"--{name.replace('_', '-')}" for name in said]
     if options["flavor"] is None or not given:
         return
     raise PpecError(
@@ -138,7 +160,7 @@ def _refuse_size_of_flavor(options: dict[str, Any], subject: str) -> None:
         f"{', '.join(given)} and --flavor {options['flavor']}: the first {'are' if len(given) > 1 else 'is'} of an "
         "explicit size, which goes in place of a flavor",
         hint="Give a flavor alone, or --vcpus, --memory-mib and --disk-mib without one. A flavor has NVMe "
-        "drives of its own.",
+        "drives and CPU policies of its own.",
         subject=subject,
     )
 
