@@ -235,6 +235,17 @@ def test_a_table_for_people(program: Program, fleet: str) -> None:
         assert word in text
 
 
+def test_of_a_fleet_without_hosts_it_is_said_that_it_has_none(program: Program, tmp_path: Path) -> None:
+    profile = {"name": "p", "shape": {"vcpus": 4, "memory_mib": 1024, "disk_mib": 10}, "architecture": "x86_64"}
+    document = {"schema": "ppec-fleet/1", "profiles": [profile], "hosts": []}
+    document["requests"] = {"batch": [{"name": "a", "profile": "p"}]}
+    (tmp_path / "fleet.json").write_text(json.dumps(document))
+    ran = program("plan", "--fleet", str(tmp_path / "fleet.json"))
+    assert ran.code == 0
+    assert _rows(ran.out, "refused VMs")[0].split(maxsplit=2) == ["1", "a", "the fleet has no hosts"]
+    assert "0 hosts" not in ran.out.decode()
+
+
 def test_pools_and_drives_are_in_the_table_of_uses(program: Program, tmp_path: Path) -> None:
     """A pool's disks are none of their host's own, and the other way about."""
     document = json.loads(SNAPSHOT.read_text())

@@ -173,7 +173,7 @@ def _show(output: Output, outcome: Outcome) -> None:
     from ppec_orchestrator.cli.output import fields, rows
 
     answer = outcome.answer
-    if len(answer.placed) <= _SHOWN_VMS:
+    if 0 < len(answer.placed) <= _SHOWN_VMS:
         placed = [(each.vm, each.host, ", ".join(map(str, each.cells))) for each in answer.placed]
         output.results.print(rows(("VM", "host", "cells"), placed))
     if answer.moves:

@@ -80,6 +80,8 @@ class Refusal:
 
     def sentence(self) -> str:
         """`12 hosts: 8 without enough free cores, 3 draining, 1 silent`"""
+        if not self.reasons:
+            return "the fleet has no hosts"
         counted = sorted(self.reasons.items(), key=lambda item: (-item[1], item[0]))
         total = sum(self.reasons.values())
         hosts = "1 host" if total == 1 else f"{total} hosts"
