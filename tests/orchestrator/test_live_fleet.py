@@ -332,7 +332,8 @@ def test_a_vm_takes_as_many_addresses_as_its_networks_say(database: Database, cl
         planning.carry_through(asked(1), _write(database), _reserving())
     looked = [planning.fleet._known.round_s for planning in (here, there)]  # type: ignore[union-attr]
     mine = frozenset({1})
-    profile = replace(asked(1).vms[0].profile, networks=(mine, mine, None), fixed=(mine,))
+    # One asked for by number that is free is counted like the others.
+    profile = replace(asked(1).vms[0].profile, networks=(mine, mine, None, mine))
     request = PlanRequest((VmRequest(new := uuid4(), f"v{new.hex[:12]}", profile),))
     wanted = [NetworkWanted(prefix="10.0.0.0/26"), NetworkWanted(prefix="10.0.0.0/26")]
     networks = [*wanted, NetworkWanted(), NetworkWanted(address="10.0.0.40")]
