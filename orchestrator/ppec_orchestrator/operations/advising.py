@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
 from ppec_contract.api_placement import ChangeView
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.operations.live_fleet import LiveFleet
-from ppec_orchestrator.placement.advice import MOST_ADVISED, Adviser, refused_by_kind
+from ppec_orchestrator.placement.advice import MOST_ADVISED, MOST_TRIED_IN_ALL, Adviser, refused_by_kind
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.change_views import views
 from ppec_orchestrator.placement.fleet import Fleet
@@ -40,6 +40,14 @@ IN_REQUESTS = {
 Changes = tuple[ChangeView, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """As `placement.advice.Advice`."""
+
+    changes: Changes
+    tried: int
+
+
 class Advising:
     """Answers what would help a VM on a fleet. Whoever asks the same of the same fleet is told the same, without
     another trial: a fleet never changes, so its answers hold for as long as there is one. Who asks meanwhile waits for
@@ -49,7 +57,7 @@ class Advising:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="advice")
         self._lock = threading.Lock()
         # They go when nobody else has the fleet any more.
-        self._answers: WeakKeyDictionary[Fleet, OrderedDict[Hashable, Future[Changes]]] = WeakKeyDictionary()
+        self._answers: WeakKeyDictionary[Fleet, OrderedDict[Hashable, Future[_Answer]]] = WeakKeyDictionary()
         self._waiting = 0
         # Kept from one VM to the next while others wait, and no longer: it holds a model of the whole fleet.
         self._adviser: Adviser | None = None
@@ -57,6 +65,27 @@ class Advising:
 
     def changes_for(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> Changes:
         """Cheapest first; none where nothing helps that changes are made of."""
+        return self._answer(fleet, vm, spare).changes
+
+    def changes_for_first(self, fleet: Fleet, vms: Iterable[VmRequest], spare: SpareRule) -> list[Changes]:
+        """One VM after the other, until enough plans were made under N+1: fewer answers than VMs then."""
+        found: list[Changes] = []
+        left = MOST_TRIED_IN_ALL
+        with self._lock:
+            # As one that waits: what was worked out for one VM is there for the next.
+            self._waiting += 1
+        try:
+            for vm in vms:
+                if left <= 0:
+                    break
+                answer = self._answer(fleet, vm, spare)
+                found.append(answer.changes)
+                left -= answer.tried
+        finally:
+            self._thread.submit(self._waits_no_more)
+        return found
+
+    def _answer(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> _Answer:
         question = (vm.kind, spare)
         with self._lock:
             answers = self._answers.setdefault(fleet, OrderedDict())
@@ -80,19 +109,23 @@ class Advising:
         """The fleet with the plan carried out; itself, and so what is known of it, where nothing was placed."""
         return self._thread.submit(applied, fleet, request.vms, plan).result() if plan.placed else fleet
 
-    def _answered(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> Changes:
+    def _answered(self, fleet: Fleet, vm: VmRequest, spare: SpareRule) -> _Answer:
         try:
             self.tried += 1
             if self._adviser is None or self._adviser.fleet is not fleet:
                 # The other one goes before there is another model.
                 self._adviser = None
                 self._adviser = Adviser(fleet)
-            return views(self._adviser.advise(vm, spare), IN_REQUESTS)
+            advice = self._adviser.advice(vm, spare)
+            return _Answer(views(advice.changes, IN_REQUESTS), advice.tried)
         finally:
-            with self._lock:
-                self._waiting -= 1
-                if not self._waiting:
-                    self._adviser = None
+            self._waits_no_more()
+
+    def _waits_no_more(self) -> None:
+        with self._lock:
+            self._waiting -= 1
+            if not self._waiting:
+                self._adviser = None
 
 
 ADVISING = Advising()
@@ -112,10 +145,10 @@ def changes_by_vm(fleet: Fleet, request: PlanRequest, plan: Plan) -> dict[UUID, 
     if not plan.refused:
         return {}
     after = ADVISING.after(fleet, request, plan)
-    changes: dict[UUID, Changes] = {}
-    for vm, alike in refused_by_kind(request.vms, plan)[:MOST_ADVISED]:
-        changes |= dict.fromkeys((one.vm_id for one in alike), ADVISING.changes_for(after, vm, request.spare))
-    return changes
+    kinds = refused_by_kind(request.vms, plan)[:MOST_ADVISED]
+    found = ADVISING.changes_for_first(after, (vm for vm, _ in kinds), request.spare)
+    # Those that come after are not advised.
+    return {one.vm_id: changes for (_, alike), changes in zip(kinds, found, strict=False) for one in alike}
 
 
 def advised_problems(

@@ -6,12 +6,15 @@ required it has to be kept after a change too, unless that is what is given up.
 
 Single changes come first (`trials.py`). Where none helps, rules are given up and closed hosts are opened, no more of
 either than it takes, until one does.
+
+With N+1 there is a bound to what is tried for one VM (`effort.py`). Beyond it nothing more is offered but to do without
+N+1, which is seen without a trial.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from ppec_contract.api_placement import Policy
@@ -25,6 +28,7 @@ from ppec_orchestrator.placement.changes import (
     spare_after,
     together,
 )
+from ppec_orchestrator.placement.effort import MOST_TRIED, Effort, Known
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Planner
@@ -34,9 +38,19 @@ from ppec_orchestrator.placement.trials import MOST_ENDED, Trials
 
 # Of the kinds of VMs that one plan refused, so many are told what would help unless somebody wants more.
 MOST_ADVISED = 10
+# And with N+1 required, until so many plans were made for them in all (`effort.py`).
+MOST_TRIED_IN_ALL = 96
 _NO_RULE = SpareRule()
 # A rule that is given up; or all hosts that take no VMs of the kind for one reason, opened.
 _Relief = str | type[Opening]
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """What would help one VM, cheapest first, and how many plans were made under N+1 to find it."""
+
+    changes: list[Change]
+    tried: int
 
 
 def refused_by_kind(vms: Iterable[VmRequest], plan: Plan) -> list[tuple[VmRequest, list[Refusal]]]:
@@ -62,22 +76,32 @@ def helps(change: Change, fleet: Fleet, vm: VmRequest, spare: SpareRule = _NO_RU
 
 
 class Adviser:
-    """For several VMs that the same fleet has no place for: most of the work on one is its planner."""
+    """For several VMs that the same fleet has no place for: most of the work on one is its planner. `most_tried` plans
+    are made under N+1 for each."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, most_tried: int = MOST_TRIED) -> None:
         self.fleet = fleet
+        self._most_tried = most_tried
         self._planner = Planner(fleet)
-        # Of the VM that is advised: the fleet with hosts opened, by how.
+        # Of the VM that is advised: the fleet with hosts opened, by how; and how much was tried.
         self._opened: dict[frozenset[type[Opening]], Planner] = {}
+        self._known = Known()
+        self._effort = Effort(self._known, self._most_tried)
 
     def advise(self, vm: VmRequest, spare: SpareRule = _NO_RULE) -> list[Change]:
         """As `advise`."""
+        return self.advice(vm, spare).changes
+
+    def advice(self, vm: VmRequest, spare: SpareRule = _NO_RULE) -> Advice:
+        """The same whoever was advised before, and as much work."""
         # A warning refuses nobody.
         spare = spare if spare.mode is Spare.REQUIRED else _NO_RULE
+        self._effort = Effort(self._known, self._most_tried)
         trials = self._after(vm, spare, ())
         try:
             found: list[Change] = [*trials.give_up(), *trials.all_but_rules()]
-            return sorted(found or self._several(vm, spare), key=lambda change: change.cost)
+            found = found or self._several(vm, spare)
+            return Advice(sorted(found, key=lambda change: change.cost), self._effort.tried)
         finally:
             # The next VM is of another profile.
             self._planner.shelf.clear()
@@ -138,7 +162,7 @@ class Adviser:
         given_up = GiveUp(_rules_among(reliefs))
         planner = self._planner_with(vm, frozenset(each for each in reliefs if not isinstance(each, str)))
         other = given_up.apply(self.fleet, vm)[1]
-        return Trials(planner.fleet, planner, other, spare_after(given_up, spare))
+        return Trials(planner.fleet, planner, other, spare_after(given_up, spare), self._effort)
 
     def _planner_with(self, vm: VmRequest, kinds: frozenset[type[Opening]]) -> Planner:
         if not kinds:
@@ -165,6 +189,8 @@ class Adviser:
         fewest = sorted((name for name in openings if openings[name]), key=lambda name: len(openings[name]))
         for name in fewest[:MOST_ENDED]:
             found = (*openings[name], *(_on_host(each, name) for each in change))
+            if trials.spare.mode is not Spare.OFF and not self._effort.spend():
+                return None
             if helps(together(found), self.fleet, trials.vm, trials.spare):
                 return found
         return None

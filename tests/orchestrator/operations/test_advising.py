@@ -12,9 +12,9 @@ from uuid import UUID
 import pytest
 
 from ppec_orchestrator.operations.advising import IN_REQUESTS, MOST_ANSWERS, Advising
-from ppec_orchestrator.placement.advice import advise
+from ppec_orchestrator.placement.advice import MOST_TRIED_IN_ALL, Adviser, advise
 from ppec_orchestrator.placement.change_views import views
-from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.request import Group, PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest
 
@@ -100,3 +100,33 @@ def test_what_failed_is_tried_again_and_keeps_nothing() -> None:
     del fleet
     gc.collect()
     assert gone() is None
+
+
+def a_fleet_that_keeps_a_way_out() -> Fleet:
+    """One VM fits; with it, no loss could be made good."""
+    cells = (CellState(0, 0, 1, 8, 4, 8192, 4096),)
+    old = Profile(Shape(4, 1024, 10), "x86_64")
+    return Fleet.build(
+        [
+            HostState(
+                n, f"h{n}", "d1", "c1", "r1", "v1", "x86_64", cells, 1000, 1000, prefixes=((1,),),
+                vms=(SeatedVm(UUID(int=100 + n), f"old-{n}", old, (0,)),),
+            )
+            for n in range(2)
+        ]
+    )  # fmt: skip
+
+
+def test_with_n_plus_one_so_many_kinds_are_answered_as_take_so_many_plans() -> None:
+    advising, fleet = Advising(), a_fleet_that_keeps_a_way_out()
+    # Groups tell them apart; every one of them takes a plan or more.
+    vms = [replace(a_vm(4, number=n), groups=(Group(f"g{n}"),)) for n in range(2 * MOST_TRIED_IN_ALL)]
+    told = advising.changes_for_first(fleet, vms, REQUIRED)
+    assert 0 < len(told) < len(vms)
+    tried = [Adviser(fleet).advice(vm, REQUIRED).tried for vm in vms[: len(told)]]
+    assert sum(tried[:-1]) < MOST_TRIED_IN_ALL <= sum(tried)
+    # Each is what it is told alone, and asked again they are the same.
+    assert told[-1] == views(advise(fleet, vms[len(told) - 1], REQUIRED), IN_REQUESTS)
+    assert Advising().changes_for_first(fleet, vms, REQUIRED) == told
+    without = advising.changes_for_first(a_fleet(), vms, NO_RULE)
+    assert len(without) == len(vms)
