@@ -15,10 +15,8 @@ from ppec_contract.api_placement import Policy
 from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import PlanRequest, SpareRule, VmRequest
 
-# For one VM. Most changes that help are found with ten; the others make a size as large as it may be.
+# For one VM. Mostly three to six do; where a smaller size fits, twenty.
 MOST_TRIED = 32
-
-
 # What was found of planners that stay on their fleet: whether a VM fits, by VM and rule. It goes with them.
 Known = WeakKeyDictionary[Planner, dict[Hashable, bool]]
 
