@@ -66,7 +66,7 @@ test: setup ## All tests: units, properties, both databases, real libvirt, an en
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long and not metal" $(PYTEST_ARGS)
 
 .PHONY: test-long
-test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, the Debian image and its guest agent, 50,000 mutated frames (some 20 minutes)
+test-long: setup ## The tests that `make test` leaves out: roles step by step on a host, a VM of the Debian image, the image and its guest agent, 50,000 mutated frames (some 20 minutes)
 	@$(BIN)/pytest -m long $(PYTEST_ARGS)
 
 .PHONY: metal

@@ -133,7 +133,7 @@ class ChangeView(Model):
 class RefusedView(Model):
     """Why a VM would find no place: every host counted under the reason that turned it away, in this `step` of the plan
     (which plans that were kept by older orchestrators don't tell); cheapest `changes` first. They are looked for, once,
-    for the first ten kinds of refused VMs; others are not `advised`."""
+    for the first ten kinds of refused VMs, and fewer where N+1 makes it long; others are not `advised`."""
 
     vm: VmName
     reasons: dict[str, int]

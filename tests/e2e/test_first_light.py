@@ -140,6 +140,8 @@ def test_a_host_that_lost_power_and_came_back_still_knows_its_vms(cloud: Cloud, 
     assert_hosts_are_clean(cloud)
 
 
+# Emulated, Debian takes a processor for minutes.
+@pytest.mark.long
 def test_a_debian_cloud_image_finishes_cloud_init(cloud: Cloud, tmp_path: Path) -> None:
     cloud.import_image("debian", debian_guest_image())
     vms = create(

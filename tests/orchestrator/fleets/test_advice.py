@@ -93,6 +93,17 @@ def rules_told(file: FleetFile, spare: SpareRule = NO_RULE) -> set[str]:
     return {rule for rules in told for rule in rules}
 
 
+def test_with_n_plus_one_no_more_kinds_are_advised_than_there_is_work_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = a_crowded_fleet(1)
+    request = PlanRequest(file.requests, Policy.PACK, spare=SpareRule(Spare.REQUIRED))
+    made = plan(file.fleet, request)
+    assert len(refused_by_kind(file.requests, made)) > 2
+    monkeypatch.setattr("ppec_orchestrator.fleets.advice.MOST_TRIED_IN_ALL", 1)
+    first, *others = advice_on(file.fleet, request, made, file.called, most=10)
+    assert first.changes
+    assert others == []
+
+
 def test_rules_are_called_what_the_snapshot_calls_them() -> None:
     document = json.loads(GOLDEN.read_text())
     document["hosts"] = document["hosts"][1:]

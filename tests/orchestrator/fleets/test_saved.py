@@ -130,7 +130,7 @@ def test_reasons_of_another_count_are_found(fleet: Path, answers: dict[str, Answ
 
 
 def test_moves_of_an_answer_are_played_through(tmp_path: Path) -> None:
-    fleet, options = made(tmp_path, seed=4, fill=0.5), WAYS["pack"]
+    fleet, options = made(tmp_path, seed=37, fill=0.7), WAYS["pack"]
     answer = plan_on(fleet, None, options).answer.model_dump(mode="json", exclude_none=True)
     (move,) = answer["moves"]
     assert verdict(fleet, answer, options, tmp_path).faults == ()
