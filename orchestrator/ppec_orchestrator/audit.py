@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who changed what: one line of the log per change made, refused or broken off, under the event `audit`. Names only: no
-secret, no user data, nothing of a body but the name of what it is about and which of the offered actions was asked."""
+"""Who changed what: one line of the log per change made, refused or broken off, under the event `audit`. No secret, no
+user data; nothing of a body but the name of what it is about, which of the offered actions was asked, and of a prefix
+what was given."""
 
 from __future__ import annotations
 

@@ -85,6 +85,23 @@ def test_changes_are_told_with_what_they_were_about(client: TestClient) -> None:
     assert token not in str(logs)
 
 
+def test_changes_of_a_prefix_are_told_with_their_values(client: TestClient) -> None:
+    with capture_logs() as logs:
+        client.post("/v1/vrfs", json={"name": "red"})
+        client.post("/v1/datacentres", json={"name": "dc1", "region": "north"})
+        prefix = {"vrf": "red", "cidr": "10.0.0.0/27", "bridge": "br0", "region": "north", "gateway": "10.0.0.1"}
+        number = client.post("/v1/prefixes", json=prefix).json()["prefix_id"]
+        change = {"last": "10.0.0.20", "nameservers": ["10.0.0.3"], "vlan": None}
+        assert client.patch(f"/v1/prefixes/{number}", json=change).status_code == 200
+        assert client.delete(f"/v1/prefixes/{number}?force=true").status_code == 204
+    told = [(line["prefix"], line["given"]) for line in logs if "prefix" in line]
+    assert told == [
+        ("10.0.0.0/27 of red", 'gateway="10.0.0.1" bridge="br0" region="north"'),
+        ("10.0.0.0/27 of red", 'last="10.0.0.20" vlan=null nameservers=["10.0.0.3"]'),
+        ("10.0.0.0/27 of red", "force=true"),
+    ]
+
+
 def test_change_that_broke_off_after_its_commit_is_told(client: TestClient, services: Services) -> None:
     """The record of the image is gone; only its file can't be removed."""
     made = client.put("/v1/images/small?format=raw", content=b"x" * 1024).json()

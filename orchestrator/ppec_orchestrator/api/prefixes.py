@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Collection, Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
 from ppec_contract.api import Page
 from ppec_contract.api_ipdb import HoldCreate, HoldView, PrefixCreate, PrefixFree, PrefixUpdate, PrefixView
 from ppec_contract.errors import PpecError
+from ppec_contract.model import Model
+from ppec_orchestrator.api.audited import tells
 from ppec_orchestrator.api.auth import Admin, Viewer
 from ppec_orchestrator.api.bodies import StrictJsonRoute
 from ppec_orchestrator.api.pages import ById, Filter
@@ -35,8 +38,9 @@ def list_prefixes(services: Here, caller: Viewer, wanted: ById, vrf: Filter = No
 
 
 @router.post("", status_code=201)
-def create_prefix(services: Here, caller: Admin, body: PrefixCreate) -> PrefixView:
+def create_prefix(request: Request, services: Here, caller: Admin, body: PrefixCreate) -> PrefixView:
     """Create a prefix. Prefixes of one VRF don't overlap; IPv4 prefixes have 65536 addresses at most."""
+    tells(request, prefix=f"{body.cidr} of {body.vrf}", given=_given(body, leave_out={"vrf", "cidr"}))
     if body.netbox_id is not None:
         check_source(services, body)
     with services.database.write() as conn:
@@ -67,16 +71,25 @@ def get_prefix(services: Here, caller: Viewer, prefix_id: PrefixId) -> PrefixVie
 
 
 @router.patch("/{prefix_id}")
-def update_prefix(services: Here, caller: Admin, prefix_id: PrefixId, body: PrefixUpdate) -> PrefixView:
-    """Change what VMs to come are told, and how long addresses rest."""
+def update_prefix(
+    request: Request, services: Here, caller: Admin, prefix_id: PrefixId, body: PrefixUpdate
+) -> PrefixView:
+    """Change what VMs to come are told, which addresses it gives out, and how long they rest."""
     with services.database.write() as conn:
-        return prefixes.update_prefix(conn, prefix_id, body, services.now())
+        view = prefixes.update_prefix(conn, prefix_id, body, services.now())
+        tells(request, prefix=f"{view.cidr} of {view.vrf}", given=_given(body))
+    return view
 
 
 @router.delete("/{prefix_id}", status_code=204)
-def delete_prefix(services: Here, caller: Admin, prefix_id: PrefixId, force: Force = False) -> Response:
+def delete_prefix(
+    request: Request, services: Here, caller: Admin, prefix_id: PrefixId, force: Force = False
+) -> Response:
     """Delete a prefix of which no VM has an address, none rests, and none is held back."""
     now = services.now()
+    with services.database.read() as conn:
+        gone = prefixes.get_prefix(conn, prefix_id, now)
+    tells(request, prefix=f"{gone.cidr} of {gone.vrf}", given="force=true" if force else "")
     if services.supply is not None:
         if not force:
             with services.database.read() as conn:
@@ -86,6 +99,12 @@ def delete_prefix(services: Here, caller: Admin, prefix_id: PrefixId, force: For
     with services.database.write() as conn:
         prefixes.delete_prefix(conn, prefix_id, how)
     return Response(status_code=204)
+
+
+def _given(body: Model, leave_out: Collection[str] = ()) -> str:
+    """What was asked for, for the audit line: a prefix has no secrets."""
+    given = body.model_dump(mode="json", exclude_unset=True, exclude=set(leave_out))
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in given.items())
 
 
 @router.get("/{prefix_id}/free")

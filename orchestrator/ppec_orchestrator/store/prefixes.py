@@ -138,11 +138,6 @@ def update_prefix(conn: Connection, prefix_id: int, wanted: PrefixUpdate, now: d
     return get_prefix(conn, prefix_id, now)
 
 
-def _check_region(conn: Connection, wanted: PrefixCreate) -> None:
-    if conn.execute(select(datacentre.c.id).where(datacentre.c.region == wanted.region)).first() is None:
-        raise _invalid(wanted.cidr, f"no data centre is in region {wanted.region}")
-
-
 # Made once: of an import of many prefixes, putting the statement together would take longer than carrying it out.
 _FIRST_BEHIND = (
     select(prefix.c.cidr, prefix.c.low_hex)
