@@ -6,10 +6,12 @@ from __future__ import annotations
 import os
 import pty
 import select
+import signal
 import subprocess
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 SOON_S = 60.0
@@ -22,9 +24,10 @@ class Terminal:
         self._ours, self._theirs = pty.openpty()
         self._before = self.modes()
         self.seen = b""
-        self.process = subprocess.Popen(
-            command, env=dict(environment), stdin=self._theirs, stdout=self._theirs, stderr=subprocess.PIPE
-        )
+        with _interruptible():
+            self.process = subprocess.Popen(
+                command, env=dict(environment), stdin=self._theirs, stdout=self._theirs, stderr=subprocess.PIPE
+            )
 
     def __enter__(self) -> Terminal:
         return self
@@ -64,3 +67,14 @@ class Terminal:
             self.process.communicate()
         os.close(self._ours)
         os.close(self._theirs)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """What is started within can be interrupted, also where we are not: a shell has what it starts in the background
+    ignore the interrupt, and programs inherit that. In the main thread only."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -57,11 +57,12 @@ class Planner:
         """Leaves room as it was: two plans in a row are the same.
 
         `kept` are the places of those VMs of the request that an earlier plan placed where nothing came in between;
-        they stay, if they still can."""
+        they stay, if they still can. Under N+1 none are: all are placed anew."""
         self.workspace.begin()
         try:
             found = self.run(request, kept)
-            return found if kept else Improving(self, request).better(found)
+            keeps = kept and request.spare.mode is Spare.OFF
+            return found if keeps else Improving(self, request).better(found)
         finally:
             self.workspace.end()
 

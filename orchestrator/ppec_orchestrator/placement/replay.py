@@ -75,7 +75,9 @@ class Replay:
         machine = cells | {"memory_mib": cells["memory_mib"] + cells["memory_reserved_mib"]}
         machine["cores"] = cells["cores"] + cells["cores_reserved"]
         self._whole = _figures(machine, fleet.disk_mib, 0 * self._count).clip(min=1)
-        self.start_epoch(0)
+        self.epoch = 0
+        if hosts:
+            self.start_epoch(0)
 
     # --- where a VM fits ---------------------------------------------------------------------------------------------
 

@@ -318,7 +318,7 @@ def _first_as_on(fleet: Fleet, request: PlanRequest, sound: Plan) -> Plan:
 
 def test_nothing_of_the_planner_is_in_the_checker_but_its_data() -> None:
     folder, package = Path(checker.__file__).parent, "ppec_orchestrator."
-    files, data = ("checker", "replay"), ("fleet", "plan", "request")
+    files, data = ("checker", "replay", "why_not"), ("fleet", "plan", "reasons", "request")
     imported = {
         node.module
         for file in files
