@@ -114,8 +114,8 @@ def find_shelter(
 
     Largest first. Each takes the first host that has room, and domains begin to look at different hosts, so that a
     placement touches few evacuations. Where that fails all are placed again, each on the tightest host; then by filling
-    cell after cell; and where that fails too, every way is tried, of few enough VMs and up to `MOST_LOOKS` hosts looked
-    at."""
+    cell after cell. Where that is no way, as some take several cells, are of hard groups or of too many kinds, every
+    way is tried at last, of few enough VMs and up to `MOST_LOOKS` hosts looked at."""
     ordered = sorted(evacuees, key=_size)
     nearest = _Attempt(havens, lost, kept).place(ordered)
     if not nearest.without_place:
@@ -142,7 +142,8 @@ def _search(havens: Havens, lost: AbstractSet[int], everybody: Sequence[Evacuee]
         filled = _fill(havens, lost, [each for each in everybody if not _minds_others(each)], first.claims)
         if isinstance(filled, Shelter):
             return filled
-        if filled.impossible and not choosy:
+        # What filling has begun and given up, a search VM by VM was never seen to find, and takes as long again.
+        if not choosy and (filled.impossible or filled.steps):
             return None
     if len(everybody) > MOST_SEARCHED:
         return None

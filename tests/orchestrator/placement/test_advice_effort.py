@@ -53,7 +53,7 @@ def test_on_a_nearly_full_fleet_so_many_plans_are_made_for_one_vm(
 ) -> None:
     after, vms = refused_on(generate(Recipe(20, 1, seed=1, fill=0.8, requests=60, apart=apart)))
     assert len(vms) > 3
-    for vm in vms:
+    for vm in vms[:3]:
         plans_under_the_rule.clear()
         told = Adviser(after).advice(vm, REQUIRED)
         assert len(plans_under_the_rule) == told.tried <= MOST_TRIED
