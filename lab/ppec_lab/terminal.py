@@ -6,15 +6,16 @@ from __future__ import annotations
 import os
 import pty
 import select
-import signal
 import subprocess
 import termios
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 SOON_S = 60.0
+INTERRUPTIBLE = ("env", "--default-signal=INT")
+"""Starts a program that can be interrupted, also where we can't be: a shell has what it starts in the background ignore
+the interrupt, and programs inherit that. `env` does it in whichever thread we are, Python in the main one alone."""
 
 
 class Terminal:
@@ -24,10 +25,13 @@ class Terminal:
         self._ours, self._theirs = pty.openpty()
         self._before = self.modes()
         self.seen = b""
-        with _interruptible():
-            self.process = subprocess.Popen(
-                command, env=dict(environment), stdin=self._theirs, stdout=self._theirs, stderr=subprocess.PIPE
-            )
+        self.process = subprocess.Popen(
+            [*INTERRUPTIBLE, *command],
+            env=dict(environment),
+            stdin=self._theirs,
+            stdout=self._theirs,
+            stderr=subprocess.PIPE,
+        )
 
     def __enter__(self) -> Terminal:
         return self
@@ -67,14 +71,3 @@ class Terminal:
             self.process.communicate()
         os.close(self._ours)
         os.close(self._theirs)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """What is started within can be interrupted, also where we are not: a shell has what it starts in the background
-    ignore the interrupt, and programs inherit that. In the main thread only."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
