@@ -130,6 +130,15 @@ class Vm:
         return dict(result)
 
 
+def virsh(metal: Metal, *words: str) -> None:
+    run(metal, "virsh", "--connect", "qemu:///system", *words)
+
+
+def node(metal: Metal, cell: int) -> str:
+    """The drive as libvirt calls it."""
+    return "pci_" + address(metal, cell).replace(":", "_").replace(".", "_")
+
+
 def test_the_drives_of_the_machine_are_free_once_they_were_erased(metal: Metal) -> None:
     wait_for_drives(metal, [(1, 1), (1, 1)])
     assert [driver(metal, cell) for cell in (0, 1)] == ["nvme", "nvme"]
@@ -210,12 +219,32 @@ def test_requests_get_drives_near_their_cells_and_no_more_than_there_are(metal: 
     assert [is_empty(metal, cell) for cell in (0, 1)] == [True, True]
 
 
-def test_a_drive_left_with_vfio_is_taken_back(metal: Metal) -> None:
-    node = "pci_" + address(metal, 0).replace(":", "_").replace(".", "_")
+def test_a_drive_that_its_vm_left_with_vfio_is_taken_back(metal: Metal) -> None:
+    vm = Vm(metal, "leaving", cell=0)
+    vm.create()
+    assert vm.found_on_its_drive() == "nothing"
+    vm.stop()
+    wait_until(lambda: driver(metal, 0) == "nvme", "the drive is at home", timeout_s=60, every_s=0.5)
     run(metal, "systemctl", "stop", "ppec-agentd")
-    run(metal, "virsh", "--connect", "qemu:///system", "nodedev-detach", node)
+    virsh(metal, "nodedev-detach", node(metal, 0))
     assert driver(metal, 0) == "vfio-pci"
     run(metal, "systemctl", "start", "ppec-agentd")
+    vm.delete()
+    wait_for_drives(metal, [(1, 1), (1, 1)])
+    assert driver(metal, 0) == "nvme"
+    assert is_empty(metal, 0)
+
+
+def test_a_drive_that_somebody_took_by_hand_is_left_out_until_it_is_back(metal: Metal) -> None:
+    """No VM of the agent's had it: whoever did that has a reason, and perhaps data there."""
+    run(metal, "systemctl", "stop", "ppec-agentd")
+    virsh(metal, "nodedev-detach", node(metal, 0))
+    run(metal, "systemctl", "start", "ppec-agentd")
+    wait_for_drives(metal, [(0, 0), (1, 1)])
+    looked = run(metal, "/opt/ppec/current/bin/ppec-agentd", "doctor", check=False)
+    assert "the driver vfio-pci has it" in looked
+    assert driver(metal, 0) == "vfio-pci"
+    virsh(metal, "nodedev-reattach", node(metal, 0))
     wait_for_drives(metal, [(1, 1), (1, 1)])
     assert driver(metal, 0) == "nvme"
 
