@@ -146,7 +146,7 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
     faults = tuple(check(file.fleet, request, plan)) if options.check else None
     checked_s = time.process_time()
     answer = PlanAnswer(
-        executable=bool(plan.placed) and not (request.all_or_nothing and plan.refused),
+        executable=plan.serves(all_or_nothing=request.all_or_nothing),
         placed=placed(plan, with_evidence=options.evidence),
         refused=refused(plan, advice, with_evidence=options.evidence),
         load_cpu_s=round(loaded_s - started_s, 6),

@@ -71,7 +71,7 @@ def faults_of(saved: Saved, fleet: Fleet, request: PlanRequest) -> list[str]:
     faults = check(fleet, request, plan)
     if answer.moves is not None and answer.moves != moved(plan.moves):
         faults.append("the moves that it lists are not those that open its VMs' cells")
-    executable = bool(plan.placed) and not (request.all_or_nothing and plan.refused)
+    executable = plan.serves(all_or_nothing=request.all_or_nothing)
     if not saved.of_the_api and answer.executable != executable:
         faults.append(
             f"it is said to be {'' if answer.executable else 'not '}executable, and is{' not' * (not executable)}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -18,8 +17,7 @@ from uuid import UUID
 
 from sqlalchemy import Connection
 
-from ppec_orchestrator.placement.addresses import grants
-from ppec_orchestrator.placement.demand import CellResource, free_name
+from ppec_orchestrator.placement.applied import less_granted, with_room_taken
 from ppec_orchestrator.placement.fleet import Fleet, HostState
 from ppec_orchestrator.placement.plan import Placement, Plan
 from ppec_orchestrator.placement.planner import Kept, Planner
@@ -122,7 +120,7 @@ class LiveFleet:
             if states:
                 self._known = None
                 followed = [place for state in states for place in by_host[state.host_id]]
-                changed = fleet.changed(states, _less_granted(fleet, followed, asked))
+                changed = fleet.changed(states, less_granted(fleet, followed, asked))
                 known.planner.follow(changed, sorted(rows[state.host_id] for state in states))
                 self._known = known
 
@@ -229,41 +227,9 @@ def _with(
     host: HostState, placements: Sequence[Placement], asked: Mapping[UUID, VmRequest], seated: SeatedVms, mark: int
 ) -> HostState:
     """The host as it is read once these VMs are placed on it."""
-    parts: dict[int, Counter[CellResource]] = {}
-    for place in placements:
-        for cell in place.cells:
-            parts.setdefault(cell, Counter()).update(place.per_cell)
-    cells = [
-        replace(each, **{free_name(what): getattr(each, free_name(what)) - n for what, n in parts[each.cell].items()})
-        if each.cell in parts
-        else each
-        for each in host.cells
-    ]
-    disks: Counter[str] = Counter()
-    for place in placements:
-        disks[place.pool] += place.disk_mib
-    pools = {name: replace(pool, free_mib=pool.free_mib - disks[name]) for name, pool in host.pools.items()}
     new = (seated.new(place, asked[place.vm_id], host.vrf) for place in placements)
-    return replace(
-        host,
-        cells=tuple(cells),
-        disk_free_mib=host.disk_free_mib - disks[""],
-        pools=pools,
-        vms=tuple(sorted((*host.vms, *new), key=lambda vm: vm.vm_id)),
-        generation=host.generation + 1,
-        mark=mark,
-    )
-
-
-def _less_granted(fleet: Fleet, placements: Sequence[Placement], asked: Mapping[UUID, VmRequest]) -> Mapping[int, int]:
-    """The free addresses, less those that these VMs have got by what they asked for."""
-    free = dict(fleet.free_addresses)
-    for place in placements:
-        host, profile = fleet.hosts[fleet.index[place.host]], asked[place.vm_id].profile
-        for prefix, count in (grants(host, profile.networks, free) or {}).items():
-            if prefix in free:
-                free[prefix] -= count
-    return free
+    vms = sorted((*host.vms, *new), key=lambda vm: vm.vm_id)
+    return replace(with_room_taken(host, placements, vms), generation=host.generation + 1, mark=mark)
 
 
 def _less_held(conn: Connection, fleet: Fleet, states: Sequence[HostState]) -> Mapping[int, int]:

@@ -71,8 +71,7 @@ def show_plan(  # noqa: PLR0913 - what it needs of the service, and what is aske
     plan, fleet = planning.fleet.plan(request)
     made_at = now()
     stored = _stored(meant, asked, plan, _generations(plan, request, fleet), caller, made_at)
-    executable = bool(plan.placed) and (not plan.refused or not request.all_or_nothing)
-    executable = executable and len(plan.placed) >= (asked.at_least or 1)
+    executable = plan.serves(all_or_nothing=request.all_or_nothing) and len(plan.placed) >= (asked.at_least or 1)
     view = _view(stored, request, plan, fleet, executable=executable)
     certificate = _certificate(request, plan, fleet) if evidence else {}
     if not executable:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -26,24 +26,41 @@ def choices(prefixes: Prefixes, network: Network) -> Prefixes:
     return prefixes if network is None else (tuple([p for family in prefixes for p in family if p in network]),)
 
 
+def fewest_first(network: Network) -> tuple[bool, int]:
+    """The order in which addresses are granted: networks that leave less to choose from come first."""
+    return network is None, len(network or ())
+
+
 def grants(host: HostState, networks: Sequence[Network], left: Mapping[int, int]) -> dict[int, int] | None:
     """How many addresses of which prefix a VM there gets; None when there are not enough. Prefixes that are not `left`
     have no end."""
     return _grants(host.prefixes, networks, left)
 
 
+def lacking(prefixes: Prefixes, networks: Sequence[Network], left: Mapping[int, int]) -> dict[int, int]:
+    """How many addresses more, of which prefix, a VM would need on a host with these; of prefixes of which any would
+    do, the first."""
+    return dict(Counter(family[0] for family, found in _given(prefixes, networks, left) if found is None and family))
+
+
 def _grants(prefixes: Prefixes, networks: Sequence[Network], left: Mapping[int, int]) -> dict[int, int] | None:
-    if not prefixes:
-        return None
+    given = [found for _, found in _given(prefixes, networks, left)]
+    chosen = dict(Counter(found for found in given if found is not None))
+    return chosen if prefixes and None not in given else None
+
+
+def _given(
+    prefixes: Prefixes, networks: Sequence[Network], left: Mapping[int, int]
+) -> Iterator[tuple[tuple[int, ...], int | None]]:
+    """For each address, in the order in which they are granted, the prefixes that could give it and the one that does;
+    None where none of them has one left."""
     chosen: Counter[int] = Counter()
-    # As they are granted: those first that have the fewest to choose from.
-    for network in sorted(networks, key=lambda each: each is None):
+    for network in sorted(networks, key=fewest_first):
         for family in choices(prefixes, network):
             found = next((p for p in family if left.get(p, chosen[p] + 1) > chosen[p]), None)
-            if found is None:
-                return None
-            chosen[found] += 1
-    return dict(chosen)
+            if found is not None:
+                chosen[found] += 1
+            yield family, found
 
 
 class _Kinds:
@@ -102,6 +119,21 @@ class AddressRoom:
             for prefixes in self._kinds.prefixes
         ]
         return np.where(np.array(short, dtype=np.bool_), np.arange(len(short)), -1)[self._kinds.of_row]
+
+    def choice_matters(self, networks: int) -> bool:
+        """Whether it counts for VMs with so many networks together which of them goes where: hosts that may run short
+        on the way share a prefix, and not all of them alike."""
+        kinds = self.kinds_short_of(networks)
+        serving = [
+            {prefix for family in self._kinds.prefixes[kind] for prefix in family}
+            for kind in np.unique(kinds[kinds >= 0]).tolist()
+        ]
+        return sum(map(len, serving)) > len(set().union(*serving))
+
+    def fewer_than(self, networks: int) -> bool:
+        """Whether VMs with so many networks together ask for more than is left of all prefixes."""
+        prefixes = self._kinds.with_prefix
+        return all(prefix in self.left for prefix in prefixes) and sum(map(self.left.__getitem__, prefixes)) < networks
 
     def forget(self, networks: tuple[Network, ...]) -> None:
         """What was worked out for networks that may never be asked for again."""

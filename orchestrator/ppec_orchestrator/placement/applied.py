@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
 from ppec_orchestrator.placement.addresses import grants
-from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource, free_name
+from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fitting import Fitting
-from ppec_orchestrator.placement.fleet import Fleet, HostState, SeatedVm
+from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.havens import seated_profile
 from ppec_orchestrator.placement.plan import Move, Placement, Plan
 from ppec_orchestrator.placement.request import VmRequest
@@ -40,15 +40,32 @@ def applied(fleet: Fleet, vms: Iterable[VmRequest], plan: Plan) -> Fleet:
 
 
 def _free_addresses(fleet: Fleet, plan: Plan, asked: Mapping[UUID, VmRequest]) -> Mapping[int, int]:
-    """In the order the plan took them: which prefix an address comes from depends on it."""
     steps = {why.vm_id: why.step for why in plan.evidence}
+    return less_granted(fleet, sorted(plan.placed, key=lambda each: steps.get(each.vm_id, 0)), asked)
+
+
+def less_granted(fleet: Fleet, placements: Iterable[Placement], asked: Mapping[UUID, VmRequest]) -> Mapping[int, int]:
+    """The free addresses without those that these VMs got, in the order they got them: of which prefix an address is
+    depends on it."""
     left = dict(fleet.free_addresses)
-    for place in sorted(plan.placed, key=lambda each: steps.get(each.vm_id, 0)):
+    for place in placements:
         host = fleet.hosts[fleet.index[place.host]]
         for prefix, count in (grants(host, asked[place.vm_id].profile.networks, left) or {}).items():
             if prefix in left:
                 left[prefix] -= count
     return left
+
+
+def with_room_taken(host: HostState, placements: Iterable[Placement], vms: Iterable[SeatedVm]) -> HostState:
+    """The host without the room of these places; `vms` are all that it then has."""
+    used: _Used = Counter()
+    disk: Counter[str] = Counter()
+    for place in placements:
+        _count(used, place.cells, place.per_cell, 1)
+        disk[place.pool] += place.disk_mib
+    pools = {name: replace(pool, free_mib=pool.free_mib - disk[name]) for name, pool in host.pools.items()}
+    free_mib = host.disk_free_mib - disk[""]
+    return replace(host, cells=_less(host.cells, used), vms=tuple(vms), disk_free_mib=free_mib, pools=pools)
 
 
 def _host(
@@ -63,22 +80,22 @@ def _host(
         _count(used, move.cells_before, part, -1)
         _count(used, move.cells_after, part, 1)
         seated[move.vm_id] = replace(vm, cells=move.cells_after)
-    disk: Counter[str] = Counter()
     for place in places:
         request = asked[place.vm_id]
-        _count(used, place.cells, place.per_cell, 1)
-        disk[place.pool] += place.disk_mib
         profile = seated_profile(request.profile, host.vrf)
         seated[place.vm_id] = SeatedVm(place.vm_id, place.name, profile, place.cells, request.groups)
-    cells = tuple(
-        replace(
-            cell, **{free_name(each): getattr(cell, free_name(each)) - used[cell.cell, each] for each in CELL_RESOURCES}
-        )
-        for cell in host.cells
-    )
-    pools = {name: replace(pool, free_mib=pool.free_mib - disk[name]) for name, pool in host.pools.items()}
-    return replace(
-        host, cells=cells, vms=tuple(seated.values()), disk_free_mib=host.disk_free_mib - disk[""], pools=pools
+    return with_room_taken(replace(host, cells=_less(host.cells, used)), places, seated.values())
+
+
+def _less(cells: Sequence[CellState], used: _Used) -> tuple[CellState, ...]:
+    by_cell: dict[int, dict[CellResource, int]] = {}
+    for (cell, resource), amount in used.items():
+        by_cell.setdefault(cell, {})[resource] = amount
+    return tuple(
+        replace(each, **{free_name(what): getattr(each, free_name(what)) - n for what, n in by_cell[each.cell].items()})
+        if each.cell in by_cell
+        else each
+        for each in cells
     )
 
 

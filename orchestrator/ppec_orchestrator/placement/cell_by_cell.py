@@ -16,8 +16,8 @@ from ppec_orchestrator.placement.fitting import NEEDS_TOO_MUCH, Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, at
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
-from ppec_orchestrator.placement.search import CandidatesOf, Seat
-from ppec_orchestrator.placement.workspace import Workspace
+from ppec_orchestrator.placement.search import CandidatesOf
+from ppec_orchestrator.placement.workspace import Seat, Workspace
 
 # Of more kinds a cell has more fillings than can be looked at.
 MOST_KINDS = 32

@@ -48,10 +48,23 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
-class EndDrain:
-    """One of these hosts takes new VMs again."""
+class _OneOpened:
+    """Any one of these hosts is opened to the VM; in the model the first."""
 
     hosts: tuple[str, ...]
+
+    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
+        return fleet.changed([self.opened(_host(fleet, self.hosts[0]), vm)]), vm
+
+    @staticmethod
+    def opened(host: HostState, vm: VmRequest) -> HostState:
+        """The host as the VM could have it; the very same where this is not what keeps the VM out."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True)
+class EndDrain(_OneOpened):
+    """One of these hosts takes new VMs again."""
 
     @property
     def cost(self) -> tuple[int, float]:
@@ -60,20 +73,14 @@ class EndDrain:
     def sentence(self) -> str:
         return f"end the drain of {_any_of(self.hosts)}"
 
-    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
-        return fleet.changed([self.opened(_host(fleet, self.hosts[0]), vm)]), vm
-
     @staticmethod
     def opened(host: HostState, vm: VmRequest) -> HostState:
-        """The host as the VM could have it; the very same where this is not what keeps the VM out."""
         return replace(host, draining=False) if host.draining else host
 
 
 @dataclass(frozen=True, slots=True)
-class UpgradeAgent:
+class UpgradeAgent(_OneOpened):
     """The agent of one of these hosts is upgraded to one that knows all that is asked for."""
-
-    hosts: tuple[str, ...]
 
     @property
     def cost(self) -> tuple[int, float]:
@@ -82,21 +89,15 @@ class UpgradeAgent:
     def sentence(self) -> str:
         return f"upgrade the agent of {_any_of(self.hosts)}"
 
-    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
-        return fleet.changed([self.opened(_host(fleet, self.hosts[0]), vm)]), vm
-
     @staticmethod
     def opened(host: HostState, vm: VmRequest) -> HostState:
-        """As of a drain."""
         asked = vm.profile.capabilities
         return host if asked <= host.capabilities else replace(host, capabilities=host.capabilities | asked)
 
 
 @dataclass(frozen=True, slots=True)
-class BringBack:
+class BringBack(_OneOpened):
     """One of these hosts, silent now, is heard of again, with the room that is known of it."""
-
-    hosts: tuple[str, ...]
 
     @property
     def cost(self) -> tuple[int, float]:
@@ -105,12 +106,8 @@ class BringBack:
     def sentence(self) -> str:
         return f"bring back {_any_of(self.hosts)}, silent now"
 
-    def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
-        return fleet.changed([self.opened(_host(fleet, self.hosts[0]), vm)]), vm
-
     @staticmethod
     def opened(host: HostState, vm: VmRequest) -> HostState:
-        """As of a drain."""
         return host if host.live else replace(host, live=True)
 
 
@@ -136,20 +133,23 @@ class Retune:
 
 @dataclass(frozen=True, slots=True)
 class AddAddresses:
-    """One more free address in each of these prefixes, by their ids."""
+    """So many more free addresses, by the ids of their prefixes."""
 
-    prefixes: tuple[int, ...]
+    addresses: Mapping[int, int]
 
     @property
     def cost(self) -> tuple[int, float]:
-        return 3, float(len(self.prefixes))
+        return 3, float(sum(self.addresses.values()))
 
     def sentence(self) -> str:
-        several = len(self.prefixes) > 1
-        return f"free or add one address in {'each of the prefixes' if several else 'prefix'} {_listed(self.prefixes)}"
+        counts = [
+            f"{'one address' if count == 1 else f'{count} addresses'} in prefix {prefix}"
+            for prefix, count in sorted(self.addresses.items())
+        ]
+        return f"free or add {' and '.join(counts)}"
 
     def apply(self, fleet: Fleet, vm: VmRequest) -> tuple[Fleet, VmRequest]:
-        more = {prefix: fleet.free_addresses.get(prefix, 0) + 1 for prefix in self.prefixes}
+        more = {prefix: fleet.free_addresses.get(prefix, 0) + count for prefix, count in self.addresses.items()}
         return replace(fleet, free_addresses={**fleet.free_addresses, **more}), vm
 
 
@@ -285,10 +285,6 @@ def _freed(cell: CellState, amounts: Mapping[CellResource, int]) -> CellState:
 
 def _any_of(names: tuple[str, ...]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} or any of {len(names) - 1} more hosts"
-
-
-def _listed(ids: tuple[int, ...]) -> str:
-    return " and ".join(map(str, ids))
 
 
 def _host(fleet: Fleet, name: str) -> HostState:

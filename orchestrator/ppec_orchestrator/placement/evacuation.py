@@ -19,14 +19,14 @@ from uuid import UUID
 
 import numpy as np
 
-from ppec_orchestrator.placement.cell_by_cell import MOST_KINDS, Filled, Free, Kind, fill
+from ppec_orchestrator.placement.cell_by_cell import MOST_KINDS, Free, Kind, fill
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SeatedVm
 from ppec_orchestrator.placement.havens import Evacuee, Havens
 from ppec_orchestrator.placement.plan import Evacuation, Exposed
 from ppec_orchestrator.placement.request import Group, Level
 from ppec_orchestrator.placement.room_for_all import too_many
-from ppec_orchestrator.placement.seats import Room, Seat
+from ppec_orchestrator.placement.seats import HostSeat, Room
 from ppec_orchestrator.placement.workspace import Workspace
 
 # How many hosts an exact search looks at before it gives up. All of a small cluster's ways are fewer.
@@ -43,7 +43,7 @@ class Claim:
 
     evacuee: Evacuee
     row: int
-    seat: Seat
+    seat: HostSeat
 
 
 # By the row of the host they are on.
@@ -139,12 +139,10 @@ def _search(havens: Havens, lost: AbstractSet[int], everybody: Sequence[Evacuee]
     choosy = [each for each in everybody if _minds_others(each)]
     first = _Attempt(havens, lost, tight=True).place(choosy)
     if not first.without_place:
-        filled = _fill(havens, lost, [each for each in everybody if not _minds_others(each)], first.claims)
-        if isinstance(filled, Shelter):
-            return filled
+        shelter, begun = _fill(havens, lost, [each for each in everybody if not _minds_others(each)], first.claims)
         # What filling has begun and given up, a search VM by VM was never seen to find, and takes as long again.
-        if not choosy and (filled.impossible or filled.steps):
-            return None
+        if shelter is not None or (begun and not choosy):
+            return shelter
     if len(everybody) > MOST_SEARCHED:
         return None
     return _Search(havens, lost, everybody).run()
@@ -161,12 +159,14 @@ def _size(evacuee: Evacuee) -> tuple[int, int, int, str]:
     return (-shape.vcpus, -shape.memory_mib, -shape.disk_mib, evacuee.vm.name)
 
 
-def _fill(havens: Havens, lost: AbstractSet[int], evacuees: Sequence[Evacuee], claims: Claims) -> Shelter | Filled:
-    """Cell by cell, beside those who have claims."""
+def _fill(
+    havens: Havens, lost: AbstractSet[int], evacuees: Sequence[Evacuee], claims: Claims
+) -> tuple[Shelter | None, bool]:
+    """Cell by cell, beside those who have claims; and whether that was tried at all, or seen to be impossible."""
     kinds = [(each.vm.profile, havens.home(each.row)) for each in evacuees]
     of_kinds = dict(zip(kinds, evacuees, strict=True))
     if len(of_kinds) > MOST_KINDS:
-        return Filled(None)
+        return None, False
     found = []
     for evacuee in of_kinds.values():
         stands = np.zeros(len(havens.workspace.fleet.hosts), dtype=np.bool_)
@@ -175,12 +175,12 @@ def _fill(havens: Havens, lost: AbstractSet[int], evacuees: Sequence[Evacuee], c
     free = _free_beside(havens.workspace, claims, {each.vm.profile.shape.pool for each in evacuees})
     filled = fill(free, kinds, found, MOST_STEPS)
     if filled.seats is None:
-        return filled
+        return None, filled.impossible or filled.steps > 0
     all_claims = dict(claims)
     for evacuee, (row, columns) in zip(evacuees, filled.seats, strict=True):
         part = havens.of(evacuee.vm.profile).seating.part(row, columns[0])
-        all_claims[row] = (*all_claims.get(row, ()), Claim(evacuee, row, Seat(columns, part or ())))
-    return Shelter(all_claims)
+        all_claims[row] = (*all_claims.get(row, ()), Claim(evacuee, row, HostSeat(columns, part or ())))
+    return Shelter(all_claims), True
 
 
 def _free_beside(workspace: Workspace, claims: Claims, pools: AbstractSet[str]) -> Free:

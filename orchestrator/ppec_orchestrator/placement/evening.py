@@ -19,8 +19,8 @@ from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.fleet import IntArray
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
-from ppec_orchestrator.placement.search import CandidatesOf, Seat
-from ppec_orchestrator.placement.workspace import EXACT_HOSTS, Taken, Workspace
+from ppec_orchestrator.placement.search import CandidatesOf
+from ppec_orchestrator.placement.workspace import EXACT_HOSTS, Seat, Taken, Workspace
 
 MOST_VMS = 200
 _ROUNDS = 3

@@ -200,16 +200,6 @@ class Fleet:
         return tuple(self.places["rack"].values())
 
     @cached_property
-    def hosts_of_prefix(self) -> Mapping[int, IntArray]:
-        """The rows of hosts that a prefix serves."""
-        found: dict[int, list[int]] = {}
-        for row, host in enumerate(self.hosts):
-            for family in host.prefixes:
-                for prefix in family:
-                    found.setdefault(prefix, []).append(row)
-        return {prefix: np.array(rows, dtype=np.int64) for prefix, rows in found.items()}
-
-    @cached_property
     def live(self) -> BoolArray:
         return np.array([host.live for host in self.hosts], dtype=np.bool_)
 
@@ -288,7 +278,7 @@ def _with(array: IntArray, rows: IntArray, values: IntArray) -> IntArray:
 CELL_FIGURES = tuple(each.name for each in fields(CellState) if each.name != "cell")
 _figures = attrgetter(*CELL_FIGURES)
 _seldom_changed = attrgetter(*PLACES, "prefixes", "live", "draining")
-_WORKED_OUT = ("places", "racks", "rack_numbers", "hosts_of_prefix", "live", "draining")
+_WORKED_OUT = ("places", "racks", "rack_numbers", "live", "draining")
 _NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
 # The figures of a cell that a host doesn't have; shape (figures, 1).
 _NO_CELL: IntArray = np.array([[{"threads_per_core": 1, "socket": -1}.get(name, 0)] for name in CELL_FIGURES])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Protocol
 from uuid import UUID
@@ -26,9 +26,9 @@ from ppec_orchestrator.placement.ranks import order
 from ppec_orchestrator.placement.rearranging import Rearranging
 from ppec_orchestrator.placement.request import PlanRequest, Profile, Spare, SpareRule, VmRequest
 from ppec_orchestrator.placement.room_for_all import too_many
-from ppec_orchestrator.placement.search import Search, Seat
+from ppec_orchestrator.placement.search import Search
 from ppec_orchestrator.placement.shelf import Shelf
-from ppec_orchestrator.placement.workspace import Workspace
+from ppec_orchestrator.placement.workspace import Seat, Workspace
 
 # VMs in a batch that is rearranged, or searched for any way there is.
 MOST_REARRANGED, MOST_SEARCHED = 1000, 200
@@ -49,24 +49,31 @@ class VmAfterVm(Protocol):
     def run(self, request: PlanRequest, *, seats: Sequence[Seat] = ()) -> Plan: ...
 
 
+@dataclass(slots=True)
+class _Means:
+    """What is left to be tried for one batch, and for the shorter ones that it is tried as."""
+
+    rearranging: Rearranging
+    filling_steps: int = MOST_STEPS
+
+
 class Improving:
     """One batch, within its plan."""
 
-    def __init__(self, planner: VmAfterVm, request: PlanRequest) -> None:
+    def __init__(self, planner: VmAfterVm, request: PlanRequest, means: _Means | None = None) -> None:
         self._planner = planner
         self._workspace = planner.workspace
         self._candidates = planner.candidates
         self._request = request
         # A warning decides nothing, so nobody looks on while ways are tried.
         self._tried = request if request.spare.mode is Spare.REQUIRED else replace(request, spare=SpareRule())
-        self._rearranging = Rearranging(planner.workspace, planner.candidates, request)
-        self._steps_left = MOST_STEPS
+        self._means = means or _Means(Rearranging(planner.workspace, planner.candidates, request))
         self._vms = [request.vms[index] for index in order(request)]
 
     def better(self, found: Plan) -> Plan:
         """The plan itself where none better is found."""
-        if self._request.most_moves:
-            return self._with_fewer_moves(found) if found.refused or found.moves else found
+        if self._request.most_moves and (found.refused or found.moves):
+            return self._with_fewer_moves(found)
         if self._request.spare.mode is Spare.REQUIRED:
             return self._guarded(found) if found.refused else found
         if not found.refused:
@@ -103,7 +110,9 @@ class Improving:
         if not worth_evening(self._request, len(self._workspace.fleet.hosts)):
             return found
         evening = Evening(self._workspace, self._candidates, self._request)
-        return self._if_whole(evening.seats(self._vms, self._seats(found)), found)
+        evened = self._if_whole(evening.seats(self._vms, self._seats(found)), found)
+        # With a seat that the policy had to replace, nothing is known of how even it is.
+        return evened if all(why.searched for why in evened.evidence) else found
 
     # --- all of it has room ------------------------------------------------------------------------------------------
 
@@ -117,15 +126,16 @@ class Improving:
 
     def _ways(self, found: Plan, searching: bool) -> Iterator[Sequence[Seat] | None]:
         cell_by_cell, filled = CellByCell(self._workspace, self._candidates, self._request), None
-        if self._steps_left > 0 and cell_by_cell.applies(self._vms):
-            filled = cell_by_cell.fill(self._vms, self._steps_left)
-            self._steps_left -= filled.steps
+        if self._means.filling_steps > 0 and cell_by_cell.applies(self._vms):
+            filled = cell_by_cell.fill(self._vms, self._means.filling_steps)
+            self._means.filling_steps -= filled.steps
             if filled.impossible:
                 return
-        yield self._rearranging.seats(self._vms, self._seats(found))
+        rearranging = self._means.rearranging
+        yield rearranging.seats(self._vms, self._seats(found))
         # Largest first, or as asked: whichever it was not.
         otherwise = self._planner.run(replace(self._tried, all_or_nothing=not self._request.all_or_nothing))
-        yield self._rearranging.seats(self._vms, self._seats(otherwise))
+        yield rearranging.seats(self._vms, self._seats(otherwise))
         if filled is not None and filled.seats is not None:
             yield filled.seats
         elif searching and len(self._vms) <= MOST_SEARCHED:
@@ -135,7 +145,7 @@ class Improving:
         """With all VMs in place a seat can do that does not when its VM's turn comes, as cells and addresses go to
         whoever is there first."""
         seated = found if seats is None else self._planner.run(self._request, seats=seats)
-        return found if seated.refused else seated
+        return found if seated.refused or len(seated.moves) > len(found.moves) else seated
 
     # --- as far as there is room -------------------------------------------------------------------------------------
 
@@ -145,8 +155,9 @@ class Improving:
         first, reached = _first_refused(found), _those_placed(self._seats(found))
         # More than these are too many by their count alone.
         most = bisect_left(range(len(self._vms)), True, key=lambda last: self._too_many(self._vms[: last + 1]))
-        while len(reached) < most and self._rearranging.left > 0:
-            reached = self._rearranging.first_seats(self._vms[:most], reached)
+        rearranging = self._means.rearranging
+        while len(reached) < most and rearranging.left > 0:
+            reached = rearranging.first_seats(self._vms[:most], reached)
             one_more = self._vms[: len(reached) + 1]
             longer = self._placed_whole(one_more) if len(reached) < most else []
             if len(longer) < len(one_more):
@@ -159,23 +170,29 @@ class Improving:
     def _placed_whole(self, vms: Sequence[VmRequest]) -> list[Seat]:
         """Seats for these VMs alone, in their order; not of all where no way is found with what is left to try."""
         request = replace(self._tried, vms=tuple(vms), all_or_nothing=True)
-        shorter = Improving(self._planner, request)
-        shorter._rearranging, shorter._steps_left = self._rearranging, self._steps_left
-        whole = shorter._whole(self._planner.run(request), searching=False)
-        self._steps_left = shorter._steps_left
+        whole = Improving(self._planner, request, self._means)._whole(self._planner.run(request), searching=False)
         return _those_placed(self._seats(whole))
 
     # --- what decides whether it is of use ---------------------------------------------------------------------------
 
     def _worth_a_search(self, found: Plan) -> bool:
-        """VMs of one profile without rules about neighbours leave room for each other wherever they go; a VM that fits
-        nowhere alone does not fit beside others."""
+        """A VM that fits nowhere alone does not fit beside others."""
         vms = self._vms
-        if all(vm.profile == vms[0].profile and not vm.groups and not vm.excluded_hosts for vm in vms):
+        if self._leave_as_much_wherever():
             return False
         if len(vms) > MOST_REARRANGED or not self._planner.shelf.holds(len({vm.profile for vm in vms})):
             return False
         return self._fit_alone(found)
+
+    def _leave_as_much_wherever(self) -> bool:
+        """VMs of one profile in one cell each, without rules about neighbours and with addresses to spare, leave each
+        other as many places wherever they go."""
+        vms, profile = self._vms, self._vms[0].profile
+        return (
+            all(vm.profile == profile and not vm.groups and not vm.excluded_hosts for vm in vms)
+            and not profile.shape.numa.multi_cell
+            and not self._workspace.addresses.choice_matters(len(profile.networks) * len(vms))
+        )
 
     def _fit_alone(self, found: Plan) -> bool:
         """Each of those that the plan refuses."""
@@ -184,6 +201,8 @@ class Improving:
         return all(self._planner.run(replace(self._tried, vms=(vm,))).placed for vm in left.values())
 
     def _too_many(self, vms: Sequence[VmRequest]) -> bool:
+        if self._workspace.addresses.fewer_than(sum(len(vm.profile.networks) for vm in vms)):
+            return True
         all_of_it = [self._candidates(vm.profile, self._request.policy) for vm in vms]
         standing = np.logical_or.reduce([candidates.standing for candidates in set(all_of_it)])
         return too_many(self._workspace, [candidates.fitting for candidates in all_of_it], np.flatnonzero(standing))

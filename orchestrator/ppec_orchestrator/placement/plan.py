@@ -121,6 +121,10 @@ class Plan:
     exposed: tuple[Exposed, ...] = field(default=())
     evacuations: tuple[Evacuation, ...] = field(default=())
 
+    def serves(self, *, all_or_nothing: bool) -> bool:
+        """Whether VMs are made of it; of a batch that needs all of its VMs a plan may still place some."""
+        return bool(self.placed) and not (all_or_nothing and self.refused)
+
     @property
     def moves(self) -> tuple[Move, ...]:
         """All that are part of it, in the order they are made in."""

@@ -26,10 +26,9 @@ from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.ranks import Ranks, order
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
-from ppec_orchestrator.placement.search import Seat
 from ppec_orchestrator.placement.shelf import Shelf
-from ppec_orchestrator.placement.spare import MOST_TRIES, Objection, SpareGuard, Witnesses
-from ppec_orchestrator.placement.workspace import Taken, Workspace
+from ppec_orchestrator.placement.spare import MOST_PLACES, Objection, SpareGuard, Witnesses
+from ppec_orchestrator.placement.workspace import Seat, Taken, Workspace
 
 # By VM: the place it has and why.
 Kept = Mapping[UUID, tuple[Placement, Evidence]]
@@ -57,17 +56,24 @@ class Planner:
         """Leaves room as it was: two plans in a row are the same.
 
         `kept` are the places of those VMs of the request that an earlier plan placed where nothing came in between;
-        they stay, if they still can. Under N+1 none are: all are placed anew."""
+        they stay, if they still can and cost no other VM its place. Under N+1 none are: all are placed anew."""
         self.workspace.begin()
         try:
-            found = self.run(request, kept)
-            keeps = kept and request.spare.mode is Spare.OFF
-            return found if keeps else Improving(self, request).better(found)
+            if kept and request.spare.mode is Spare.OFF:
+                found = self.run(request, kept)
+                if not found.refused:
+                    return found
+                return max(found, self._anew(request), key=lambda each: len(each.placed))
+            return self._anew(request)
         finally:
             self.workspace.end()
 
+    def _anew(self, request: PlanRequest) -> Plan:
+        return Improving(self, request).better(self.run(request))
+
     def run(self, request: PlanRequest, kept: Kept | None = None, seats: Sequence[Seat] = ()) -> Plan:
-        """VM after VM, within a plan. `seats`, if given, are those of the first, in the order they are planned in."""
+        """VM after VM, within a plan. `seats`, if given, are those of the first, in the order they are planned in; one
+        that can't be had when its VM's turn comes is the policy's to replace."""
         batch = _Batch(self, request, kept or {}, seats)
         try:
             return batch.run()
@@ -207,7 +213,10 @@ class _Batch:
     def _place(self, step: int, vm: VmRequest) -> tuple[Placement, Evidence] | Refusal:
         candidates = self._current(vm)
         seat = self._seats[step] if step < len(self._seats) else None
-        found = self._take_best(candidates, vm) if seat is None else self._take_seat(candidates, vm, seat)
+        found = None if seat is None else self._take_seat(candidates, vm, seat)
+        searched = found is not None
+        if found is None:
+            found = self._take_best(candidates, vm)
         if found is None and self.openings is not None and worth_opening(vm.profile.shape):
             found = self._take_opened(candidates, vm)
         if found is None:
@@ -222,7 +231,7 @@ class _Batch:
         cells = tuple([host.cells[column].cell for column in taken.columns])
         amounts = taken.part.each
         place = Placement(vm.vm_id, vm.name, host.host_id, host.name, cells, taken.disk_mib, taken.pool, *amounts)
-        epoch, searched = self.workspace.epoch, seat is not None
+        epoch = self.workspace.epoch
         evidence = Evidence(vm.vm_id, step, found.candidates, found.score, found.broken, epoch, found.moves, searched)
         return place, evidence
 
@@ -246,9 +255,9 @@ class _Batch:
 
     def _take_best(self, candidates: Candidates, vm: VmRequest) -> _Found | None:
         """The best host that fits it as it stands. Where N+1 turns the VM away, other cells of the host are tried, and
-        then the next best host, up to `MOST_TRIES` places in all."""
+        then the next best host, up to `MOST_PLACES` places in all."""
         tries = 0
-        while tries < MOST_TRIES:
+        while tries < MOST_PLACES:
             best = self._best(candidates, vm)
             if best is None:
                 return None

@@ -15,8 +15,8 @@ from ppec_orchestrator.placement.balance import Floats
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
-from ppec_orchestrator.placement.search import CandidatesOf, Seat
-from ppec_orchestrator.placement.workspace import Taken, Workspace
+from ppec_orchestrator.placement.search import CandidatesOf
+from ppec_orchestrator.placement.workspace import Seat, Taken, Workspace
 
 # How many VMs make way for one, each in the place of the next.
 MOST_IN_A_ROW = 2

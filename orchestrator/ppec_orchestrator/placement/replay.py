@@ -258,10 +258,10 @@ def needs(shape: Shape, threads: IntArray) -> dict[str, IntArray | int]:
 def granted(
     prefixes: Sequence[Sequence[int]], networks: Iterable[Network], left: Mapping[int, int]
 ) -> Mapping[int, int] | None:
-    """How many addresses a VM on a host with these prefixes gets of each, networks that name prefixes first; None where
-    one is lacking. `left` counts those of prefixes that have an end."""
+    """How many addresses a VM on a host with these prefixes gets of each, networks that name the fewest prefixes first,
+    those that name none last; None where one is lacking. `left` counts those of prefixes that have an end."""
     chosen: Counter[int] = Counter()
-    for network in sorted(networks, key=lambda each: each is None):
+    for network in sorted(networks, key=lambda each: (each is None, len(each or ()))):
         named = [[prefix for family in prefixes for prefix in family if network and prefix in network]]
         for family in prefixes if network is None else named:
             free = [prefix for prefix in family if left.get(prefix, 1 + chosen[prefix]) > chosen[prefix]]

@@ -135,8 +135,9 @@ class PlanRequest:
     """A batch of VMs.
 
     `all_or_nothing` has the largest VMs placed first, whatever order they came in; without it they go in the order
-    given. `batch_hosts` says how many VMs of this batch already stand on a host (a replan). `most_moves` is how many
-    running VMs a plan may move between cells of their host to open one for a VM; 0 leaves them where they are.
+    given. The plan of such a batch may still place some and refuse others, to say of each why: see `Plan.serves`.
+    `batch_hosts` says how many VMs of this batch already stand on a host (a replan). `most_moves` is how many running
+    VMs a plan may move between cells of their host to open one for a VM; 0 leaves them where they are.
     `contended_hosts` are left out, because another request is just taking room there."""
 
     vms: tuple[VmRequest, ...]

@@ -23,7 +23,7 @@ from ppec_orchestrator.placement.fleet import BoolArray
 from ppec_orchestrator.placement.looks import Looks
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, Profile, VmRequest
-from ppec_orchestrator.placement.workspace import Taken, Workspace
+from ppec_orchestrator.placement.workspace import Seat, Taken, Workspace
 
 # VMs put somewhere for a try, in one search of up to so many VMs. A live fleet waits meanwhile: they take a second or
 # two. Of larger batches fewer are tried: a way that is found at all is then found early.
@@ -32,9 +32,6 @@ MOST_TRIES, MOST_VMS = 8000, 24
 HOSTS_PER_TRY = 1000
 # Hosts tried for one VM, of those that are not alike; and sets of cells on one of them.
 MOST_HOSTS, MOST_SETS = 256, 256
-
-# Where a VM goes: a row, and columns.
-Seat = tuple[int, tuple[int, ...]]
 
 
 class CandidatesOf(Protocol):

@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING
 
 from ppec_orchestrator.placement.demand import CELL_RESOURCES
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import Fleet, HostState
 from ppec_orchestrator.placement.request import Shape
-
-if TYPE_CHECKING:
-    from ppec_orchestrator.placement.workspace import Workspace
+from ppec_orchestrator.placement.workspace import Workspace
 
 # Pairs of a resource (its place in `CELL_RESOURCES`) and how much of it: CPUs first, then memory.
 Part = tuple[tuple[int, int], ...]
@@ -29,7 +26,7 @@ MOST_SPREADS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Seat:
+class HostSeat:
     """The columns of a VM's cells, and what it takes of each of them."""
 
     columns: tuple[int, ...]
@@ -53,7 +50,7 @@ class Room:
                 return False
         return True
 
-    def use(self, seat: Seat, shape: Shape, sign: int = 1) -> None:
+    def use(self, seat: HostSeat, shape: Shape, sign: int = 1) -> None:
         """Takes the seat, or (with -1) leaves it. What is overdrawn shows as less than nothing."""
         for index, amount in seat.part:
             free = self.free[index]
@@ -108,11 +105,11 @@ class Seating:
         """What a VM in this one cell takes of it; None where it could never sit."""
         return next((part for cells in self.needs(row)[0].by_width for at, part in cells if at == column), None)
 
-    def best(self, room: Room, row: int) -> Seat | None:
+    def best(self, room: Room, row: int) -> HostSeat | None:
         """The fewest cells, and of those the tightest."""
         return next(self.seats(room, row), None)
 
-    def seats(self, room: Room, row: int) -> Iterator[Seat]:
+    def seats(self, room: Room, row: int) -> Iterator[HostSeat]:
         """All seats, the fewest cells first, then the tightest: cells that have the same left are one choice."""
         if room.disk_mib.get(self.shape.pool, 0) < self.shape.disk_mib:
             return
@@ -120,7 +117,7 @@ class Seating:
             for cells in need.by_width:
                 yield from self._of_width(room, row, need.parts, cells)
 
-    def _of_width(self, room: Room, row: int, parts: int, cells: Sequence[tuple[int, Part]]) -> Iterator[Seat]:
+    def _of_width(self, room: Room, row: int, parts: int, cells: Sequence[tuple[int, Part]]) -> Iterator[HostSeat]:
         can = [(column, part) for column, part in cells if room.holds(column, part)]
         if len(can) < parts:
             return
@@ -128,7 +125,7 @@ class Seating:
             (cpu, _), (memory, _), *_ = can[0][1]
             can.sort(key=lambda cell: (room.free[cpu][cell[0]], room.free[memory][cell[0]], cell[0]))
         if parts == 1 and len(can) == 1:
-            yield Seat((can[0][0],), can[0][1])
+            yield HostSeat((can[0][0],), can[0][1])
             return
         seen = set()
         for tried, chosen in enumerate(combinations(can, parts)):
@@ -138,7 +135,7 @@ class Seating:
             alike = tuple(sorted(self._left(room, row, column) for column in columns))
             if alike not in seen:
                 seen.add(alike)
-                yield Seat(columns if parts == 1 else tuple(sorted(columns)), chosen[0][1])
+                yield HostSeat(columns if parts == 1 else tuple(sorted(columns)), chosen[0][1])
 
     def _left(self, room: Room, row: int, column: int) -> tuple[int, ...]:
         cell = self._fleet.hosts[row].cells[column]

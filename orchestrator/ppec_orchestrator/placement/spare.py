@@ -35,11 +35,11 @@ from ppec_orchestrator.placement.groups import hard_names
 from ppec_orchestrator.placement.havens import Evacuee, Havens, seated_profile
 from ppec_orchestrator.placement.plan import Evacuation, Exposed
 from ppec_orchestrator.placement.request import Group, Level, Profile, Spare, VmRequest
-from ppec_orchestrator.placement.seats import Room, Seat
+from ppec_orchestrator.placement.seats import HostSeat, Room
 from ppec_orchestrator.placement.workspace import Workspace
 
 # How many places of one VM are tried before it is refused: hosts, and on each the cells that differ.
-MOST_TRIES = 256
+MOST_PLACES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,7 @@ class Witnesses:
         state = self._states[self._domain_of[row]]
         return state is not None and state.safe
 
-    def seats(self, profile: Profile, row: int) -> Iterator[Seat]:
+    def seats(self, profile: Profile, row: int) -> Iterator[HostSeat]:
         """All that a VM could have there now."""
         return self._havens.of(profile).seating.seats(Room(self._workspace, row), row)
 

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from ppec_contract.api_placement import Policy
-from ppec_orchestrator.placement.addresses import choices
+from ppec_orchestrator.placement.addresses import lacking
 from ppec_orchestrator.placement.candidates import Candidates
 from ppec_orchestrator.placement.changes import (
     OPENINGS,
@@ -31,13 +31,14 @@ from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare, Spare
 from ppec_orchestrator.placement.rules import rules_of
 from ppec_orchestrator.placement.shortage import Shortage
 from ppec_orchestrator.placement.sizes import Sizes, smallest
-from ppec_orchestrator.placement.spare import MOST_TRIES
+from ppec_orchestrator.placement.spare import MOST_PLACES
 
 # Hosts named in one change.
 MOST_NAMED = 20
 # Running VMs that may change cells for one.
 MOST_MOVES = 4
-# Hosts that are opened one by one, or have room freed, to see whether N+1 is kept: each time, all is worked out anew.
+# Hosts that are opened one by one, of each kind, or have room freed, to see whether N+1 is kept: each time, all is
+# worked out anew.
 MOST_ENDED, MOST_FREED = 4, 2
 
 
@@ -94,16 +95,14 @@ class Trials:
                 return
 
     def open_hosts(self) -> Iterator[Opening]:
-        left = MOST_ENDED
         for kind in OPENINGS:
-            closed = [(h, after) for h in self.fleet.hosts if (after := kind.opened(h, self.vm)) is not h]
-            if self.spare.mode is Spare.OFF:
-                opened = self._fitting(after for _, after in closed) if closed else []
-            else:
+            closed = [after for host in self.fleet.hosts if (after := kind.opened(host, self.vm)) is not host]
+            opened = self._fitting(closed) if closed else []
+            if self.spare.mode is not Spare.OFF:
                 # The VM may also fit elsewhere, once a loss there could be made good here.
-                few = [(host.name, self.fleet.changed([after])) for host, after in closed[:left]]
-                opened = [name for name, changed in few if self._would_fit_on(changed)]
-                left -= len(few)
+                fit = set(opened)
+                likeliest = sorted(closed, key=lambda host: host.name not in fit)[:MOST_ENDED]
+                opened = [host.name for host in likeliest if self._would_fit_on(self.fleet.changed([host]))]
             if opened:
                 yield kind(tuple(opened[:MOST_NAMED]))
 
@@ -119,23 +118,11 @@ class Trials:
 
     def add_addresses(self) -> Iterator[AddAddresses]:
         """For hosts that have everything but an address."""
-        spent = {prefix for prefix, free in self.fleet.free_addresses.items() if free <= 0}
-        networks = self.vm.profile.networks
+        networks, left = self.vm.profile.networks, self.fleet.free_addresses
         # Of hosts with the same prefixes one tells for all.
-        wanting = {
-            tuple(
-                sorted(
-                    {
-                        family[0]
-                        for network in networks
-                        for family in choices(prefixes, network)
-                        if family and all(prefix in spent for prefix in family)
-                    }
-                )
-            )
-            for prefixes in {host.prefixes for host in self.fleet.hosts}
-        }
-        options = [AddAddresses(prefixes) for prefixes in sorted(wanting)[:MOST_NAMED] if prefixes]
+        kinds = {host.prefixes for host in self.fleet.hosts}
+        wanting = sorted({tuple(sorted(lacking(prefixes, networks, left).items())) for prefixes in kinds})
+        options = [AddAddresses(dict(addresses)) for addresses in wanting[:MOST_NAMED] if addresses]
         yield from (change for change in options if self._would_fit_on(change.apply(self.fleet, self.vm)[0]))
 
     def other_size(self) -> Iterator[OtherSize]:
@@ -195,7 +182,7 @@ class Trials:
         least = replace(alone, profile=replace(vm.profile, shape=smallest(vm.profile.shape)))
         for easier in (least, alone):
             # With more hosts than are tried, the larger may be for others.
-            all_tried = _fitting_rows(self.planner, easier).sum() <= MOST_TRIES
+            all_tried = _fitting_rows(self.planner, easier).sum() <= MOST_PLACES
             if all_tried and not self._effort.fits_still(self.planner, easier, spare):
                 return False
         return True

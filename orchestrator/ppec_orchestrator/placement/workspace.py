@@ -33,6 +33,10 @@ _FEW = 16
 MOST_CHANGES = 100_000
 
 
+# Where a VM goes: a row, and columns.
+Seat = tuple[int, tuple[int, ...]]
+
+
 class Taken(NamedTuple):
     """What one VM took, so that it can be given back: `part` of each of the cells."""
 

@@ -199,9 +199,20 @@ def test_a_host_with_room_in_the_wrong_cells_may_be_retuned() -> None:
 def test_addresses_that_ran_out_are_named() -> None:
     fleet = Fleet.build([host("h1", prefixes=((1,), (2, 3)))], {1: 0, 2: 0})
     (change,) = [each for each in advise(fleet, vm()) if isinstance(each, AddAddresses)]
-    assert change == AddAddresses((1,))
+    assert change == AddAddresses({1: 1})
     assert change.sentence() == "free or add one address in prefix 1"
-    assert AddAddresses((1, 3)).sentence() == "free or add one address in each of the prefixes 1 and 3"
+    both = AddAddresses({3: 2, 1: 1})
+    assert both.sentence() == "free or add one address in prefix 1 and 2 addresses in prefix 3"
+
+
+@pytest.mark.parametrize("free", [0, 1])
+def test_as_many_addresses_as_are_lacking(free: int) -> None:
+    """The VM wants two of one prefix."""
+    fleet = Fleet.build([host("h1", prefixes=((1,),))], {1: free})
+    asked = replace(vm(), profile=replace(vm().profile, networks=(frozenset({1}), frozenset({1}))))
+    (change,) = [each for each in advise(fleet, asked) if isinstance(each, AddAddresses)]
+    assert change == AddAddresses({1: 2 - free})
+    assert helps(change, fleet, asked)
 
 
 @pytest.mark.parametrize("where", [Where(labels=frozenset({("gpu", "")})), Where(without=frozenset({("old", "yes")}))])

@@ -74,6 +74,15 @@ def test_a_drain_is_ended_where_that_makes_room_for_a_loss() -> None:
     assert [each for each in advise(fleet, vm(), REQUIRED) if isinstance(each, EndDrain)] == [EndDrain(("h4",))]
 
 
+def test_of_many_drained_hosts_those_are_opened_that_the_vm_could_go_to() -> None:
+    """The others are of a cluster that isn't asked for, and come first by name."""
+    elsewhere = [replace(host(f"h{number}", draining=True), cluster="c2") for number in range(1, 6)]
+    fleet = Fleet.build([*elsewhere, host("h6", draining=True), host("h7")])
+    offered = advise(fleet, vm(where=Where(cluster="c1")), REQUIRED)
+    assert EndDrain(("h6",)) in offered
+    assert GiveUp(("spare",)) in offered
+
+
 def test_room_is_freed_only_where_a_loss_could_be_made_good_after_it() -> None:
     """With two cores freed, the VM fits on h1, and can restart on h2; or on h3, which is alone in its cluster."""
     hosts = [host("h1", cores=4, free=2), host("h2", labels={"a": "b"}), host("h3", cores=4, free=2)]

@@ -58,6 +58,12 @@ def test_now_and_then_it_is_more_even() -> None:
     assert any(whole < one_by_one - 1e-3 for whole, one_by_one in scores)
 
 
+def test_leave_to_move_vms_that_is_not_needed_changes_nothing() -> None:
+    for seed in range(40):
+        fleet, request = _roomy(seed)
+        assert plan(fleet, replace(request, most_moves=4)).placed == plan(fleet, request).placed
+
+
 def _roomy(seed: int) -> tuple[Fleet, PlanRequest]:
     rng = random.Random(seed)
     hosts = []

@@ -25,7 +25,6 @@ def said(fleet: Fleet) -> dict[str, object]:
         "places": {
             (place, name): rows.tolist() for place, found in fleet.places.items() for name, rows in found.items()
         },
-        "prefixes": {prefix: rows.tolist() for prefix, rows in fleet.hosts_of_prefix.items()},
         # Racks may be numbered otherwise; who is in one with whom may not.
         "racks": [sorted(np.flatnonzero(fleet.rack_numbers == number)) for number in fleet.rack_numbers],
     }

@@ -15,6 +15,7 @@ from ppec_contract.api_placement import Policy
 from ppec_contract.vm import CpuPolicy, NumaPolicy
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.checker import check
+from ppec_orchestrator.placement.demand import memory_resource
 from ppec_orchestrator.placement.evacuation import exposed
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, SeatedVm
 from ppec_orchestrator.placement.moves import worth_opening
@@ -109,13 +110,11 @@ def a_crowded_fleet(rng: random.Random, hosts: int) -> Fleet:
 
 
 def just_too_large(rng: random.Random, fleet: Fleet, asked: VmRequest) -> VmRequest:
-    """More cores, or memory, than any one cell has free, if only by one."""
-    shape = asked.profile.shape
-    cores, memory_mib = (int(fleet.free(each).max(initial=0)) for each in ("cores", "memory_mib"))  # type: ignore[arg-type]
-    more = rng.choice((1, 1, 2))
-    larger = (
-        replace(shape, vcpus=2 * (cores + more)) if rng.random() < 0.7 else replace(shape, memory_mib=memory_mib + more)
-    )
+    """More cores, or memory or huge pages, than any one cell has free, if only by one."""
+    shape, more = asked.profile.shape, rng.choice((1, 1, 2))
+    cores, units = (int(fleet.free(each).max(initial=0)) + more for each in ("cores", memory_resource(shape)))  # type: ignore[arg-type]
+    unit_mib = shape.numa.huge_page_kib // 1024 or 1
+    larger = replace(shape, vcpus=2 * cores) if rng.random() < 0.7 else replace(shape, memory_mib=units * unit_mib)
     return replace(asked, profile=replace(asked.profile, shape=larger))
 
 

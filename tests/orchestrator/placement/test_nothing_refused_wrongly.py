@@ -16,11 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy
+from ppec_contract.vm import NumaPolicy
+from ppec_orchestrator.placement.addresses import Prefixes
 from ppec_orchestrator.placement.checker import check
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
-from ppec_orchestrator.placement.planner import plan
+from ppec_orchestrator.placement.planner import Planner, plan
+from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.replay import Replay
-from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest, Where
+from ppec_orchestrator.placement.request import Network, PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest, Where
 
 from .fleets import a_fleet, a_request
 
@@ -35,6 +38,134 @@ def test_a_batch_that_can_be_placed_whole_is(seed: int) -> None:
     assert check(fleet, request, answer) == []
     if answer.refused:
         assert not _placeable(Replay(fleet, request), request.vms)
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_so_is_a_batch_of_vms_all_alike(seed: int) -> None:
+    """Over several cells, or with addresses of prefixes that some hosts share, one can cost the others their places."""
+    rng = random.Random(seed)
+    fleet, request = _alike(rng)
+    answer = plan(fleet, request)
+    assert check(fleet, request, answer) == []
+    if answer.refused:
+        assert not _placeable(Replay(fleet, request), request.vms)
+
+
+def test_which_of_the_alike_goes_where_counts_for_addresses() -> None:
+    """Both VMs have one of `C` and one of any: on the first host two of `C`, which leaves none."""
+    any_and_c: tuple[Network, ...] = (None, frozenset({3}))
+    hosts = [_host(number, (8,), prefixes) for number, prefixes in enumerate((((3,),), ((1, 3),)))]
+    fleet = Fleet.build(hosts, {1: 2, 3: 2})
+    request = PlanRequest(_vms(2, Profile(Shape(2, 64, 1), "x86_64", networks=any_and_c)), Policy.PACK)
+    answer = plan(fleet, request)
+    assert [place.host for place in answer.placed] == ["h1", "h1"]
+    assert check(fleet, request, answer) == []
+
+
+def test_which_cells_the_alike_have_counts_if_each_has_several() -> None:
+    """The tightest cells for one, 5 + 5 + 5, leave no three for the other."""
+    profile = Profile(Shape(15, 60, 1, NumaPolicy(multi_cell=True)), "x86_64")
+    fleet, request = Fleet.build([_host(0, (10, 5, 5, 5, 5))]), PlanRequest(_vms(2, profile), Policy.PACK)
+    answer = plan(fleet, request)
+    assert sorted(len(place.cells) for place in answer.placed) == [3, 3]
+    assert check(fleet, request, answer) == []
+
+
+def test_places_that_are_kept_cost_nobody_his() -> None:
+    """Since the small one went to the second host, somebody else came to the first: the large one has only the second,
+    for which the small one makes way."""
+    large, small = (Profile(Shape(cores, 64, 1), "x86_64") for cores in (8, 4))
+    request = PlanRequest((*_vms(1, large), *_vms(1, small, first=2)), Policy.PACK, all_or_nothing=True)
+    before = Fleet.build([_host(0, (8,)), _host(1, (8,))])
+    earlier = plan(before, request)
+    assert [place.host for place in earlier.placed] == ["h0", "h1"]
+    now = before.changed([_host(0, (8,), cores_free=4)])
+    kept = {earlier.placed[1].vm_id: (earlier.placed[1], earlier.evidence[1])}
+    answer = Planner(now).plan(request, kept)
+    assert [place.host for place in answer.placed] == ["h1", "h0"]
+    assert check(now, request, answer) == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_so_is_a_batch_that_is_planned_again_with_places_kept(seed: int) -> None:
+    """Since it was planned, somebody else took room on one of its hosts."""
+    rng = random.Random(seed)
+    fleet = a_fleet(rng, most_hosts=3)
+    request = a_request(rng, most_vms=4, all_or_nothing=rng.random() < 0.5, batch_hosts={})
+    earlier = plan(fleet, request)
+    lost = rng.choice([place.host for place in earlier.placed] or [fleet.hosts[0].name])
+    host = fleet.hosts[fleet.index[lost]]
+    now = fleet.changed([replace(host, cells=tuple(replace(cell, cores_free=0) for cell in host.cells))])
+    pairs = zip(earlier.placed, earlier.evidence, strict=True)
+    kept = {place.vm_id: (place, why) for place, why in pairs if place.host != lost}
+    answer = Planner(now).plan(request, kept)
+    if answer.refused:
+        assert not _placeable(Replay(now, request), request.vms)
+
+
+def test_places_that_are_kept_stay_where_that_costs_nobody_his() -> None:
+    small = Profile(Shape(4, 64, 1), "x86_64")
+    request = PlanRequest(_vms(2, small), Policy.PACK)
+    fleet = Fleet.build([_host(0, (8,)), _host(1, (8,))])
+    earlier = plan(fleet.changed([_host(0, (8,), cores_free=0)]), request)
+    assert [place.host for place in earlier.placed] == ["h1", "h1"]
+    kept = {earlier.placed[1].vm_id: (earlier.placed[1], earlier.evidence[1])}
+    assert [place.host for place in Planner(fleet).plan(request, kept).placed] == ["h1", "h1"]
+
+
+def test_who_can_not_have_the_seat_found_for_it_has_another() -> None:
+    """Moved about until three have places, the VM over several cells finds one cell free when its turn comes, and takes
+    that, as the policy has it, though two others were found for it."""
+    several = NumaPolicy(multi_cell=True)
+    hosts = [_host(0, (8,)), _host(1, (10,)), replace(_host(2, (8, 4, 4)), rack="x")]
+    profiles = (
+        Profile(Shape(8, 64, 1), "x86_64", Where(rack="r")),
+        Profile(Shape(8, 64, 1), "x86_64", Where(host="h0")),
+        Profile(Shape(8, 64, 1, several), "x86_64", Where(rack="x")),
+        Profile(Shape(8, 64, 1), "x86_64", Where(rack="x")),
+        Profile(Shape(8, 64, 1), "x86_64", Where(rack="x")),
+    )
+    vms = tuple(_vms(1, profile, first=number)[0] for number, profile in enumerate(profiles, 1))
+    fleet, request = Fleet.build(hosts), PlanRequest(vms, Policy.PACK)
+    answer = plan(fleet, request)
+    assert check(fleet, request, answer) == []
+    assert Reason.N_PLUS_ONE not in {reason for refusal in answer.refused for reason in refusal.reasons}
+    assert len(answer.placed) >= 3
+
+
+def _alike(rng: random.Random) -> tuple[Fleet, PlanRequest]:
+    """Two or three VMs of one profile, for which there is about room enough."""
+    networks: list[tuple[Network, ...]] = [(None,), (None, frozenset({1})), (frozenset({1, 2}), frozenset({1}))]
+    profile = Profile(
+        Shape(rng.choice((4, 6, 9)), 64, 1, NumaPolicy(multi_cell=rng.random() < 0.5)),
+        "x86_64",
+        networks=rng.choice(networks),
+    )
+    prefixes: list[Prefixes] = [((1,),), ((2, 1),), ((1, 2),), ((2,), (1, 3))]
+    hosts = [
+        _host(number, tuple(rng.randint(2, 9) for _ in range(rng.randint(1, 5))), rng.choice(prefixes))
+        for number in range(rng.randint(1, 2))
+    ]
+    left = {prefix: rng.randint(1, 4) for prefix in (1, 2, 3)}
+    request = PlanRequest(_vms(rng.randint(2, 3), profile), rng.choice(list(Policy)), all_or_nothing=rng.random() < 0.5)
+    return Fleet.build(hosts, left), request
+
+
+def _vms(count: int, profile: Profile, first: int = 1) -> tuple[VmRequest, ...]:
+    return tuple(VmRequest(UUID(int=number), f"v{number}", profile) for number in range(first, first + count))
+
+
+def _host(
+    number: int, cores: Sequence[int], prefixes: Prefixes = ((1,),), *, cores_free: int | None = None
+) -> HostState:
+    """All its cells are of one socket."""
+    cells = tuple(
+        CellState(cell, 0, 1, each, each if cores_free is None else cores_free, 8192, 8192)
+        for cell, each in enumerate(cores)
+    )
+    return HostState(number, f"h{number}", "d", "c", "r", "v", "x86_64", cells, 100, 100, prefixes=prefixes)
 
 
 def _placeable(replay: Replay, vms: Sequence[VmRequest]) -> bool:
