@@ -17,7 +17,7 @@ from ppec_orchestrator.api.prefixes import check_source
 from ppec_orchestrator.api.services import Here, Services
 from ppec_orchestrator.ipdb.exchange import Fault, Row, as_csv, rows_of_csv, rows_of_document
 from ppec_orchestrator.ipdb.provider import SourcePrefix
-from ppec_orchestrator.ipdb.refused import Sifted, sifted
+from ppec_orchestrator.ipdb.unusable_prefixes import Sifted, sifted
 from ppec_orchestrator.store.exchange import Importer, check_rows, check_size, export_document, new_prefixes
 
 router = APIRouter(prefix="/v1/ipdb", tags=["ipdb"], route_class=StrictJsonRoute)
