@@ -22,7 +22,7 @@ from ppec_orchestrator.roles import Role
 from ppec_orchestrator.store import tables as t
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.fleet import load_fleet
-from ppec_orchestrator.store.reservations import reserve
+from ppec_orchestrator.store.reservations import release, reserve
 
 
 def test_the_live_fleet_is_exported(ipv4_site: TestClient, services: Services) -> None:
@@ -35,8 +35,8 @@ def test_the_live_fleet_is_exported(ipv4_site: TestClient, services: Services) -
     read = read_fleet(response.content, "the fleet").fleet
     with services.database.read() as conn:
         live = load_fleet(conn, now=services.now(), silent_after_s=services.settings.silent_after_s)
-    # How often hosts changed is the database's own count, and no part of a snapshot.
-    assert read.hosts == tuple(replace(host, generation=0, mark=0) for host in live.hosts)
+    # The mark of a host's last change is the database's own, and no part of a snapshot.
+    assert read.hosts == tuple(replace(host, mark=0) for host in live.hosts)
     assert [host.name for host in read.hosts] == ["h1", "h2"]
     assert read.free_addresses == live.free_addresses == {1: 29}
 
@@ -64,6 +64,25 @@ def test_pools_and_drives_are_exported_as_the_planner_sees_them(database: Databa
     asked = PlanRequest.alike([(uuid4(), "more")], replace(shape, disk_mib=4001), "x86_64")
     (refused,) = plan(read, asked).refused
     assert refused.reasons == {Reason.DISK: 2, Reason.NO_POOL: 1} == plan(live, asked).refused[0].reasons
+
+
+def test_a_vm_that_came_and_went_tells_two_exports_apart(database: Database, client: TestClient) -> None:
+    """Though every other figure is what it was: whoever takes an export as the fleet of a plan relies on it."""
+    with database.write() as conn:
+        make_fleet(conn, hosts=1)
+    before = read_fleet(client.get("/v1/fleet").content, "the fleet").fleet.hosts
+    vm_id = uuid4()
+    with database.write() as conn:
+        live = load_fleet(conn, now=NOW, silent_after_s=30)
+        add_vms(conn, [vm_id])
+        reserve(conn, plan(live, PlanRequest.alike([(vm_id, "guest")], SHAPE, "x86_64")).placed)
+    between = read_fleet(client.get("/v1/fleet").content, "the fleet").fleet.hosts
+    with database.write() as conn:
+        assert release(conn, [vm_id], now=NOW) == 1
+    after = read_fleet(client.get("/v1/fleet").content, "the fleet").fleet.hosts
+    assert [host.generation for (host,) in (before, between, after)] == [0, 1, 2]
+    assert [len(host.vms) for (host,) in (before, between, after)] == [0, 1, 0]
+    assert after == (replace(before[0], generation=2),)
 
 
 def test_an_empty_fleet_is_one_too(client: TestClient) -> None:

@@ -8,9 +8,9 @@
      "hosts": [{"name": "h1", …, "cells": [{"cell": 0, …}], "vms": [{"name": "db-1", "profile": "p1", …}]}],
      "requests": {"batch": [{"name": "db-2", "profile": "p1", "groups": ["db"]}]}}
 
-A prefix without a bound has no `free_addresses`. A file may list no prefixes at all: then none of them runs out. By
-what a database tells that a host changed (`generation`, `mark`) is its own and left out as well: nothing is committed
-on a file.
+A prefix without a bound has no `free_addresses`. A file may list no prefixes at all: then none of them runs out.
+A host's `generation` is kept: it tells two exports apart between which VMs came and went, though all figures are the
+same. Its `mark`, the database's own of the last change of any kind, is left out: nothing is committed on a file.
 """
 
 from __future__ import annotations
