@@ -95,8 +95,11 @@ class Candidates:
         return sum(each.nbytes for each in kept) + self.key.nbytes + parts + self.fitting.size + _OBJECTS
 
     def refresh(self, *, scores: bool = True) -> None:
-        """Works out again what changed since the last time. Without `scores`, those of `old_scores` may be left as they
-        were: lower than they are now. A policy's are only where it says so (`only_rise`)."""
+        """Works out again what changed since the last time: which hosts it fits, and their scores.
+
+        Without `scores`, and if the policy's only rise (`Policy.only_rise`), those of hosts on which something was
+        placed may stay as they were: stale, in the rows that `old_scores` names. A stale score is a lower bound. So if
+        the best row is none of these, it is the best; if it is one, all have to be brought up to date first."""
         workspace, policy = self._workspace, self._policy
         outdated = False
         if policy.moves_with_fleet:

@@ -3,8 +3,9 @@
 and two that would be better in each other's place change places.
 
 Each VM was placed before those that came after it. With all of them in place one is taken out at a time and placed
-again, then each is tried in the place of every other, a few times around at most; the fleet's score only falls. For
-small fleets and batches: it costs several times what planning them again would.
+again, then each is tried in the place of every other, a few times around at most; the fleet's score only falls. That
+is a local search, by moves and swaps. For small fleets and batches: it costs several times what planning them again
+would.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ A cell is left only when no other of the VMs fits it any more: one that still do
 what is left unused adds up, while the cells to come must hold the VMs to come: where nearly all there is is needed, few
 fillings are possible. Just these batches are the hardest for a search that goes from VM to VM.
 
+The literature calls it bin completion. Of the dominance between fillings only the simplest kind is used: one that
+another VM could be added to is not tried.
+
 Depth first; bounded, and exact where the bound isn't reached and no host could run out of disk first.
 """
 

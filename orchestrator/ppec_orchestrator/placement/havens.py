@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which hosts could take in a VM that lost its own, were it the only one: by profile, and by where it stood."""
+"""Which hosts could take in a VM that lost its own, were it the only one: by profile, and by where it stood.
+
+For N+1 what `candidates.py` is for a batch. Only whether a host would do is kept: no scores, for no policy has a say;
+and no addresses, for a VM that restarts keeps its own."""
 
 from __future__ import annotations
 
@@ -148,7 +151,8 @@ class Havens:
         return host.cluster, host.vrf, frozenset(prefix for family in host.prefixes for prefix in family)
 
     def in_turn(self, evacuee: Evacuee, rows: IntArray) -> Iterator[int]:
-        """Round, from where its own host's place among all hosts is among these: each domain begins elsewhere."""
+        """`rows` in a circle, beginning as far along in them as its own host is in the fleet. So VMs of different
+        domains come to different hosts first, and claim room on different ones."""
         start = evacuee.row * len(rows) // len(self.workspace.fleet.hosts)
         yield from rows[start:].tolist()
         yield from rows[:start].tolist()

@@ -2,7 +2,8 @@
 """Which hosts are alike to a batch: where one of its VMs can or can't go, it can or can't go to those that look alike,
 and all that comes after is the same.
 
-What there is more of than the whole batch could take makes no difference, and neither does what none of it asks for."""
+What there is more of than the whole batch could take makes no difference, and neither does what none of it asks for.
+In the literature's word, hosts of one look are a symmetry class, of which a search need try one alone."""
 
 from __future__ import annotations
 

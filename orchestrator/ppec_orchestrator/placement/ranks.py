@@ -27,7 +27,9 @@ class Ranks:
         # How many VMs of the batch are on a host, and in a rack.
         self._on_host = np.zeros(len(fleet.hosts), dtype=np.int64)
         self._in_rack = np.zeros(len(fleet.racks), dtype=np.int64)
-        # Infinite for hosts whose rank is above the lowest, and the racks that have others. Ranks only grow.
+        # 0 for hosts of the lowest rank there is, infinite for all above it. Ranks only grow: a VM that is placed takes
+        # its whole rack out of the first, and who is left stays lowest. `_lowest_racks` are the racks that have any of
+        # them; once it is empty, the lowest rank is looked for again.
         self._above: Floats = np.zeros(len(fleet.hosts))
         self._lowest_racks = set(range(len(fleet.racks)))
         self._scratch: Floats = np.empty(len(fleet.hosts))
@@ -49,7 +51,7 @@ class Ranks:
             return row, int(broken[row])
         if not self.matter:
             return int(key.argmin()), 0
-        # As a rule some host of the lowest rank takes the VM.
+        # As a rule some host of the lowest rank takes the VM: then no ranks need be worked out.
         keys = np.add(key, self._above, out=self._scratch)
         row = int(keys.argmin())
         if keys.item(row) < np.inf:
@@ -64,6 +66,7 @@ class Ranks:
         return int(broken[row]) if broken is not None else 0
 
     def _look_for_lowest(self) -> None:
+        """Which hosts are of the lowest rank, now that none has the one that was lowest."""
         apart = self._apart(np.arange(len(self._above)))
         lowest = apart == apart.min()
         self._above = np.where(lowest, 0.0, np.inf)

@@ -2,8 +2,9 @@
 """A place for VMs of a batch that the policy's own choices leave without one: another of the batch goes elsewhere.
 
 Each such VM is tried in the place of every other of the batch that would then find a place too, or find one in the same
-way in its turn. Most of the batch keeps the place that the policy chose. Bounded, and no search for every way there is:
-that is `search.py`, which small batches are left to when this finds nothing."""
+way in its turn: ejection chains, in the literature's word, of length two. Most of the batch keeps the place that the
+policy chose. Bounded, and no search for every way there is: that is `search.py`, which small batches are left to when
+this finds nothing."""
 
 from __future__ import annotations
 

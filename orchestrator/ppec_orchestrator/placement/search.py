@@ -3,8 +3,9 @@
 place.
 
 Depth first over the VMs, those with the fewest hosts first, and over hosts and cells in the policy's order; if that
-leads nowhere, once more in the order the VMs are planned in, the largest first. What is only another name for what has
-been tried is not tried again (`looks.py`). Bounded: exact for small batches and fleets, a fair try for large ones."""
+leads nowhere, once more in the order the VMs are planned in, the largest first. That is backtracking with a table of
+dead positions; and what is only another name for what has been tried is not tried again (`looks.py`). Bounded: exact
+for small batches and fleets, a fair try for large ones."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Candidates kept from one VM and one plan to the next, within a bound of memory."""
+"""Candidates kept from one VM and one plan to the next, within a bound of memory: an LRU cache."""
 
 from __future__ import annotations
 

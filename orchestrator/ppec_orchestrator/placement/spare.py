@@ -157,7 +157,8 @@ class Witnesses:
         return objection
 
     def home(self, row: int) -> tuple[Hashable, ...]:
-        """The same for hosts that are lost together and whose VMs can restart on the same hosts."""
+        """The same for hosts that are lost together and whose VMs can restart on the same hosts. Unlike `Havens.home`,
+        it names the domain too."""
         host = self._fleet.hosts[row]
         return (self._domain_of[row], host.vrf, host.prefixes)
 
@@ -372,8 +373,12 @@ class SpareGuard:
         return objection
 
     def turn_away(self, profile: Profile, row: int, columns: Sequence[int], objection: Objection) -> None:
-        """A VM of this profile and of no group was not admitted. Where its own domain can't be sheltered with it, no
-        seat of that domain is better."""
+        """Remembers that a VM of this profile and of no group was not admitted, so that others like it are not tried.
+
+        `OWN`: lost with its own domain, it or another VM would have no place. Where in that domain it stood makes no
+        difference to what is free elsewhere, so no seat would do on any of its hosts with the same `home`. `OTHERS`:
+        it takes room that the VMs of another domain would need, which depends on the cells it takes, so it is
+        remembered for these cells alone."""
         place = self._witnesses.home(row) if objection is Objection.OWN else (row, tuple(columns))
         turned = self._turned.setdefault(place, [])
         turned[:] = [each for each in turned if not _at_least(each, profile)]
