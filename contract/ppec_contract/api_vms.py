@@ -55,7 +55,7 @@ class VmsCreate(Model):
     room, and is refused whole when fewer VMs than that find a place.
 
     `max_moves` is how many running VMs may change NUMA cells on their host for each of these VMs that fits nowhere as
-    things are; the host retunes before the VM is made.
+    things are; the host retunes before the VM is made. Nothing is moved for VMs that share CPUs or may span cells.
     """
 
     image: ResourceName

@@ -48,7 +48,11 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
         str, typer.Option(help="off, warn or required: may a host be lost; with :rack after it, a rack.")
     ] = "off",
     max_moves: Annotated[
-        int, typer.Option(min=0, help="How many running VMs may change cells to open one; 16 at most.")
+        int,
+        typer.Option(
+            min=0,
+            help="How many running VMs may change cells to open one, for VMs with dedicated CPUs in one; 16 at most.",
+        ),
     ] = 0,
     check: Annotated[
         bool, typer.Option("--check", help="Have the plan verified by rules that share no code with the planner.")

@@ -70,7 +70,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "together": _option(Texts, "Together with others of this group; said as for --apart."),
     "n_plus_one": _option(str | None, "off, warn or required; with :rack after the loss of a rack in place of a host."),
     "max_moves": _option(
-        int | None, "For each of these, so many running VMs may change cells on its host to open one."
+        int | None,
+        "For each with dedicated CPUs in one cell, so many running VMs may change cells on its host to open one.",
     ),
     "user_data": _option(str | None, "A file of cloud-init user data; - for stdin."),
     "label": _option(Texts, "KEY=VALUE; may repeat."),

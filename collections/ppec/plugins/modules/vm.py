@@ -116,7 +116,9 @@ options:
         choices: [host, rack]
         default: host
   max_moves:
-    description: How many running VMs may change NUMA cells on their host so that one opens for this VM.
+    description:
+      - How many running VMs may change NUMA cells on their host so that one opens for this VM.
+      - Nothing is moved for a VM that shares CPUs or may span cells.
     type: int
   networks:
     description:
