@@ -241,8 +241,8 @@ def test_a_drive_that_somebody_took_by_hand_is_left_out_until_it_is_back(metal: 
     virsh(metal, "nodedev-detach", node(metal, 0))
     run(metal, "systemctl", "start", "ppec-agentd")
     wait_for_drives(metal, [(0, 0), (1, 1)])
-    looked = run(metal, "/opt/ppec/current/bin/ppec-agentd", "doctor", check=False)
-    assert "the driver vfio-pci has it" in looked
+    why = [line["why"] for line in agent_log(metal) if line["event"] == "drive_left_out"]
+    assert "the driver vfio-pci has it" in why[-1]
     assert driver(metal, 0) == "vfio-pci"
     virsh(metal, "nodedev-reattach", node(metal, 0))
     wait_for_drives(metal, [(1, 1), (1, 1)])
