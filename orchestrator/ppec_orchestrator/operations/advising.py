@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from ppec_contract.api_placement import ChangeView
 from ppec_contract.errors import PpecError, Problem
-from ppec_orchestrator.operations.live_fleet import LiveFleet
+from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.placement.advice import MOST_ADVISED, MOST_TRIED_IN_ALL, Adviser, refused_by_kind
 from ppec_orchestrator.placement.applied import applied
 from ppec_orchestrator.placement.change_views import views
@@ -131,10 +131,10 @@ class Advising:
 ADVISING = Advising()
 
 
-def advised(error: PpecError, fleet: LiveFleet, request: PlanRequest) -> PpecError:
+def advised(error: PpecError, planning: Planning, request: PlanRequest) -> PpecError:
     """The same error, with what would make the first refused VM fit. The fleet may have moved on: where the VM fits by
     now, or no change helps, nothing is added."""
-    plan, snapshot = fleet.plan(request)
+    plan, snapshot = planning.shown(request)
     changes = _first_changes(snapshot, request, plan) if plan.refused else ()
     return with_changes(error.problem(), changes).error()
 

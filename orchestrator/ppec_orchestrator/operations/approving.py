@@ -39,19 +39,19 @@ def approve(
         refuse_maker(plan_id, stored.created_by, caller)
         # The plan before its hosts, as who executes it locks them.
         if plans.approve(conn, plan_id, caller, at, at + LIFETIME):
-            _refuse_outdated(conn, stored, planning.alive_since())
+            _refuse_outdated(conn, stored, planning)
         approved = plans.load(conn, plan_id, at)
         refuse_second(plan_id, approved.approved_by, caller)
         return plan_views.details(approved, approvals)
 
 
-def still_stands(conn: Connection, stored: StoredPlan, made: Restored, alive_since: datetime) -> None:
+def still_stands(conn: Connection, stored: StoredPlan, made: Restored, planning: Planning) -> None:
     """Raises `plan.outdated`. Its hosts are locked until the transaction ends; whether they have the room is seen when
     it is reserved."""
     together = _together(made)
     if together:
         take_turn(conn)
-    plans.check(conn, stored, alive_since)
+    plans.check(conn, stored, planning.alive_since(), planning.alive_since(stored.created_at))
     # A group that began elsewhere meanwhile changed no host that the plan looked at.
     for rule, hosts in together.items():
         if stands_elsewhere(conn, rule, hosts):
@@ -62,10 +62,10 @@ def without_room(stored: StoredPlan, hosts: Sequence[str]) -> PpecError:
     return plans.outdated(stored, dict.fromkeys(hosts, "has the room no more"))
 
 
-def _refuse_outdated(conn: Connection, stored: StoredPlan, alive_since: datetime) -> None:
+def _refuse_outdated(conn: Connection, stored: StoredPlan, planning: Planning) -> None:
     """As an execution would, but for addresses: these are granted then."""
     made = restored(stored)
-    still_stands(conn, stored, made, alive_since)
+    still_stands(conn, stored, made, planning)
     vms.refuse_taken(conn, [place.name for place in made.plan.placed])
     try:
         lost = lost_hosts(conn, made.plan.placed, replace(ROOM, moves=made.plan.moves))

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
+import structlog
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
@@ -47,6 +48,7 @@ from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, LostRaceE
 from ppec_orchestrator.store.vm_groups import check_rules, insert_groups
 from ppec_orchestrator.store.vms import NewVm
 
+_log = structlog.get_logger(__name__)
 T = TypeVar("T")
 # Requests that share a transaction; the time it takes is everyone's to wait.
 MOST_JOINED = 64
@@ -138,16 +140,18 @@ class Creation:
             raise self._approvals.refusal(asked, stored.plan_id)
 
         def accept() -> NewOperation | str:
-            return self._queue.once_per_key(ask, lambda: self._write(partial(self._execute, stored, made, ask)))
+            # For the words of refusals. Not when the transaction has begun: another's plan is waited for.
+            fleet = self._planning.fleet.current()
+            return self._queue.once_per_key(ask, lambda: self._write(partial(self._execute, stored, made, ask, fleet)))
 
         return self._supplied(asked, ask, len(made.plan.placed), accept)
 
-    def _execute(self, stored: StoredPlan, made: Restored, ask: Ask, conn: Connection) -> NewOperation:
+    def _execute(self, stored: StoredPlan, made: Restored, ask: Ask, fleet: Fleet, conn: Connection) -> NewOperation:
         # First: of two at once the second is told so, and not that the first has changed the hosts.
         plans.use_up(conn, stored)
-        still_stands(conn, stored, made, self._planning.alive_since())
+        still_stands(conn, stored, made, self._planning)
         terms = replace(ROOM, moves=made.plan.moves)
-        planned = Planned(made.plan, self._planning.fleet.current(), passes=0, terms=terms)
+        planned = Planned(made.plan, fleet, passes=0, terms=terms)
         origin = Origin(stored.plan_id, stored.approved_by)
         answered = _Answered(made.meant, made.user_data, ask, made.plan.placed, made.plan.refused, origin, made.changes)
         try:
@@ -210,7 +214,7 @@ class Creation:
         except PpecError as error:
             if error.code not in ADVISABLE:
                 raise
-            raise advised(error, self._planning.fleet, one.request) from error
+            raise advised(error, self._planning, one.request) from error
         return self._advised_in_part(made, one.request, planned)
 
     def _advised_in_part(self, made: NewOperation, request: PlanRequest, planned: Planned) -> NewOperation:
@@ -245,7 +249,11 @@ class Creation:
         made: dict[int, NewOperation | str | PpecError] = {**earlier}
         for policy in dict.fromkeys(one.request.policy for one in understood.values()):
             mine = {number: one for number, one in understood.items() if one.request.policy is policy}
-            made |= self._create_alike(mine)
+            try:
+                made |= self._create_alike(mine)
+            except Exception:
+                # Those of another policy may be committed: they have to be told, whatever befell these.
+                _log.exception("joined.policy_failed", policy=policy.value, wishes=len(mine))
         return [made.get(number) for number in range(len(wishes))]
 
     def _read_together(self, wishes: Sequence[_Wish]) -> tuple[dict[int, NewOperation | str], dict[int, _Understood]]:
@@ -307,7 +315,7 @@ class Creation:
             for one in answered
         ]  # fmt: skip
         rules = {place.vm_id: one.meant.input.rules_of(place.name) for one in answered for place in one.placed}
-        check_rules(conn, [rule for mine in rules.values() for rule in mine])
+        check_rules(conn, [rule for mine in rules.values() for rule in mine], adds=True)
         pairs = zip(answered, accepted, strict=True)
         vms.insert_vms(conn, [new for one, operation in pairs for new in _new_vms(one, operation)], now)
         insert_groups(conn, rules)

@@ -68,7 +68,7 @@ def show_plan(  # noqa: PLR0913 - what it needs of the service, and what is aske
         vms.refuse_taken(conn, [vm.name for vm in request.vms])
         check_rules(conn, asked.rules)
     request = replace(request, spare=replace(request.spare, witnessed=evidence))
-    plan, fleet = planning.fleet.plan(request)
+    plan, fleet = planning.shown(request)
     made_at = now()
     stored = _stored(meant, asked, plan, _generations(plan, request, fleet), caller, made_at)
     executable = plan.serves(all_or_nothing=request.all_or_nothing) and len(plan.placed) >= (asked.at_least or 1)

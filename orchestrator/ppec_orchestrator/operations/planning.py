@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -31,8 +32,8 @@ from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, LostRaceE
 
 T = TypeVar("T")
 _TRIES = 12
-# How often a request that does not wait looks for other hosts.
-_CLAIMS = 3
+# How often a request that does not wait looks for other hosts, and how long it leaves those who are changing some.
+_CLAIMS, _CLAIM_PAUSE_S = 3, 0.02
 # For how long a request waits for others of its process: for a good many commits, or for one that gets no answer.
 _LONGEST_TURN_S = 5.0
 # The same in every replica: whoever has lost a race plans and commits alone, and so loses none again but by chance.
@@ -94,9 +95,9 @@ class Planning:
         self._turn = threading.Lock()
         self.fleet = LiveFleet(database, silent_after_s=silent_after_s, now=now)
 
-    def alive_since(self) -> datetime:
-        """A host that was last seen earlier is not live."""
-        return self._now() - timedelta(seconds=self._silent_after_s)
+    def alive_since(self, at: datetime | None = None) -> datetime:
+        """A host that was last seen earlier is not live now, or was not at that time."""
+        return (at or self._now()) - timedelta(seconds=self._silent_after_s)
 
     def carry_through(
         self,
@@ -136,9 +137,17 @@ class Planning:
                     if not _lost(error) or course.passes >= (_TRIES if wait else _CLAIMS):
                         raise
                     course.lost(error)
+                    if not course.wait:
+                        time.sleep(_CLAIM_PAUSE_S)
                 else:
                     course.committed()
                     return result
+
+    def shown(self, request: PlanRequest) -> tuple[Plan, Fleet]:
+        """A plan of which nothing is committed, on the fleet as it is now. In turn like the others, so that whoever
+        commits one waits for it before a transaction begins, and not in one."""
+        with self._in_turn():
+            return self.fleet.plan(request)
 
     @contextmanager
     def _in_turn(self) -> Iterator[None]:

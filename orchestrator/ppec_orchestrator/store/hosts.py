@@ -23,6 +23,8 @@ from ppec_orchestrator.store.tables import host, host_removal, host_search, rack
 
 # In a run's inventory a host of this name would be taken for the group, and the run's other hosts be left out.
 _GROUPS = frozenset({"all", "ungrouped", "ppec_run"})
+# Hosts whose heartbeats are written in one transaction.
+FLUSHED_AT_ONCE = 200
 
 
 def create_host(conn: Connection, wanted: HostCreate, judge: Judge) -> HostView:
@@ -50,7 +52,9 @@ def create_host(conn: Connection, wanted: HostCreate, judge: Judge) -> HostView:
 
 
 def update_host(conn: Connection, name: str, wanted: HostUpdate, judge: Judge) -> HostView:
-    conn.execute(update(host).where(host.c.name == name).values(draining=wanted.draining))
+    """A host that drains takes no VMs of a host that is lost either: plans that count on it have to know."""
+    changed = update(host).where(host.c.name == name, host.c.draining.is_not(wanted.draining))
+    conn.execute(changed.values(draining=wanted.draining, generation=host.c.generation + 1))
     return get_host(conn, name, judge)
 
 
@@ -74,10 +78,18 @@ def delete_host(conn: Connection, name: str) -> None:
 
 
 def flush_last_seen(database: Database, seen: Mapping[int, datetime]) -> frozenset[int]:
-    """One transaction for all hosts heard; never turns a later time, written by another replica, back.
+    """For all hosts heard; never turns a later time, written by another replica, back. So many in a transaction that
+    nobody waits long for their rows: who does not wait at all finds no room on them.
 
     Returns the hosts whose rows somebody holds: they are left aside, or all the others would count as silent for them.
     """
+    ids = sorted(seen)
+    most = FLUSHED_AT_ONCE if database.dialect == "postgresql" else len(ids)  # SQLite locks no rows.
+    chunks = (ids[start : start + most] for start in range(0, len(ids), most))
+    return frozenset().union(*(_flush(database, {host_id: seen[host_id] for host_id in chunk}) for chunk in chunks))
+
+
+def _flush(database: Database, seen: Mapping[int, datetime]) -> frozenset[int]:
     statement = (
         update(host)
         .where(host.c.id == bindparam("row"))

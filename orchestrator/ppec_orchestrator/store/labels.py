@@ -56,13 +56,14 @@ def insert_vm_labels(conn: Connection, labelled: Iterable[tuple[UUID, str, Mappi
 
 
 def label_host(conn: Connection, name: str, changes: Mapping[str, str | None]) -> None:
-    """Raises `host.not_found`, and `request.invalid` for more labels than there may be."""
+    """Raises `host.not_found`, and `request.invalid` for more labels than there may be. Plans that count on labels have
+    to know."""
     columns = select(host.c.id, host.c.name, host.c.address, host.c.labels)
     row = conn.execute(columns.where(host.c.name == name).with_for_update(key_share=True)).one_or_none()
     if row is None:
         raise not_found("host", "host", name)
     labels = _changed(row.labels, changes, f"host {name}")
-    conn.execute(update(host).where(host.c.id == row.id).values(labels=labels))
+    conn.execute(update(host).where(host.c.id == row.id).values(labels=labels, generation=host.c.generation + 1))
     text = host_text(row.name, row.address, labels)
     conn.execute(update(host_search).where(host_search.c.host_id == row.id).values(text=text))
     conn.execute(delete(host_label).where(host_label.c.host_id == row.id, host_label.c.key.in_(list(changes))))

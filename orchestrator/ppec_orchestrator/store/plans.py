@@ -12,6 +12,7 @@ from sqlalchemy import Connection, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.placement.request import Spare
 from ppec_orchestrator.store.tables import host, image, plan
 
 # Kept of one maker and not approved; the oldest make room. Whoever plans a lot takes nobody else's plans away.
@@ -135,9 +136,9 @@ def approve(conn: Connection, plan_id: str, approver: str, at: datetime, expires
     return conn.execute(first.values(approved_by=approver, approved_at=at, expires_at=expires_at)).rowcount == 1
 
 
-def check(conn: Connection, one: StoredPlan, alive_since: datetime) -> None:
+def check(conn: Connection, one: StoredPlan, alive_since: datetime, alive_then: datetime) -> None:
     """Raises `plan.outdated` if its image or a host it stands on is not what it was; its hosts are locked until the
-    transaction ends."""
+    transaction ends. A host is live that was heard since `alive_since`; when the plan was made, since `alive_then`."""
     _check_image(conn, one)
     ids = sorted(one.generations)
     columns = (host.c.id, host.c.name, host.c.generation, host.c.draining, host.c.last_seen_at)
@@ -146,15 +147,19 @@ def check(conn: Connection, one: StoredPlan, alive_since: datetime) -> None:
     planned = {place["host_id"]: place["host"] for place in one.places["placed"]}
     gone = sorted({planned[host_id] for host_id in planned.keys() - {row.id for row in rows}})
     moved = dict.fromkeys(gone, "is gone")
+    # Under N+1 the plan counts on the others too, as far as they were live.
+    counted_on = one.asked.get("n_plus_one", {}).get("mode") == Spare.REQUIRED
     for row in rows:
-        name = planned.get(row.id, row.name)
+        name, draining = planned.get(row.id, row.name), row.id in planned and row.draining
+        silent = row.last_seen_at is None or row.last_seen_at < alive_since
+        lived = row.id in planned or (row.last_seen_at is not None and row.last_seen_at >= alive_then)
         if row.name != name:
             moved[name] = "is gone"
+        elif draining:
+            moved[name] = "is draining"
         elif row.generation != one.generations[row.id]:
             moved[name] = "changed"
-        elif row.id in planned and row.draining:
-            moved[name] = "is draining"
-        elif row.id in planned and (row.last_seen_at is None or row.last_seen_at < alive_since):
+        elif silent and lived and (row.id in planned or counted_on):
             moved[name] = "is silent"
     if moved or len(rows) != len(ids):
         raise outdated(one, moved or {"a host": "is gone"})

@@ -7,24 +7,31 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from uuid import UUID
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, text
 
 from ppec_contract.api_placement import GroupRule
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.request import Group, Level
 from ppec_orchestrator.store.tables import allocation, cluster, host, rack, vm_group
 
+# The other advisory locks have one number.
+_LOCK = text("SELECT pg_advisory_xact_lock(28775, hashtext(:name))")
+
 
 def group_of(rule: GroupRule) -> Group:
     return Group(rule.name, rule.apart, Level(rule.level), rule.hard)
 
 
-def check_rules(conn: Connection, rules: Iterable[GroupRule]) -> None:
-    """Raises `group.mismatch` for a rule that differs from that of the group's members. In the transaction that adds
-    some, as two requests may begin a group at once."""
+def check_rules(conn: Connection, rules: Iterable[GroupRule], *, adds: bool = False) -> None:
+    """Raises `group.mismatch` for a rule that differs from that of the group's members. Who `adds` some has the groups
+    to itself until its transaction ends, as two requests may begin one at once."""
     wanted = {rule.name: rule for rule in rules}
     if not wanted:
         return
+    # SQLite has one writer.
+    if adds and conn.dialect.name == "postgresql":
+        for name in sorted(wanted):
+            conn.execute(_LOCK, {"name": name})
     rows = conn.execute(
         select(vm_group.c.name, vm_group.c.apart, vm_group.c.level, vm_group.c.hard)
         .where(vm_group.c.name.in_(list(wanted)))

@@ -20,6 +20,7 @@ from ppec_contract.api_vms import BatchMode
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.liveness import Heard, LivenessBook, MessageId
+from ppec_orchestrator.store import hosts
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.hosts import flush_last_seen
 from ppec_orchestrator.store.tables import host
@@ -245,6 +246,20 @@ def test_a_held_operation_puts_no_others_lease_at_risk(
         world.dispatcher.gate.set()
         assert {world.ended(one).state for one in (held, other)} == {OperationState.SUCCEEDED}
         assert [world.fence(one) for one in (held, other)] == [1, 1], "nobody took them over"
+
+
+def test_heartbeats_hold_few_hosts_at_a_time(
+    world: Any, database: Database, monkeypatch: pytest.MonkeyPatch, person: psycopg.Connection
+) -> None:
+    """Or whoever does not wait, as with `at_least`, finds all of a fleet's hosts held."""
+    monkeypatch.setattr(hosts, "FLUSHED_AT_ONCE", 2)
+    hold_hosts(person, "name = 'h2'")
+    at, before = world.now() + timedelta(seconds=5), database.commits
+    assert flush_last_seen(database, dict.fromkeys((1, 2, 3), at)) == {2}
+    assert database.commits == before + 2
+    with database.read() as conn:
+        heard = conn.execute(select(host.c.name).where(host.c.last_seen_at == at).order_by(host.c.id)).scalars()
+        assert list(heard) == ["h1", "h3"]
 
 
 def test_all_other_hosts_are_written_down_as_heard_and_a_held_one_later(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, func, select
 
+from ppec_contract.api_placement import Policy
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
@@ -109,6 +110,25 @@ def test_for_a_database_that_is_away_they_wait_once(
     answers = at_once(creation, world.wait_until, singles(world, 8))
     assert answers == ["store.unavailable"] * 8
     assert len(begun) == plans
+
+
+def test_what_befalls_those_of_one_policy_is_not_the_others(
+    world: Any, creation: Creation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Theirs is committed by then: who is told nothing would ask for it again."""
+    original, begun = creation._create_alike, []
+
+    def broken_once(several: Any) -> Any:
+        begun.append([one.request.policy for one in several.values()])
+        if len(begun) == 2:
+            raise MemoryError
+        return original(several)
+
+    monkeypatch.setattr(creation, "_create_alike", broken_once)
+    asked = [(world.batch(1, policy=policy), Ask("someone")) for policy in (Policy.PACK, Policy.BALANCED) * 2]
+    ids = at_once(creation, world.wait_until, asked)
+    assert [set(policies) for policies in begun] == [{Policy.PACK}, {Policy.BALANCED}]
+    assert [vms_of(world.database, one) for one in ids] == [[body.name] for body, _ in asked]
 
 
 def test_as_many_as_there_is_room_for_are_accepted(world: Any, creation: Creation) -> None:

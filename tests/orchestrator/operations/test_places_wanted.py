@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from plan_requests import BODY, code, created, planned
-from sqlalchemy import select, update
+from sqlalchemy import Connection, select, update
 from starlette.testclient import TestClient
 
+from ppec_orchestrator.operations import creation
 from ppec_orchestrator.store import tables
 
 
@@ -92,6 +96,31 @@ def test_what_contradicts_itself_is_refused(api: TestClient, body: dict[str, Any
     answer = api.post("/v1/plans", json={key: value for key, value in (BODY | body).items() if value is not None})
     assert code(answer) == (422, "request.invalid")
     assert words in answer.text
+
+
+def test_two_who_begin_a_group_at_once_begin_one_group(
+    world: Any, api: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hard one and a soft one, on different hosts and without waiting for each other's turn. Each writes its members
+    late enough for the other to have looked for some."""
+    original, looked = creation.insert_groups, threading.Barrier(2)
+
+    def late(conn: Connection, members: Any) -> None:
+        with suppress(threading.BrokenBarrierError):
+            looked.wait(0.5)
+        original(conn, members)
+
+    monkeypatch.setattr(creation, "insert_groups", late)
+    bodies = [
+        BODY
+        | {"name": f"on-{host}", "host": host, "groups": [{"name": "db", "hard": hard}]}
+        | {"mode": "best-effort", "at_least": 1}
+        for host, hard in (("h1", True), ("h2", False))
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda body: api.post("/v1/vms", json=body), bodies))
+    ends = sorted((answer.status_code, answer.json().get("code")) for answer in answers)
+    assert ends == [(202, None), (409, "group.mismatch")]
 
 
 def test_groups_go_with_their_vms(world: Any, api: TestClient) -> None:

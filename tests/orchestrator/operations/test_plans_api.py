@@ -105,6 +105,51 @@ def test_a_plan_with_groups_stands_on_the_hosts_its_rules_look_at(world: Any, ap
     assert code(api.post(f"/v1/plans/{view['plan_id']}/execute")) == (409, "plan.outdated")
 
 
+N_PLUS_ONE = {"n_plus_one": {"mode": "required"}}
+
+
+def test_a_plan_with_n_plus_one_counts_on_the_hosts_that_drain_since(world: Any, api: TestClient) -> None:
+    """VMs of a lost host could not restart there any more."""
+    view = planned(api, name="web", **N_PLUS_ONE)
+    away = next(name for name in ("h1", "h2") if name != view["placed"][0]["host"])
+    assert api.patch(f"/v1/hosts/{away}", json={"draining": True}, headers=api.admin).status_code == 200  # type: ignore[attr-defined]
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
+    assert code(answer) == (409, "plan.outdated")
+    assert answer.json()["details"]["hosts"] == [away]
+
+
+@pytest.mark.parametrize("already", [True, False])
+def test_a_plan_with_n_plus_one_counts_on_the_hosts_that_fall_silent(
+    world: Any, api: TestClient, *, already: bool
+) -> None:
+    """One that was silent when the plan was made isn't counted on."""
+    # A host is silent after an hour.
+    ends = utc_now() - timedelta(seconds=3600 if already else 3540)
+    with world.database.write() as conn:
+        conn.execute(update(tables.host).where(tables.host.c.name == "h3").values(last_seen_at=ends))
+    view = planned(api, name="web", host="h1", **N_PLUS_ONE)
+    world.ahead = timedelta(seconds=120)
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
+    if already:
+        assert answer.status_code == 202
+    else:
+        assert code(answer) == (409, "plan.outdated")
+        assert "h3 is silent" in answer.json()["detail"]
+
+
+def test_a_plan_counts_on_the_labels_of_its_hosts(world: Any, api: TestClient) -> None:
+    def label(value: str | None) -> None:
+        answer = api.patch("/v1/hosts/h2/labels", json={"labels": {"licensed": value}}, headers=api.admin)  # type: ignore[attr-defined]
+        assert answer.status_code == 200, answer.text
+
+    label("yes")
+    view = planned(api, name="web", host_labels=["licensed=yes"])
+    label(None)
+    answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
+    assert code(answer) == (409, "plan.outdated")
+    assert answer.json()["details"]["hosts"] == ["h2"]
+
+
 def test_a_plan_expires(world: Any, api: TestClient) -> None:
     view = planned(api, name="web")
     with world.database.write() as conn:

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import Connection, func, insert, select, update
+from starlette.testclient import TestClient
 from storage_given import POOL, give_storage
 from storage_sums import assert_storage_summed
 
@@ -281,6 +282,30 @@ def test_plans_of_one_orchestrator_are_made_after_one_another(world: Any) -> Non
         first = planning.carry_through(requests[0], committed_in("first", others_ask), writes)
         second = seconds[0].result(60)
     assert (order, first.passes, second.passes) == (["hasty", "first", "second"], 1, 1)
+
+
+def test_a_plan_that_is_only_shown_has_its_turn_too(world: Any) -> None:
+    """Whoever commits then waits for it before his transaction begins."""
+    planning = Planning(world.database, silent_after_s=3600, now=world.now)
+    request = PlanRequest.alike([(uuid4(), "v")], Shape(VCPUS, MEMORY_MIB, DISK_MIB), "x86_64")
+    with ThreadPoolExecutor(1) as pool:
+        with planning._in_turn():
+            shown = pool.submit(planning.shown, request)
+            assert not wait([shown], timeout=0.5).done
+        plan, fleet = shown.result(60)
+    assert (len(plan.placed), len(fleet.hosts)) == (1, 3)
+
+
+def test_while_a_plan_is_made_an_execution_waits_outside_its_transaction(world: Any, api: TestClient) -> None:
+    """Else nobody could write for as long."""
+    plan_id = api.post("/v1/plans", json={"flavor": "half", "image": "debian", "name": "web"}).json()["plan_id"]
+    live = world.replicas[0]._creation._planning.fleet
+    with ThreadPoolExecutor(1) as pool:
+        with live._lock:
+            executed = pool.submit(api.post, f"/v1/plans/{plan_id}/execute")
+            assert not wait([executed], timeout=0.5).done
+            world.settings(lease_s=600)
+        assert executed.result(60).status_code == 202
 
 
 # SQLite has one writer at a time, whose turn every write waits for.

@@ -143,7 +143,7 @@ class _Round:
             return
         try:
             request = self._plan_request(stuck)
-            plan, fleet = self.context.ports.planning.fleet.plan(request)
+            plan, fleet = self.context.ports.planning.shown(request)
             changes = changes_by_vm(fleet, request, plan)
         except Exception:
             _log.exception("no advice on refused VMs", operation=self.context.operation_id)
