@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import threading
 
 import psycopg
@@ -24,6 +26,8 @@ class PostgresBridge:
         self._notices = notices
         self._stop = threading.Event()
         self._listening = threading.Event()
+        # Readable from when the other end is closed: whoever waits for notices then waits for that as well.
+        self._ended, self._ending = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="ppec-notices", daemon=True)
         self._thread.start()
 
@@ -32,16 +36,18 @@ class PostgresBridge:
 
     def close(self) -> None:
         self._stop.set()
+        self._ending.close()
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._listen()
-            except psycopg.Error as error:
-                self._listening.clear()
-                _log.warning("notices.connection_lost", error=type(error).__name__)
-                self._stop.wait(_RECONNECT_S)
+        with self._ended:
+            while not self._stop.is_set():
+                try:
+                    self._listen()
+                except psycopg.Error as error:
+                    self._listening.clear()
+                    _log.warning("notices.connection_lost", error=type(error).__name__)
+                    self._stop.wait(_RECONNECT_S)
 
     def _listen(self) -> None:
         with psycopg.connect(self._conninfo, autocommit=True, connect_timeout=5) as connection:
@@ -49,7 +55,12 @@ class PostgresBridge:
             # In this order: whoever waits until it listens is not woken by this any more.
             self._notices.announce_all()
             self._listening.set()
+            readable = select.poll()
+            readable.register(connection, select.POLLIN)
+            readable.register(self._ended, select.POLLIN)
             while not self._stop.is_set():
-                for notice in connection.notifies(timeout=0.5):
+                # First those that came with an answer: they don't make the connection readable any more.
+                for notice in connection.notifies(timeout=0):
                     channel, payload = json.loads(notice.payload)
                     self._notices.announce(channel, payload)
+                readable.poll()
