@@ -37,31 +37,12 @@ from ppec_orchestrator.operations.service import Operations
 from ppec_orchestrator.pki.keys import write_private
 from ppec_orchestrator.roles import Role
 from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.state import opened_database
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.tokens import count_tokens, create_token
 
 _log = structlog.get_logger(__name__)
 _GRACE_S = 5
-
-
-@contextmanager
-def opened_database(settings: Settings) -> Iterator[Database]:
-    """The database of these settings, migrated."""
-    try:
-        settings.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise PpecError(
-            "request.invalid",
-            f"state_dir {settings.state_dir} can't be made: {error.strerror}",
-            hint="Choose a folder that this user may write, by state_dir or PPEC_STATE_DIR.",
-            subject="settings",
-        ) from error
-    database = Database(settings.effective_database_url)
-    try:
-        database.migrate()
-        yield database
-    finally:
-        database.close()
 
 
 def serve(settings: Settings) -> None:

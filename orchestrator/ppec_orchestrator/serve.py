@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`ppec-orchestrator`: the server's own command. People use `ppec`, which talks to it over the API.
 
-Each command imports what it needs itself: the whole server takes a second or two to import.
+Each command imports what it needs itself: the whole server takes a second or two to import, and only `serve` needs it.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _serve(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def _migrate(settings: Settings, arguments: argparse.Namespace) -> None:
-    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.state import opened_database
 
     with opened_database(settings):
         pass
@@ -110,7 +110,7 @@ def _audit(action: str, subject: str) -> None:
 
 
 def _create_token(settings: Settings, arguments: argparse.Namespace) -> None:
-    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.state import opened_database
     from ppec_orchestrator.store.tokens import create_token
 
     now = datetime.now(UTC)
@@ -122,7 +122,7 @@ def _create_token(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def _revoke_token(settings: Settings, arguments: argparse.Namespace) -> None:
-    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.state import opened_database
     from ppec_orchestrator.store.tokens import remove_token
 
     with opened_database(settings) as database, database.write() as conn:
@@ -131,15 +131,15 @@ def _revoke_token(settings: Settings, arguments: argparse.Namespace) -> None:
 
 
 def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> None:
-    from ppec_orchestrator.api.services import make_services
+    from ppec_orchestrator.pki.ca import FleetCa
     from ppec_orchestrator.pki.keys import write_private
-    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.state import opened_database
     from ppec_orchestrator.store.certificates import record_certificate
 
     now = datetime.now(UTC)
     with opened_database(settings) as database:
-        services = make_services(settings, database)
-        issued, key = services.ca.issue_operator(arguments.operator, now=now)
+        ca = FleetCa.open(settings.pki_dir, now=now)
+        issued, key = ca.issue_operator(arguments.operator, now=now)
         with database.write() as conn:
             record_certificate(conn, issued, now=now)
     _audit("issue_certificate", issued.uri)
@@ -148,7 +148,7 @@ def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         write_private(folder / f"{arguments.operator}.key", key)
         write_private(folder / f"{arguments.operator}.crt", issued.pem.encode("ascii"))
-        write_private(folder / "ca.crt", services.ca.ca_pem.encode("ascii"))
+        write_private(folder / "ca.crt", ca.ca_pem.encode("ascii"))
     except OSError as error:
         raise PpecError(
             "request.invalid", f"can't write to {folder}: {error.strerror}", subject="certificate"
@@ -157,15 +157,15 @@ def _issue_certificate(settings: Settings, arguments: argparse.Namespace) -> Non
 
 
 def _record_certificate(settings: Settings, arguments: argparse.Namespace) -> None:
-    from ppec_orchestrator.api.services import make_services
+    from ppec_orchestrator.pki.ca import FleetCa
     from ppec_orchestrator.pki.issued_elsewhere import read_host_certificate
-    from ppec_orchestrator.process import opened_database
+    from ppec_orchestrator.state import opened_database
     from ppec_orchestrator.store.issued_elsewhere import record_host_certificate
 
     now = datetime.now(UTC)
     pem = _content(arguments.file)
     with opened_database(settings) as database:
-        issued, identity = read_host_certificate(pem, make_services(settings, database).ca.ca_pem, now=now)
+        issued, identity = read_host_certificate(pem, FleetCa.open(settings.pki_dir, now=now).ca_pem, now=now)
         with database.write() as conn:
             new = record_host_certificate(conn, issued, identity, now=now)
     if new:
