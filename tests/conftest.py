@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -14,6 +15,9 @@ from hypothesis import HealthCheck, settings
 # An example that takes long says something of the machine, not of what is tested. Every run tries new ones.
 settings.register_profile("ppec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ppec")
+
+# Files whose tests work with the `cloud` of tests/e2e/conftest.py, which takes a minute to deploy.
+_ON_ONE_CLOUD = ("tests/e2e/test_first_light.py", "tests/e2e/test_storage_pools.py")
 
 
 @pytest.fixture
@@ -27,6 +31,21 @@ def short_dir() -> Iterator[Path]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that wait for machines come first: at the end they would leave the other process without work."""
     items.sort(key=lambda item: item.get_closest_marker("containers") is None)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile` as it is, but for files that share a cloud: two processes would each deploy one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class BySharedHosts(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return _ON_ONE_CLOUD[0] if file in _ON_ONE_CLOUD else file
+
+    return BySharedHosts(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
