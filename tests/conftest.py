@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 # An example that takes long says something of the machine, not of what is tested. Every run tries new ones.
 settings.register_profile("ppec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ppec")
+
+# As it is, but for tracebacks: those of rich show every local variable, which takes up to a second or two each.
+_RENDERER = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _RENDERER])
 
 # Files whose tests work with the `cloud` of tests/e2e/conftest.py, which takes a minute to deploy.
 _ON_ONE_CLOUD = ("tests/e2e/test_first_light.py", "tests/e2e/test_storage_pools.py")

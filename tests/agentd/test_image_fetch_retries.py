@@ -62,9 +62,11 @@ def fetching(tmp_path: Path, orchestrator: Callable[..., Any]) -> Fetching:
 
 @pytest.fixture
 def logs() -> Iterator[list[Any]]:
+    before = structlog.get_config()
     structlog.reset_defaults()
     with capture_logs() as entries:
         yield entries
+    structlog.configure(**before)
 
 
 def times_away(logs: list[Any]) -> int:
