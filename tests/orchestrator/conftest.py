@@ -7,6 +7,7 @@ import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -45,15 +46,22 @@ def postgres_cluster() -> Iterator[Path]:
         yield place
 
 
+@contextmanager
+def postgres_copy(cluster: Path, template: str = _TEMPLATE) -> Iterator[str]:
+    """The name of a database like `template`, for the length of the block."""
+    name = f"t{uuid.uuid4().hex}"
+    with psycopg.connect(server_url(cluster, "postgres"), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield name
+    with psycopg.connect(server_url(cluster, "postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 @pytest.fixture
 def postgres_url(postgres_cluster: Path) -> Iterator[str]:
     """A migrated database of the test's own."""
-    name = f"t{uuid.uuid4().hex}"
-    with psycopg.connect(server_url(postgres_cluster, "postgres"), autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} TEMPLATE {_TEMPLATE}")
-    yield server_url(postgres_cluster, name)
-    with psycopg.connect(server_url(postgres_cluster, "postgres"), autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    with postgres_copy(postgres_cluster) as name:
+        yield server_url(postgres_cluster, name)
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +84,46 @@ def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
 def database_url(request: pytest.FixtureRequest) -> str:
     name = "sqlite_url" if request.param == "sqlite" else "postgres_url"
     return str(request.getfixturevalue(name))
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
+def fill_once(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Callable[[Database], None]], AbstractContextManager[Database]]]:
+    """For files whose tests all begin with the same rows: `with fill_once(fill) as database`.
+
+    `fill` gets an empty database the first time; the block's is a copy of what that became.
+    """
+    filled: list[str] = []
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            template = request.getfixturevalue("sqlite_template")
+            folder = tmp_path_factory.mktemp("filled")
+
+            @contextmanager
+            def copied(of: str) -> Iterator[tuple[str, str]]:
+                path = folder / f"{uuid.uuid4().hex}.db"
+                shutil.copy(of or template, path)
+                yield str(path), f"sqlite:///{path}"
+        else:
+            cluster = request.getfixturevalue("postgres_cluster")
+
+            @contextmanager
+            def copied(of: str) -> Iterator[tuple[str, str]]:
+                with postgres_copy(cluster, of or _TEMPLATE) as name:
+                    yield name, server_url(cluster, name)
+
+        @contextmanager
+        def filled_database(fill: Callable[[Database], None]) -> Iterator[Database]:
+            if not filled:
+                name, url = stack.enter_context(copied(""))
+                with closing(Database(url)) as database:
+                    fill(database)
+                filled.append(name)
+            with copied(filled[0]) as (_, url), closing(Database(url)) as database:
+                yield database
+
+        yield filled_database
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -80,8 +81,7 @@ def _seen(database: Database) -> World:
     )
 
 
-@pytest.fixture
-def world(database: Database) -> World:
+def write(database: Database) -> None:
     """Three clusters; some hosts are silent, some never reported; some VMs failed, one has no host, one odd labels."""
     write_fleet(database, generate(HOSTS, VMS, seed=7), NOW)
     with database.write() as conn:
@@ -92,7 +92,13 @@ def world(database: Database) -> World:
         conn.execute(update(tables.vm).where(tables.vm.c.id == chosen[2]).values(observed="unknown"))
         conn.execute(update(tables.cluster).where(tables.cluster.c.name == "c01").values(architecture="aarch64"))
         label_host(conn, "h00003", {"shape": "odd", "room%": "A"})
-    return _seen(database)
+
+
+@pytest.fixture
+def world(fill_once: Callable[..., AbstractContextManager[Database]]) -> Iterator[World]:
+    """What `write` wrote; each test may change it."""
+    with fill_once(write) as database:
+        yield _seen(database)
 
 
 def test_every_item_is_as_the_contract_has_it(world: World) -> None:
