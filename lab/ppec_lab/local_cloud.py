@@ -28,18 +28,24 @@ class LocalCloud:
         self.orchestrator.start()
         gateway = str(ip_network(prefix)[1])
         serves = {"vrf": "blue", "gateway": gateway, "cluster": "c1", "bridge": "br-ppec"}
-        self._register("datacentres", name="dc", region="lab")
-        self._register("clusters", name="c1", datacentre="dc")
-        self._register("racks", name="r1", cluster="c1")
-        self._register("vrfs", name="blue")
-        self._register("prefixes", cidr=prefix, **serves)
-        self._register("flavors", name="small", vcpus=2, memory_mib=256, disk_mib=64)
+        self.register("datacentres", name="dc", region="lab")
+        self.register("clusters", name="c1", datacentre="dc")
+        self.register("racks", name="r1", cluster="c1")
+        self.register("vrfs", name="blue")
+        self.register("prefixes", cidr=prefix, **serves)
+        self.register("flavors", name="small", vcpus=2, memory_mib=256, disk_mib=64)
         empty = self.directory / "empty.raw"
         empty.write_bytes(bytes(1024 * 1024))
         self.orchestrator.ppec("image", "import", "empty", str(empty), "--format", "raw")
         for number in range(1, hosts + 1):
             self._add_host(f"h{number}", libvirt_uri, settings)
         wait_until(self.all_up, "all hosts report", timeout_s=60, every_s=0.2)
+
+    def register(self, resource: str, **body: Any) -> None:
+        """Makes a resource, by its name in the API: the command would take half a second of CPU each time."""
+        answer = self.orchestrator.request("POST", f"/v1/{resource}", body)
+        if "code" in answer:
+            raise RuntimeError(f"{resource} {body} could not be made: {answer}")
 
     def all_up(self) -> bool:
         listed = self.orchestrator.request("GET", "/v1/hosts")["items"]
@@ -80,12 +86,6 @@ class LocalCloud:
             host.remove()
         self.orchestrator.stop()
 
-    def _register(self, resource: str, **body: Any) -> None:
-        """Asked for without the command, which takes half a second of CPU each time."""
-        answer = self.orchestrator.request("POST", f"/v1/{resource}", body)
-        if "code" in answer:
-            raise RuntimeError(f"{resource} {body} could not be made: {answer}")
-
     def _add_host(self, name: str, libvirt_uri: str | None, settings: dict[str, Any]) -> None:
         host = LocalHost(
             name,
@@ -95,6 +95,6 @@ class LocalCloud:
             libvirt_uri=libvirt_uri,
             agent_settings=settings,
         )
-        self._register("hosts", name=name, rack="r1", vrf="blue", address=host.address, port=host.port)
+        self.register("hosts", name=name, rack="r1", vrf="blue", address=host.address, port=host.port)
         host.start()
         self.hosts.append(host)

@@ -40,13 +40,13 @@ def gone(directory: Path) -> bool:
 def start_from_nothing(cloud: LocalCloud) -> None:
     """As the demo does: everything is registered again, and the host is started where it already is."""
     cloud.orchestrator.start()
-    ppec, host = cloud.orchestrator.ppec, cloud.hosts[0]
-    assert ppec("host", "list") == []
-    ppec("datacentre", "create", "dc", "--region", "lab")
-    ppec("cluster", "create", "c1", "--datacentre", "dc")
-    ppec("rack", "create", "r1", "--cluster", "c1")
-    ppec("ipdb", "vrf", "create", "blue")
-    ppec("host", "add", host.name, "--rack", "r1", "--vrf", "blue", "--address", host.address, "--port", str(host.port))
+    host = cloud.hosts[0]
+    assert cloud.orchestrator.ppec("host", "list") == []
+    cloud.register("datacentres", name="dc", region="lab")
+    cloud.register("clusters", name="c1", datacentre="dc")
+    cloud.register("racks", name="r1", cluster="c1")
+    cloud.register("vrfs", name="blue")
+    cloud.register("hosts", name=host.name, rack="r1", vrf="blue", address=host.address, port=host.port)
 
 
 @pytest.mark.slow
