@@ -20,7 +20,7 @@ import pytest
 from sqlalchemy import func, insert, select
 from starlette.testclient import TestClient
 
-from ppec_contract.api_operations import OperationView
+from ppec_contract.api_operations import OperationState, OperationView
 from ppec_contract.api_vms import VmsCreate, VmView
 from ppec_contract.model import digest
 from ppec_orchestrator.api.app import create_app
@@ -195,25 +195,26 @@ class World:
         return self.replica("reader", start=False).show(operation_id)
 
     def ended(self, operation_id: str) -> OperationView:
-        reader = self.replica("reader", start=False)
+        wait_until(lambda: self.over(operation_id), f"operation {operation_id} has ended")
+        return self.show(operation_id)
 
-        def view() -> OperationView | None:
-            found = reader.show(operation_id)
-            return found if found.state.ended else None
-
-        found = wait_until(view, f"operation {operation_id} has ended")
-        assert isinstance(found, OperationView)
-        return found
+    def over(self, operation_id: str) -> bool:
+        """Whether it has ended: asked often while others work, and so of no more than its state."""
+        with self.database.read() as conn:
+            query = select(tables.operation.c.state).where(tables.operation.c.id == operation_id)
+            return OperationState(conn.execute(query).scalar_one()).ended
 
     @contextmanager
     def running(self, **more: Any) -> Iterator[Operations]:
-        """A replica for the time of the block."""
-        replica = self.replica(**more)
+        """A replica for the time of the block, on the world's own database if no other is given."""
+        replica = self.replica(**{"database": self.database, **more})
         try:
             yield replica
         finally:
             replica.stop()
-            replica.engine._ports.database.close()
+            database = replica.engine._ports.database
+            if database is not self.database:
+                database.close()
             self.replicas.remove(replica)
 
     def wait_cleaned(self) -> None:

@@ -344,9 +344,7 @@ def test_crash_at_every_write_of_a_create_with_a_retune(split: Any, database_url
         database.arm(at)
         name = f"wide-{at}"
         accepted = split.replica("accepting", start=False).create(wide(name=name), split.ask)
-        split.wait_until(
-            lambda a=accepted, d=database: d.dead.is_set() or split.show(a.operation_id).state.ended, "crash or end"
-        )
+        split.wait_until(lambda a=accepted, d=database: d.dead.is_set() or split.over(a.operation_id), "crash or end")
         split.bury(dying)
         crashed = database.dead.is_set()
         with split.running(name="heir") as heir:

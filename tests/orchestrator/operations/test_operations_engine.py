@@ -71,7 +71,7 @@ def test_crash_at_every_write_of_a_create(
         asked = world.batch(size, policy=Policy.SPREAD, **STORED)
         accepted = world.replica("accepting", start=False).create(asked, world.ask)
         finished = world.wait_until(
-            lambda a=accepted, d=database: d.dead.is_set() or world.show(a.operation_id).state.ended, "crash or end"
+            lambda a=accepted, d=database: d.dead.is_set() or world.over(a.operation_id), "crash or end"
         )
         assert finished
         world.bury(dying)
@@ -109,9 +109,7 @@ def test_crash_at_every_write_of_a_delete(world: Any, database_url: str, committ
         database.arm(at)
         asked = VmsAction(action=VmAction.DELETE, vms=names)
         gone = world.replica("accepting", start=False).act(asked, world.ask)
-        world.wait_until(
-            lambda g=gone, d=database: d.dead.is_set() or world.show(g.operation_id).state.ended, "crash or end"
-        )
+        world.wait_until(lambda g=gone, d=database: d.dead.is_set() or world.over(g.operation_id), "crash or end")
         world.bury(dying)
         crashed = database.dead.is_set()
         with world.running(name="heir"):

@@ -239,9 +239,7 @@ def test_crash_at_every_write_of_a_resize(world: Any, database_url: str, committ
         dying = world.replica(f"dying-{at}", database=database)
         database.arm(at)
         accepted = world.replica("accepting", start=False).resize(vm.name, VmResize(vcpus=wanted), world.ask)
-        world.wait_until(
-            lambda a=accepted, d=database: d.dead.is_set() or world.show(a.operation_id).state.ended, "crash or end"
-        )
+        world.wait_until(lambda a=accepted, d=database: d.dead.is_set() or world.over(a.operation_id), "crash or end")
         world.bury(dying)
         crashed = database.dead.is_set()
         with world.running(name="heir"):

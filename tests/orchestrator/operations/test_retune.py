@@ -250,9 +250,7 @@ def test_crash_at_every_write_of_a_retune(two_cells: Any, database_url: str, com
         if broken:
             world.fleet.faults = lambda action, host, vm: stays if (action, vm) == ("RetuneHost", second) else None
         accepted = world.replica("accepting", start=False).retune("h1", asked, world.ask)
-        world.wait_until(
-            lambda a=accepted, d=database: d.dead.is_set() or world.show(a.operation_id).state.ended, "crash or end"
-        )
+        world.wait_until(lambda a=accepted, d=database: d.dead.is_set() or world.over(a.operation_id), "crash or end")
         world.bury(dying)
         crashed = database.dead.is_set()
         with world.running(name="heir"):

@@ -291,8 +291,10 @@ def test_crash_at_every_write_of_a_delete_and_its_retune(on: Any, database_url: 
         deleted = world.replica("accepting", start=False).act(asked, world.ask)
 
         def over(operation_id: str = deleted.operation_id, known: set[str] = known) -> bool:
+            if not world.over(operation_id):
+                return False
             mine = [view for view in retunes(world) if view.operation_id not in known]
-            return world.show(operation_id).state.ended and len(mine) == 2 and all(one.state.ended for one in mine)
+            return len(mine) == 2 and all(one.state.ended for one in mine)
 
         world.wait_until(lambda d=database, o=over: d.dead.is_set() or o(), "crash or end")
         world.bury(dying)
