@@ -50,6 +50,7 @@ class HealthWatch:
         self._drives = drives
         self._book = HealthBook()
         self.on_change = on_change
+        self.every_s = LOOK_EVERY_S
 
     @property
     def findings(self) -> tuple[HealthFinding, ...]:
@@ -62,7 +63,7 @@ class HealthWatch:
             except Exception:
                 # A bug; nobody would start this task again.
                 log.exception("health_look_broke")
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(self.every_s)
 
     async def look(self) -> None:
         """One look at everything; never waits for libvirt longer than `probe_s`."""

@@ -61,6 +61,7 @@ class Daemon:
                 return
             source = ReportSource(settings.host, context, make_inventory(settings))
             health = HealthWatch(hypervisor, context.places, settings.storage.images, drives=context.drives.standing)
+            health.every_s = settings.lab.health_every_s
             reporter = self._reporter(source, health)
             actions = Actions(context, reporter.touch if reporter else lambda: None)
             if reporter is not None:

@@ -181,7 +181,8 @@ class LabSettings(Model):
     `topology` is `topology.declare_topology`'s text, e.g. ``sockets=2,cores=4,threads=2,memory_mib=8192``; `bridges`
     are the bridges the fake hypervisor has, `delays_s` slows its methods by name (``start = 0.5``), `fail_every` has
     every so-manieth call of a method fail (``start = 20``), and with `deaf_guests` its guests ignore the power button.
-    `nvme_drives` are the drives its machine has, each with its cell (``"0000:3b:00.0" = 1``).
+    `nvme_drives` are the drives its machine has, each with its cell (``"0000:3b:00.0" = 1``). `health_every_s` is how
+    often the host's health is looked at, which a test need not wait for.
     """
 
     topology: str | None = None
@@ -190,6 +191,7 @@ class LabSettings(Model):
     fail_every: dict[str, Annotated[int, between(2, 1_000_000)]] = Field(default_factory=dict)
     deaf_guests: bool = False
     nvme_drives: dict[PciAddress, Annotated[int, between(0, 1024)]] = Field(default_factory=dict)
+    health_every_s: Annotated[float, between(0.1, 60, "s")] = 10.0
 
     @field_validator("topology")
     @classmethod

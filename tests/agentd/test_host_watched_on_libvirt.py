@@ -39,7 +39,7 @@ def reporting(
     agent = agent_process(
         hypervisor="libvirt",
         libvirt={"uri": daemon.uri, "domain_type": "qemu", "disk_cache": "writeback"},
-        lab={"topology": None},
+        lab={"topology": None, "health_every_s": 0.5},
         # Nothing but an event makes a new report come before the test has failed.
         reports={"orchestrator_url": server.url, "heartbeat_interval_s": 0.5, "report_interval_s": 3600},
         tls=server.tls,
