@@ -7,6 +7,7 @@ fleet."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -48,7 +49,7 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
-class _OneOpened:
+class _OneOpened(ABC):
     """Any one of these hosts is opened to the VM; in the model the first."""
 
     hosts: tuple[str, ...]
@@ -57,9 +58,9 @@ class _OneOpened:
         return fleet.changed([self.opened(_host(fleet, self.hosts[0]), vm)]), vm
 
     @staticmethod
+    @abstractmethod
     def opened(host: HostState, vm: VmRequest) -> HostState:
         """The host as the VM could have it; the very same where this is not what keeps the VM out."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
