@@ -40,8 +40,13 @@ class Utilisation:
 
 
 def in_quarantine(now: datetime) -> ColumnElement[bool]:
-    """Of `address` rows: released, not held back, and not yet free for others."""
-    return (address.c.free_from > now) & address.c.vm_id.is_(None) & address.c.hold_id.is_(None)
+    """Of `address` rows: released, not held back, not on its way back to NetBox, and not yet free for others."""
+    return (
+        (address.c.free_from > now)
+        & address.c.vm_id.is_(None)
+        & address.c.hold_id.is_(None)
+        & address.c.going_back.is_(False)
+    )
 
 
 def utilisation_of(conn: Connection, rows: Collection[Row[Any]], now: datetime) -> dict[int, Utilisation]:

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from fastapi.testclient import TestClient
-from ipdb_site import NOW, fixed, granted, make_vm, post, released
+from ipdb_site import NOW, counts, fixed, granted, make_vm, post, released
 from netbox_site import AT_NETBOX, MARK, ONE_OF_IT, PREFIX, in_step, rows
 from netbox_stand_in import TOKEN, NetBoxStandIn, RefusedError
 from structlog.testing import capture_logs
@@ -125,6 +125,23 @@ def test_a_prefix_with_a_record_that_somebody_took_over_is_deleted(
     assert site.delete("/v1/prefixes/3?force=true").status_code == 204
     assert stand_in.texts(MARK) == []
     assert stand_in.addresses[theirs["id"]] == theirs
+
+
+def test_what_somebody_took_over_while_it_rests_counts_for_nothing(
+    site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
+) -> None:
+    """It is in nobody's quarantine here: its last VM couldn't have it back either."""
+    supply.settle()
+    vms = [make_vm(database, f"v{n}") for n in range(3)]
+    granted(database, host_id, vms, ONE_OF_IT)
+    released(database, vms[0])
+    _take_over(stand_in, "10.9.0.3/28")
+    supply._reconcile(AT_NETBOX)
+    assert [row.going_back for row in rows(database)] == [True, False, False]
+    assert counts(site, 3) == {
+        "total": 2, "used": 2, "free": 0, "quarantined": 0, "reserved": 0, "excluded": 0,
+    }  # fmt: skip
+    assert site.get("/v1/prefixes/3/free").json()["addresses_free"] == 0
 
 
 def test_a_record_that_netbox_does_not_delete_holds_up_nobody(
