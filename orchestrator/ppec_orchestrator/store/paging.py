@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Row, Select, Table, and_, or_
@@ -123,8 +123,9 @@ def _made_at_and_key(after: str) -> tuple[datetime, str]:
     made_at, _, key = after.partition("/")
     try:
         parsed = datetime.fromisoformat(made_at)
-    except ValueError as error:
+        if parsed.tzinfo is None:
+            raise bad_cursor()
+        # Near the first and the last year a time may have no UTC.
+        return parsed.astimezone(UTC), key
+    except (ValueError, OverflowError) as error:
         raise bad_cursor() from error
-    if parsed.tzinfo is None:
-        raise bad_cursor()
-    return parsed, key

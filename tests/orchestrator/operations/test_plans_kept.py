@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 from datetime import timedelta
 from typing import Any
 
@@ -15,6 +17,7 @@ from structlog.testing import capture_logs
 
 from ppec_orchestrator.api.services import utc_now
 from ppec_orchestrator.store import plans, tables
+from ppec_orchestrator.store.paging import mark_of
 
 
 def test_a_plan_is_shown_again_as_it_was(people: People) -> None:
@@ -72,6 +75,19 @@ def test_plans_are_listed_the_newest_first_in_pages_and_by_maker_and_state(peopl
     assert rest == {"items": [], "next_cursor": None}
     wrong = people.checker.get("/v1/plans", params={"state": "approved", "cursor": first["next_cursor"]})
     assert code(wrong) == (422, "request.invalid")
+
+
+@pytest.mark.parametrize("path", ["/v1/plans", "/v1/operations"])
+@pytest.mark.parametrize(
+    "made_at", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "2026-11-20T12:00:00", "yesterday", ""]
+)
+def test_a_made_up_time_in_a_cursor_is_refused(people: People, path: str, made_at: str) -> None:
+    """With the list's mark, which anybody can work out. Some times can be written and have no UTC."""
+    content = json.dumps([mark_of(path, ()), f"{made_at}/x"])
+    cursor = base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
+    refused = people.checker.get(path, params={"cursor": cursor})
+    assert code(refused) == (422, "request.invalid")
+    assert "not one that this list answered" in refused.json()["detail"]
 
 
 def test_a_line_of_the_list_says_what_the_plan_is_of(people: People) -> None:
