@@ -299,7 +299,8 @@ def test_an_address_of_netbox_has_one_row_whoever_is_faster(
 def test_a_database_in_which_two_have_one_is_only_taken_over_if_no_two_vms_do(database: Database, vms: int) -> None:
     with database.write() as connection:
         run = connection.exec_driver_sql
-        run("DROP INDEX ix_address_external")
+        for index in ("ix_address_external", "ix_address_event_name", "ix_address_event_prefix"):
+            run(f"DROP INDEX {index}")
         run("UPDATE alembic_version SET version_num = '0015'")
         for number in (1, 2):
             run(f"INSERT INTO vrf (id, name, description) VALUES ({number}, 'v{number}', '')")

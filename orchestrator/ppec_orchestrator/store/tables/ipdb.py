@@ -145,6 +145,9 @@ address_event = Table(
     Column("note", String(256), nullable=False, server_default=""),
     Index("ix_address_event_address", "address_hex", "id"),
     Index("ix_address_event_vm", "vm_id", "id"),
+    # The latest of a VM's name and of a prefix, as lists ask for them.
+    Index("ix_address_event_name", "vm", "id"),
+    Index("ix_address_event_prefix", "prefix_id", "id"),
     Index("ix_address_event_last", "last_hex", sqlite_where=_SEVERAL, postgresql_where=_SEVERAL),
     # SQLite would give the id of a removed row again.
     sqlite_autoincrement=True,
