@@ -66,8 +66,10 @@ def grant(
     now: datetime | None = None,
 ) -> None:
     """Gives each VM (by id, with its host's) what `networks` asks for: for an empty one, an address of each family that
-    serves its host. Without `wait`, what another transaction holds locked counts as taken; only an address asked for by
-    number is waited for.
+    serves its host. Without `wait`, rows of addresses that another transaction holds locked count as taken. Two things
+    are waited for all the same, for as long as a grant's transaction takes: an address asked for by number, and where a
+    prefix without rows (IPv6) goes on counting. Each grant of that prefix has it until its commit, and to leave it out
+    would be to say that there is no address where 2^64 are free.
 
     Raises `address.exhausted` with counts when there is not one for every VM, and what `take_fixed` raises; the caller
     then rolls back. A VM on a host that no prefix serves gets nothing, unless a prefix is named.
@@ -215,9 +217,7 @@ def _take_lowest(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID
 
 # Made once: to put a statement together takes longer than to carry it out.
 _IDS: BindParameter[Any] = bindparam("ids", expanding=True)
-_ALL_COUNTERS = select(prefix).where(prefix.c.id.in_(_IDS)).order_by(prefix.c.id)
-_COUNTERS = _ALL_COUNTERS.with_for_update()
-_COUNTERS_FREE = _ALL_COUNTERS.with_for_update(skip_locked=True)
+_COUNTERS = select(prefix).where(prefix.c.id.in_(_IDS)).order_by(prefix.c.id).with_for_update()
 _RETURNED = delete(address).where(
     address.c.prefix_id.in_(_IDS), is_free(bindparam("now", type_=address.c.free_from.type))
 )
@@ -233,7 +233,7 @@ def _count_on(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
     wanted: dict[int, list[UUID]] = defaultdict(list)
     for prefixes, ids in groups.items():
         wanted[prefixes[0].prefix_id] += ids
-    locked = _counters(conn, list(firsts), taking) if firsts else {}
+    locked = _counters(conn, list(firsts), taking.now) if firsts else {}
     windows = {
         which: usable.window(start, len(wanted[which]))
         for which, (start, usable) in locked.items()
@@ -249,15 +249,15 @@ def _count_on(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
     return {vm_id for which in found for vm_id in wanted[which]}
 
 
-def _counters(conn: Connection, prefix_ids: Collection[int], taking: _Taking) -> dict[int, tuple[int, AddressRange]]:
+def _counters(conn: Connection, prefix_ids: Collection[int], now: datetime) -> dict[int, tuple[int, AddressRange]]:
     """Where each prefix goes on counting, and over what. The locks on their rows make a prefix's grants one after
     another; by id, for two transactions that take them in the same order can't wait for each other. Prefixes that are
-    gone, or not to be waited for, are left out."""
-    locked = conn.execute(_COUNTERS if taking.wait else _COUNTERS_FREE, {"ids": list(prefix_ids)}).all()
+    gone are left out."""
+    locked = conn.execute(_COUNTERS, {"ids": list(prefix_ids)}).all()
     ids = [row.id for row in locked]
     if not ids:
         return {}
-    conn.execute(_RETURNED, {"ids": ids, "now": taking.now})
+    conn.execute(_RETURNED, {"ids": ids, "now": now})
     # Who holds addresses back, or changes the prefix, has the locks too: what there is to give is known only now.
     held = held_runs(conn, ids)
     ranges = {row.id: range_of(row, held.get(row.id, ())) for row in locked}
@@ -307,7 +307,7 @@ def _take_rows(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], tak
 
 def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], taking: _Taking) -> int:
     """Up to one address per VM, counting upwards; how many there were."""
-    for start, usable in _counters(conn, [one.prefix_id], taking).values():
+    for start, usable in _counters(conn, [one.prefix_id], taking.now).values():
         found = _count_upwards(conn, one.prefix_id, usable, start, len(vm_ids))
         if found:
             _insert_counted(conn, [(one.prefix_id, found, vm_ids)], taking)
