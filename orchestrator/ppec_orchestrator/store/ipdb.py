@@ -23,6 +23,7 @@ from ppec_orchestrator.ipdb.ranges import AddressRange, Network, to_hex
 from ppec_orchestrator.store import address_events
 from ppec_orchestrator.store.address_rows import insert_ipv4_runs
 from ppec_orchestrator.store.external_addresses import free_rows, is_free
+from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.fixed_addresses import take_fixed
 from ppec_orchestrator.store.serving import (
     GrantedAddress,
@@ -46,11 +47,13 @@ def utc_now() -> datetime:
 
 @dataclass(frozen=True, slots=True)
 class _Taking:
-    """A round of grants: for which network of the VMs' request, when, and whether to wait for others' locks."""
+    """A round of grants: for which network of the VMs' request, when, whether to wait for others' locks, and all VMs
+    that the transaction gives addresses to."""
 
     position: int
     now: datetime
     wait: bool
+    owners: Collection[UUID]
 
 
 # The VMs to be given an address, by the prefixes that could give it: the first one that has any does.
@@ -71,8 +74,8 @@ def grant(
     prefix without rows (IPv6) goes on counting. Each grant of that prefix has it until its commit, and to leave it out
     would be to say that there is no address where 2^64 are free.
 
-    Raises `address.exhausted` with counts when there is not one for every VM, and what `take_fixed` raises; the caller
-    then rolls back. A VM on a host that no prefix serves gets nothing, unless a prefix is named.
+    Raises `address.exhausted` with counts when there is not one for every VM, `TransactionLostError` when another one
+    that uses up the same prefix goes first, and what `take_fixed` raises; the caller then rolls back. A VM on a host that no prefix serves gets nothing, unless a prefix is named.
     """
     now = now or utc_now()
     serving = prefixes_serving(conn, set(hosts.values()))
@@ -85,7 +88,7 @@ def grant(
     for position, one in by_choice:
         if one.address is None:
             for groups in _alternatives(serving, hosts, one):
-                _take(conn, groups, _Taking(position, now, wait))
+                _take(conn, groups, _Taking(position, now, wait, hosts))
     address_events.of_vms(conn, AddressAction.GRANTED, address.c.vm_id.in_(list(hosts)), now)
 
 
@@ -292,6 +295,7 @@ def _take_rows(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], tak
     )
     rows = conn.execute(free.with_for_update(skip_locked=True)).all()
     if taking.wait and len(rows) < count and conn.dialect.name == "postgresql":
+        _take_turn_at_the_last(conn, one, taking, holds_some=bool(rows))
         # What others hold locked may yet be rolled back: wait for them rather than refuse while an address is free.
         # Rows they do take drop out while we wait, so look again until a look loses none.
         while len(rows) < (seen := len(conn.execute(free).all())):
@@ -303,6 +307,19 @@ def _take_rows(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], tak
         pairs = zip(rows, vm_ids, strict=False)
         conn.execute(statement, [{"row": row.id, "owner": vm_id, "place": taking.position} for row, vm_id in pairs])
     return len(rows)
+
+
+def _take_turn_at_the_last(conn: Connection, one: ServingPrefix, taking: _Taking, *, holds_some: bool) -> None:
+    """Of all that use the prefix up one waits for the others' addresses. Two that have some each, and wait for each
+    other's, would both wait for ever; so whoever has some and is not the one loses, which lets go of them, and tries
+    again. Raises `TransactionLostError`."""
+    turn = select(prefix.c.id).where(prefix.c.id == one.prefix_id)
+    if conn.execute(turn.with_for_update(key_share=True, skip_locked=True)).first() is not None:
+        return
+    mine = select(address.c.id).where(address.c.vm_id.in_(list(taking.owners))).limit(1)
+    if holds_some or conn.execute(mine).first() is not None:
+        raise TransactionLostError
+    conn.execute(turn.with_for_update(key_share=True)).all()
 
 
 def _take_ipv6(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], taking: _Taking) -> int:
