@@ -75,7 +75,8 @@ def grant(
     would be to say that there is no address where 2^64 are free.
 
     Raises `address.exhausted` with counts when there is not one for every VM, `TransactionLostError` when another one
-    that uses up the same prefix goes first, and what `take_fixed` raises; the caller then rolls back. A VM on a host that no prefix serves gets nothing, unless a prefix is named.
+    that uses up the same prefix goes first, and what `take_fixed` raises; the caller then rolls back. A VM on a host
+    that no prefix serves gets nothing, unless a prefix is named.
     """
     now = now or utc_now()
     serving = prefixes_serving(conn, set(hosts.values()))
