@@ -152,21 +152,22 @@ class AddressSupply:
                 if one.before in still or not store.renumber(conn, one.row_id, one.before, one.acquired.source_id)
             ]
 
-    def retire(self, prefix_id: int) -> None:
-        """Gives back all there is, before a prefix is deleted. Raises `resource.in_use` while a VM has an address."""
+    def retire(self, prefix_id: int, *, force: bool) -> None:
+        """Gives back all there is, before a prefix is deleted. Raises `resource.in_use` while a VM has an address, and
+        without `force` while one rests."""
         for prefix in self._all():
             if prefix.prefix_id == prefix_id:
                 with self._settling:
-                    self._retire(prefix)
+                    self._retire(prefix, force=force)
 
-    def _retire(self, prefix: SourcePrefix) -> None:
+    def _retire(self, prefix: SourcePrefix, *, force: bool) -> None:
         try:
             self._reconcile(prefix)
         except PrefixGoneError:
             # What we have rows of is given back by its number all the same.
             _log.warning("addresses.prefix_gone", prefix=str(prefix.network), source_id=prefix.source_id)
         with self._database.write() as conn:
-            store.close_all(conn, prefix.prefix_id)
+            store.close_all(conn, prefix.prefix_id, self._now(), force=force)
         self._give_back(prefix)
 
     def settle(self, stopping: threading.Event | None = None) -> list[PpecError]:

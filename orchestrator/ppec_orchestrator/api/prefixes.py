@@ -94,7 +94,7 @@ def delete_prefix(
         if not force:
             with services.database.read() as conn:
                 prefixes.check_deletable(conn, prefix_id, now)
-        services.supply.retire(prefix_id)
+        services.supply.retire(prefix_id, force=force)
     how = prefixes.Deletion(caller.name, now, force=force, forget_acquired=services.supply is None)
     with services.database.write() as conn:
         prefixes.delete_prefix(conn, prefix_id, how)

@@ -29,7 +29,7 @@ from ppec_contract.api_ipdb import NetworkWanted
 from ppec_orchestrator.ipdb.provider import Acquired, SourcePrefix
 from ppec_orchestrator.ipdb.ranges import Address, Network, to_hex
 from ppec_orchestrator.store.faults import is_unique_violation
-from ppec_orchestrator.store.prefixes_in_use import prefix_in_use
+from ppec_orchestrator.store.prefixes_in_use import at_rest, check_unheld, prefix_in_use
 from ppec_orchestrator.store.serving import range_of
 from ppec_orchestrator.store.tables import address, address_hold, host, prefix, vm, vrf
 
@@ -234,14 +234,22 @@ def begin_return(conn: Connection, prefix_id: int, keep: int, now: datetime) -> 
     return bool(ids)
 
 
-def close_all(conn: Connection, prefix_id: int) -> None:
-    """Marks all of them, also those that rest: the prefix is to go. Raises `resource.in_use` while a VM has one."""
+def close_all(conn: Connection, prefix_id: int, now: datetime, *, force: bool) -> None:
+    """Marks all of them: the prefix is to go. Raises `resource.in_use` if any is left that somebody has; without
+    `force` also if one rests or is held back, also if that came about only just now: a quarantine is not ended
+    unsaid."""
     # Grants by number wait for this lock; for others under way the update waits, and leaves what they took.
     conn.execute(select(prefix.c.id).where(prefix.c.id == prefix_id).with_for_update()).all()
     mine = address.c.prefix_id == prefix_id, address.c.external_id.is_not(None)
-    conn.execute(update(address).where(*mine, address.c.vm_id.is_(None)).values(going_back=True, free_from=None))
-    if conn.execute(select(address.c.id).where(*mine, address.c.vm_id.is_not(None)).limit(1)).first() is not None:
-        raise prefix_in_use(conn, prefix_id)
+    unused = update(address).where(*mine, address.c.vm_id.is_(None))
+    if force:
+        conn.execute(unused.values(going_back=True, free_from=None))
+    else:
+        conn.execute(unused.where(~at_rest(now)).values(going_back=True))
+        check_unheld(conn, prefix_id, now)
+    # Also what a VM gave back after the update had passed it by.
+    if conn.execute(select(address.c.id).where(*mine, address.c.going_back.is_(False)).limit(1)).first() is not None:
+        raise prefix_in_use(conn, prefix_id, now)
 
 
 def close_lost(conn: Connection, row_id: int) -> bool:

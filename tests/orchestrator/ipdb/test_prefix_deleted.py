@@ -6,10 +6,11 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 from ipdb_site import granted, hold, make_vm, released
-from netbox_site import MARK, ONE_OF_IT, in_step
+from netbox_site import MARK, ONE_OF_IT, in_step, rows
 from netbox_stand_in import NetBoxStandIn
 
 from ppec_orchestrator.address_supply import AddressSupply
+from ppec_orchestrator.ipdb.provider import SourcePrefix
 from ppec_orchestrator.store.database import Database
 
 RESTING = "1 address rests until 2026-11-20 12:05:00Z"
@@ -75,6 +76,33 @@ def test_nothing_is_given_back_to_netbox_before_the_refusal(
     assert in_step(database, stand_in)
     assert site.delete("/v1/prefixes/3?force=true").status_code == 204
     assert stand_in.texts(MARK) == []
+
+
+@pytest.mark.parametrize("how", ["", "?force=true"])
+def test_a_quarantine_that_begins_meanwhile_is_not_ended_unsaid(
+    site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn, how: str
+) -> None:
+    """A VM is deleted while NetBox is asked what is ours, after the prefix was found to be deletable but for the VM."""
+    supply.settle()
+    vm = make_vm(database, "a")
+    granted(database, host_id, [vm], ONE_OF_IT)
+    reconcile = supply._reconcile
+
+    def meanwhile(prefix: SourcePrefix) -> None:
+        reconcile(prefix)
+        released(database, vm)
+
+    supply._reconcile = meanwhile  # type: ignore[method-assign]
+    answer = site.delete(f"/v1/prefixes/3{how}")
+    if how:
+        assert answer.status_code == 204
+        assert stand_in.texts(MARK) == []
+    else:
+        assert answer.json()["code"] == "resource.in_use"
+        assert "1 address rests until 2026-11-20 12:01:00Z" in answer.json()["detail"]
+        assert site.get("/v1/prefixes/3").json()["addresses_quarantined"] == 1
+        assert not any(row.going_back for row in rows(database))
+        assert in_step(database, stand_in)
 
 
 def test_one_of_netbox_s_that_is_not_there_is_not_found(site: TestClient) -> None:
