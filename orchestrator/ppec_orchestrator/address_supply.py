@@ -82,15 +82,13 @@ class AddressSupply:
         self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
     ) -> bool:
         wanted: Counter[SourcePrefix] = Counter()
-        more = 0
+        better = False
         for one in networks:
             if one.address is None:
                 for prefixes in self._by_family(one, vrf):
                     wanted.update(dict.fromkeys(prefixes, count))
-                    more += self._top_up_some(
-                        sorted(prefixes, key=lambda each: str(each.network) not in scarce), wanted
-                    )
-        return more > 0
+                    better |= self._top_up_some(prefixes, wanted, scarce)
+        return better
 
     def _by_family(self, wanted: NetworkWanted, vrf: str | None) -> list[list[SourcePrefix]]:
         """The prefixes that could give an address that is wanted. Without a prefix named one of each family is."""
@@ -99,10 +97,17 @@ class AddressSupply:
         mine = [one for one in found if wanted.prefix in (None, one.network)]
         return [[one for one in mine if one.network.version == family] for family in (4, 6)]
 
-    def _top_up_some(self, prefixes: Sequence[SourcePrefix], wanted: Mapping[SourcePrefix, int]) -> int:
-        """Up to what is wanted of each, one after another, but in all no more than the one lacks that lacks most: which
-        of them serves where the VMs can be is not known here."""
-        lacking = {prefix: self._lacking(prefix, wanted[prefix]) for prefix in prefixes}
+    def _top_up_some(
+        self, prefixes: Sequence[SourcePrefix], wanted: Mapping[SourcePrefix, int], scarce: Collection[str]
+    ) -> bool:
+        """Up to what is wanted of each, the scarce ones first, but in all no more than the one lacks that lacks most:
+        which of them serves where the VMs can be is not known here. False if nothing came in, and those that were
+        scarce are so still."""
+        by_need = sorted(prefixes, key=lambda each: str(each.network) not in scarce)
+        lacking = {prefix: self._lacking(prefix, wanted[prefix]) for prefix in by_need}
+        enough = any(
+            missing <= 0 and (not scarce or str(prefix.network) in scarce) for prefix, missing in lacking.items()
+        )
         most = max(lacking.values(), default=0)
         more = 0
         faults: list[PpecError] = []
@@ -114,7 +119,7 @@ class AddressSupply:
             except PpecError as error:
                 _log.warning("addresses.not_supplied", prefix=str(prefix.network), code=error.code, why=error.message)
                 faults.append(error)
-        return more
+        return enough or more > 0
 
     def _lacking(self, prefix: SourcePrefix, wanted: int) -> int:
         with self._database.read() as conn:
@@ -124,6 +129,7 @@ class AddressSupply:
         return self._adopt(prefix, self._source.acquire(prefix, count)) if count > 0 else 0
 
     def _adopt(self, prefix: SourcePrefix, acquired: Sequence[Acquired]) -> int:
+        """How many of them are ours to give now, whoever made their rows."""
         if not acquired:
             return 0
         with self._database.write() as conn:
@@ -137,7 +143,7 @@ class AddressSupply:
             _log.warning("addresses.useless", prefix=str(prefix.network), addresses=[str(o.address) for o in useless])
             outcome = self._source.give_back([one.source_id for one in useless])
             self._log_refused("addresses.not_given_back", prefix, outcome)
-        return adopted.count
+        return adopted.count + adopted.known
 
     def _renumber(self, changed: Sequence[store.Renumbered]) -> list[Acquired]:
         """The rows whose number is gone over there get the new one: another process has just entered the address

@@ -26,8 +26,10 @@ class AddressProvider(Protocol):
     def supply(
         self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
     ) -> bool:
-        """Wants addresses for so many VMs, of which there were too few; says whether there are more now. Those of the
-        prefixes in `scarce` are wanted most. Raises nothing for what it is not given."""
+        """Wants addresses for so many VMs, of which there were too few; says whether it is worth another try: some more
+        came in, or a prefix has enough by now, for others may have seen to it meanwhile. Those of the prefixes in
+        `scarce` are wanted most, and if there are any, only they count as having enough. Raises nothing for what it is
+        not given."""
 
 
 class BuiltIn:

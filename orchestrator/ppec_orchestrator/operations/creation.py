@@ -52,6 +52,8 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 # Requests that share a transaction; the time it takes is everyone's to wait.
 MOST_JOINED = 64
+# How often a request has addresses acquired.
+_MOST_SUPPLIED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,17 +171,21 @@ class Creation:
     def _supplied(
         self, asked: VmsCreate, ask: Ask, count: int, accept: Callable[[], NewOperation | str]
     ) -> NewOperation | str:
-        """Its addresses may have to be acquired first: some are asked for by number, others ran out."""
+        """Its addresses may have to be acquired first: some are asked for by number, others ran out. What was acquired,
+        another request may have been given by then."""
         if asked.networks and (known := self._earlier(ask)) is not None:
             return known
         self._addresses.prepare(asked.networks, asked.vrf)
-        try:
-            return accept()
-        except PpecError as error:
-            networks = asked.networks or ANY_NETWORK
-            scarce = [one["prefix"] for one in error.details.get("prefixes", ())]
-            if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count, scarce=scarce):
-                raise
+        networks = asked.networks or ANY_NETWORK
+        for _ in range(_MOST_SUPPLIED):
+            try:
+                return accept()
+            except PpecError as error:
+                prefixes = error.details.get("prefixes", ())
+                # Others are told besides, which have enough.
+                scarce = [one["prefix"] for one in prefixes if one["free"] < count * len(networks)]
+                if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count, scarce=scarce):
+                    raise
         return accept()
 
     def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:

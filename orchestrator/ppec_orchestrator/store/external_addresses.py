@@ -68,11 +68,13 @@ class Renumbered:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """What became of acquired addresses. `count` are new, `useless` are none that the prefix gives out, or
-    are there twice; which number stands of the `renumbered` ones depends on whether the source still has the one
-    before; the `elsewhere` ones have a row in another prefix, which keeps them."""
+    """What became of acquired addresses. `count` are new, `known` have their row already, for another look at what is
+    ours was faster; `useless` are none that the prefix gives out, or are there twice; which number stands of the
+    `renumbered` ones depends on whether the source still has the one before; the `elsewhere` ones have a row in another
+    prefix, which keeps them."""
 
     count: int
+    known: int = 0
     useless: Sequence[Acquired] = ()
     renumbered: Sequence[Renumbered] = ()
     elsewhere: Sequence[Acquired] = ()
@@ -176,6 +178,7 @@ def adopt(conn: Connection, of: SourcePrefix, acquired: Sequence[Acquired]) -> A
     useless: list[Acquired] = []
     renumbered: list[Renumbered] = []
     elsewhere: list[Acquired] = []
+    there = 0
     for one in acquired:
         text = to_hex(int(one.address))
         row = known.get(text)
@@ -187,9 +190,11 @@ def adopt(conn: Connection, of: SourcePrefix, acquired: Sequence[Acquired]) -> A
             new[text] = one
         elif row.external_id != one.source_id:
             renumbered.append(Renumbered(row.id, row.external_id, one))
+        elif not row.going_back:
+            there += 1
     inserted = _insert_rows(conn, of.prefix_id, new)
     elsewhere += [one for text, one in new.items() if text not in inserted]
-    return Adopted(len(inserted), useless, renumbered, elsewhere)
+    return Adopted(len(inserted), there, useless, renumbered, elsewhere)
 
 
 def _rows_of_others(conn: Connection, prefix_id: int, source_ids: Collection[int]) -> set[int]:

@@ -284,6 +284,29 @@ def test_several_orchestrators_and_others_acquire_at_once(
     assert len(set(got)) == len(vms)
 
 
+def test_what_another_look_has_found_first_is_enough_all_the_same(
+    site: TestClient,
+    database: Database,
+    open_database: Callable[[], Database],
+    supply: AddressSupply,
+    stand_in: NetBoxStandIn,
+) -> None:
+    """Another process gives it rows before whoever acquired it does."""
+    other = AddressSupply(open_database(), NetBox(stand_in.url, TOKEN, "ppec test"), standing=3, now=lambda: NOW)
+
+    def after(method: str, path: str) -> None:
+        if method == "POST":
+            other._reconcile(AT_NETBOX)
+
+    stand_in.after = after
+    assert supply.supply([ONE_OF_IT], "red", 5)
+    stand_in.requests.clear()
+    # There is enough now, and NetBox need not be asked.
+    assert supply.supply([ONE_OF_IT], "red", 5)
+    assert stand_in.requests == []
+    assert len(rows(database)) == 5
+
+
 def test_an_address_by_number_is_acquired_on_the_way(
     site: TestClient, database: Database, host_id: int, supply: AddressSupply, stand_in: NetBoxStandIn
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from ipaddress import ip_address
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
-from ppec_contract.api_ipdb import HoldCreate, PrefixCreate
+from ppec_contract.api_ipdb import HoldCreate, NetworkWanted, PrefixCreate
 from ppec_contract.api_operations import OperationState
 from ppec_contract.api_vms import VmsAction, VmsCreate
 from ppec_contract.errors import PpecError
@@ -38,6 +38,7 @@ class Kept:
 
     world: Any
     provider: AddressProvider
+    netbox: Any = None
 
     def accepting(self) -> Operations:
         plain = self.world.replica("accepting", start=False)
@@ -75,7 +76,7 @@ def kept(request: pytest.FixtureRequest, world: Any) -> Iterator[Kept]:
                 holds.create_hold(conn, made.prefix_id, excluded, "me", world.now())
         source = NetBox(netbox.url, TOKEN, "ppec")
         supply = AddressSupply(world.database, source, standing=2, now=world.now)
-        yield Kept(world, supply if outside else BuiltIn())
+        yield Kept(world, supply if outside else BuiltIn(), netbox)
 
 
 def test_a_batch_gets_an_address_each(kept: Kept) -> None:
@@ -136,3 +137,87 @@ def test_what_is_released_rests_and_comes_again(kept: Kept) -> None:
     kept.world.ahead = timedelta(seconds=61)
     again = kept.addresses(kept.create(count=3))
     assert len(set(again)) == 3
+
+
+class Disturbed(AddressSupply):
+    """Something happens after it was asked for more, or was told what is coming."""
+
+    asked = 0
+    meanwhile: Callable[[], object] = staticmethod(lambda: None)
+
+    def supply(self, *args: Any, **more: Any) -> bool:
+        self.asked += 1
+        found = super().supply(*args, **more)
+        self.meanwhile()
+        return found
+
+
+def disturbed(kept: Kept) -> Disturbed:
+    """In place of the supply that it has."""
+    was = kept.provider
+    assert isinstance(was, AddressSupply)
+    kept.provider = Disturbed(kept.world.database, was._source, standing=2, now=kept.world.now)
+    return kept.provider
+
+
+ONLY_NETBOX = pytest.mark.parametrize("kept", ["netbox"], indirect=True)
+
+
+@ONLY_NETBOX
+def test_what_was_acquired_for_one_request_and_given_to_another_is_acquired_again(kept: Kept) -> None:
+    supply = disturbed(kept)
+    others: list[Any] = []
+
+    def quicker() -> None:
+        if not others:
+            others.append(None)
+            others.append(kept.create(count=5))
+
+    supply.meanwhile = quicker
+    mine = kept.addresses(kept.create(count=5))
+    assert len({*mine, *kept.addresses(others[1])}) == 10
+    assert supply.asked == 2
+
+
+@ONLY_NETBOX
+def test_how_often_more_are_acquired_has_an_end(kept: Kept) -> None:
+    """Each time somebody else is quicker."""
+    supply = disturbed(kept)
+    plain = AddressSupply(kept.world.database, supply._source, standing=2, now=kept.world.now)
+    quicker = Kept(kept.world, plain)
+    supply.meanwhile = lambda: quicker.create(count=3)
+    with pytest.raises(PpecError) as caught:
+        kept.create(count=3)
+    assert caught.value.code == "placement.no_capacity"
+    assert supply.asked == 3
+
+
+@ONLY_NETBOX
+def test_addresses_that_came_by_themselves_are_enough(kept: Kept) -> None:
+    """Between the refusal and the question another process has made sure of them."""
+    supply = disturbed(kept)
+    other = AddressSupply(kept.world.database, supply._source, standing=2, now=kept.world.now)
+    lacking = supply._lacking
+
+    def look(*args: Any) -> int:
+        other.supply([NetworkWanted()], None, 5)
+        return lacking(*args)
+
+    supply._lacking = look  # type: ignore[method-assign]
+    assert len(kept.addresses(kept.create(count=5))) == 5
+
+
+@ONLY_NETBOX
+def test_where_another_family_has_enough_nothing_is_tried_again(kept: Kept) -> None:
+    """No address of the prefix that is used up comes of that."""
+    supply = disturbed(kept)
+    kept.create(count=12)
+    with kept.world.database.write() as conn:
+        six = {"vrf": "v1", "cidr": "fd00:8::/64", "bridge": "br1", "cluster": "c1", "netbox_id": 8}
+        prefixes.create_prefix(conn, PrefixCreate.model_validate(six), kept.world.now())
+    kept.netbox.add_prefix(8, "fd00:8::/64")
+    supply.supply([NetworkWanted()], None, 9)
+    supply.asked = 0
+    with pytest.raises(PpecError):
+        kept.create({})
+    assert supply.asked == 1
