@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -34,8 +36,18 @@ _MOST_SILENT = 2
 _TAKEN = "address.in_use"
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _UnderWay:
+    """A request that may still be given addresses: how many at most, and which by number."""
+
+    count: int
+    fixed: Collection[Address]
+
+
 class AddressSupply:
-    """`standing` free addresses of each prefix are kept ready, up to twice as many are not given back."""
+    """`standing` free addresses of each prefix are kept ready, up to twice as many are not given back; nor are as many
+    more as requests under way may want, and what was not too much at the look before, for another process may just have
+    acquired it for a request of its own."""
 
     def __init__(
         self, database: Database, source: AddressSource, *, standing: int, now: Callable[[], datetime]
@@ -46,11 +58,23 @@ class AddressSupply:
         self._now = now
         # One prefix is settled at a time in this process; of several processes each finds done what another did.
         self._settling = threading.Lock()
+        self._under_way: set[_UnderWay] = set()
+        # By prefix: how many were too many at the latest look, and stayed.
+        self._surplus: dict[int, int] = {}
 
     def check(self, prefix: SourcePrefix, gateway: Address | None, beside: Sequence[SourcePrefix] = ()) -> None:
         """Whether it may be registered, with those of `beside`; the source knows nothing of our VRFs, so those of all
         count."""
         self._source.check(prefix, gateway, [one for one in (*self._all(), *beside) if one.overlaps(prefix)])
+
+    @contextmanager
+    def under_way(self, networks: Sequence[NetworkWanted], count: int) -> Iterator[None]:
+        one = _UnderWay(count * len(networks), [each.address for each in networks if each.address is not None])
+        self._under_way.add(one)
+        try:
+            yield
+        finally:
+            self._under_way.discard(one)
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None:
         for one in networks:
@@ -213,11 +237,28 @@ class AddressSupply:
         self._acquire(prefix, self._lacking(prefix, self._standing))
 
     def _give_back_surplus(self, prefix: SourcePrefix) -> None:
-        more = True
-        while more:
+        left = self._lasting_surplus(prefix)
+        while left > 0:
+            under_way = self._under_way.copy()
+            spared = [address for one in under_way for address in one.fixed]
             with self._database.write() as conn:
-                more = store.begin_return(conn, prefix.prefix_id, 2 * self._standing, self._now())
+                keep = self._kept(under_way)
+                marked = store.begin_return(conn, prefix.prefix_id, keep, self._now(), most=left, spared=spared)
+            if not marked:
+                break
+            left -= marked
         self._give_back(prefix)
+
+    def _lasting_surplus(self, prefix: SourcePrefix) -> int:
+        """How many may go: not those that were none too many at the look before. The first look knows of none."""
+        surplus = max(0, -self._lacking(prefix, self._kept(self._under_way.copy())))
+        lasting = min(surplus, self._surplus.get(prefix.prefix_id, surplus))
+        self._surplus[prefix.prefix_id] = surplus - lasting
+        return lasting
+
+    def _kept(self, under_way: Collection[_UnderWay]) -> int:
+        """Of each prefix: which of them gives a request its addresses is not known here."""
+        return 2 * self._standing + sum(one.count for one in under_way)
 
     def _all(self) -> list[SourcePrefix]:
         with self._database.read() as conn:

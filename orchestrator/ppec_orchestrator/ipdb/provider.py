@@ -8,6 +8,7 @@ in between it has a row like any other. So a VM and its addresses commit togethe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,9 @@ from ppec_orchestrator.ipdb.ranges import Address, AddressRange, Network
 
 class AddressProvider(Protocol):
     """Called outside of transactions, around the one that grants: on the way to it, and when it was refused."""
+
+    def under_way(self, networks: Sequence[NetworkWanted], count: int) -> AbstractContextManager[None]:
+        """Meanwhile a request for so many VMs is seen to: what is supplied for it is not taken away again."""
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None:
         """Sees to it that the addresses asked for by number can be granted, in a VRF at least. Raises
@@ -34,6 +38,9 @@ class AddressProvider(Protocol):
 
 class BuiltIn:
     """All there are have rows already."""
+
+    def under_way(self, networks: Sequence[NetworkWanted], count: int) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None: ...
 

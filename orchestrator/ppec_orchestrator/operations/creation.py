@@ -175,18 +175,21 @@ class Creation:
         another request may have been given by then."""
         if asked.networks and (known := self._earlier(ask)) is not None:
             return known
-        self._addresses.prepare(asked.networks, asked.vrf)
         networks = asked.networks or ANY_NETWORK
-        for _ in range(_MOST_SUPPLIED):
-            try:
-                return accept()
-            except PpecError as error:
-                prefixes = error.details.get("prefixes", ())
-                # Others are told besides, which have enough.
-                scarce = [one["prefix"] for one in prefixes if one["free"] < count * len(networks)]
-                if not lacks_addresses(error) or not self._addresses.supply(networks, asked.vrf, count, scarce=scarce):
-                    raise
-        return accept()
+        with self._addresses.under_way(networks, count):
+            self._addresses.prepare(asked.networks, asked.vrf)
+            for _ in range(_MOST_SUPPLIED):
+                try:
+                    return accept()
+                except PpecError as error:
+                    if not lacks_addresses(error):
+                        raise
+                    # Others are told besides, which have enough.
+                    told = error.details.get("prefixes", ())
+                    scarce = [one["prefix"] for one in told if one["free"] < count * len(networks)]
+                    if not self._addresses.supply(networks, asked.vrf, count, scarce=scarce):
+                        raise
+            return accept()
 
     def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
         wish = _Wish(asked, ask)

@@ -227,16 +227,27 @@ def _is_unique(conn: Connection, statement: Executable, rows: Sequence[dict[str,
     return True
 
 
-def begin_return(conn: Connection, prefix_id: int, keep: int, now: datetime) -> bool:
-    """Marks free ones beyond `keep`, the highest first: nobody is given them any more. False if there were none."""
-    free = free_rows(prefix_id, now)
+def begin_return(
+    conn: Connection,
+    prefix_id: int,
+    keep: int,
+    now: datetime,
+    *,
+    most: int = _BATCH,
+    spared: Collection[Address] = (),
+) -> int:
+    """Marks free ones beyond `keep`, the highest first and none of those `spared`: nobody is given them any more.
+    Returns how many, `most` of them at most."""
     surplus = count_free(conn, prefix_id, now) - keep
     if surplus <= 0:
-        return False
-    chosen = select(address.c.id).where(free).order_by(address.c.address_hex.desc()).limit(min(surplus, _BATCH))
+        return 0
+    numbers = [to_hex(int(one)) for one in spared]
+    free = free_rows(prefix_id, now), address.c.address_hex.not_in(numbers)
+    limit = min(surplus, most, _BATCH)
+    chosen = select(address.c.id).where(*free).order_by(address.c.address_hex.desc()).limit(limit)
     ids = conn.execute(chosen.with_for_update(skip_locked=True)).scalars().all()
     conn.execute(update(address).where(address.c.id.in_(ids)).values(going_back=True))
-    return bool(ids)
+    return len(ids)
 
 
 def close_all(conn: Connection, prefix_id: int, now: datetime, *, force: bool) -> None:

@@ -140,16 +140,21 @@ def test_what_is_released_rests_and_comes_again(kept: Kept) -> None:
 
 
 class Disturbed(AddressSupply):
-    """Something happens after it was asked for more, or was told what is coming."""
+    """Something happens after it was asked for more, or for an address by number."""
 
     asked = 0
     meanwhile: Callable[[], object] = staticmethod(lambda: None)
+    prepared: Callable[[], object] = staticmethod(lambda: None)
 
     def supply(self, *args: Any, **more: Any) -> bool:
         self.asked += 1
         found = super().supply(*args, **more)
         self.meanwhile()
         return found
+
+    def prepare(self, *args: Any) -> None:
+        super().prepare(*args)
+        self.prepared()
 
 
 def disturbed(kept: Kept) -> Disturbed:
@@ -221,3 +226,52 @@ def test_where_another_family_has_enough_nothing_is_tried_again(kept: Kept) -> N
     with pytest.raises(PpecError):
         kept.create({})
     assert supply.asked == 1
+
+
+@ONLY_NETBOX
+def test_what_a_batch_was_supplied_is_not_taken_away_before_it_is_granted(kept: Kept) -> None:
+    """The batch is larger than what stands ready and a half; it is looked twice meanwhile."""
+    supply = disturbed(kept)
+
+    def looks() -> None:
+        assert [supply.settle(), supply.settle()] == [[], []]
+
+    supply.meanwhile = looks
+    assert len(kept.addresses(kept.create(count=10))) == 10
+    assert supply.asked == 1
+
+
+@ONLY_NETBOX
+def test_what_a_batch_did_not_get_goes_back(kept: Kept) -> None:
+    """No more than 12 can be had. What exceeds twice what stands ready was too much once it was looked again."""
+    supply = disturbed(kept)
+    supply.settle()
+    with pytest.raises(PpecError):
+        kept.create(count=13)
+    left = []
+    for _ in range(3):
+        supply.settle()
+        left.append(len(kept.netbox.texts("ppec")))
+    assert left == [12, 4, 4]
+
+
+@ONLY_NETBOX
+def test_another_process_takes_away_nothing_that_is_new(kept: Kept) -> None:
+    """It knows nothing of the batch."""
+    supply = disturbed(kept)
+    other = AddressSupply(kept.world.database, supply._source, standing=2, now=kept.world.now)
+    other.settle()
+    supply.meanwhile = other.settle
+    assert len(kept.addresses(kept.create(count=10))) == 10
+    assert supply.asked == 1
+
+
+@ONLY_NETBOX
+def test_an_address_by_number_is_not_taken_away_before_it_is_granted(kept: Kept) -> None:
+    """It is the highest, and of what is too much the highest goes back first."""
+    supply = disturbed(kept)
+    supply.supply([NetworkWanted()], None, 8)
+    supply.prepared = supply.settle
+    assert kept.addresses(kept.create({"address": "10.8.0.14"})) == ["10.8.0.14"]
+    # The VM's, and the four that are kept.
+    assert len(kept.netbox.texts("ppec")) == 5
