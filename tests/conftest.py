@@ -18,7 +18,7 @@ settings.register_profile("ppec", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("ppec")
 
 # As it is, but for tracebacks: those of rich show every local variable, which takes up to a second or two each.
-_RENDERER = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+_RENDERER = structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
 structlog.configure(processors=[*structlog.get_config()["processors"][:-1], _RENDERER])
 
 # Files whose tests work with the `cloud` of tests/e2e/conftest.py, which takes a minute to deploy.

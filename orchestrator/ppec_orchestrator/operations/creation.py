@@ -52,6 +52,8 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 # Requests that share a transaction; the time it takes is everyone's to wait.
 MOST_JOINED = 64
+# Of a plan that is carried out as it is: transactions that lose against another one.
+_TRIES = 3
 # How often a request has addresses acquired.
 _MOST_SUPPLIED = 3
 
@@ -144,7 +146,8 @@ class Creation:
         def accept() -> NewOperation | str:
             # For the words of refusals. Not when the transaction has begun: another's plan is waited for.
             fleet = self._planning.fleet.current()
-            return self._queue.once_per_key(ask, lambda: self._write(partial(self._execute, stored, made, ask, fleet)))
+            executed = partial(self._write, partial(self._execute, stored, made, ask, fleet))
+            return self._queue.once_per_key(ask, partial(_again_if_lost, executed))
 
         return self._supplied(asked, ask, len(made.plan.placed), accept)
 
@@ -338,6 +341,14 @@ class Creation:
     def _write(self, writes: Callable[[Connection], T]) -> T:
         with self._database.write() as conn:
             return writes(conn)
+
+
+def _again_if_lost(write: Callable[[], T]) -> T:
+    """Nothing of a transaction was kept that the database gave up in favour of another."""
+    for _ in range(_TRIES - 1):
+        with suppress(TransactionLostError):
+            return write()
+    return write()
 
 
 def _joins(asked: VmsCreate) -> bool:

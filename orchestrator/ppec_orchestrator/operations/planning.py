@@ -115,11 +115,11 @@ class Planning:
         and one of them would be made in vain. The first plan is made on a snapshot, so that planning holds up nobody's
         writes. When some of the room is gone by the time of the commit, another replica's doing, planning moves into
         the write transaction, and only the VMs of the hosts that clashed are planned again. Without `wait` neither a
-        turn nor a lock is waited for: what another transaction is just changing is left aside, and the plan that
-        `writes` gets may refuse VMs for that alone. So it goes on when somebody, in psql for instance, keeps the row of
-        a host for longer than is waited for: its VMs go elsewhere, or are in `Planned.held_up`. `leaving` are VMs that
-        stand on these hosts until the commit: their room is taken, but nobody's neighbours they are any more. Whatever
-        else `writes` raises is the caller's.
+        turn nor a lock of a host is waited for, only of addresses (`ipdb.grant`): what another transaction is just
+        changing is left aside, and the plan that `writes` gets may refuse VMs for that alone. So it goes on when
+        somebody, in psql for instance, keeps the row of a host for longer than is waited for: its VMs go elsewhere, or
+        are in `Planned.held_up`. `leaving` are VMs that stand on these hosts until the commit: their room is taken, but
+        nobody's neighbours they are any more. Whatever else `writes` raises is the caller's.
         """
         course = _Course(self, request, wait, leaving)
         with self._in_turn() if wait else nullcontext():

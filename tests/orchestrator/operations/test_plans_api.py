@@ -14,7 +14,9 @@ from starlette.testclient import TestClient
 from storage_given import give_storage, storage_used
 
 from ppec_orchestrator.api.services import utc_now
+from ppec_orchestrator.operations import creation
 from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.faults import TransactionLostError
 
 
 def test_a_plan_changes_nothing_and_is_executed_as_it_was_shown(world: Any, api: TestClient) -> None:
@@ -116,6 +118,24 @@ def test_a_plan_with_n_plus_one_counts_on_the_hosts_that_drain_since(world: Any,
     answer = api.post(f"/v1/plans/{view['plan_id']}/execute")
     assert code(answer) == (409, "plan.outdated")
     assert answer.json()["details"]["hosts"] == [away]
+
+
+@pytest.mark.parametrize(("lost", "status"), [(2, 202), (3, 503)])
+def test_an_execution_that_loses_against_another_transaction_is_run_again(
+    api: TestClient, monkeypatch: pytest.MonkeyPatch, lost: int, status: int
+) -> None:
+    original, begun = creation.still_stands, []
+
+    def losing(*of_plan: Any) -> None:
+        begun.append(1)
+        if len(begun) <= lost:
+            raise TransactionLostError
+        original(*of_plan)
+
+    monkeypatch.setattr(creation, "still_stands", losing)
+    view = planned(api, name="web")
+    assert api.post(f"/v1/plans/{view['plan_id']}/execute").status_code == status
+    assert len(begun) == 3
 
 
 @pytest.mark.parametrize("already", [True, False])
