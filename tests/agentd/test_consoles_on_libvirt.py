@@ -36,11 +36,12 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def shared_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LibvirtHost]:
-    base = Path(tempfile.mkdtemp(prefix="ppec-lv-", dir="/tmp"))
-    (base / "etc").mkdir()
-    (base / "etc" / "virtlogd.conf").write_text(f"max_size = {ROTATED_AT}\nmax_backups = 3\n")
-    with private_libvirtd(base) as daemon:
-        yield LibvirtHost(daemon, tmp_path_factory.mktemp("guests"), 2)
+    with tempfile.TemporaryDirectory(prefix="ppec-lv-", dir="/tmp") as folder:
+        etc = Path(folder) / "etc"
+        etc.mkdir()
+        (etc / "virtlogd.conf").write_text(f"max_size = {ROTATED_AT}\nmax_backups = 3\n")
+        with private_libvirtd(Path(folder)) as daemon:
+            yield LibvirtHost(daemon, tmp_path_factory.mktemp("guests"), 2)
 
 
 @pytest.fixture
