@@ -287,6 +287,7 @@ def test_a_refusal_is_of_figures_read_after_the_request(database: Database, cloc
     live = watch(database, clock)
     (refused,) = live.plan(asked(1))[0].refused
     assert refused.reasons == {Reason.SILENT: 1}
+    assert flush_last_seen(database, {}) == frozenset()
     flush_last_seen(database, {1: clock()})
     made, _ = live.plan(asked(2))
     assert len(made.placed) == 2

@@ -83,6 +83,8 @@ def flush_last_seen(database: Database, seen: Mapping[int, datetime]) -> frozens
 
     Returns the hosts whose rows somebody holds: they are left aside, or all the others would count as silent for them.
     """
+    if not seen:
+        return frozenset()
     ids = sorted(seen)
     most = FLUSHED_AT_ONCE if database.dialect == "postgresql" else len(ids)  # SQLite locks no rows.
     chunks = (ids[start : start + most] for start in range(0, len(ids), most))
