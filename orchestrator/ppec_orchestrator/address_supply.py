@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 
 import structlog
 
@@ -27,6 +26,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import Acquired, AddressSource, Outcome, PrefixGoneError, SourcePrefix
 from ppec_orchestrator.ipdb.ranges import Address, from_hex
 from ppec_orchestrator.store import external_addresses as store
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 
 _log = structlog.get_logger(__name__)
@@ -49,9 +49,7 @@ class AddressSupply:
     more as requests under way may want, and what was not too much at the look before, for another process may just have
     acquired it for a request of its own."""
 
-    def __init__(
-        self, database: Database, source: AddressSource, *, standing: int, now: Callable[[], datetime]
-    ) -> None:
+    def __init__(self, database: Database, source: AddressSource, *, standing: int, now: Clock) -> None:
         self._database = database
         self._source = source
         self._standing = standing

@@ -25,7 +25,7 @@ from ppec_contract.peer_protocol import PeerCertificateProtocol
 from ppec_orchestrator.address_supply import AddressSupply
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.consoles import MAX_TYPED_BYTES
-from ppec_orchestrator.api.services import Services, make_services, utc_now
+from ppec_orchestrator.api.services import Services, make_services
 from ppec_orchestrator.approvals import ApprovalPolicy
 from ppec_orchestrator.audit import audit
 from ppec_orchestrator.dispatch.dispatcher import AnsibleDispatcher, RunCredentials
@@ -38,6 +38,7 @@ from ppec_orchestrator.pki.keys import write_private
 from ppec_orchestrator.roles import Role
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.state import opened_database
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.tokens import count_tokens, create_token
 

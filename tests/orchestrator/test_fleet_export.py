@@ -78,7 +78,7 @@ def test_a_vm_that_came_and_went_tells_two_exports_apart(database: Database, cli
         reserve(conn, plan(live, PlanRequest.alike([(vm_id, "guest")], SHAPE, "x86_64")).placed)
     between = read_fleet(client.get("/v1/fleet").content, "the fleet").fleet.hosts
     with database.write() as conn:
-        assert release(conn, [vm_id], now=NOW) == 1
+        assert release(conn, [vm_id], now=lambda: NOW) == 1
     after = read_fleet(client.get("/v1/fleet").content, "the fleet").fleet.hosts
     assert [host.generation for (host,) in (before, between, after)] == [0, 1, 2]
     assert [len(host.vms) for (host,) in (before, between, after)] == [0, 1, 0]

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, cast
 
@@ -24,16 +22,13 @@ from ppec_orchestrator.pki.ca import FleetCa
 from ppec_orchestrator.report_intake import ReportIntake
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store.certificates import CertificateBook, record_certificate
+from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.hosts import flush_last_seen
 from ppec_orchestrator.store.tokens import TokenBook
 
 # Each may wait for a guest for as long as it was asked to.
 _MOST_GUEST_QUERIES = 64
-
-
-def utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
@@ -53,10 +48,10 @@ class Services:
     consoles: Places
     operations: Operations | None = None
     supply: AddressSupply | None = None
-    now: Callable[[], datetime] = field(default=utc_now)
+    now: Clock = field(default=utc_now)
 
 
-def address_supply(settings: Settings, database: Database, now: Callable[[], datetime]) -> AddressSupply | None:
+def address_supply(settings: Settings, database: Database, now: Clock) -> AddressSupply | None:
     """From NetBox, if the settings name one. Raises `request.invalid`."""
     if not settings.netbox_url:
         return None
@@ -70,7 +65,7 @@ def address_supply(settings: Settings, database: Database, now: Callable[[], dat
     return AddressSupply(database, source, standing=settings.netbox_standing, now=now)
 
 
-def make_services(settings: Settings, database: Database, *, now: Callable[[], datetime] = utc_now) -> Services:
+def make_services(settings: Settings, database: Database, *, now: Clock = utc_now) -> Services:
     """The services of one process on a migrated database; makes the fleet CA when there is none. Without an engine."""
     ca = FleetCa.open(settings.pki_dir, now=now())
     issued = ca.ensure_orchestrator(settings.server_names, now=now())

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -20,6 +19,7 @@ from ppec_orchestrator.operations.wanted import FreezeInput, GuestInput, ResizeI
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store import sizes, vms
 from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.operations import NewItem, NewOperation
 from ppec_orchestrator.store.tables import host, vm
@@ -34,7 +34,7 @@ _ASKED_OF_GUESTS = (VmAction.STOP, VmAction.REBOOT)
 class Acceptor:
     """Answers with the operation as it was enqueued, or the id of the one that the same request made before."""
 
-    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, now: Clock) -> None:
         self._database = database
         self._queue = Queue(database, now)
 

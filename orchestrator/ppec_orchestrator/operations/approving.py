@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 
 from sqlalchemy import Connection
 
@@ -16,6 +15,7 @@ from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy, refuse_make
 from ppec_orchestrator.operations.plan_shown import LIFETIME, Restored, restored
 from ppec_orchestrator.operations.planning import Planning, take_turn
 from ppec_orchestrator.store import plan_views, plans, vms
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, lost_hosts
@@ -25,7 +25,7 @@ from ppec_orchestrator.store.vm_groups import stands_elsewhere
 def approve(
     database: Database,
     planning: Planning,
-    now: Callable[[], datetime],
+    now: Clock,
     plan_id: str,
     caller: str,
     approvals: ApprovalPolicy = NONE_NEEDED,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
 
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
@@ -19,6 +18,7 @@ from ppec_orchestrator.operations.planning import Planning
 from ppec_orchestrator.operations.steps import HandedOverError
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.claims import Claim
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.operations import Item
 
@@ -31,7 +31,7 @@ class Ports:
     dispatcher: Dispatcher
     planning: Planning
     image_url: Callable[[str], str]
-    now: Callable[[], datetime]
+    now: Clock
     addresses: AddressProvider = field(default_factory=BuiltIn)
     approvals: ApprovalPolicy = NONE_NEEDED
 

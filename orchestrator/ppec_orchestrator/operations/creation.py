@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -39,6 +38,7 @@ from ppec_orchestrator.placement.plan import Placement, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.request import PlanRequest, Spare
 from ppec_orchestrator.store import plans, vms
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
@@ -106,7 +106,7 @@ class Creation:
         self,
         database: Database,
         planning: Planning,
-        now: Callable[[], datetime],
+        now: Clock,
         addresses: AddressProvider,
         approvals: ApprovalPolicy = NONE_NEEDED,
     ) -> None:
@@ -331,7 +331,7 @@ class Creation:
         pairs = zip(answered, accepted, strict=True)
         vms.insert_vms(conn, [new for one, operation in pairs for new in _new_vms(one, operation)], now)
         insert_groups(conn, rules)
-        planned.reserve(conn, answered[0].meant.input.networks, now)
+        planned.reserve(conn, answered[0].meant.input.networks, self._now)
         enqueued = self._queue.enqueue(conn, accepted)
         if planned.plan.moves:
             # Of one request alone: none with moves shares its plan.

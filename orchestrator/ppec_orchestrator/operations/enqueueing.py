@@ -6,7 +6,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
@@ -17,6 +16,7 @@ from ppec_orchestrator.operations.limits import priority
 from ppec_orchestrator.operations.registry import KINDS
 from ppec_orchestrator.store import idempotency
 from ppec_orchestrator.store import operations as store
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.idempotency import RequestKey
@@ -45,7 +45,7 @@ class Accepted:
 
 
 class Queue:
-    def __init__(self, database: Database, now: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, now: Clock) -> None:
         self._database = database
         self._now = now
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -22,6 +22,7 @@ from ppec_orchestrator.placement.fleet import Fleet, HostState
 from ppec_orchestrator.placement.plan import Placement, Plan
 from ppec_orchestrator.placement.planner import Kept, Planner
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.fleet import Changes, HostReader, changes_since, prefix_rows, silent_hosts
 from ppec_orchestrator.store.seated import SeatedVms
@@ -66,7 +67,7 @@ class Taken:
 class LiveFleet:
     """For all threads of a process: one plans at a time, which is work for a CPU and not waiting."""
 
-    def __init__(self, database: Database, *, silent_after_s: float, now: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, *, silent_after_s: float, now: Clock) -> None:
         self._database = database
         self._silent_after = timedelta(seconds=silent_after_s)
         self._now = now

@@ -7,7 +7,7 @@ hosts that it stands on. Of the same request on a fleet that has not moved on on
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +28,7 @@ from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Re
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Spare
 from ppec_orchestrator.store import plan_views, plans, vms
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.vm_groups import check_rules
@@ -52,7 +53,7 @@ class Restored:
 def show_plan(  # noqa: PLR0913 - what it needs of the service, and what is asked for
     database: Database,
     planning: Planning,
-    now: Callable[[], datetime],
+    now: Clock,
     asked: VmsCreate,
     caller: str,
     approvals: ApprovalPolicy = NONE_NEEDED,

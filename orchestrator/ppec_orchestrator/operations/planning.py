@@ -25,6 +25,7 @@ from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Kept
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare
+from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
@@ -79,9 +80,7 @@ class Planned:
             raise LostRaceError(lost)
         self.terms = replace(self.terms, generations={})
 
-    def reserve(
-        self, conn: Connection, networks: Sequence[NetworkWanted] = ANY_NETWORK, now: datetime | None = None
-    ) -> None:
+    def reserve(self, conn: Connection, networks: Sequence[NetworkWanted] = ANY_NETWORK, now: Clock = utc_now) -> None:
         """Commits the room and addresses of what is placed: see `reservations.reserve`."""
         self.taken = reserve(conn, self.plan.placed, self.terms, networks=networks, now=now)
 
@@ -89,7 +88,7 @@ class Planned:
 class Planning:
     """Plans on the live fleet, and has the plan committed by the caller's writes."""
 
-    def __init__(self, database: Database, *, silent_after_s: float, now: Callable[[], datetime]) -> None:
+    def __init__(self, database: Database, *, silent_after_s: float, now: Clock) -> None:
         self._silent_after_s = silent_after_s
         self._now = now
         self._turn = threading.Lock()

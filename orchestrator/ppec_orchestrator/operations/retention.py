@@ -7,7 +7,6 @@ Every replica does it, at its start and then every hour; two at once remove the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
@@ -15,6 +14,7 @@ import structlog
 
 from ppec_orchestrator.operations.limits import Limits
 from ppec_orchestrator.store import retention as store
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.retention import OldRows
 
@@ -40,7 +40,7 @@ class Removed:
 class Retention:
     """`sweep` does it once, `run` until `stopping` is set."""
 
-    def __init__(self, database: Database, now: Callable[[], datetime], stopping: threading.Event) -> None:
+    def __init__(self, database: Database, now: Clock, stopping: threading.Event) -> None:
         self._database = database
         self._now = now
         self._stopping = stopping

@@ -16,6 +16,7 @@ from ppec_contract.api_ipdb import HoldKind, NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import Address, to_hex
 from ppec_orchestrator.store import address_events
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.serving import GrantedAddress, ServingPrefix, serving_prefix
 from ppec_orchestrator.store.tables import address, address_hold, prefix, vm
@@ -43,7 +44,7 @@ def take_fixed(
     wanted: NetworkWanted,
     position: int,
     *,
-    now: datetime,
+    now: Clock,
 ) -> GrantedAddress:
     """Raises `address.not_usable` when it is outside of what serves the host, `address.in_use`, `address.reserved` or
     `address.quarantined`."""
@@ -53,7 +54,7 @@ def take_fixed(
     # IPv6 has a lock instead of rows; taking it for both keeps who holds addresses back out.
     locked = select(prefix).where(prefix.c.id == one.prefix_id).with_for_update(key_share=True)
     one = _still_giving(conn.execute(locked).one_or_none(), one, wanted.address)
-    claim = Claim(one, wanted.address, vm_id, name, now)
+    claim = Claim(one, wanted.address, vm_id, name, now())
     taken = _take_row(conn, claim, position)
     if not taken and not one.has_rows:
         taken = _insert_row(conn, claim, position)

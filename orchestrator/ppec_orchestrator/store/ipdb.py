@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +22,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import AddressRange, Network, to_hex
 from ppec_orchestrator.store import address_events
 from ppec_orchestrator.store.address_rows import insert_ipv4_runs
+from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.external_addresses import free_rows, is_free
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.fixed_addresses import take_fixed
@@ -41,17 +42,13 @@ _NUMBERS_PER_LOOK = 1000
 ANY_NETWORK = (NetworkWanted(),)
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 @dataclass(frozen=True, slots=True)
 class _Taking:
-    """A round of grants: for which network of the VMs' request, when, whether to wait for others' locks, and all VMs
-    that the transaction gives addresses to."""
+    """A round of grants: for which network of the VMs' request, by which clock, whether to wait for others' locks, and
+    all VMs that the transaction gives addresses to."""
 
     position: int
-    now: datetime
+    now: Clock
     wait: bool
     owners: Collection[UUID]
 
@@ -66,19 +63,19 @@ def grant(
     networks: Sequence[NetworkWanted] = ANY_NETWORK,
     *,
     wait: bool = True,
-    now: datetime | None = None,
+    now: Clock = utc_now,
 ) -> None:
     """Gives each VM (by id, with its host's) what `networks` asks for: for an empty one, an address of each family that
     serves its host. Without `wait`, rows of addresses that another transaction holds locked count as taken. Two things
     are waited for all the same, for as long as a grant's transaction takes: an address asked for by number, and where a
     prefix without rows (IPv6) goes on counting. Each grant of that prefix has it until its commit, and to leave it out
-    would be to say that there is no address where 2^64 are free.
+    would be to say that there is no address where 2^64 are free. So `now` is asked again after each wait: what rested
+    when the call began may have been free for whoever was waited for, and the history must not say otherwise.
 
     Raises `address.exhausted` with counts when there is not one for every VM, `TransactionLostError` when another one
     that uses up the same prefix goes first, and what `take_fixed` raises; the caller then rolls back. A VM on a host
     that no prefix serves gets nothing, unless a prefix is named.
     """
-    now = now or utc_now()
     serving = prefixes_serving(conn, set(hosts.values()))
     # Those first that are asked for by number: the others must not take them away.
     for position, one in enumerate(networks):
@@ -90,7 +87,7 @@ def grant(
         if one.address is None:
             for groups in _alternatives(serving, hosts, one):
                 _take(conn, groups, _Taking(position, now, wait, hosts))
-    address_events.of_vms(conn, AddressAction.GRANTED, address.c.vm_id.in_(list(hosts)), now)
+    address_events.of_vms(conn, AddressAction.GRANTED, address.c.vm_id.in_(list(hosts)), now())
 
 
 def _alternatives(
@@ -141,7 +138,7 @@ def _take(conn: Connection, groups: _Groups, taking: _Taking) -> None:
                 took[one] += more
                 left = left[more:]
         if left:
-            raise _exhausted(conn, list(took.items()), len(ids), taking.now)
+            raise _exhausted(conn, list(took.items()), len(ids), taking.now())
 
 
 def _exhausted(conn: Connection, looked: Sequence[tuple[ServingPrefix, int]], wanted: int, now: datetime) -> PpecError:
@@ -201,7 +198,7 @@ _TAKE_LOWEST = (
 
 def _take_lowest(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
     """The lowest free row of the first prefix for each VM, in one statement for all; which VMs got one."""
-    terms = {"now": taking.now, "place": taking.position}
+    terms = {"now": taking.now(), "place": taking.position}
     tries = [
         {"which": prefixes[0].prefix_id, "owner": vm_id} | terms for prefixes, ids in groups.items() for vm_id in ids
     ]
@@ -253,7 +250,7 @@ def _count_on(conn: Connection, groups: _Groups, taking: _Taking) -> set[UUID]:
     return {vm_id for which in found for vm_id in wanted[which]}
 
 
-def _counters(conn: Connection, prefix_ids: Collection[int], now: datetime) -> dict[int, tuple[int, AddressRange]]:
+def _counters(conn: Connection, prefix_ids: Collection[int], now: Clock) -> dict[int, tuple[int, AddressRange]]:
     """Where each prefix goes on counting, and over what. The locks on their rows make a prefix's grants one after
     another; by id, for two transactions that take them in the same order can't wait for each other. Prefixes that are
     gone are left out."""
@@ -261,7 +258,7 @@ def _counters(conn: Connection, prefix_ids: Collection[int], now: datetime) -> d
     ids = [row.id for row in locked]
     if not ids:
         return {}
-    conn.execute(_RETURNED, {"ids": ids, "now": now})
+    conn.execute(_RETURNED, {"ids": ids, "now": now()})
     # Who holds addresses back, or changes the prefix, has the locks too: what there is to give is known only now.
     held = held_runs(conn, ids)
     ranges = {row.id: range_of(row, held.get(row.id, ())) for row in locked}
@@ -290,7 +287,7 @@ def _take_rows(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], tak
     count = len(vm_ids)
     free = (
         select(address.c.id, address.c.address_hex)
-        .where(free_rows(one.prefix_id, taking.now))
+        .where(free_rows(one.prefix_id, taking.now()))
         .order_by(address.c.address_hex)
         .limit(count)
     )
@@ -361,9 +358,8 @@ def _count_upwards(conn: Connection, prefix_id: int, usable: AddressRange, start
     return found
 
 
-def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = None) -> int:
+def release(conn: Connection, vm_ids: Iterable[UUID], *, now: Clock = utc_now) -> int:
     """Takes back whatever addresses the VMs have, into quarantine; returns how many those were."""
-    now = now or utc_now()
     rows = conn.execute(
         select(address.c.id, address.c.external_id, prefix.c.family, prefix.c.quarantine_s)
         .join(prefix, prefix.c.id == address.c.prefix_id)
@@ -373,12 +369,14 @@ def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = 
     ).all()
     if not rows:
         return 0
-    address_events.of_vms(conn, AddressAction.RELEASED, address.c.id.in_([row.id for row in rows]), now)
+    # Not before they are locked: they rest from now on.
+    at = now()
+    address_events.of_vms(conn, AddressAction.RELEASED, address.c.id.in_([row.id for row in rows]), at)
     alike: dict[tuple[bool, int], list[int]] = defaultdict(list)
     for row in rows:
         alike[row.family == 4 or row.external_id is not None, row.quarantine_s].append(row.id)
     for (has_row, quarantine_s), ids in alike.items():
-        _rest(conn, has_row, ids, now + timedelta(seconds=quarantine_s) if quarantine_s else None)
+        _rest(conn, has_row, ids, at + timedelta(seconds=quarantine_s) if quarantine_s else None)
     return len(rows)
 
 
@@ -390,9 +388,9 @@ def _rest(conn: Connection, has_row: bool, ids: Collection[int], until: datetime
     conn.execute(update(address).where(address.c.id.in_(ids)).values(vm_id=None, last_vm_id=last, free_from=until))
 
 
-def keep(conn: Connection, vm_id: UUID, holder: UUID, *, now: datetime | None = None) -> None:
+def keep(conn: Connection, vm_id: UUID, holder: UUID, *, now: datetime) -> None:
     """The VM's addresses stay taken, in the name of `holder`: what may be left of it on a host."""
-    address_events.kept(conn, vm_id, holder, now or utc_now())
+    address_events.kept(conn, vm_id, holder, now)
     conn.execute(update(address).where(address.c.vm_id == vm_id).values(vm_id=holder))
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -29,6 +28,7 @@ from ppec_orchestrator.placement.plan import Move, Placement
 from ppec_orchestrator.store import ipdb, seats
 from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.changes import ChangeMark
+from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.faults import is_held, store_error
 from ppec_orchestrator.store.rows import insert_rows
 from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell, host_pool
@@ -92,10 +92,10 @@ def reserve(
     terms: Terms = ROOM,
     *,
     networks: Sequence[NetworkWanted] = ipdb.ANY_NETWORK,
-    now: datetime | None = None,
+    now: Clock = utc_now,
 ) -> dict[int, int]:
     """Commits the placements' room and addresses within the caller's write transaction; their `vm` rows must exist.
-    `networks` says which addresses each of them gets, `now` (default: now) which are out of quarantine.
+    `networks` says which addresses each of them gets, `now` which are out of quarantine.
 
     Returns the new marks of the hosts that had those of the terms, by id: of them nothing changed but this. Raises
     LostRaceError when any host can't take its share any more, HostsHeldError when that can't be seen for somebody who
@@ -223,7 +223,7 @@ def _fits(
     return True
 
 
-def release(conn: Connection, vm_ids: Iterable[UUID], *, now: datetime | None = None) -> int:
+def release(conn: Connection, vm_ids: Iterable[UUID], *, now: Clock = utc_now) -> int:
     """Gives back what the VMs hold, addresses included; returns how many of them held anything."""
     ids = list(vm_ids)
     ipdb.release(conn, ids, now=now)

@@ -59,10 +59,9 @@ class Ipdb:
 
     def create(self, host_id: int, new: Sequence[NewVm], networks: Sequence[NetworkWanted], fail: bool) -> Granted:
         with self.database.write() as conn:
-            now = datetime.now(UTC)
-            vms.insert_vms(conn, new, now)
+            vms.insert_vms(conn, new, datetime.now(UTC))
             ids = [one.vm_id for one in new]
-            ipdb.grant(conn, dict.fromkeys(ids, host_id), networks, now=now)
+            ipdb.grant(conn, dict.fromkeys(ids, host_id), networks)
             granted = dict.fromkeys(ids, ()) | ipdb.addresses_of(conn, ids)
             if fail:
                 raise KeyError

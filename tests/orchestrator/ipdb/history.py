@@ -111,8 +111,7 @@ def written_history(database: Database) -> Iterator[str]:
             if key in excluded:
                 yield f"event {event.id}: {key} was granted while it was excluded"
             rest = timedelta(seconds=quarantine_s[event.prefix_id])
-            # Without quarantine the times say nothing: they were taken before the transactions got their turns.
-            if rest and key in released and event.at < released[key] + rest:
+            if key in released and event.at < released[key] + rest:
                 yield f"event {event.id}: {key} was granted before its quarantine was over"
             holder[key] = event.vm_id
         elif event.action == "released":

@@ -77,14 +77,14 @@ def granted(
 ) -> list[list[str]]:
     now = NOW + timedelta(seconds=after_s)
     with database.write() as conn:
-        ipdb.grant(conn, dict.fromkeys(vms, host), wanted or ipdb.ANY_NETWORK, now=now)
+        ipdb.grant(conn, dict.fromkeys(vms, host), wanted or ipdb.ANY_NETWORK, now=lambda: now)
         got = ipdb.addresses_of(conn, vms)
     return [[str(one.address.ip) for one in got.get(vm, ())] for vm in vms]
 
 
 def released(database: Database, *vms: UUID, after_s: float = 0) -> int:
     with database.write() as conn:
-        return ipdb.release(conn, vms, now=NOW + timedelta(seconds=after_s))
+        return ipdb.release(conn, vms, now=lambda: NOW + timedelta(seconds=after_s))
 
 
 def fixed(text: str, prefix: str | None = None) -> NetworkWanted:

@@ -20,6 +20,7 @@ from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import to_hex
 from ppec_orchestrator.store import ipdb, tables
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 from ppec_orchestrator.store.serving import GrantedAddress, prefixes_serving
@@ -51,7 +52,7 @@ def _ids(count: int) -> list[UUID]:
 
 def _free(database: Database) -> list[int]:
     with database.read() as conn:
-        return list(free_counts(conn, ipdb.utc_now()).values())
+        return list(free_counts(conn, utc_now()).values())
 
 
 def test_a_prefix_tells_what_it_has(ipv4_site: TestClient) -> None:

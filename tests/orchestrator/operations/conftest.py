@@ -24,7 +24,7 @@ from ppec_contract.api_operations import OperationState, OperationView
 from ppec_contract.api_vms import VmsCreate, VmView
 from ppec_contract.model import digest
 from ppec_orchestrator.api.app import create_app
-from ppec_orchestrator.api.services import make_services, utc_now
+from ppec_orchestrator.api.services import make_services
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
 from ppec_orchestrator.dispatch.simulated import SimulatedDispatcher, SimulatedFleet
 from ppec_orchestrator.ipdb.ranges import to_address, usable_range
@@ -37,6 +37,7 @@ from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store import ipdb, tables, vm_views
 from ppec_orchestrator.store import operations as store
 from ppec_orchestrator.store.claims import give_up
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.idempotency import RequestKey
 from ppec_orchestrator.store.operation_views import OperationFilter

@@ -12,9 +12,10 @@ from sqlalchemy import func, select
 from starlette.testclient import TestClient
 
 from ppec_orchestrator.api.app import create_app
-from ppec_orchestrator.api.services import make_services, utc_now
+from ppec_orchestrator.api.services import make_services
 from ppec_orchestrator.settings import Settings
 from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.tokens import Role, create_token
 
 SECRET = "#cloud-config\npassword: hunter2\n"

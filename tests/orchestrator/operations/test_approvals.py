@@ -15,9 +15,9 @@ from plan_requests import BODY, code
 from sqlalchemy import insert, select, update
 from structlog.testing import capture_logs
 
-from ppec_orchestrator.api.services import utc_now
 from ppec_orchestrator.approvals import ApprovalPolicy
 from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.clock import utc_now
 
 
 def test_an_approved_plan_is_executed_by_its_maker_exactly_as_shown(world: Any, people: People) -> None:

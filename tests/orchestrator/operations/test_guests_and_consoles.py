@@ -21,9 +21,10 @@ from ppec_contract.guest import GuestInfo
 from ppec_contract.vm import VmState
 from ppec_orchestrator.api.app import create_app
 from ppec_orchestrator.api.places import Places
-from ppec_orchestrator.api.services import Services, make_services, utc_now
+from ppec_orchestrator.api.services import Services, make_services
 from ppec_orchestrator.host_views.simulated import SimulatedViews
 from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.tables import allocation
 from ppec_orchestrator.store.tokens import Role, create_token, remove_token
 

@@ -13,9 +13,10 @@ from starlette.testclient import TestClient
 
 from ppec_contract.host import HostReport, ReportEnvelope
 from ppec_contract.vm import VmInfo, VmState
-from ppec_orchestrator.api.services import Services, make_services, utc_now
+from ppec_orchestrator.api.services import Services, make_services
 from ppec_orchestrator.roles import Role
 from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.clock import utc_now
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from starlette.testclient import TestClient
 from structlog.testing import capture_logs
 
 from ppec_orchestrator.api.app import create_app
-from ppec_orchestrator.api.services import make_services, utc_now
+from ppec_orchestrator.api.services import make_services
 from ppec_orchestrator.settings import Settings
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.tokens import Role, create_token
 
 BODY = {"flavor": "small", "image": "debian", "name": "web", "count": 2}

@@ -13,9 +13,9 @@ from sqlalchemy import delete, insert, select, update
 from starlette.testclient import TestClient
 from storage_given import give_storage, storage_used
 
-from ppec_orchestrator.api.services import utc_now
 from ppec_orchestrator.operations import creation
 from ppec_orchestrator.store import tables
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.faults import TransactionLostError
 
 

@@ -15,8 +15,8 @@ from plan_requests import BODY, code
 from sqlalchemy import update
 from structlog.testing import capture_logs
 
-from ppec_orchestrator.api.services import utc_now
 from ppec_orchestrator.store import plans, tables
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.paging import mark_of
 
 

@@ -45,7 +45,7 @@ def clean(context: Context) -> StepEnd:
         raise PostponedError(delay_s, f"{len(failed)} VMs left on {failed[0].host}: {why}")
 
     def writes(conn: Connection) -> None:
-        ipdb.release(conn, [one.holder for one in left], now=context.ports.now())
+        ipdb.release(conn, [one.holder for one in left], now=context.ports.now)
         changes = [ItemChange(one.vm_id, ItemState.SUCCEEDED) for one in left]
         store.change_items(conn, context.operation_id, changes)
 
@@ -57,7 +57,7 @@ def undo_keep(context: Context) -> StepEnd:
     reason = context.reason or cancelled(context.operation_id).problem()
 
     def writes(conn: Connection) -> None:
-        ipdb.release(conn, [one.holder for one in left], now=context.ports.now())
+        ipdb.release(conn, [one.holder for one in left], now=context.ports.now)
         changes = [ItemChange(one.vm_id, ItemState.FAILED, reason) for one in left]
         store.change_items(conn, context.operation_id, changes)
 

@@ -173,7 +173,7 @@ class _Round:
         # What is given back now changes hosts that the plan may rely on.
         planned.hold(conn)
         self._end(conn, left, refused)
-        now = self.context.ports.now()
+        now = self.context.ports.now
         release(conn, [place.vm_id for place in planned.plan.placed], now=now)
         planned.reserve(conn, self.asked.networks, now)
         openings.remember(conn, self.context.operation_id, planned.plan)
@@ -188,7 +188,7 @@ class _Round:
         leftovers.remember(self.context, conn, left)
         ended = [*self.lost, *(self.moving[vm_id] for vm_id in refused)]
         ids = [item.vm_id for item in ended]
-        release(conn, ids, now=self.context.ports.now())
+        release(conn, ids, now=self.context.ports.now)
         vms.set_record(conn, ids, VmRecord.FAILED)
         changes = [ItemChange(item.vm_id, ItemState.FAILED, _final(item, refused.get(item.vm_id))) for item in ended]
         store.change_items(conn, self.context.operation_id, changes)
@@ -222,7 +222,7 @@ def undo_reserve(context: Context) -> StepEnd:
     ids = [item.vm_id for item in items]
 
     def writes(conn: Connection) -> None:
-        release(conn, ids, now=context.ports.now())
+        release(conn, ids, now=context.ports.now)
         vms.set_record(conn, ids, VmRecord.FAILED)
         store.change_items(
             conn,

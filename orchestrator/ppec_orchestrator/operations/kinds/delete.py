@@ -37,7 +37,7 @@ def delete_on_hosts(context: Context) -> StepEnd:
 
     def record(conn: Connection, outcomes: Sequence[Outcome]) -> None:
         gone = [outcome.vm_id for outcome in outcomes if outcome.problem is None]
-        release(conn, gone, now=context.ports.now())
+        release(conn, gone, now=context.ports.now)
         vms.forget(conn, gone)
         store.change_items(conn, context.operation_id, [_change(outcome) for outcome in outcomes])
 
@@ -46,7 +46,7 @@ def delete_on_hosts(context: Context) -> StepEnd:
 
     def writes(conn: Connection) -> None:
         ids = [item.vm_id for item in nowhere]
-        release(conn, ids, now=context.ports.now())
+        release(conn, ids, now=context.ports.now)
         vms.forget(conn, ids)
         store.change_items(conn, context.operation_id, [ItemChange(i, ItemState.SUCCEEDED) for i in ids])
         _restore(conn, store.items_of(conn, context.operation_id))
