@@ -35,10 +35,13 @@ VmRef = Annotated[str, Field(min_length=1, max_length=63)]
 
 
 class BatchMode(StrEnum):
-    """What happens when a batch does not fit or succeed whole."""
+    """What happens when a batch does not fit or succeed whole: nothing is made; or as much as there is room for, first
+    come first served; or that, with the refused ones chosen so that the others have the most vCPUs in all. Priorities
+    go before both."""
 
     ALL_OR_NOTHING = "all-or-nothing"
     BEST_EFFORT = "best-effort"
+    MOST_VCPUS = "most-vcpus"
 
 
 class VmsCreate(Model):
@@ -51,8 +54,8 @@ class VmsCreate(Model):
     `networks` says which addresses each gets (default: one of each family that serves its host); the first one's
     gateway is the VM's.
 
-    `at_least`, of a best effort, claims what can be had at once: the request waits for no other that is just taking
-    room, and is refused whole when fewer VMs than that find a place.
+    `at_least`, where not all are needed, claims what can be had at once: the request waits for no other that is just
+    taking room, and is refused whole when fewer VMs than that find a place.
 
     `max_moves` is how many running VMs may change NUMA cells on their host for each of these VMs that fits nowhere as
     things are; the host retunes before the VM is made. Nothing is moved for VMs that share CPUs or may span cells.
@@ -141,8 +144,8 @@ class VmsCreate(Model):
     def _at_least_some_of_them(self) -> VmsCreate:
         if self.at_least is None:
             return self
-        if self.mode is not BatchMode.BEST_EFFORT:
-            raise ValueError("at_least goes with mode best-effort")
+        if self.mode is BatchMode.ALL_OR_NOTHING:
+            raise ValueError("at_least goes with mode best-effort or most-vcpus")
         if self.at_least > self.total:
             raise ValueError(f"at_least is {self.at_least}, more than the {self.total} VMs wanted")
         return self

@@ -104,6 +104,24 @@ def test_the_largest_go_first_where_all_are_needed(program: Program) -> None:
     assert [each["vm"] for each in ran.json["refused"]] == ["db-2"]
 
 
+def test_whom_to_refuse_is_left_to_the_planner(program: Program, fleet: str, tmp_path: Path) -> None:
+    """Those who ask first have much memory, and two vCPUs each like all others."""
+    requests = tmp_path / "requests.json"
+    fat = {"name": "fat", "architecture": "x86_64", "shape": {"vcpus": 2, "memory_mib": 131072, "disk_mib": 1024}}
+    lean = {"name": "lean", "architecture": "x86_64", "shape": {"vcpus": 2, "memory_mib": 4096, "disk_mib": 1024}}
+    batch = [
+        {"name": f"{kind}-{n}", "profile": kind} for kind, count in (("fat", 30), ("lean", 300)) for n in range(count)
+    ]
+    requests.write_text(json.dumps({"schema": "ppec-requests/1", "profiles": [fat, lean], "batch": batch}))
+    placed = {}
+    for mode in ("best-effort", "most-vcpus"):
+        command = ("plan", "--fleet", fleet, "--requests", str(requests), "--mode", mode, "--check", "-o", "json")
+        answer = program(*command).json
+        assert (answer["faults"], answer["executable"], bool(answer["refused"])) == ([], True, True)
+        placed[mode] = len(answer["placed"])
+    assert placed["most-vcpus"] > placed["best-effort"]
+
+
 def test_a_batch_that_needs_all_of_its_vms_is_not_executable_without_one(program: Program, fleet: str) -> None:
     command = ["plan", "--fleet", fleet, "--mode"]
     answers = {mode: program(*command, mode, "-o", "json") for mode in ("all-or-nothing", "best-effort")}

@@ -62,6 +62,8 @@ def test_at_least_is_a_best_effort(orchestrator: Any, ppec: Any) -> None:
     assert ppec(*batch).code == 0
     sent = orchestrator.requests[0].json
     assert (sent["count"], sent["at_least"], sent["mode"]) == (50, 30, "best-effort")
+    assert ppec(*batch, "--mode", "most-vcpus").code == 0
+    assert orchestrator.requests[1].json["mode"] == "most-vcpus"
 
 
 @pytest.mark.parametrize("command", ["vm create", "explain"])

@@ -28,7 +28,7 @@ FORMATS = "ppec-fleet/1 (of ppec fleet export), ppec-bench-cluster/1, or Ganeti'
 _SHOWN_VMS, _SHOWN_WHYS, _SHOWN_MOVES, _SHOWN_FAULTS = 40, 8, 40, 40
 _STDOUT = Path("-")
 PolicyName = Literal["balanced", "pack", "spread"]
-Mode = Literal["all-or-nothing", "best-effort"]
+Mode = Literal["all-or-nothing", "best-effort", "most-vcpus"]
 Written = Annotated[Path, typer.Argument(help="The file to write; - for standard output.")]
 
 app = typer.Typer(help="Snapshots of whole fleets, to plan on.", no_args_is_help=True)
@@ -42,7 +42,10 @@ def plan(  # noqa: PLR0913, PLR0917 - an option each
     ] = None,
     policy: Annotated[PolicyName, typer.Option(help="How hosts that fit are ranked.")] = "balanced",
     mode: Annotated[
-        Mode, typer.Option(help="In the order given; or the largest first, as a batch that needs all of its VMs.")
+        Mode,
+        typer.Option(
+            help="In the order given; the largest first, as if all were needed; or for the most vCPUs in all."
+        ),
     ] = "best-effort",
     n_plus_one: Annotated[
         str, typer.Option(help="off, warn or required: may a host be lost; with :rack after it, a rack.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ppec_contract.api_vms import VmsCreate
 
 Policy = Literal["balanced", "pack", "spread"]
-Mode = Literal["all-or-nothing", "best-effort"]
+Mode = Literal["all-or-nothing", "best-effort", "most-vcpus"]
 Texts = list[str] | None
 
 
@@ -119,10 +119,11 @@ def request(options: dict[str, Any], subject: str) -> VmsCreate:
     _refuse_size_of_flavor(options, subject)
     apart = [_rule(text, apart=True) for text in options["apart"] or ()]
     together = [_rule(text, apart=False) for text in options["together"] or ()]
+    all_or_nothing = options["mode"] == "all-or-nothing"
     given: dict[str, Any] = {name: options[name] for name in _AS_THEY_ARE}
     given |= {
         "names": options["names"] or None,
-        "mode": options["mode"] if options["at_least"] is None else "best-effort",
+        "mode": "best-effort" if options["at_least"] is not None and all_or_nothing else options["mode"],
         "size": _size(options) or None,
         "items": _items(options["items"], subject) if options["items"] else None,
         "networks": [_network(one) for one in options["network"] or ()] or None,

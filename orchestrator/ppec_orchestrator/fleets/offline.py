@@ -187,8 +187,14 @@ def _terms(options: Options) -> PlanRequest:
     """What is asked for, but for the VMs."""
     rule = replace(_spare_rule(options.spare), witnessed=options.check or options.evidence)
     _refuse_moves_beyond_bounds(options.most_moves)
-    all_or_nothing = options.mode is BatchMode.ALL_OR_NOTHING
-    return PlanRequest((), options.policy, all_or_nothing, spare=rule, most_moves=options.most_moves)
+    return PlanRequest(
+        (),
+        options.policy,
+        all_or_nothing=options.mode is BatchMode.ALL_OR_NOTHING,
+        most_vcpus=options.mode is BatchMode.MOST_VCPUS,
+        spare=rule,
+        most_moves=options.most_moves,
+    )
 
 
 def _with_own_batch(file: FleetFile, saved: Saved, answer: Path) -> FleetFile:

@@ -115,6 +115,7 @@ class CreateInput(SizeMeant):
             vms=tuple(vms),
             policy=self.request.policy,
             all_or_nothing=self.request.mode is BatchMode.ALL_OR_NOTHING,
+            most_vcpus=self.request.mode is BatchMode.MOST_VCPUS,
             batch_hosts=dict(batch_hosts or {}),
             spare=SpareRule(Spare(spare.mode), Level(spare.level)),
             most_moves=self.request.max_moves,

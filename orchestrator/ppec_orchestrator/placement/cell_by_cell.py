@@ -5,7 +5,7 @@ other: for a batch, of whose policy nothing is kept, and for what is lost with a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.filling import Cells, Filling
 from ppec_orchestrator.placement.fitting import NEEDS_TOO_MUCH, Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, at
+from ppec_orchestrator.placement.knapsacks import Knapsacks
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.request import PlanRequest, VmRequest
 from ppec_orchestrator.placement.search import CandidatesOf
@@ -53,20 +54,44 @@ def fill(free: Free, kinds: Sequence[Hashable], of_kinds: Sequence[Kind], most_s
     """`kinds` says of each VM which kind it is of, `of_kinds` what the kinds are, in the order they first come in."""
     if not kinds:
         return Filled([])
-    waiting: defaultdict[Hashable, list[int]] = defaultdict(list)
-    for number, kind in enumerate(kinds):
-        waiting[kind].append(number)
-    numbers = list(waiting.values())
+    numbers = list(_by_kind(kinds).values())
     cells, rows, columns = _cells(free, of_kinds)
     filling = Filling(cells, [len(mine) for mine in numbers], most_steps)
     found = filling.run()
     steps = most_steps - filling.steps_left
     if found is None:
         return Filled(None, filling.exhausted, steps)
-    seats: dict[int, Seat] = {}
-    for cell, which in found:
-        seats[numbers[which].pop()] = rows.item(cell), (columns.item(cell),)
+    seats = _seats(found, numbers, rows, columns)
     return Filled([seats[number] for number in range(len(kinds))], steps=steps)
+
+
+def fill_with_the_most(
+    free: Free, kinds: Sequence[Hashable], of_kinds: Sequence[Kind], worths: Sequence[int], most_steps: int
+) -> list[Seat | None]:
+    """As `fill`, of VMs that are too many: seats for those that are worth the most together, None for the others.
+    `worths` are the VMs', those of one kind alike; of one kind the first have a seat."""
+    numbers = list(_by_kind(kinds).values())
+    cells, rows, columns = _cells(free, of_kinds)
+    if not len(rows):
+        return [None] * len(kinds)
+    counts, worth_of_one = [len(mine) for mine in numbers], [worths[mine[0]] for mine in numbers]
+    seats = _seats(Knapsacks(cells, counts, worth_of_one, most_steps).run(), numbers, rows, columns)
+    return [seats.get(number) for number in range(len(kinds))]
+
+
+def _by_kind(kinds: Sequence[Hashable]) -> dict[Hashable, list[int]]:
+    numbers: defaultdict[Hashable, list[int]] = defaultdict(list)
+    for number, kind in enumerate(kinds):
+        numbers[kind].append(number)
+    return numbers
+
+
+def _seats(
+    found: Iterable[tuple[int, int]], numbers: Sequence[Iterable[int]], rows: IntArray, columns: IntArray
+) -> dict[int, Seat]:
+    """By the VMs' numbers, for a cell and a kind each."""
+    waiting = [iter(mine) for mine in numbers]
+    return {next(waiting[kind]): (rows.item(cell), (columns.item(cell),)) for cell, kind in found}
 
 
 def _cells(free: Free, kinds: Sequence[Kind]) -> tuple[Cells, IntArray, IntArray]:
@@ -111,9 +136,21 @@ class CellByCell:
 
     def fill(self, vms: Sequence[VmRequest], most_steps: int) -> Filled:
         kinds = [vm.kind for vm in vms]
-        of_kinds = [self._kind(vm) for vm in dict(zip(kinds, vms, strict=True)).values()]
+        return fill(self._free(vms), kinds, self._of_kinds(kinds, vms), most_steps)
+
+    def fill_with_the_most(
+        self, vms: Sequence[VmRequest], worth_of: Callable[[VmRequest], int], most_steps: int
+    ) -> list[Seat | None]:
+        worths = [worth_of(vm) for vm in vms]
+        kinds = [(vm.kind, worth) for vm, worth in zip(vms, worths, strict=True)]
+        return fill_with_the_most(self._free(vms), kinds, self._of_kinds(kinds, vms), worths, most_steps)
+
+    def _free(self, vms: Sequence[VmRequest]) -> Free:
         disk = {vm.profile.shape.pool: self._workspace.disk(vm.profile.shape.pool) for vm in vms}
-        return fill(Free(self._workspace.free, disk), kinds, of_kinds, most_steps)
+        return Free(self._workspace.free, disk)
+
+    def _of_kinds(self, kinds: Sequence[Hashable], vms: Sequence[VmRequest]) -> list[Kind]:
+        return [self._kind(vm) for vm in dict(zip(kinds, vms, strict=True)).values()]
 
     def _kind(self, vm: VmRequest) -> Kind:
         candidates = self._candidates_of(vm.profile, self._policy)

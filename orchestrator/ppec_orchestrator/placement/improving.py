@@ -11,7 +11,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from functools import cached_property
+from itertools import groupby, takewhile
 from typing import Protocol
 from uuid import UUID
 
@@ -37,6 +38,8 @@ MOST_GUARDED = 32
 # Of all that is tried for one batch: to fill cells (`filling.py`), beside those of `rearranging.py`. A live fleet waits
 # meanwhile: together they take a second or a few.
 MOST_STEPS = 60_000
+# And to choose whom to refuse (`knapsacks.py`), where the planner may: as long again. These steps are much smaller.
+MOST_KNAPSACK_STEPS = 4_000_000
 
 
 class VmAfterVm(Protocol):
@@ -46,7 +49,7 @@ class VmAfterVm(Protocol):
     shelf: Shelf
 
     def candidates(self, profile: Profile, policy: Policy) -> Candidates: ...
-    def run(self, request: PlanRequest, *, seats: Sequence[Seat] = ()) -> Plan: ...
+    def run(self, request: PlanRequest, *, seats: Sequence[Seat] = (), turns: Sequence[int] | None = None) -> Plan: ...
 
 
 @dataclass(slots=True)
@@ -68,10 +71,19 @@ class Improving:
         # A warning decides nothing, so nobody looks on while ways are tried.
         self._tried = request if request.spare.mode is Spare.REQUIRED else replace(request, spare=SpareRule())
         self._means = means or _Means(Rearranging(planner.workspace, planner.candidates, request))
-        self._vms = [request.vms[index] for index in order(request)]
+        self._order = order(request)
+        self._vms = [request.vms[index] for index in self._order]
 
     def better(self, found: Plan) -> Plan:
         """The plan itself where none better is found."""
+        better = self._better(found)
+        return self._fuller(better) if self._request.most_vcpus and better.refused else better
+
+    def gain(self, plan: Plan) -> int:
+        """How much of what is asked for a plan of this request has: VMs, or what they are worth."""
+        return sum(map(self._worth, self._placed_by(plan))) if self._request.most_vcpus else len(plan.placed)
+
+    def _better(self, found: Plan) -> Plan:
         if self._request.most_moves and (found.refused or found.moves):
             return self._with_fewer_moves(found)
         if self._request.spare.mode is Spare.REQUIRED:
@@ -90,7 +102,7 @@ class Improving:
         batch can cost another its place."""
         request = replace(self._request, most_moves=0)
         still = Improving(self._planner, request).better(self._planner.run(request))
-        return max(found, still, key=lambda each: (len(each.placed), _first_refused(each), -len(each.moves)))
+        return max(found, still, key=lambda each: (self.gain(each), _first_refused(each), -len(each.moves)))
 
     def _guarded(self, found: Plan) -> Plan:
         """Where N+1 is required, a small batch is tried in the seats of other orders and policies; which of its VMs
@@ -173,6 +185,39 @@ class Improving:
         whole = Improving(self._planner, request, self._means)._whole(self._planner.run(request), searching=False)
         return _those_placed(self._seats(whole))
 
+    # --- as much as there is room for ---------------------------------------------------------------------------------
+
+    def _fuller(self, found: Plan) -> Plan:
+        """Whom to refuse is the planner's choice: those with much memory for their vCPUs; or, where nobody minds whom
+        he is beside, whom knapsacks leave out."""
+        vms = self._request.vms
+        leanest = sorted(self._order, key=lambda index: (-vms[index].priority, _memory_a_vcpu(vms[index])))
+        plans = [found, self._planner.run(self._request, turns=leanest)]
+        cell_by_cell = CellByCell(self._workspace, self._candidates, self._request)
+        if cell_by_cell.applies(self._vms):
+            chosen = cell_by_cell.fill_with_the_most(self._vms, self._worth, MOST_KNAPSACK_STEPS)
+            seats = {index: seat for index, seat in zip(self._order, chosen, strict=True) if seat is not None}
+            turns = [*seats, *(index for index in leanest if index not in seats)]
+            plans.append(self._planner.run(self._request, seats=list(seats.values()), turns=turns))
+        return max(plans, key=self.gain)
+
+    def _worth(self, vm: VmRequest) -> int:
+        """Its vCPUs; with priorities, of one of which a VM outweighs all of lower ones, as many times as that takes."""
+        return vm.profile.shape.vcpus * self._weights[vm.priority]
+
+    def _placed_by(self, plan: Plan) -> Iterator[VmRequest]:
+        placed = {place.vm_id for place in plan.placed}
+        return (vm for vm in self._vms if vm.vm_id in placed)
+
+    @cached_property
+    def _weights(self) -> dict[int, int]:
+        weights: dict[int, int] = {}
+        below = 0
+        for priority, vms in groupby(sorted(self._vms, key=_priority), _priority):
+            weights[priority] = below + 1
+            below += weights[priority] * sum(vm.profile.shape.vcpus for vm in vms)
+        return weights
+
     # --- what decides whether it is of use ---------------------------------------------------------------------------
 
     def _worth_a_search(self, found: Plan) -> bool:
@@ -215,6 +260,14 @@ class Improving:
             cells = fleet.hosts[row].cells
             seats[place.vm_id] = row, tuple(column for column, cell in enumerate(cells) if cell.cell in place.cells)
         return [seats.get(vm.vm_id) for vm in self._vms]
+
+
+def _priority(vm: VmRequest) -> int:
+    return vm.priority
+
+
+def _memory_a_vcpu(vm: VmRequest) -> float:
+    return vm.profile.shape.memory_mib / vm.profile.shape.vcpus
 
 
 def _first_refused(plan: Plan) -> int:

@@ -63,7 +63,7 @@ class Planner:
                 found = self.run(request, kept)
                 if not found.refused:
                     return found
-                return max(found, self._anew(request), key=lambda each: len(each.placed))
+                return max(found, self._anew(request), key=Improving(self, request).gain)
             return self._anew(request)
         finally:
             self.workspace.end()
@@ -71,10 +71,17 @@ class Planner:
     def _anew(self, request: PlanRequest) -> Plan:
         return Improving(self, request).better(self.run(request))
 
-    def run(self, request: PlanRequest, kept: Kept | None = None, seats: Sequence[Seat] = ()) -> Plan:
-        """VM after VM, within a plan. `seats`, if given, are those of the first, in the order they are planned in; one
-        that can't be had when its VM's turn comes is the policy's to replace."""
-        batch = _Batch(self, request, kept or {}, seats)
+    def run(
+        self,
+        request: PlanRequest,
+        kept: Kept | None = None,
+        seats: Sequence[Seat] = (),
+        turns: Sequence[int] | None = None,
+    ) -> Plan:
+        """VM after VM, within a plan. `turns` are the places in the request of the VMs in the order they are planned
+        in, if that is not the request's own. `seats`, if given, are those of the first; one that can't be had when its
+        VM's turn comes is the policy's to replace."""
+        batch = _Batch(self, request, kept or {}, seats, turns)
         try:
             return batch.run()
         finally:
@@ -112,9 +119,12 @@ class _Batch:
     """`kept` VMs stay where they are. `seats`, where given, are where the VMs go, or the first so many, in the order
     they are planned in."""
 
-    def __init__(self, planner: Planner, request: PlanRequest, kept: Kept, seats: Sequence[Seat] = ()) -> None:
+    def __init__(
+        self, planner: Planner, request: PlanRequest, kept: Kept, seats: Sequence[Seat], turns: Sequence[int] | None
+    ) -> None:
         self.planner = planner
         self._seats = seats
+        self._turns = order(request) if turns is None else turns
         self.request = request
         self.kept = kept
         self.workspace = planner.workspace
@@ -135,7 +145,7 @@ class _Batch:
         moves_with_fleet = POLICIES[self.request.policy].moves_with_fleet
         self.workspace.start_epoch(0)
         found: dict[int, tuple[Placement, Evidence] | Refusal] = dict(self._keep())
-        for step, index in enumerate(order(self.request)):
+        for step, index in enumerate(self._turns):
             if index in found:
                 continue
             if moves_with_fleet:

@@ -79,8 +79,9 @@ def test_list_is_paged_and_narrowed(world: Any, operator: TestClient) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"at_least": 1}, "at_least goes with mode best-effort"),
+        ({"at_least": 1}, "at_least goes with mode best-effort or most-vcpus"),
         ({"at_least": 3, "mode": "best-effort"}, "more than the 2 VMs wanted"),
+        ({"at_least": 3, "mode": "most-vcpus"}, "more than the 2 VMs wanted"),
         ({"at_least": 0, "mode": "best-effort"}, "at_least"),
     ],
 )

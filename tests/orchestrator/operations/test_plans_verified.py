@@ -34,6 +34,7 @@ def verdict(api: TestClient, view: dict[str, Any], options: Options, folder: Pat
     [
         ({"count": 3}, Options(mode=BatchMode.ALL_OR_NOTHING)),
         ({"count": 99, "mode": "best-effort"}, Options()),
+        ({"count": 99, "mode": "most-vcpus"}, Options(mode=BatchMode.MOST_VCPUS)),
         ({"host": "h1", "n_plus_one": {"mode": "warn"}}, Options(spare="warn")),
         ({"count": 9, "mode": "best-effort", "n_plus_one": {"mode": "required"}}, Options(spare="required")),
         (

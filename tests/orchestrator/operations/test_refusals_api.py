@@ -243,3 +243,21 @@ def test_requests_have_the_words_that_advice_calls_their_rules_by() -> None:
     )
     assert words <= fields
     assert set(IN_REQUESTS.values()) <= fields
+
+
+def test_whom_to_refuse_is_left_to_the_planner(api: TestClient) -> None:
+    """The first alone would leave no memory for the others, which have more vCPUs; a best effort keeps to the order."""
+    lean = [{"name": f"lean-{number}", "size": {"vcpus": 2, "memory_mib": 2048, "disk_mib": 8192}} for number in (1, 2)]
+    items = [{"name": "fat", "size": {"vcpus": 2, "memory_mib": 15360, "disk_mib": 8192}}, *lean]
+    asked = {"image": "debian", "items": items, "host": "h1"}
+    places = {
+        mode: [one["vm"] for one in api.post("/v1/plans", json=asked | {"mode": mode}).json()["placed"]]
+        for mode in ("best-effort", "most-vcpus")
+    }
+    assert places == {"best-effort": ["fat"], "most-vcpus": ["lean-1", "lean-2"]}
+    too_few = api.post("/v1/vms", json=asked | {"mode": "most-vcpus", "at_least": 3})
+    assert (too_few.status_code, too_few.json()["code"]) == (409, "placement.no_capacity")
+    answer = api.post("/v1/vms", json=asked | {"mode": "most-vcpus", "at_least": 2})
+    assert answer.status_code == 202, answer.text
+    states = {item["name"]: item["state"] for item in answer.json()["items"]}
+    assert states == {"fat": "refused", "lean-1": "pending", "lean-2": "pending"}

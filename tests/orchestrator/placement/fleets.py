@@ -10,8 +10,11 @@ import random
 from typing import Any
 from uuid import UUID
 
+import numpy as np
+
 from ppec_contract.api_placement import Policy
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
+from ppec_orchestrator.placement.filling import Cells
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
 from ppec_orchestrator.placement.request import (
     ANY_NETWORK,
@@ -61,6 +64,8 @@ NETWORKS: tuple[tuple[Network, ...], ...] = (
     (),
 )
 FIXED: tuple[tuple[frozenset[int], ...], ...] = ((), (), (), (frozenset({1}),), (frozenset({2, 3}), frozenset({1})))
+# More than any cell has.
+_NEVER = 1 << 40
 _MOST = {"cores": 8, "shared_vcpus": 8, "pages_2m": 2048, "pages_1g": 2, "nvme": 2}
 
 
@@ -143,3 +148,25 @@ def a_request(rng: random.Random, most_vms: int = 8, **fixed: Any) -> PlanReques
         "batch_hosts": rng.choice(({}, {"h1": 2})),
     }
     return PlanRequest(vms, **(choices | fixed))
+
+
+def some_cells(rng: random.Random, *, disk: int) -> tuple[Cells, list[int]]:
+    """A few hosts of one or two cells; kinds that some cells can't serve, and that take more CPUs in others."""
+    hosts = rng.randint(1, 3)
+    host = sorted(rng.choices(range(hosts), k=rng.randint(hosts, 4)))
+    kinds = rng.randint(1, 3)
+    needs = [
+        [
+            [_NEVER, _NEVER] if rng.random() < 0.15 else [rng.choice((cpus, cpus, 2 * cpus)), memory]
+            for cpus, memory in ((1, 3), (2, 2), (3, 5))[:kinds]
+        ]
+        for _ in host
+    ]
+    cells = Cells(
+        room=np.array([[rng.randint(0, 6), rng.randint(0, 9)] for _ in host], dtype=np.int64),
+        needs=np.array(needs, dtype=np.int64),
+        host=np.array(host, dtype=np.int64),
+        disk=np.array([[rng.randint(disk // 2, disk)] for _ in range(hosts)], dtype=np.int64),
+        disk_needs=np.array([[number] for number in range(kinds)], dtype=np.int64),
+    )
+    return cells, [rng.randint(0, 3) for _ in range(kinds)]

@@ -13,30 +13,9 @@ from hypothesis import strategies as st
 
 from ppec_orchestrator.placement.filling import Cells, Filling
 
-NEVER = 1 << 40
+from .fleets import some_cells
+
 STEPS = 20_000
-
-
-def made_up(rng: random.Random, *, disk: int) -> tuple[Cells, list[int]]:
-    """A few hosts of one or two cells; kinds that some cells can't serve, and that take more CPUs in others."""
-    hosts = rng.randint(1, 3)
-    host = sorted(rng.choices(range(hosts), k=rng.randint(hosts, 4)))
-    kinds = rng.randint(1, 3)
-    needs = [
-        [
-            [NEVER, NEVER] if rng.random() < 0.15 else [rng.choice((cpus, cpus, 2 * cpus)), memory]
-            for cpus, memory in ((1, 3), (2, 2), (3, 5))[:kinds]
-        ]
-        for _ in host
-    ]
-    cells = Cells(
-        room=np.array([[rng.randint(0, 6), rng.randint(0, 9)] for _ in host], dtype=np.int64),
-        needs=np.array(needs, dtype=np.int64),
-        host=np.array(host, dtype=np.int64),
-        disk=np.array([[rng.randint(disk // 2, disk)] for _ in range(hosts)], dtype=np.int64),
-        disk_needs=np.array([[number] for number in range(kinds)], dtype=np.int64),
-    )
-    return cells, [rng.randint(0, 3) for _ in range(kinds)]
 
 
 def possible(cells: Cells, counts: list[int]) -> bool:
@@ -74,7 +53,7 @@ def fits(cells: Cells, counts: list[int], found: list[tuple[int, int]]) -> bool:
 @settings(max_examples=600, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_a_way_is_found_if_and_only_if_there_is_one(seed: int) -> None:
-    cells, counts = made_up(random.Random(seed), disk=100)
+    cells, counts = some_cells(random.Random(seed), disk=100)
     filling = Filling(cells, counts, STEPS)
     found = filling.run()
     assert (found is not None) == possible(cells, counts)
@@ -85,7 +64,7 @@ def test_a_way_is_found_if_and_only_if_there_is_one(seed: int) -> None:
 @settings(max_examples=600, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_with_little_disk_what_is_found_fits_and_nothing_wrong_is_claimed(seed: int) -> None:
-    cells, counts = made_up(random.Random(seed), disk=6)
+    cells, counts = some_cells(random.Random(seed), disk=6)
     filling = Filling(cells, counts, STEPS)
     found = filling.run()
     assert found is None or fits(cells, counts, found)
@@ -114,7 +93,7 @@ def test_a_search_ends_and_then_claims_nothing() -> None:
 
 
 def test_what_is_asked_for_is_left_as_it_was() -> None:
-    cells, counts = made_up(random.Random(1), disk=6)
+    cells, counts = some_cells(random.Random(1), disk=6)
     before = [array.copy() for array in (cells.room, cells.needs, cells.disk)]
     Filling(cells, counts, STEPS).run()
     assert all((a == b).all() for a, b in zip(before, (cells.room, cells.needs, cells.disk), strict=True))
