@@ -18,7 +18,7 @@ from ppec_contract.retune import RetunePlan
 
 
 class OperationState(StrEnum):
-    """`partial`: a best-effort batch of which some VMs did not work out; each says why."""
+    """`partial`: a batch not all or nothing, of which some VMs did not work out; each says why."""
 
     QUEUED = "queued"
     RUNNING = "running"

@@ -54,7 +54,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     "count": _option(int | None, "How many."),
     "policy": _option(Policy, "How hosts that fit are ranked.", "balanced"),
     "mode": _option(Mode, "What happens when not all of them work out.", "all-or-nothing"),
-    "at_least": _option(int | None, "Best effort: what can be had without waiting for others, or else none."),
+    "at_least": _option(int | None, "Not all are needed: what can be had without waiting for others, or else none."),
     "region": _option(str | None, "Only in this region."),
     "datacentre": _option(str | None, "Only in this data centre."),
     "cluster": _option(str | None, "Only in this cluster."),

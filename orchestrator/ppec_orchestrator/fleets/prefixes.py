@@ -28,10 +28,12 @@ def refuse_unknown_prefixes(document: FleetRow) -> None:
 
 
 def refuse_unknown_networks(profiles: Iterable[ProfileRow], known: Container[int]) -> None:
-    """Raises FleetError where a profile wants an address of a prefix that isn't known."""
+    """Raises FleetError where a profile wants an address of a prefix that isn't known, counted or by number."""
     for index, row in enumerate(profiles):
         for number, network in enumerate(row.get("networks", ())):
             _refuse_others(network or (), known, f"profiles[{index}].networks[{number}]")
+        for number, prefixes in enumerate(row.get("fixed", ())):
+            _refuse_others(prefixes, known, f"profiles[{index}].fixed[{number}]")
 
 
 def prefixes_of(fleet: Fleet, profiles: Iterable[Profile]) -> set[int]:
@@ -69,4 +71,5 @@ def _served(hosts: Iterable[HostState]) -> set[int]:
 
 
 def _wanted(profiles: Iterable[Profile]) -> set[int]:
-    return {prefix for profile in profiles for network in profile.networks for prefix in network or ()}
+    networks = chain.from_iterable((*profile.networks, *profile.fixed) for profile in profiles)
+    return {prefix for network in networks for prefix in network or ()}

@@ -290,7 +290,9 @@ class Creation:
         taken, a twin."""
         # One request's batch is whole or nothing; these are strangers, and go in the order that they came in.
         every = tuple(vm for one in several.values() for vm in one.request.vms)
-        request = replace(next(iter(several.values())).request, vms=every, all_or_nothing=False, most_vcpus=False)
+        request = replace(
+            next(iter(several.values())).request, vms=every, all_or_nothing=False, most_vcpus=False, at_least=0
+        )
 
         def writes(conn: Connection, planned: Planned) -> dict[int, NewOperation | PpecError]:
             places = {place.vm_id: place for place in planned.plan.placed}

@@ -116,6 +116,7 @@ class CreateInput(SizeMeant):
             policy=self.request.policy,
             all_or_nothing=self.request.mode is BatchMode.ALL_OR_NOTHING,
             most_vcpus=self.request.mode is BatchMode.MOST_VCPUS,
+            at_least=self.request.at_least or 0,
             batch_hosts=dict(batch_hosts or {}),
             spare=SpareRule(Spare(spare.mode), Level(spare.level)),
             most_moves=self.request.max_moves,

@@ -125,11 +125,12 @@ class CellByCell:
         self._neighbours = Neighbours(workspace, request.contended_hosts)
         self._policy = request.policy
 
-    def applies(self, vms: Sequence[VmRequest]) -> bool:
-        """Whether who is there first makes no difference to who comes next."""
+    def applies(self, vms: Sequence[VmRequest], *, priorities: bool = False) -> bool:
+        """Whether who is there first makes no difference to who comes next. With `priorities`, VMs of different ones
+        are of different kinds."""
         networks = sum(len(vm.profile.networks) for vm in vms)
         return (
-            len({vm.kind for vm in vms}) <= MOST_KINDS
+            len({(vm.kind, vm.priority if priorities else 0) for vm in vms}) <= MOST_KINDS
             and not any(vm.groups or vm.profile.shape.numa.multi_cell for vm in vms)
             and not (self._workspace.addresses.kinds_short_of(networks) >= 0).any()
         )

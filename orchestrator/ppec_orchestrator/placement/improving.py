@@ -3,8 +3,8 @@
 more evenly spread.
 
 A batch that can't be placed whole has its first VMs placed up to the first for which no way is found, if not all or
-nothing is wanted: as it says itself who comes first, nobody who comes later keeps them out, unless fewer were placed
-for it in all."""
+nothing is wanted: as it says itself who comes first, nobody who comes later keeps them out, unless fewer vCPUs were
+placed for it in all. Or the planner may choose whom to refuse, for the most vCPUs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ MOST_GUARDED = 32
 # meanwhile: together they take a second or a few.
 MOST_STEPS = 60_000
 # And to choose whom to refuse (`knapsacks.py`), where the planner may: as long again. These steps are much smaller.
-MOST_KNAPSACK_STEPS = 4_000_000
+# After a lost race it is a glance: the plan may be made within a transaction.
+MOST_KNAPSACK_STEPS, KNAPSACK_STEPS_AGAIN = 4_000_000, 400_000
+# Beyond, a float doesn't tell one vCPU from none.
+_EXACT = 2**53
 
 
 class VmAfterVm(Protocol):
@@ -63,8 +66,15 @@ class _Means:
 class Improving:
     """One batch, within its plan."""
 
-    def __init__(self, planner: VmAfterVm, request: PlanRequest, means: _Means | None = None) -> None:
+    def __init__(
+        self,
+        planner: VmAfterVm,
+        request: PlanRequest,
+        means: _Means | None = None,
+        knapsack_steps: int = MOST_KNAPSACK_STEPS,
+    ) -> None:
         self._planner = planner
+        self._knapsack_steps = knapsack_steps
         self._workspace = planner.workspace
         self._candidates = planner.candidates
         self._request = request
@@ -79,9 +89,14 @@ class Improving:
         better = self._better(found)
         return self._fuller(better) if self._request.most_vcpus and better.refused else better
 
-    def gain(self, plan: Plan) -> int:
-        """How much of what is asked for a plan of this request has: VMs, or what they are worth."""
-        return sum(map(self._worth, self._placed_by(plan))) if self._request.most_vcpus else len(plan.placed)
+    def gain(self, plan: Plan) -> tuple[int, ...]:
+        """How much of what is asked for a plan of this request has, to compare: VMs, or what they are worth. So many
+        VMs as are needed at least go before that."""
+        count = len(plan.placed)
+        if not self._request.most_vcpus:
+            return (count,)
+        worth = sum(self._worth(vm) for vm in self._placed_by(plan))
+        return min(count, self._request.at_least), worth, count, -len(plan.moves)
 
     def _better(self, found: Plan) -> Plan:
         if self._request.most_moves and (found.refused or found.moves):
@@ -101,7 +116,7 @@ class Improving:
         """Without any, if that places as many: VMs may be moved where it helps, and what is opened for one VM of the
         batch can cost another its place."""
         request = replace(self._request, most_moves=0)
-        still = Improving(self._planner, request).better(self._planner.run(request))
+        still = Improving(self._planner, request)._better(self._planner.run(request))
         return max(found, still, key=lambda each: (self.gain(each), _first_refused(each), -len(each.moves)))
 
     def _guarded(self, found: Plan) -> Plan:
@@ -162,8 +177,8 @@ class Improving:
     # --- as far as there is room -------------------------------------------------------------------------------------
 
     def _further(self, found: Plan) -> Plan:
-        """The first VM that is refused gets a place with all before it; then the next. Not at the cost of more VMs that
-        come later."""
+        """The first VM that is refused gets a place with all before it; then the next. Not at the cost of VMs that come
+        later and have more vCPUs, or are needed for there to be enough."""
         first, reached = _first_refused(found), _those_placed(self._seats(found))
         # More than these are too many by their count alone.
         most = bisect_left(range(len(self._vms)), True, key=lambda last: self._too_many(self._vms[: last + 1]))
@@ -176,7 +191,8 @@ class Improving:
                 break
             reached = longer
         seated = self._planner.run(self._request, seats=reached) if len(reached) > first else found
-        further = _first_refused(seated) > first and len(seated.placed) >= len(found.placed)
+        enough = len(seated.placed) >= min(len(found.placed), self._request.at_least)
+        further = _first_refused(seated) > first and enough and self._vcpus(seated) >= self._vcpus(found)
         return seated if further else found
 
     def _placed_whole(self, vms: Sequence[VmRequest]) -> list[Seat]:
@@ -194,12 +210,15 @@ class Improving:
         leanest = sorted(self._order, key=lambda index: (-vms[index].priority, _memory_a_vcpu(vms[index])))
         plans = [found, self._planner.run(self._request, turns=leanest)]
         cell_by_cell = CellByCell(self._workspace, self._candidates, self._request)
-        if cell_by_cell.applies(self._vms):
-            chosen = cell_by_cell.fill_with_the_most(self._vms, self._worth, MOST_KNAPSACK_STEPS)
+        if cell_by_cell.applies(self._vms, priorities=True) and sum(map(self._worth, self._vms)) < _EXACT:
+            chosen = cell_by_cell.fill_with_the_most(self._vms, self._worth, self._knapsack_steps)
             seats = {index: seat for index, seat in zip(self._order, chosen, strict=True) if seat is not None}
             turns = [*seats, *(index for index in leanest if index not in seats)]
             plans.append(self._planner.run(self._request, seats=list(seats.values()), turns=turns))
         return max(plans, key=self.gain)
+
+    def _vcpus(self, plan: Plan) -> int:
+        return sum(vm.profile.shape.vcpus for vm in self._placed_by(plan))
 
     def _worth(self, vm: VmRequest) -> int:
         """Its vCPUs; with priorities, of one of which a VM outweighs all of lower ones, as many times as that takes."""

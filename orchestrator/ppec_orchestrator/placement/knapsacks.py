@@ -25,6 +25,8 @@ from ppec_orchestrator.placement.filling import Amounts, Cells, Counts
 
 # Of more ways to begin the filling of a cell only the most promising are gone on with.
 _MOST_BEGUN = 1000
+# Of many more they are looked at before all of a kind are begun.
+_MOST_AT_ONCE = 16 * _MOST_BEGUN
 # How often all cells are filled one after the other to find the prices, by what part of its worth one changes in the
 # first round and in the last, and the most it can be. Those of the last rounds swing about where they should be.
 _ROUNDS, _LAST_ROUNDS = 20, 10
@@ -95,12 +97,14 @@ class Knapsacks:
         # Of many cells some show as well what is scarce, if they have no more than their share of the VMs.
         parts = -(-len(self._room) // _MOST_SHOWN)
         empty = replace(self._empty, left=tuple(-(-count // parts) for count in self._counts))
+        # Half of the steps are for what the prices are for.
+        enough = self.steps_left // 2
         for number in range(_ROUNDS):
-            found = self._filled(empty, self._smallest_first[::parts], prices)
+            found = self._filled(empty, self._smallest_first[::parts], prices, steps_kept=enough)
             if parts == 1:
                 self._best = max(self._best, found, key=_worth_of)
             last = [*last, prices][-_LAST_ROUNDS:]
-            if self._is_over(self._best):
+            if self.steps_left <= enough or self._is_over(self._best):
                 break
             step = _FIRST_STEP + (_LAST_STEP - _FIRST_STEP) * number / _ROUNDS
             prices = [
@@ -135,12 +139,14 @@ class Knapsacks:
             fillings[cell] = (0,) * len(counts)
         return _Filled(fillings, left, disk, worth)
 
-    def _filled(self, filled: _Filled, cells: Iterable[int], prices: Sequence[float]) -> _Filled:
-        """With these cells, which were empty, filled in this order."""
+    def _filled(
+        self, filled: _Filled, cells: Iterable[int], prices: Sequence[float], *, steps_kept: int = 0
+    ) -> _Filled:
+        """With these cells, which were empty, filled in this order, as far as there are steps."""
         fillings, left, disk, worth = list(filled.fillings), filled.left, list(filled.disk), filled.worth
         values = [worth - price for worth, price in zip(self._worths, prices, strict=True)]
         for cell in cells:
-            if self.steps_left <= 0:
+            if self.steps_left <= steps_kept:
                 break
             host = self._host[cell]
             counts = self._best_filling(cell, left, disk[host], values)
@@ -175,6 +181,8 @@ class Knapsacks:
                     if count > left[kind] or not all(map(le, need, rest)):
                         break
                     rest = tuple(map(sub, rest, need))
+                if len(further) > _MOST_AT_ONCE:
+                    further = _most_promising(further, room)
             begun = further if len(further) <= _MOST_BEGUN else _most_promising(further, room)
         # Of the same value: what leaves the least.
         best = min(begun.items(), key=lambda each: (-each[1][0], each[0]))[1][1]
@@ -205,7 +213,8 @@ def _most_worth(cells: Cells, worths: Sequence[int]) -> float:
         rates = (np.array(worths, dtype=np.float64)[None, :, None] / cells.needs).max(axis=1)
     with np.errstate(invalid="ignore"):
         # Nothing of a resource, for VMs that need none of it, bounds nothing.
-        return float(np.nan_to_num(cells.room * rates, nan=np.inf).min(axis=1).sum())
+        bounds = np.nan_to_num(cells.room * rates, nan=np.inf, posinf=np.inf)
+    return float(bounds.min(axis=1).sum())
 
 
 def _worth(worths: Sequence[int], counts: Counts) -> int:

@@ -18,7 +18,7 @@ from ppec_contract.api_placement import Policy as PolicyName
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SomeRows
-from ppec_orchestrator.placement.improving import Improving
+from ppec_orchestrator.placement.improving import KNAPSACK_STEPS_AGAIN, Improving
 from ppec_orchestrator.placement.moves import Openings, worth_opening
 from ppec_orchestrator.placement.neighbours import Neighbours
 from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
@@ -63,13 +63,11 @@ class Planner:
                 found = self.run(request, kept)
                 if not found.refused:
                     return found
-                return max(found, self._anew(request), key=Improving(self, request).gain)
-            return self._anew(request)
+                again = Improving(self, request, knapsack_steps=KNAPSACK_STEPS_AGAIN)
+                return max(found, again.better(self.run(request)), key=again.gain)
+            return Improving(self, request).better(self.run(request))
         finally:
             self.workspace.end()
-
-    def _anew(self, request: PlanRequest) -> Plan:
-        return Improving(self, request).better(self.run(request))
 
     def run(
         self,
@@ -254,10 +252,15 @@ class _Batch:
         if len(candidates.cells(row)) != len(columns):
             return None
         score, broken = float(candidates.key[row]), self.ranks.broken(self.workspace, vm, row)
-        # A warning admits everybody, but has to look on: before the VM is there, and after.
-        if self.spare is None:
-            taken = self.workspace.take(row, columns, candidates.fitting, vm)
+        taken = self.workspace.take(row, columns, candidates.fitting, vm)
+        overdrawn = self.workspace.overdrawn(taken)
+        if self.spare is None and not overdrawn:
             return _Found(taken, best.candidates, broken, score)
+        self.workspace.give_back(taken)
+        # It has room on the host, but one that could not have its own seat may be in this one.
+        if self.spare is None or overdrawn:
+            return None
+        # A warning admits everybody, but has to look on: before the VM is there, and after.
         admitted = None
         if self.spare.may_stand(row):
             admitted = self._take_if_admitted(self.spare, candidates, vm, row, columns)

@@ -137,7 +137,8 @@ class PlanRequest:
     `all_or_nothing` has the largest VMs placed first, whatever order they came in; without it they go in the order
     given. The plan of such a batch may still place some and refuse others, to say of each why: see `Plan.serves`.
     `most_vcpus`, without `all_or_nothing`, leaves it to the planner whom it refuses of VMs that don't all fit: so that
-    those placed have the most vCPUs in all. One of a higher priority outweighs all of lower ones, even then.
+    those placed have the most vCPUs in all. One of a higher priority outweighs all of lower ones, even then. `at_least`
+    so many are of use; what places more for fewer of them helps nobody.
     `batch_hosts` says how many VMs of this batch already stand on a host (a replan). `most_moves` is how many running
     VMs a plan may move between cells of their host to open one for a VM; 0 leaves them where they are.
     `contended_hosts` are left out, because another request is just taking room there."""
@@ -146,6 +147,7 @@ class PlanRequest:
     policy: Policy = Policy.BALANCED
     all_or_nothing: bool = False
     most_vcpus: bool = False
+    at_least: int = 0
     batch_hosts: Mapping[str, int] = field(default_factory=dict)
     spare: SpareRule = field(default_factory=SpareRule)
     most_moves: int = 0

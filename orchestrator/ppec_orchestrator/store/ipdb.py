@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BindParameter, Connection, bindparam, delete, func, insert, select, update
+from sqlalchemy import BindParameter, Connection, Select, bindparam, delete, func, insert, select, update
 
 from ppec_contract.api_ipdb import AddressAction, NetworkWanted
 from ppec_contract.errors import PpecError
@@ -285,18 +285,12 @@ _COUNTED = update(prefix).where(prefix.c.id == bindparam("which")).values(next_h
 def _take_rows(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], taking: _Taking) -> int:
     """Up to one address per VM, lowest first, of those that have rows; how many there were."""
     count = len(vm_ids)
-    free = (
-        select(address.c.id, address.c.address_hex)
-        .where(free_rows(one.prefix_id, taking.now()))
-        .order_by(address.c.address_hex)
-        .limit(count)
-    )
-    rows = conn.execute(free.with_for_update(skip_locked=True)).all()
+    rows = conn.execute(_free(one, count, taking.now()).with_for_update(skip_locked=True)).all()
     if taking.wait and len(rows) < count and conn.dialect.name == "postgresql":
         _take_turn_at_the_last(conn, one, taking, holds_some=bool(rows))
         # What others hold locked may yet be rolled back: wait for them rather than refuse while an address is free.
         # Rows they do take drop out while we wait, so look again until a look loses none.
-        while len(rows) < (seen := len(conn.execute(free).all())):
+        while len(rows) < (seen := len(conn.execute(free := _free(one, count, taking.now())).all())):
             rows = conn.execute(free.with_for_update()).all()
             if len(rows) == seen:
                 break
@@ -305,6 +299,12 @@ def _take_rows(conn: Connection, one: ServingPrefix, vm_ids: Sequence[UUID], tak
         pairs = zip(rows, vm_ids, strict=False)
         conn.execute(statement, [{"row": row.id, "owner": vm_id, "place": taking.position} for row, vm_id in pairs])
     return len(rows)
+
+
+def _free(one: ServingPrefix, count: int, now: datetime) -> Select[Any]:
+    """The lowest rows."""
+    columns = address.c.id, address.c.address_hex
+    return select(*columns).where(free_rows(one.prefix_id, now)).order_by(address.c.address_hex).limit(count)
 
 
 def _take_turn_at_the_last(conn: Connection, one: ServingPrefix, taking: _Taking, *, holds_some: bool) -> None:

@@ -289,6 +289,7 @@ MALFORMED: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (set_at("hosts.0.prefixes", [[1], [2, 777]]), "hosts[0].prefixes[1][1]", "there is no prefix '777'"),
     (set_at("profiles.0.networks", [None, [1, 555]]), "profiles[0].networks[1][1]", "there is no prefix '555'"),
     (set_at("profiles.1.networks", [[555]]), "profiles[1].networks[0][0]", "there is no prefix '555'"),
+    (set_at("profiles.1.fixed", [[1], [555]]), "profiles[1].fixed[1][0]", "there is no prefix '555'"),
     (set_at("profiles.1.where.rack", "r9"), "requests.batch[0].profile", "for rack 'r9' alone, where there is no host"),
     (set_at("profiles.1.where.host", "h9"), "requests.batch[0].profile", "for host 'h9' alone"),
     (set_at("requests.batch.0.excluded_hosts", ["h1", "h9"]), "requests.batch[0].excluded_hosts[1]", "no host 'h9'"),

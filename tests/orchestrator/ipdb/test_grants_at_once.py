@@ -95,6 +95,36 @@ def test_who_waited_grants_at_the_time_after_the_wait(
         assert set(conn.execute(granted_at).scalars()) == {clock()}
 
 
+def test_who_waited_finds_what_came_out_of_quarantine_meanwhile(
+    database: Database, open_database: Callable[[], Database], host_id: int
+) -> None:
+    """Of 29 all but one are taken, and one rests. While another transaction takes the last one, its rest ends."""
+    *before, waited_for, waiter = (make_vm(database, f"vm-{number}") for number in range(30))
+    with database.write() as conn:
+        conn.execute(update(tables.prefix).values(quarantine_s=10))
+    only_ipv4 = NetworkWanted(prefix=ip_network("10.0.0.0/27"))
+    granted(database, host_id, before, only_ipv4)
+    (last,) = granted(database, host_id, [waited_for], only_ipv4)
+    with database.write() as conn:
+        ipdb.release(conn, [before[0], waited_for], now=lambda: NOW)
+        conn.execute(update(tables.address).where(tables.address.c.last_vm_id == waited_for).values(free_from=None))
+    clock = HandClock()
+
+    def grant() -> str:
+        with open_database().write() as conn:
+            ipdb.grant(conn, {waiter: host_id}, [only_ipv4], now=clock)
+            return str(ipdb.addresses_of(conn, [waiter])[waiter][0].address.ip)
+
+    with ThreadPoolExecutor(1) as pool:
+        with database.write() as conn:
+            ipdb.grant(conn, {waited_for: host_id}, [only_ipv4], now=clock)
+            assert [str(one.address.ip) for one in ipdb.addresses_of(conn, [waited_for])[waited_for]] == last
+            later = pool.submit(grant)
+            wait_until(lambda: later.done() or bool(waiting(database)), "it waits", timeout_s=30)
+            clock.after_s = 20
+        assert later.result(30) == "10.0.0.2"
+
+
 def test_who_waited_releases_at_the_time_after_the_wait(
     database: Database, open_database: Callable[[], Database], host_id: int
 ) -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ppec_contract.api_placement import Policy
@@ -21,7 +21,7 @@ from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.knapsacks import Knapsacks
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import Planner, plan
-from ppec_orchestrator.placement.request import Group, PlanRequest, Profile, Shape, VmRequest
+from ppec_orchestrator.placement.request import Group, Level, PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest
 
 from .fleets import a_fleet, a_request, some_cells
 
@@ -112,6 +112,53 @@ def test_places_that_are_kept_do_not_cost_vcpus() -> None:
     assert names(Planner(now).plan(request, kept)) == ["vm-3"]
 
 
+def test_so_many_as_are_needed_go_before_vcpus() -> None:
+    fleet, batch = Fleet.build([host(0, 8, 8)]), vms((2, 2), (2, 2), (2, 2), (8, 8))
+    for at_least, placed in ((0, ["vm-4"]), (1, ["vm-4"]), (2, ["vm-1", "vm-2", "vm-3"])):
+        assert names(plan(fleet, PlanRequest(batch, Policy.PACK, most_vcpus=True, at_least=at_least))) == placed
+
+
+def test_as_many_priorities_as_there_are_are_kept() -> None:
+    """More than floats can tell apart: the order is all there is then."""
+    batch = tuple(
+        replace(vm, priority=100 - number % 201) for number, vm in enumerate(vms(*[(16, 16), (16, 64)] * 500))
+    )
+    request = PlanRequest(batch, Policy.PACK, most_vcpus=True)
+    made = plan(Fleet.build([host(number, 32, 64) for number in range(10)]), request)
+    placed = {place.vm_id for place in made.placed}
+    priorities = {vm.priority for vm in batch if vm.vm_id in placed}
+    assert priorities == {100, 99, 98}
+    assert {vm.vm_id for vm in batch if vm.priority == 100} <= placed
+
+
+def crowded(seed: int) -> tuple[Fleet, PlanRequest]:
+    """A few hosts of one to three cells, VMs of a few sizes that are too many, and N+1, which turns some away."""
+    rng = random.Random(seed)
+    hosts = []
+    for number in range(rng.randint(2, 5)):
+        one, count = host(number, rng.choice((2, 4, 6, 8)), rng.choice((4, 8, 16))), rng.choice((1, 2, 3))
+        hosts.append(replace(one, cells=tuple(replace(one.cells[0], cell=cell) for cell in range(count))))
+    sizes = [(rng.randint(1, 4), rng.choice((1, 2, 3, 5, 7))) for _ in range(rng.randint(1, 4))]
+    batch = vms(*rng.choices(sizes, k=rng.randint(3, 30)))
+    batch = tuple(replace(vm, priority=rng.choice((0, 0, 0, 1, -3))) for vm in batch)
+    mode, level = rng.choice(((Spare.WARN, Level.HOST), (Spare.REQUIRED, Level.HOST), (Spare.REQUIRED, Level.RACK)))
+    moves = rng.choice((0, 0, 2))
+    spare = SpareRule(mode, level, witnessed=True)
+    return Fleet.build(hosts), PlanRequest(
+        batch, rng.choice(list(Policy)), most_vcpus=True, most_moves=moves, spare=spare
+    )
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**32))
+@example(seed=130)
+@example(seed=414)
+@example(seed=488)
+def test_what_n_plus_one_turns_away_takes_no_seat_of_others(seed: int) -> None:
+    fleet, request = crowded(seed)
+    assert check(fleet, request, plan(fleet, request)) == []
+
+
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_it_never_places_fewer_vcpus_and_leaves_nothing_behind(seed: int) -> None:
@@ -183,6 +230,20 @@ def test_it_is_bounded() -> None:
         assert bool(found) == (most_steps > 0)
         # The cell under way is filled to its end.
         assert knapsacks.steps_left > -10_000
+
+
+def test_to_find_the_prices_leaves_steps_to_fill_cells_by_them() -> None:
+    """More cells than all show the prices, and more kinds than there are steps for twenty rounds."""
+    rng, cells, kinds = random.Random(1), 200, 12
+    made_up = Cells(
+        room=np.array([[rng.randint(8, 48), rng.randint(8, 96)] for _ in range(cells)], dtype=np.int64),
+        needs=np.array([[[rng.randint(1, 8), rng.randint(1, 24)] for _ in range(kinds)]] * cells, dtype=np.int64),
+        host=np.arange(cells, dtype=np.int64),
+        disk=np.full((cells, 1), 1000, dtype=np.int64),
+        disk_needs=np.ones((kinds, 1), dtype=np.int64),
+    )
+    found = Knapsacks(made_up, [100] * kinds, [4] * kinds, 200_000).run()
+    assert len({cell for cell, _ in found}) > 10
 
 
 def test_where_vms_mind_each_other_the_leanest_come_first() -> None:

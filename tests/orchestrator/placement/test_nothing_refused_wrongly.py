@@ -227,15 +227,24 @@ def test_nearly_as_many_as_have_room_in_cpus_and_memory_are_placed(
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32), hosts=st.integers(1, 5), policy=st.sampled_from(Policy))
 def test_of_more_than_have_room_those_who_come_first_are_placed(seed: int, hosts: int, policy: Policy) -> None:
-    """They use up all CPUs. Only if small ones that come later are more in number, some of the first are left out."""
+    """They use up all CPUs, so that small ones that come later and are more in number have not more."""
     fleet, first = _tight(random.Random(seed), hosts, 100)
     later = [replace(vm, vm_id=UUID(int=1000 + number), name=f"late-{number}") for number, vm in enumerate(first)]
     request = PlanRequest((*first, *later), policy)
     answer = plan(fleet, request)
-    assert len(answer.placed) >= len(first)
-    if len(answer.placed) == len(first):
-        assert [refusal.name for refusal in answer.refused] == [vm.name for vm in later]
+    assert [refusal.name for refusal in answer.refused] == [vm.name for vm in later]
     assert check(fleet, request, answer) == []
+
+
+def test_those_who_come_later_keep_the_first_out_if_there_would_not_be_enough() -> None:
+    """The large one has room beside two of the small ones, if the others make way."""
+    small, large = Profile(Shape(2, 64, 1), "x86_64"), Profile(Shape(8, 64, 1), "x86_64")
+    fleet = Fleet.build([_host(0, (8,)), _host(1, (4,))])
+    request = PlanRequest((*_vms(2, small), *_vms(1, large, first=3), *_vms(4, small, first=4)), Policy.BALANCED)
+    for at_least, placed in ((0, 3), (3, 3), (4, 6)):
+        answer = plan(fleet, replace(request, at_least=at_least))
+        assert len(answer.placed) == placed, at_least
+        assert check(fleet, request, answer) == []
 
 
 def test_a_host_that_holds_more_than_it_has_keeps_nobody_from_the_others() -> None:
