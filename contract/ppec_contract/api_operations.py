@@ -12,6 +12,7 @@ from pydantic import Field
 
 from ppec_contract.agent import Resized, Stage
 from ppec_contract.api_hosts import HostRetune
+from ppec_contract.api_placement import ExposedView
 from ppec_contract.errors import Problem
 from ppec_contract.model import HostName, Model, Sha256
 from ppec_contract.retune import RetunePlan
@@ -80,7 +81,7 @@ class RetuneView(HostRetune):
 
 class OperationView(Model):
     """`retune` is there of a retune alone. `plan_id` is the plan that it carries out as it was shown, `approved_by` who
-    had approved that."""
+    had approved that. `exposed` is what a create's N+1 warned of when it was accepted."""
 
     operation_id: str
     kind: str
@@ -97,3 +98,4 @@ class OperationView(Model):
     retune: RetuneView | None = None
     plan_id: Sha256 | None = None
     approved_by: str | None = None
+    exposed: tuple[ExposedView, ...] = ()

@@ -431,3 +431,37 @@ def test_an_export_that_breaks_off_leaves_nothing(orchestrator: Any, ppec: Any, 
 def test_a_stranger_gets_no_fleet(ppec: Any, tmp_path: Path) -> None:
     assert ppec("fleet", "export", str(tmp_path / "f"), "--token", "wrong").code == 3
     assert not (tmp_path / "f").exists()
+
+
+def test_a_fleet_tells_what_it_could_not_lose(program: Program, tmp_path: Path) -> None:
+    """Of three hosts the empty one takes the VM of either other one. Of these two alone neither takes the other's."""
+
+    def host(number: int, cores_free: int) -> dict[str, Any]:
+        used = 8 - cores_free
+        cell = {"cell": 0, "socket": 0, "threads_per_core": 1, "cores": 8, "cores_free": cores_free}
+        memory = {"memory_mib": 9000, "memory_free_mib": 9000 - used}
+        vm = {"vm_id": f"00000000-0000-0000-0000-00000000000{number}", "name": f"vm-{number}", "profile": f"c{used}"}
+        return {
+            "host_id": number, "name": f"h{number}", "region": "n", "datacentre": "d", "cluster": "c",
+            "rack": f"r{number // 2}", "vrf": "v", "architecture": "x86_64", "disk_mib": 9, "disk_free_mib": 9, "prefixes": [[1]],
+            "live": True, "draining": False, "cells": [cell | memory],
+            "vms": [vm | {"cells": [0]}] if used else [],
+        }  # fmt: skip
+
+    profiles = [
+        {"name": f"c{cores}", "architecture": "x86_64", "shape": {"vcpus": cores, "memory_mib": cores, "disk_mib": 0}}
+        for cores in (4, 8)
+    ]
+    hosts = [host(1, 0), host(2, 4), host(3, 8)]
+    file = tmp_path / "fleet.json"
+    for several, exposed in ((hosts, set()), (hosts[:2], {("h1", "vm-1", 1), ("h2", "vm-2", 1)})):
+        file.write_text(json.dumps({"schema": "ppec-fleet/1", "profiles": profiles, "hosts": several}))
+        ran = program("fleet", "exposed", str(file), "-o", "json")
+        assert ran.code == 0, ran.err
+        assert {tuple(each.values()) for each in ran.json["exposed"]} == exposed
+        assert ran.json["domains"] == len(several)
+    said = program("fleet", "exposed", str(file))
+    assert "vm-1" in said.out.decode()
+    assert "0 of 2 hosts can be lost, each alone." in said.err
+    racks = program("fleet", "exposed", str(file), "--level", "rack", "-o", "json").json
+    assert {each["domain"] for each in racks["exposed"]} == {"r0", "r1"}

@@ -15,7 +15,7 @@ import pytest
 
 from ppec_contract.agent import Effect, Resized
 from ppec_contract.api_operations import OperationState
-from ppec_contract.api_placement import Policy
+from ppec_contract.api_placement import ExposedView, Policy
 from ppec_contract.api_vms import BatchMode, VmRecord
 from ppec_contract.errors import PpecError
 from ppec_contract.guest import GuestInfo, GuestInterface
@@ -55,6 +55,14 @@ def test_create_sends_what_was_asked_once(orchestrator: Any, ppec: Any, tmp_path
         "user_data": text,
         "labels": {"a": "b=c", "<x>": "[red]"},
     }
+
+
+def test_what_n_plus_one_warns_of_is_said_at_once_and_for_good(orchestrator: Any, ppec: Any, make: Any) -> None:
+    orchestrator.current = make.operation("queued", exposed=(ExposedView(domain="h1", vm="db", without_place=2),))
+    said = "h1 is exposed: its loss leaves 2 VMs without a place, db first"
+    ran = ppec("vm", "create", "--flavor", "small", "--image", "tiny", "--n-plus-one", "warn")
+    assert (ran.code, said in ran.err, said in ran.out) == (0, True, False)
+    assert said in ppec("operation", "show", "op-1").err
 
 
 def test_at_least_is_a_best_effort(orchestrator: Any, ppec: Any) -> None:

@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_actions import ACTIONS, VM
+from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_actions import ACTIONS, VM, warnings_of
 from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client import OrchestratorClient
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 from orchestrator_double import TOKEN, FakeOrchestrator, api_of
@@ -59,6 +59,13 @@ def test_created_once_and_waited_for(do, orchestrator):
     ]  # fmt: skip
     assert "{{ x }}" not in json.dumps([first, second])
     assert second["diff"]["before"] == second["diff"]["after"] == first["diff"]["after"]
+
+
+def test_a_task_warns_of_what_n_plus_one_warned_of(do):
+    assert warnings_of(do(**WEB)) == warnings_of(do(**WEB)) == warnings_of(do(state="absent")) == []
+    exposed = {"domain": "h1", "vm": "db", "without_place": 2}
+    (warning,) = warnings_of({"operation": {"exposed": [exposed]}})
+    assert warning == "h1 is exposed: of the VMs that its loss ends, so many have no place then: 2, db first"
 
 
 def test_a_pool_is_asked_for_once_and_compared_where_it_is_given(do, orchestrator):

@@ -12,6 +12,7 @@ from urllib.parse import quote
 import typer
 
 from ppec_orchestrator.cli import wanted
+from ppec_orchestrator.cli.exposure import say_exposed
 from ppec_orchestrator.cli.output import Column
 from ppec_orchestrator.cli.session import session_of
 
@@ -79,9 +80,7 @@ def show_places(output: Output, view: PlanView) -> None:
             output.say(f"  would fit: {change.sentence}")
         if not one.advised:
             output.say("  what would help was looked for only for the first kinds of VMs refused: ask for it alone")
-    for each in view.exposed:
-        vms = "1 VM" if each.without_place == 1 else f"{each.without_place} VMs"
-        output.say(f"{each.domain} is exposed: its loss leaves {vms} without a place, {each.vm} first")
+    say_exposed(output, view.exposed)
 
 
 def none_made(placed: int, refused: int, at_least: int | None = None) -> str:

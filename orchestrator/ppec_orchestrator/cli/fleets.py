@@ -20,7 +20,7 @@ from ppec_orchestrator.cli.session import Session, session_of
 
 if TYPE_CHECKING:
     from ppec_orchestrator.cli.output import Output
-    from ppec_orchestrator.fleets.offline import Outcome, Verdict
+    from ppec_orchestrator.fleets.offline import ExposedDomain, Outcome, Verdict
 
 PATH = "/v1/fleet"
 FORMATS = "ppec-fleet/1 (of ppec fleet export), ppec-bench-cluster/1, or Ganeti's htools text."
@@ -129,6 +129,24 @@ def show(
     session.output.item(summary(file or _live(session)))
 
 
+@app.command("exposed")
+def exposed(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Argument(help=f"A file, {FORMATS} Left out: the live fleet.")] = None,
+    level: Annotated[Literal["host", "rack"], typer.Option(help="What may be lost.")] = "host",
+) -> None:
+    """Say which hosts, or racks, could not be lost: their VMs would not all find a place in their cluster (N+1)."""
+    from ppec_orchestrator.fleets.offline import exposed_in
+
+    session = session_of(context)
+    found = exposed_in(file or _live(session), level)
+    if session.output.as_json:
+        session.output.json(found)
+        return
+    _show_exposed(session.output, found.exposed)
+    session.output.say(f"{found.domains - len(found.exposed)} of {found.domains} {level}s can be lost, each alone.")
+
+
 def refuse_faults(
     faults: Sequence[str], hint: str = "Don't carry it out, and report it with the files it was made from."
 ) -> None:
@@ -195,9 +213,7 @@ def _show(output: Output, outcome: Outcome) -> None:
             whys.append((sum(why.vms for why in left), left[0].first, "counted otherwise: see --output json"))
         output.results.print(rows(("refused VMs>", "first of them", "of"), whys))
     _show_advice(output, outcome)
-    if answer.exposed:
-        exposed = [(each.domain, each.without_place, each.vm) for each in answer.exposed]
-        output.results.print(rows(("if lost", "VMs without a place>", "first of them"), exposed))
+    _show_exposed(output, answer.exposed or ())
     said = {
         "placed": len(answer.placed),
         "refused": len(answer.refused),
@@ -211,6 +227,14 @@ def _show(output: Output, outcome: Outcome) -> None:
         output.say(none_made(len(answer.placed), len(answer.refused)))
     if answer.faults is not None:
         _show_checked(output, answer.faults, len(answer.placed), len(answer.refused), answer.domains_checked)
+
+
+def _show_exposed(output: Output, exposed: Sequence[ExposedDomain]) -> None:
+    from ppec_orchestrator.cli.output import rows
+
+    if exposed:
+        shown = [(each.domain, each.without_place, each.vm) for each in exposed]
+        output.results.print(rows(("if lost", "VMs without a place>", "first of them"), shown))
 
 
 def _show_checked(output: Output, faults: Sequence[str], placed: int, refused: int, domains: int | None) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from ppec_orchestrator.cli.exposure import say_exposed
 from ppec_orchestrator.cli.resources import Limit, Resource, at_default, made_columns, show_items
 from ppec_orchestrator.cli.session import Session, session_of
 
@@ -103,7 +104,7 @@ def show_operation(session: Session, view: OperationView) -> None:
     if output.as_json:
         output.json(view)
         return
-    hidden = {"items", "steps", "problem", "retune"} | at_default(view, ("plan_id", "approved_by"))
+    hidden = {"items", "steps", "problem", "retune", "exposed"} | at_default(view, ("plan_id", "approved_by"))
     output.results.print(fields(view.model_dump(mode="json", exclude=hidden)))
     _print_table(session, "VMs", table(view.items, made_columns(_ITEMS)), bool(view.items))
     steps: tuple[OperationStep, ...] = view.steps
@@ -113,6 +114,7 @@ def show_operation(session: Session, view: OperationView) -> None:
 
         output.results.print("\nplan")
         print_plan(output, view.retune.plan)
+    say_exposed(output, view.exposed)
     if view.problem:
         output.error(view.problem.error())
 
@@ -144,7 +146,9 @@ def cancel(context: typer.Context, operation_id: Id) -> None:
 
 
 def accepted(session: Session, view: OperationView, *, wait: bool) -> None:
-    """The end of every command that starts an operation: says its id, or waits for its end."""
+    """The end of every command that starts an operation: says its id, or waits for its end. In JSON it is all there."""
+    if not session.output.as_json:
+        say_exposed(session.output, view.exposed)
     if wait:
         wait_for(session, view.operation_id)
     elif session.output.as_json:

@@ -21,12 +21,22 @@ from ppec_contract.errors import PpecError
 from ppec_contract.model import Model
 from ppec_orchestrator.fleets import snapshot
 from ppec_orchestrator.fleets.advice import Advised, advice_on
-from ppec_orchestrator.fleets.answer import PlanAnswer, Verdict, evacuations, exposed, moved, placed, refused
+from ppec_orchestrator.fleets.answer import (
+    ExposedDomain,
+    PlanAnswer,
+    Verdict,
+    evacuations,
+    exposed,
+    moved,
+    placed,
+    refused,
+)
 from ppec_orchestrator.fleets.faults import ANSWER, REQUESTS
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.generator import Recipe, generate
 from ppec_orchestrator.fleets.reading import contents, read_fleet, read_requests
 from ppec_orchestrator.fleets.saved import Saved, faults_of, read_answer
+from ppec_orchestrator.placement import evacuation
 from ppec_orchestrator.placement.advice import MOST_ADVISED
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.checker import check
@@ -38,12 +48,15 @@ from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, Spare
 
 # All that the command line takes.
 __all__ = [
+    "ExposedDomain",
+    "FleetExposed",
     "FleetSummary",
     "Options",
     "Outcome",
     "PlanAnswer",
     "Recipe",
     "Verdict",
+    "exposed_in",
     "generated",
     "plan_on",
     "summary",
@@ -107,6 +120,13 @@ class FleetSummary(Model):
     nvme: int
     nvme_free: int
     score: float
+
+
+class FleetExposed(Model):
+    """Of how many hosts, or racks, which could not be lost (N+1)."""
+
+    domains: int
+    exposed: tuple[ExposedDomain, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +261,14 @@ def summary(fleet: Path | bytes) -> FleetSummary:
         disk_free_mib=int(read.disk_free_mib.sum()),
         score=round(Balance(read).score(), 8),
     )
+
+
+def exposed_in(fleet: Path | bytes, level: str) -> FleetExposed:
+    """Of all clusters; `level` is `host` or `rack`."""
+    read = _read(fleet).fleet
+    found = evacuation.exposed(read, Level(level))
+    exposed = tuple(ExposedDomain(domain=e.domain, vm=e.vm, without_place=e.without_place) for e in found)
+    return FleetExposed(domains=len(evacuation.domains(read, Level(level))), exposed=exposed)
 
 
 def generated(recipe: Recipe) -> Iterator[str]:

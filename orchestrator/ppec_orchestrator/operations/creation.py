@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api_operations import ItemState
+from ppec_contract.api_placement import ExposedView
 from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy, refuse_others
@@ -323,7 +324,7 @@ class Creation:
         now = self._now()
         accepted = [
             Accepted(
-                one.ask, new_id(), create.NAME, one.meant.input.model_dump(mode="json"), _items(one, planned),
+                one.ask, new_id(), create.NAME, _input(one, planned), _items(one, planned),
                 planned.passes, one.origin,
             )
             for one in answered
@@ -366,6 +367,11 @@ def _joins(asked: VmsCreate) -> bool:
         and not any(item.groups for item in asked.items)
         and not POLICIES[asked.policy].apart
     )
+
+
+def _input(answered: _Answered, planned: Planned) -> dict[str, Any]:
+    exposed = tuple(ExposedView(**asdict(one)) for one in planned.plan.exposed)
+    return answered.meant.input.model_copy(update={"exposed": exposed}).model_dump(mode="json")
 
 
 def _new_vms(answered: _Answered, operation: Accepted) -> list[NewVm]:

@@ -24,7 +24,7 @@ from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_reques
 from ppec_orchestrator.operations.planning import Planning, relied_on
 from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.fleet import Fleet
-from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Refusal
+from ppec_orchestrator.placement.plan import Evidence, Exposed, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Spare
 from ppec_orchestrator.store import plan_views, plans, vms
@@ -104,7 +104,9 @@ def restored(stored: StoredPlan) -> Restored:
         for step, moves in (opened.get(place.vm_id, (0, ())),)
     )
     meant = Meant(places["image_id"], places.get("image_sha256", ""), CreateInput.model_validate(stored.input))
-    plan = Plan(placed, refused, evidence)
+    shown = PlanView.model_validate(stored.shown).exposed if stored.shown is not None else ()
+    exposed = tuple(Exposed(each.domain, each.vm, each.without_place) for each in shown)
+    plan = Plan(placed, refused, evidence, exposed)
     return Restored(plan, meant, stored.asked.get("user_data", ""), _changes_shown(stored, plan))
 
 

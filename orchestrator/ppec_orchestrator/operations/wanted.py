@@ -11,7 +11,7 @@ from pydantic import Field
 
 from ppec_contract.api_hosts import HostRetune
 from ppec_contract.api_ipdb import NetworkWanted
-from ppec_contract.api_placement import GroupRule
+from ppec_contract.api_placement import ExposedView, GroupRule
 from ppec_contract.api_vms import BatchMode, VmsCreate
 from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
@@ -63,6 +63,8 @@ class CreateInput(SizeMeant):
     sizes: dict[str, SizeMeant] = Field(default_factory=dict)
     # Of each of the request's networks the prefixes that could give its address: see `wanted_networks.candidates`.
     prefixes: tuple[tuple[int, ...] | None, ...] = (None,)
+    # What N+1, as a warning, named when the plan was made that was committed.
+    exposed: tuple[ExposedView, ...] = ()
 
     @property
     def networks(self) -> tuple[NetworkWanted, ...]:

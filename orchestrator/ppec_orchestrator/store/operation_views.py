@@ -21,6 +21,7 @@ from ppec_contract.api_operations import (
     OperationView,
     RetuneView,
 )
+from ppec_contract.api_placement import ExposedView
 from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.store.operations import PLAN_STEP, RESIZE_STEP, RETUNE, NewOperation
 from ppec_orchestrator.store.paging import Slice, newest_page
@@ -93,6 +94,7 @@ def _views(conn: Connection, rows: Sequence[Row[Any]]) -> list[OperationView]:
             problem=Problem.model_validate(row.problem) if row.problem else None,
             counters=row.counters,
             retune=_retune(row.kind, row.input, planned.get(row.id, {})),
+            exposed=_exposed(row.input),
             plan_id=row.plan_id,
             approved_by=row.approved_by,
         )
@@ -107,6 +109,11 @@ def _with_effect(one: OperationItem, effects: Mapping[str, Any]) -> OperationIte
 
 def _retune(kind: str, asked: Mapping[str, Any], planned: Mapping[str, Any]) -> RetuneView | None:
     return RetuneView.model_validate({**asked, **planned}) if kind == RETUNE else None
+
+
+def _exposed(asked: Mapping[str, Any]) -> tuple[ExposedView, ...]:
+    """Of a create; others have no such thing."""
+    return tuple(ExposedView.model_validate(each) for each in asked.get("exposed", ()))
 
 
 def _item(row: Row[Any]) -> OperationItem:
@@ -148,6 +155,7 @@ def enqueued(new: NewOperation) -> OperationView:
         steps=tuple(_enqueued_step(new, ordinal, name) for ordinal, name in enumerate(new.steps)),
         counters=dict(new.counters),
         retune=_retune(new.kind, new.input, {}),
+        exposed=_exposed(new.input),
         plan_id=new.origin.plan_id,
         approved_by=new.origin.approved_by,
     )

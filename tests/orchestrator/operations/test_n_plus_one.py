@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fastapi.testclient import TestClient
 
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.provider import BuiltIn
@@ -50,3 +51,21 @@ def test_a_vm_that_n_plus_one_alone_refuses_is_told_what_helps(world: Any, creat
     assert sentences[0] == "do without N+1"
     assert "look in every cluster" not in sentences
     assert "Cheapest change: do without N+1." in refused.value.hint
+
+
+def test_a_create_tells_what_the_plan_warned_of(world: Any, api: TestClient) -> None:
+    """At once and for good; also one that carries out a plan that was shown. Without a warning nobody is told."""
+    body = {"image": "debian", "flavor": "half", "count": 2, "n_plus_one": {"mode": "warn"}}
+    fill = api.post("/v1/vms", json=body | {"name": "first", "count": 3})
+    assert (fill.status_code, fill.json()["exposed"]) == (202, [])
+    shown = api.post("/v1/plans", json=body | {"name": "planned"}).json()
+    assert shown["exposed"]
+    executed = api.post(f"/v1/plans/{shown['plan_id']}/execute")
+    assert (executed.status_code, executed.json()["exposed"]) == (202, shown["exposed"])
+    made = api.post("/v1/vms", json=body | {"name": "last", "count": 1})
+    assert made.status_code == 202, made.text
+    assert {each["domain"] for each in made.json()["exposed"]} == {"h1", "h2", "h3"}
+    for accepted in (executed, made):
+        kept = world.ended(accepted.json()["operation_id"])
+        assert [each.model_dump() for each in kept.exposed] == accepted.json()["exposed"]
+        assert api.get(f"/v1/operations/{kept.operation_id}").json()["exposed"] == accepted.json()["exposed"]

@@ -115,6 +115,13 @@ ACTIONS = {
 }
 
 
+def warnings_of(result):
+    """What N+1 warned of when the operation was accepted."""
+    exposed = (result.get("operation") or {}).get("exposed", ())
+    said = "{domain} is exposed: of the VMs that its loss ends, so many have no place then: {without_place}, {vm} first"
+    return [said.format(**one) for one in exposed]
+
+
 def run_module(name):
     """The whole of a module's `main`."""
     contract, execute = ACTIONS[name]
@@ -125,4 +132,6 @@ def run_module(name):
         module.fail_json(msg=str(problem), problem=problem.body())
     except (AttributeError, KeyError, TypeError) as error:
         module.fail_json(msg=f"the orchestrator's answer does not follow the contract: {error!r}")
+    for warning in warnings_of(result):
+        module.warn(warning)
     module.exit_json(**result)

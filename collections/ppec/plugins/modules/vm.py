@@ -106,7 +106,8 @@ options:
     type: dict
     suboptions:
       mode:
-        description: V(required) turns it away there.
+        description:
+          - V(required) turns it away there; V(warn) has the task warn of what the loss would leave without a place.
         type: str
         choices: ["off", warn, required]
         default: "off"
