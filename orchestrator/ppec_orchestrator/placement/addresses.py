@@ -95,6 +95,8 @@ class AddressRoom:
         # By networks: per kind of host, and the same per host.
         self._kinds_enough: dict[tuple[Network, ...], list[bool]] = {}
         self._enough: dict[tuple[Network, ...], BoolArray] = {}
+        # Per kind, what a VM takes as long as the first prefix of each family has enough.
+        self._first: dict[tuple[Network, ...], list[tuple[tuple[int, int], ...]]] = {}
         # Of a prefix with as many addresses left as any VM takes of it, one more or less matters to no host.
         self._plenty = 0
         # By kind, whether any of its prefixes can run out.
@@ -139,13 +141,25 @@ class AddressRoom:
         """What was worked out for networks that may never be asked for again."""
         self._enough.pop(networks, None)
         self._kinds_enough.pop(networks, None)
+        self._first.pop(networks, None)
 
-    def granted(self, row: int, networks: Sequence[Network]) -> tuple[tuple[int, int], ...]:
+    def granted(self, row: int, networks: tuple[Network, ...]) -> tuple[tuple[int, int], ...]:
         """What a VM there would take of prefixes that can run out: (prefix, how many)."""
         kind = self._kinds.of_row.item(row)
         if not self._scarce[kind]:
             return ()
-        found = _grants(self._kinds.prefixes[kind], networks, self.left) or {}
+        if networks not in self._first:
+            self._first[networks] = [self._of_counted(prefixes, networks, {}) for prefixes in self._kinds.prefixes]
+        first, left = self._first[networks][kind], self.left
+        for prefix, count in first:
+            if left[prefix] < count:
+                return self._of_counted(self._kinds.prefixes[kind], networks, left)
+        return first
+
+    def _of_counted(
+        self, prefixes: Prefixes, networks: Sequence[Network], left: Mapping[int, int]
+    ) -> tuple[tuple[int, int], ...]:
+        found = _grants(prefixes, networks, left) or {}
         return tuple((prefix, count) for prefix, count in found.items() if prefix in self.left)
 
     def count(self, prefix: int, by: int) -> None:
