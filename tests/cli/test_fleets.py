@@ -443,8 +443,8 @@ def test_a_fleet_tells_what_it_could_not_lose(program: Program, tmp_path: Path) 
         vm = {"vm_id": f"00000000-0000-0000-0000-00000000000{number}", "name": f"vm-{number}", "profile": f"c{used}"}
         return {
             "host_id": number, "name": f"h{number}", "region": "n", "datacentre": "d", "cluster": "c",
-            "rack": f"r{number // 2}", "vrf": "v", "architecture": "x86_64", "disk_mib": 9, "disk_free_mib": 9, "prefixes": [[1]],
-            "live": True, "draining": False, "cells": [cell | memory],
+            "rack": f"r{number // 2}", "vrf": "v", "architecture": "x86_64", "disk_mib": 9, "disk_free_mib": 9,
+            "prefixes": [[1]], "live": True, "draining": False, "cells": [cell | memory],
             "vms": [vm | {"cells": [0]}] if used else [],
         }  # fmt: skip
 
