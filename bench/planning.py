@@ -126,6 +126,7 @@ def with_labels_and_addresses(fleet: Fleet, batch: Sequence[VmRequest]) -> tuple
 def _speed(named: Named, planner: Planner, batch: Sequence[VmRequest]) -> None:
     fleet, picky = with_labels_and_addresses(planner.fleet, batch)
     picky_planner = Planner(fleet)
+    _still()
     for policy in Policy:
         request = PlanRequest(tuple(batch), policy)
         cold_s, plan = _timed(planner, request)
