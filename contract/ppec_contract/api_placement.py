@@ -144,9 +144,11 @@ class RefusedView(Model):
 
 
 class ExposedView(Model):
-    """A host or rack whose loss would leave so many VMs without a place, `vm` the first of them."""
+    """A host or rack whose loss would leave so many VMs without a place, `vm` the first of them. Of which `level` it is
+    older orchestrators don't tell."""
 
     domain: str
+    level: Literal["host", "rack"] | None = None
     vm: str
     without_place: int
 
@@ -161,9 +163,10 @@ class RestartView(Model):
 
 class LossView(Model):
     """A host or rack that has VMs: where each of them would restart were it lost; or those that could not. Of two VMs
-    with one name, both have a line."""
+    with one name, both have a line. Of which `level` it is older orchestrators don't tell."""
 
     domain: str
+    level: Literal["host", "rack"] | None = None
     cluster: str
     restarts: tuple[RestartView, ...]
     without_place: tuple[str, ...]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Literal
 
 from ppec_contract.api_placement import ChangeView, LossView, RestartView
 from ppec_contract.model import Model
@@ -50,9 +52,11 @@ class RefusedVm(Model):
 
 
 class ExposedDomain(Model):
-    """A host or rack whose loss would leave VMs without a place, and the first of them."""
+    """A host or rack whose loss would leave VMs without a place, and the first of them. In answers of before `level`
+    was told it is that of the rule asked for."""
 
     domain: str
+    level: Literal["host", "rack"] | None = None
     vm: str
     without_place: int
 
@@ -110,7 +114,7 @@ def refused(plan: Plan, advice: Iterable[Advised], *, with_evidence: bool) -> tu
 
 
 def exposed(plan: Plan) -> tuple[ExposedDomain, ...]:
-    return tuple(ExposedDomain(domain=e.domain, vm=e.vm, without_place=e.without_place) for e in plan.exposed)
+    return tuple(ExposedDomain(**asdict(each)) for each in plan.exposed)
 
 
 def evacuations(plan: Plan, fleet: Fleet) -> tuple[LossView, ...]:
@@ -120,6 +124,7 @@ def evacuations(plan: Plan, fleet: Fleet) -> tuple[LossView, ...]:
     return tuple(
         LossView(
             domain=each.domain,
+            level=each.level.value,
             cluster=each.cluster,
             restarts=tuple(
                 RestartView(vm=names[vm_id], host=host, cells=cells) for vm_id, (host, cells) in each.seats.items()

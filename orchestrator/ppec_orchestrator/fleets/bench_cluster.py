@@ -38,7 +38,7 @@ __all__ = ["SCHEMA", "read"]
 
 _ARCHITECTURE = "x86_64"
 # The format's words, and the API's for what is no part of it (as in `snapshot.py`).
-_CALLED = {"one-cell": "rules.vm_fits_one_socket", "spare": "n_plus_one"}
+_CALLED = {"one-cell": "rules.vm_fits_one_socket", "spare": "n_plus_one", "cluster-spare": "cluster.n_plus_one"}
 _PLACES = {"cluster": "group"}
 # One prefix for all hosts, without a bound.
 _PREFIXES = ((1,),)

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ppec_contract.api_placement import MAX_PLAN_MOVES, Policy
@@ -45,6 +45,7 @@ from ppec_orchestrator.placement.fleet import Fleet, IntArray
 from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, SpareRule
+from ppec_orchestrator.placement.spare_rules import SpareRules
 
 # All that the command line takes.
 __all__ = [
@@ -153,12 +154,12 @@ def plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Out
 
 def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Outcome:
     terms = _terms(options)
-    rule = terms.spare
     started_s = time.process_time()
     file = _with_batch(_read(fleet), requests)
     planner = Planner(file.fleet)
     loaded_s = time.process_time()
     request = replace(terms, vms=file.requests)
+    looked_on = not SpareRules.of(file.fleet, terms.spare).off
     plan = planner.plan(request)
     planned_s = time.process_time()
     advice = advice_on(file.fleet, request, plan, file.called, options.most_advised)
@@ -172,11 +173,11 @@ def _plan_on(fleet: Path | bytes, requests: Path | None, options: Options) -> Ou
         load_cpu_s=round(loaded_s - started_s, 6),
         plan_cpu_s=round(planned_s - loaded_s, 6),
         advice_cpu_s=round(advised_s - planned_s, 6) if advice else None,
-        exposed=None if rule.mode is Spare.OFF else exposed(plan),
+        exposed=exposed(plan) if looked_on else None,
         moves=moved(plan.moves) if options.most_moves else None,
-        evacuations=evacuations(plan, file.fleet) if options.evidence and rule.mode is not Spare.OFF else None,
+        evacuations=evacuations(plan, file.fleet) if options.evidence and looked_on else None,
         faults=faults,
-        domains_checked=_held(plan) if options.check and rule.mode is not Spare.OFF else None,
+        domains_checked=_held(plan) if options.check and looked_on else None,
         check_cpu_s=round(checked_s - advised_s, 6) if options.check else None,
     )
     return _outcome(answer, file, plan, advice)
@@ -193,7 +194,7 @@ def verified(fleet: Path | bytes, requests: Path | None, answer: Path, options: 
         started_s = time.process_time()
         faults = faults_of(saved, file.fleet, replace(terms, vms=file.requests))
         told = saved.answer
-        lost = None if terms.spare.mode is Spare.OFF else told.evacuations or ()
+        lost = None if SpareRules.of(file.fleet, terms.spare).off else told.evacuations or ()
         return Verdict(
             placed=len(told.placed),
             refused=len(told.refused),
@@ -267,8 +268,8 @@ def exposed_in(fleet: Path | bytes, level: str) -> FleetExposed:
     """Of all clusters; `level` is `host` or `rack`."""
     read = _read(fleet).fleet
     found = evacuation.exposed(read, Level(level))
-    exposed = tuple(ExposedDomain(domain=e.domain, vm=e.vm, without_place=e.without_place) for e in found)
-    return FleetExposed(domains=len(evacuation.domains(read, Level(level))), exposed=exposed)
+    told = tuple(ExposedDomain(**asdict(each)) for each in found)
+    return FleetExposed(domains=len(evacuation.domains(read, Level(level))), exposed=told)
 
 
 def generated(recipe: Recipe) -> Iterator[str]:

@@ -8,7 +8,7 @@ is no part of an answer: it is what the VM needs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ from ppec_orchestrator.placement.fleet import Fleet, SeatedVm
 from ppec_orchestrator.placement.plan import Evacuation, Evidence, Exposed, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.replay import needs
-from ppec_orchestrator.placement.request import PlanRequest, Spare, SpareRule, VmRequest
+from ppec_orchestrator.placement.request import Level, PlanRequest
+from ppec_orchestrator.placement.spare_rules import SpareRules
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +63,8 @@ def read_answer(data: bytes, source: str) -> Saved:
 def faults_of(saved: Saved, fleet: Fleet, request: PlanRequest) -> list[str]:
     """None for an answer that holds. One that speaks of other VMs than were asked for, or than there are, is not played
     through. Raises PpecError for one that was made by another rule about spare room, which nothing else would show."""
-    _refuse_other_rule(saved.answer, request.spare)
-    answer, told = saved.answer, _Told(saved.answer, fleet, request.vms)
+    _refuse_other_rule(saved.answer, SpareRules.of(fleet, request.spare))
+    answer, told = saved.answer, _Told(saved.answer, fleet, request)
     faults = [*told.strangers()]
     if faults:
         return faults
@@ -79,10 +80,10 @@ def faults_of(saved: Saved, fleet: Fleet, request: PlanRequest) -> list[str]:
     return faults
 
 
-def _refuse_other_rule(answer: PlanAnswer, rule: SpareRule) -> None:
-    if rule.mode is Spare.OFF and (answer.exposed or answer.evacuations):
+def _refuse_other_rule(answer: PlanAnswer, rules: SpareRules) -> None:
+    if rules.off and (answer.exposed or answer.evacuations):
         what, hint = "was made with N+1", "Give --n-plus-one as it was given then."
-    elif rule.mode is not Spare.OFF and answer.evacuations is None:
+    elif not rules.off and answer.evacuations is None:
         what, hint = "says nothing of where VMs would restart (N+1)", "Ask for it with --n-plus-one and --evidence."
     else:
         return
@@ -146,9 +147,10 @@ def _moved(move: MoveView, host: str) -> MovedVm:
 class _Told:
     """Names looked up: those of requests, and of the fleet's VMs."""
 
-    def __init__(self, answer: PlanAnswer, fleet: Fleet, vms: Sequence[VmRequest]) -> None:
+    def __init__(self, answer: PlanAnswer, fleet: Fleet, request: PlanRequest) -> None:
         self._answer, self._fleet = answer, fleet
-        self._asked = {vm.name: vm for vm in vms}
+        self._level = request.spare.level
+        self._asked = {vm.name: vm for vm in request.vms}
         self._standing = {vm.name: vm for host in fleet.hosts for vm in host.vms}
         # The checker looks up where they stand, and in which cells.
         new = {each.vm: self._asked[each.vm] for each in answer.placed if each.vm in self._asked}
@@ -174,11 +176,11 @@ class _Told:
         yield from self._strange_losses(answer.evacuations or ())
 
     def _strange_losses(self, losses: Iterable[LossView]) -> Iterator[str]:
-        seen = set[tuple[str, str]]()
+        seen = set[tuple[str | None, str, str]]()
         for loss in losses:
-            if (loss.cluster, loss.domain) in seen:
+            if (loss.level, loss.cluster, loss.domain) in seen:
                 yield f"where the VMs of {shown(loss.domain)} would restart is said twice"
-            seen.add((loss.cluster, loss.domain))
+            seen.add((loss.level, loss.cluster, loss.domain))
             names = [each.vm for each in loss.restarts] + [*loss.without_place]
             for name in names:
                 if name not in self._vms:
@@ -200,7 +202,10 @@ class _Told:
                 for each in answer.refused
             ),
             evidence=tuple(self._why(each) for each in answer.placed),
-            exposed=tuple(Exposed(each.domain, each.vm, each.without_place) for each in answer.exposed or ()),
+            exposed=tuple(
+                Exposed(each.domain, Level(each.level or self._level), each.vm, each.without_place)
+                for each in answer.exposed or ()
+            ),
             evacuations=tuple(self._evacuation(each) for each in answer.evacuations or ()),
         )
 
@@ -227,7 +232,8 @@ class _Told:
 
     def _evacuation(self, said: LossView) -> Evacuation:
         seats = {self._vms[each.vm].vm_id: (each.host, each.cells) for each in said.restarts}
-        return Evacuation(said.domain, said.cluster, seats, tuple(self._vms[name] for name in said.without_place))
+        without = tuple(self._vms[name] for name in said.without_place)
+        return Evacuation(said.domain, Level(said.level or self._level), said.cluster, seats, without)
 
 
 def _evidence(said: PlacedVm) -> PlaceEvidence:

@@ -48,7 +48,12 @@ from ppec_orchestrator.placement.request import ANY_NETWORK, Group, Network, Pro
 __all__ = ["CALLED", "REQUESTS_SCHEMA", "SCHEMA", "read", "read_requests", "requests_document", "written"]
 
 # Of requests, where the planner has other words. N+1 is no part of the file; it is called what the API calls it.
-CALLED = {"failed": "excluded_hosts", "one-cell": "numa.multi_cell", "spare": "n_plus_one"}
+CALLED = {
+    "failed": "excluded_hosts",
+    "one-cell": "numa.multi_cell",
+    "spare": "n_plus_one",
+    "cluster-spare": "cluster.n_plus_one",
+}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

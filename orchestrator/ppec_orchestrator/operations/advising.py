@@ -35,6 +35,7 @@ IN_REQUESTS = {
     "without": "avoid_labels",
     "one-cell": "numa.multi_cell",
     "spare": "n_plus_one",
+    "cluster-spare": "cluster.n_plus_one",
     "nvme": "nvme_drives",
 }
 Changes = tuple[ChangeView, ...]

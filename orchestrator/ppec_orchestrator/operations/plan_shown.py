@@ -26,7 +26,8 @@ from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Exposed, Move, Placement, Plan, Refusal
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import PlanRequest, Spare
+from ppec_orchestrator.placement.request import Level, PlanRequest
+from ppec_orchestrator.placement.spare_rules import SpareRules
 from ppec_orchestrator.store import plan_views, plans, vms
 from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
@@ -105,7 +106,8 @@ def restored(stored: StoredPlan) -> Restored:
     )
     meant = Meant(places["image_id"], places.get("image_sha256", ""), CreateInput.model_validate(stored.input))
     shown = PlanView.model_validate(stored.shown).exposed if stored.shown is not None else ()
-    exposed = tuple(Exposed(each.domain, each.vm, each.without_place) for each in shown)
+    level = meant.input.request.n_plus_one.level
+    exposed = tuple(Exposed(each.domain, Level(each.level or level), each.vm, each.without_place) for each in shown)
     plan = Plan(placed, refused, evidence, exposed)
     return Restored(plan, meant, stored.asked.get("user_data", ""), _changes_shown(stored, plan))
 
@@ -196,7 +198,7 @@ def _view(stored: StoredPlan, request: PlanRequest, plan: Plan, fleet: Fleet, *,
 def _certificate(request: PlanRequest, plan: Plan, fleet: Fleet) -> dict[str, Any]:
     return {
         "requests": requests_document(request.vms, fleet),
-        "evacuations": None if request.spare.mode is Spare.OFF else evacuations(plan, fleet),
+        "evacuations": None if SpareRules.of(fleet, request.spare).off else evacuations(plan, fleet),
     }
 
 

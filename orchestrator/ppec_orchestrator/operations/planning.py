@@ -24,7 +24,8 @@ from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Kept
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare
+from ppec_orchestrator.placement.request import PlanRequest, Shape
+from ppec_orchestrator.placement.spare_rules import SpareRules
 from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
@@ -270,8 +271,8 @@ def _starts_group(request: PlanRequest) -> bool:
 def relied_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> Mapping[int, int]:
     """The generations of hosts whose VMs the plan's rules look at: of all that share a level with a placement of a
     group, or a cluster with any where spare room is required."""
-    spare = request.spare.mode is Spare.REQUIRED
-    if not spare and not any(vm.groups for vm in request.vms):
+    spare = SpareRules.of(fleet, request.spare)
+    if not spare.required and not any(vm.groups for vm in request.vms):
         return {}
     groups = {vm.vm_id: [group for group in vm.groups if group.hard] for vm in request.vms}
     rows: set[int] = set()
@@ -279,8 +280,9 @@ def relied_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> Mapping[int, in
         row = fleet.index[place.host]
         for group in groups[place.vm_id]:
             rows.update(fleet.rows_of(group.level, fleet.domain(row, group.level)).tolist())
-        if spare:
-            rows.update(fleet.places["cluster"][fleet.hosts[row].cluster].tolist())
+        cluster = fleet.hosts[row].cluster
+        if spare.required_in(cluster):
+            rows.update(fleet.places["cluster"][cluster].tolist())
     return {fleet.hosts[row].host_id: fleet.hosts[row].generation for row in rows}
 
 

@@ -33,14 +33,16 @@ from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import PlanRequest, Spare, SpareRule, VmRequest
-from ppec_orchestrator.placement.rules import rules_of, switches
-from ppec_orchestrator.placement.trials import MOST_ENDED, Trials
+from ppec_orchestrator.placement.rules import SPARED, rules_of, switches
+from ppec_orchestrator.placement.spare_rules import SpareRules
+from ppec_orchestrator.placement.trials import MOST_ENDED, Trials, spare_rules
 
 # Of the kinds of VMs that one plan refused, so many are told what would help unless somebody wants more.
 MOST_ADVISED = 10
 # And with N+1 required, until so many plans were made for them in all (`effort.py`).
 MOST_TRIED_IN_ALL = 96
-_NO_RULE = SpareRule()
+# Of the request; and of the clusters neither.
+_NO_RULE, _UNGUARDED = SpareRule(), SpareRule(clusters=False)
 # A rule that is given up; or all hosts that take no VMs of the kind for one reason, opened.
 _Relief = str | type[Opening]
 
@@ -111,9 +113,10 @@ class Adviser:
         if all(host.architecture != vm.profile.architecture for host in self.fleet.hosts):
             return []
         found = self._together(vm, spare, must=())
-        if not found and spare.mode is Spare.REQUIRED:
-            # All hosts opened would keep N+1, but no single one does.
-            found = self._together(vm, spare, must=("spare",))
+        spared = self._spared(vm, spare)
+        # All hosts opened would keep N+1, but no single one does.
+        for must in dict.fromkeys((*((rule,) for rule in spared), spared)):
+            found = found or (self._together(vm, spare, must=must) if must else [])
         return found
 
     def _together(self, vm: VmRequest, spare: SpareRule, must: tuple[_Relief, ...]) -> list[Change]:
@@ -143,20 +146,24 @@ class Adviser:
         """All that leaves the VM more room than before; beside it none of those that may leave less, then one, then all
         of them: each takes as long as the advice on another VM."""
         maybe_less = switches(vm, self.fleet)
-        rules = [rule for rule in rules_of(vm, spare) if rule not in maybe_less]
-        spared = [rule for rule in rules if rule == "spare"]
+        rules = [rule for rule in rules_of(vm, SpareRules()) if rule not in maybe_less]
+        spared = self._spared(vm, spare)
         kinds = [kind for kind in OPENINGS if any(kind.opened(host, vm) is not host for host in self.fleet.hosts)]
-        more: list[_Relief] = [*(rule for rule in rules if rule != "spare"), *kinds, *spared]
+        more: list[_Relief] = [*rules, *kinds, *spared]
         for count in dict.fromkeys((0, min(1, len(maybe_less)), len(maybe_less))):
             yield from ((*more, *some) for some in combinations(maybe_less, count) if more or some)
 
+    def _spared(self, vm: VmRequest, spare: SpareRule) -> tuple[str, ...]:
+        """The rules about N+1 that the VM meets once all others are given up."""
+        anywhere = GiveUp(tuple(rules_of(vm, SpareRules()))).apply(self.fleet, vm)[1]
+        return tuple(rule for rule in rules_of(vm, spare_rules(self._planner, anywhere, spare)) if rule in SPARED)
+
     def _helps(self, vm: VmRequest, spare: SpareRule, reliefs: tuple[_Relief, ...]) -> bool:
         """What does not even help without N+1 is seen sooner there."""
-        without = self._after(vm, _NO_RULE, reliefs)
-        if not without.something_helps():
+        if not self._after(vm, _UNGUARDED, reliefs).something_helps():
             return False
         trials = self._after(vm, spare, reliefs)
-        return trials.spare.mode is Spare.OFF or trials.something_helps()
+        return not trials.guarded or trials.something_helps()
 
     def _after(self, vm: VmRequest, spare: SpareRule, reliefs: tuple[_Relief, ...]) -> Trials:
         given_up = GiveUp(_rules_among(reliefs))
@@ -182,14 +189,14 @@ class Adviser:
     ) -> tuple[Single, ...] | None:
         """All that it takes, of what was found with every host opened that one of these kinds opens."""
         names = trials.hosts_after(*change)
-        if trials.spare.mode is not Spare.OFF:
+        if trials.guarded:
             # The VM may go to an open host, once a loss there could be made good on another.
             names += [host.name for host in self.fleet.hosts if self._openings(trials.vm, host.name, kinds)]
         openings = {name: self._openings(trials.vm, name, kinds) for name in names}
         fewest = sorted((name for name in openings if openings[name]), key=lambda name: len(openings[name]))
         for name in fewest[:MOST_ENDED]:
             found = (*openings[name], *(_on_host(each, name) for each in change))
-            if trials.spare.mode is not Spare.OFF and not self._effort.spend():
+            if trials.guarded and not self._effort.spend():
                 return None
             if helps(together(found), self.fleet, trials.vm, trials.spare):
                 return found

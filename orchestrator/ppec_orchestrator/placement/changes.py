@@ -16,7 +16,7 @@ from ppec_orchestrator.placement.demand import CellResource, free_name
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
 from ppec_orchestrator.placement.plan import Evidence, Move, Plan
 from ppec_orchestrator.placement.request import SpareRule, VmRequest
-from ppec_orchestrator.placement.rules import without, words_of
+from ppec_orchestrator.placement.rules import spare_without, without, words_of
 
 # Of one, and of several.
 _WORDS: Mapping[CellResource, tuple[str, str]] = {
@@ -270,9 +270,9 @@ def together(changes: Sequence[Single]) -> Change:
 
 
 def spare_after(change: Change, spare: SpareRule) -> SpareRule:
-    """What becomes of the rule about spare room: it is the whole request's, and of no single VM."""
+    """What becomes of the rule about spare room."""
     given_up = change.rules if isinstance(change, Several) else change
-    return SpareRule() if isinstance(given_up, GiveUp) and "spare" in given_up.rules else spare
+    return spare_without(given_up.rules, spare) if isinstance(given_up, GiveUp) else spare
 
 
 def _amount(resource: CellResource, amount: int) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evacuation, Evidence, Exposed, Placement, Plan, Refusal
 from ppec_orchestrator.placement.replay import Replay
-from ppec_orchestrator.placement.request import PlanRequest, Spare, VmRequest
+from ppec_orchestrator.placement.request import Level, PlanRequest, Spare, VmRequest
 from ppec_orchestrator.placement.why_not import WhyNot
 
 # Sums come out a little different in another order, and a root near zero makes much of a little. What `pack` counts is
@@ -48,13 +48,15 @@ def check(fleet: Fleet, request: PlanRequest, plan: Plan) -> list[str]:
             faults += _refused(replay, why_not, by_id[answer.vm_id], answer)
         else:
             faults += _placed(replay, by_id[answer[0].vm_id], *answer)
-    return [*faults, *_losses(replay, plan)] if request.spare.mode is not Spare.OFF else faults
+    for level in (Level.HOST, Level.RACK):
+        faults += _losses(replay, plan, level)
+    return faults
 
 
 def _refused(replay: Replay, why_not: WhyNot, vm: VmRequest, refusal: Refusal) -> Iterator[str]:
     """It fits nowhere, and each host is counted under the first of its reasons."""
-    rows, reasons = np.flatnonzero(replay.candidates(vm)), why_not.reasons(vm)
-    if len(rows) and replay.all_open:
+    rows, reasons = np.flatnonzero(replay.candidates(vm) & replay.surely_open(vm)), why_not.reasons(vm)
+    if len(rows):
         yield f"{vm.name} was refused, but fits {replay.hosts[rows[0]].name}"
     elif refusal.name != vm.name or dict(refusal.reasons) != reasons:
         yield f"{vm.name} is refused as {refusal.name} for {dict(refusal.reasons)}, it is for {reasons}"
@@ -72,14 +74,16 @@ def _placed(replay: Replay, vm: VmRequest, place: Placement, why: Evidence) -> I
     if stuck or not columns:
         yield from stuck or [f"{vm.name} does not fit cells {place.cells} of {place.host}"]
         return
-    rows, ranks, count = np.flatnonzero(candidates), replay.ranks(vm), int(candidates.sum())
+    open_too, ranks, count = candidates & replay.surely_open(vm), replay.ranks(vm), int(candidates.sum())
     score, broken = float(ranks["score"][row]), int(ranks["broken"][row])
-    if why.moves or (count > why.candidates and not replay.all_open):
+    if why.moves or open_too.sum() <= why.candidates < count:
         count = why.candidates
+    open_too[row] = True
     if abs(score - why.score) <= _SLACK:
         score = why.score
     yield from _differences(vm, why, why._replace(candidates=count, score=score, broken=broken))
-    for rank in ranks.values() if replay.all_open and not why.searched else ():
+    rows = np.flatnonzero(open_too)
+    for rank in ranks.values() if not why.searched else ():
         above = rank[rows] - rank[row]
         if above.min() < -_SLACK:
             yield f"{vm.name}: {replay.hosts[rows[above.argmin()]].name} would have been better than {place.host}"
@@ -96,34 +100,42 @@ def _differences(vm: VmRequest, said: Placement | Evidence, found: Placement | E
 # --- N+1 --------------------------------------------------------------------------------------------------------------
 
 
-def _losses(replay: Replay, plan: Plan) -> Iterator[str]:
-    """Each domain is lost alone, of the clusters that the plan comes to, or that have members of its hard groups: all
-    VMs restart, or it is exposed. Then it is named, if in such a cluster, and nothing is placed there if that is ruled
-    out."""
-    rule, hosts, index = replay.request.spare, replay.hosts, replay.fleet.index
+def _losses(replay: Replay, plan: Plan, level: Level) -> Iterator[str]:
+    """Each domain is lost alone, of the clusters with a rule that the plan comes to, or that have members of its hard
+    groups: all VMs restart, or it is exposed. Then it is named, if in a cluster that the plan comes to, and nothing is
+    placed there if that is ruled out."""
+    hosts, index = replay.hosts, replay.fleet.index
     placed = {place.vm_id: hosts[index[place.host]].cluster for place in plan.placed if place.host in index}
     groups = {group for vm in replay.request.vms if vm.vm_id in placed for group in vm.groups if group.hard}
     touched = {*placed.values()} | {hosts[row].cluster for group in groups for row in replay.members[group.name]}
     domains: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
     for row, host in enumerate(hosts):
-        domains[host.cluster, replay.fleet.domain(row, rule.level)].append(row)
-    said, exposed = {(each.cluster, each.domain): each for each in plan.evacuations}, set[Exposed]()
+        domains[host.cluster, replay.fleet.domain(row, level)].append(row)
+    said = {(each.cluster, each.domain): each for each in plan.evacuations if each.level is level}
+    exposed = set[Exposed]()
     for (cluster, domain), rows in domains.items():
-        if cluster not in touched and (cluster, domain) not in said:
+        modes = _modes(replay, level, rows[0])
+        if (cluster not in touched or not modes) and (cluster, domain) not in said:
             continue
-        each = said.get((cluster, domain), Evacuation(domain, cluster, {}))
+        each = said.get((cluster, domain), Evacuation(domain, level, cluster, {}))
         if not each.without_place:
             yield from _restarts(replay, each, rows)
             continue
-        named = Exposed(domain, min(vm.name for vm in each.without_place), len(each.without_place))
+        named = Exposed(domain, level, min(vm.name for vm in each.without_place), len(each.without_place))
         exposed.add(named)
         if cluster in placed.values() and named not in plan.exposed:
             yield f"{domain} has VMs that would have no place if it were lost, and is not named as exposed"
         new = [vm.name for row in rows for vm in replay.vms[hosts[row].name].values() if vm.vm_id in placed]
-        if new and rule.mode is Spare.REQUIRED:
+        if new and Spare.REQUIRED in modes:
             yield f"{new[0]} is on {domain}, whose VMs would have no place if it were lost"
-    if not exposed >= {*plan.exposed}:
+    if not exposed >= {each for each in plan.exposed if each.level is level}:
         yield "a domain is named as exposed whose VMs would restart"
+
+
+def _modes(replay: Replay, level: Level, row: int) -> set[Spare]:
+    """What the request, and the cluster of the host in `row`, make of such a loss, but for nothing."""
+    rules = (replay.request.spare, replay.hosts[row].spare)
+    return {rule.mode for rule in rules if rule.level is level and rule.mode is not Spare.OFF}
 
 
 def _restarts(replay: Replay, said: Evacuation, lost: Sequence[int]) -> Iterator[str]:

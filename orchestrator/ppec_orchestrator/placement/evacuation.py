@@ -2,7 +2,7 @@
 """Whether what is lost with a host, or a rack, can restart elsewhere (N+1), in exact NUMA terms.
 
 >>> evacuations(fleet, Level.HOST)[0]
-Evacuation(domain='h1', cluster='c1', seats={vm_id: ('h2', (0,)), …}, without_place=())
+Evacuation(domain='h1', level=<Level.HOST: 'host'>, cluster='c1', seats={vm_id: ('h2', (0,)), …}, without_place=())
 
 A VM restarts in the cluster it was lost in, on a live host that doesn't drain, passes its profile's filters, is of the
 same VRF and served by every prefix that served the lost host: it keeps its addresses, and so needs no free ones. It
@@ -70,7 +70,7 @@ def evacuations(fleet: Fleet, level: Level) -> tuple[Evacuation, ...]:
             continue
         shelter = find_shelter(havens, frozenset(rows), evacuees)
         without = tuple(each.vm for each in shelter.without_place)
-        found.append(Evacuation(name, cluster, seats_in(fleet, shelter.claims), without))
+        found.append(Evacuation(name, level, cluster, seats_in(fleet, shelter.claims), without))
     return tuple(found)
 
 
@@ -86,11 +86,12 @@ def seats_in(fleet: Fleet, claims: Claims) -> dict[UUID, tuple[str, tuple[int, .
 
 def exposed(fleet: Fleet, level: Level) -> tuple[Exposed, ...]:
     """The hosts (or racks) of the whole fleet whose loss would leave VMs without a place."""
-    return tuple(exposure(each.domain, each.without_place) for each in evacuations(fleet, level) if each.without_place)
+    lost = (each for each in evacuations(fleet, level) if each.without_place)
+    return tuple(exposure(each.domain, level, each.without_place) for each in lost)
 
 
-def exposure(domain: str, without_place: Sequence[SeatedVm]) -> Exposed:
-    return Exposed(domain, min(vm.name for vm in without_place), len(without_place))
+def exposure(domain: str, level: Level, without_place: Sequence[SeatedVm]) -> Exposed:
+    return Exposed(domain, level, min(vm.name for vm in without_place), len(without_place))
 
 
 def domains(fleet: Fleet, level: Level) -> dict[tuple[str, str], list[int]]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ppec_contract.vm import SmtPolicy
 from ppec_orchestrator.placement.demand import CellResource, free_name
-from ppec_orchestrator.placement.request import Group, Level, Profile
+from ppec_orchestrator.placement.request import NO_SPARE_RULE, Group, Level, Profile, Spare, SpareRule
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -87,7 +87,8 @@ class HostState:
     `prefixes` are the ids of the prefixes whose addresses a VM here would get, one tuple per address family that is
     served: a VM needs one free address from each tuple. `capabilities` are those its agent announced. `generation`
     grows with every change of what is allocated here: plans with rules about neighbours are committed only on the same.
-    `mark` is another one after any change at all: on the same, a plan's room is still there.
+    `mark` is another one after any change at all: on the same, a plan's room is still there. `spare` is the rule that
+    its cluster has about N+1, the same for all hosts of the cluster.
     """
 
     host_id: int
@@ -110,6 +111,7 @@ class HostState:
     pools: Mapping[str, PoolState] = field(default_factory=dict)
     generation: int = 0
     mark: int = 0
+    spare: SpareRule = NO_SPARE_RULE
 
 
 # What a host is found by: the attribute of `HostState`.
@@ -207,6 +209,11 @@ class Fleet:
     def draining(self) -> BoolArray:
         return np.array([host.draining for host in self.hosts], dtype=np.bool_)
 
+    @cached_property
+    def spare_rules(self) -> Mapping[str, SpareRule]:
+        """What clusters require or warn of about N+1, by their names."""
+        return {host.cluster: host.spare for host in self.hosts if host.spare.mode is not Spare.OFF}
+
     def domain(self, row: int, level: Level) -> str:
         """The name of the host, rack or data centre that the host in `row` fails with."""
         host = self.hosts[row]
@@ -277,8 +284,8 @@ def _with(array: IntArray, rows: IntArray, values: IntArray) -> IntArray:
 
 CELL_FIGURES = tuple(each.name for each in fields(CellState) if each.name != "cell")
 _figures = attrgetter(*CELL_FIGURES)
-_seldom_changed = attrgetter(*PLACES, "prefixes", "live", "draining")
-_WORKED_OUT = ("places", "racks", "rack_numbers", "live", "draining")
+_seldom_changed = attrgetter(*PLACES, "prefixes", "live", "draining", "spare")
+_WORKED_OUT = ("places", "racks", "rack_numbers", "live", "draining", "spare_rules")
 _NO_ROWS: IntArray = np.zeros(0, dtype=np.int64)
 # The figures of a cell that a host doesn't have; shape (figures, 1).
 _NO_CELL: IntArray = np.array([[{"threads_per_core": 1, "socket": -1}.get(name, 0)] for name in CELL_FIGURES])

@@ -25,10 +25,11 @@ from ppec_orchestrator.placement.evening import Evening, worth_evening
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.ranks import order
 from ppec_orchestrator.placement.rearranging import Rearranging
-from ppec_orchestrator.placement.request import PlanRequest, Profile, Spare, SpareRule, VmRequest
+from ppec_orchestrator.placement.request import PlanRequest, Profile, SpareRule, VmRequest
 from ppec_orchestrator.placement.room_for_all import too_many
 from ppec_orchestrator.placement.search import Search
 from ppec_orchestrator.placement.shelf import Shelf
+from ppec_orchestrator.placement.spare_rules import SpareRules
 from ppec_orchestrator.placement.workspace import Seat, Workspace
 
 # VMs in a batch that is rearranged, or searched for any way there is.
@@ -52,6 +53,7 @@ class VmAfterVm(Protocol):
     shelf: Shelf
 
     def candidates(self, profile: Profile, policy: Policy) -> Candidates: ...
+    def spare_rules(self, request: PlanRequest) -> SpareRules: ...
     def run(self, request: PlanRequest, *, seats: Sequence[Seat] = (), turns: Sequence[int] | None = None) -> Plan: ...
 
 
@@ -78,8 +80,9 @@ class Improving:
         self._workspace = planner.workspace
         self._candidates = planner.candidates
         self._request = request
+        self._guards = planner.spare_rules(request).required
         # A warning decides nothing, so nobody looks on while ways are tried.
-        self._tried = request if request.spare.mode is Spare.REQUIRED else replace(request, spare=SpareRule())
+        self._tried = request if self._guards else replace(request, spare=SpareRule(clusters=False))
         self._means = means or _Means(Rearranging(planner.workspace, planner.candidates, request))
         self._order = order(request)
         self._vms = [request.vms[index] for index in self._order]
@@ -101,7 +104,7 @@ class Improving:
     def _better(self, found: Plan) -> Plan:
         if self._request.most_moves and (found.refused or found.moves):
             return self._with_fewer_moves(found)
-        if self._request.spare.mode is Spare.REQUIRED:
+        if self._guards:
             return self._guarded(found) if found.refused else found
         if not found.refused:
             return self._evened(found)

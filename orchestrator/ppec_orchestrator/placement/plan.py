@@ -11,6 +11,7 @@ from uuid import UUID
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.fleet import SeatedVm
 from ppec_orchestrator.placement.reasons import Reason
+from ppec_orchestrator.placement.request import Level
 
 
 class Placement(NamedTuple):
@@ -93,6 +94,7 @@ class Exposed:
     """A failure domain (a host, or a rack) whose loss would leave VMs without a place, and the first of them."""
 
     domain: str
+    level: Level
     vm: str
     without_place: int
 
@@ -103,6 +105,7 @@ class Evacuation:
     without a place, as few as were found."""
 
     domain: str
+    level: Level
     cluster: str
     seats: Mapping[UUID, tuple[str, tuple[int, ...]]]
     without_place: tuple[SeatedVm, ...] = ()

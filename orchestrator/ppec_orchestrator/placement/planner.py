@@ -16,8 +16,10 @@ import numpy as np
 
 from ppec_contract.api_placement import Policy as PolicyName
 from ppec_orchestrator.placement.candidates import Candidates, code, counted
+from ppec_orchestrator.placement.filters import in_scope, right_architecture
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import Fleet, IntArray, SomeRows
+from ppec_orchestrator.placement.groups import hard_names
 from ppec_orchestrator.placement.improving import KNAPSACK_STEPS_AGAIN, Improving
 from ppec_orchestrator.placement.moves import Openings, worth_opening
 from ppec_orchestrator.placement.neighbours import Neighbours
@@ -25,9 +27,11 @@ from ppec_orchestrator.placement.plan import Evidence, Move, Placement, Plan, Re
 from ppec_orchestrator.placement.policies import POLICIES
 from ppec_orchestrator.placement.ranks import Ranks, order
 from ppec_orchestrator.placement.reasons import Reason
-from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Spare, VmRequest
+from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, VmRequest
 from ppec_orchestrator.placement.shelf import Shelf
-from ppec_orchestrator.placement.spare import MOST_PLACES, Objection, SpareGuard, Witnesses
+from ppec_orchestrator.placement.spare import MOST_PLACES, SpareGuard
+from ppec_orchestrator.placement.spare_rules import SpareRules
+from ppec_orchestrator.placement.witnesses import Whose, Witnesses
 from ppec_orchestrator.placement.workspace import Seat, Taken, Workspace
 
 # By VM: the place it has and why.
@@ -59,7 +63,7 @@ class Planner:
         they stay, if they still can and cost no other VM its place. Under N+1 none are: all are placed anew."""
         self.workspace.begin()
         try:
-            if kept and request.spare.mode is Spare.OFF:
+            if kept and self.spare_rules(request).off:
                 found = self.run(request, kept)
                 if not found.refused:
                     return found
@@ -92,6 +96,19 @@ class Planner:
     def closed(self, vm: VmRequest) -> list[SomeRows]:
         """The rows that earlier failures and hard groups close to the VM, some perhaps twice."""
         return Neighbours(self.workspace).closed(vm)
+
+    def spare_rules(self, request: PlanRequest) -> SpareRules:
+        """The rules about N+1 that the request could meet: its own, and those of clusters where its VMs could stand, or
+        all of them where it has hard groups, whose other members may be anywhere."""
+        rules = SpareRules.of(self.fleet, request.spare)
+        if not rules.clusters or any(hard_names(vm.groups) for vm in request.vms):
+            return rules
+        # Of one place and architecture each; whatever else keeps a VM from a host, something may change it.
+        profiles = {(vm.profile.where, vm.profile.architecture): vm.profile for vm in request.vms}.values()
+        looked_at = [in_scope(self.fleet, each) & right_architecture(self.fleet, each) for each in profiles]
+        open_to_it, rows = np.logical_or.reduce(looked_at), self.fleet.places["cluster"]
+        met = {cluster: rule for cluster, rule in rules.clusters.items() if open_to_it[rows[cluster]].any()}
+        return replace(rules, clusters=met)
 
     def witnesses(self, level: Level) -> Witnesses:
         """Current ones, between two plans."""
@@ -130,9 +147,10 @@ class _Batch:
         self.neighbours = Neighbours(planner.workspace, request.contended_hosts)
         self.taken: list[Taken] = []
         self.openings = Openings(planner.workspace, request.most_moves) if request.most_moves else None
+        rules = planner.spare_rules(request)
         self.spare: SpareGuard | None = None
-        if request.spare.mode is not Spare.OFF:
-            self.spare = SpareGuard(planner.witnesses(request.spare.level), request.spare.mode, self.fleet)
+        if not rules.off:
+            self.spare = SpareGuard([planner.witnesses(level) for level in rules.levels], rules, self.fleet)
         self.ranks = Ranks(self.fleet, request)
         # By identity: hashing a profile takes longer than finding it. Void when the shelf has dropped some.
         self._candidates: dict[int, Candidates] = {}
@@ -330,7 +348,7 @@ class _Batch:
                 if self.spare is not None:
                     self.spare.reopen()
                 return _Found(taken, opening.of, broken, score, opening.moves)
-            if self.spare is not None and objection is Objection.OWN and not vm.groups:
+            if self.spare is not None and objection.whose is Whose.OWN and not vm.groups:
                 self.spare.turn_away(vm.profile, row, columns, objection)
             self.workspace.give_back(taken)
             openings.take_back(opening)

@@ -42,12 +42,13 @@ _MOST_CELLS = 16
 
 
 class Replay:
-    """`all_open`: N+1 closes no host. Which it closes, where it may, is not worked out."""
+    """Which hosts N+1 closes, where it may, is not worked out."""
 
     def __init__(self, fleet: Fleet, request: PlanRequest) -> None:
         hosts, cells = fleet.hosts, {name: figure.T.copy() for name, figure in fleet.cells.items()}
         self.fleet, self.hosts, self.request = fleet, hosts, request
-        self.all_open = request.spare.mode is not Spare.REQUIRED
+        rules = ([request.spare.mode, host.spare.mode] for host in hosts)
+        self._guarded: BoolArray = np.array([Spare.REQUIRED in modes for modes in rules], dtype=np.bool_)
         self.threads, self._sockets, self._shared = cells["threads_per_core"], cells["socket"], cells["shared_cpus"]
         self.free = {each: cells[f"{each}_free"] for each in ("cores", "shared_vcpus", "pages_2m", "pages_1g", "nvme")}
         self.free["memory_mib"] = cells["memory_free_mib"]
@@ -80,6 +81,11 @@ class Replay:
             self.start_epoch(0)
 
     # --- where a VM fits ---------------------------------------------------------------------------------------------
+
+    def surely_open(self, vm: VmRequest) -> BoolArray:
+        """Where N+1 turns the VM away for nothing: a member of a hard group may be in somebody's way from afar."""
+        guarded = self._guarded.any() if any(group.hard for group in vm.groups) else self._guarded
+        return np.broadcast_to(~guarded, len(self.hosts))
 
     def candidates(self, vm: VmRequest) -> BoolArray:
         shut, profile = vm.excluded_hosts | self.request.contended_hosts, vm.profile

@@ -123,11 +123,16 @@ class SpareRule:
     """N+1 for the clusters that the plan touches; `level` is what may be lost: one host, or one rack.
 
     Required, no VM is placed where that would leave a loss that can't be made good, or would be lost so itself; as a
-    warning, the plan names what can't. `witnessed` has the plan say where each VM would restart."""
+    warning, the plan names what can't. `witnessed` has the plan say where each VM would restart. Rules that clusters
+    have themselves hold besides (`spare_rules.py`), unless it is to be seen what would be without `clusters`."""
 
     mode: Spare = Spare.OFF
     level: Level = Level.HOST
     witnessed: bool = False
+    clusters: bool = True
+
+
+NO_SPARE_RULE = SpareRule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +154,7 @@ class PlanRequest:
     most_vcpus: bool = False
     at_least: int = 0
     batch_hosts: Mapping[str, int] = field(default_factory=dict)
-    spare: SpareRule = field(default_factory=SpareRule)
+    spare: SpareRule = NO_SPARE_RULE
     most_moves: int = 0
     contended_hosts: frozenset[str] = frozenset()
 

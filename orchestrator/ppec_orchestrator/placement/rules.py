@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from ppec_contract.version import Capability
 from ppec_contract.vm import CpuPolicy, NumaPolicy, SmtPolicy
 from ppec_orchestrator.placement.fleet import Fleet
-from ppec_orchestrator.placement.request import ANY_NETWORK, Shape, Spare, SpareRule, VmRequest, Where
+from ppec_orchestrator.placement.request import ANY_NETWORK, NO_SPARE_RULE, Shape, SpareRule, VmRequest, Where
+from ppec_orchestrator.placement.spare_rules import SpareRules
 
 # What is said of the parts of a request that can be given up.
 RULES: Mapping[str, str] = {
@@ -32,7 +33,11 @@ RULES: Mapping[str, str] = {
     "pool": "have its disk in no pool",
     "nvme": "do without NVMe drives",
     "spare": "do without N+1",
+    # The clusters': it is not the request that gives it up.
+    "cluster-spare": "lift N+1 of the cluster",
 }
+# Those about N+1.
+SPARED = ("spare", "cluster-spare")
 # Those about the size, and what it is without them.
 _SHAPES: Mapping[str, Callable[[Shape], Shape]] = {
     "one-cell": lambda shape: _with_numa(shape, multi_cell=True),
@@ -50,8 +55,8 @@ _SWITCHES = frozenset({"networks", "huge-pages", "shared", "pool"})
 _ASKED_FOR = {"pool": Capability.STORAGE_POOLS, "nvme": Capability.NVME_DRIVES}
 
 
-def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
-    """The rules of a request that could be given up."""
+def rules_of(vm: VmRequest, spare: SpareRules) -> list[str]:
+    """The rules of a request that could be given up, and last those about N+1 (`SPARED`), which it meets."""
     where, empty = vm.profile.where, Where()
     narrowed = [name for name in RULES if hasattr(where, name) and getattr(where, name) != getattr(empty, name)]
     failed = ["failed"] if vm.excluded_hosts else []
@@ -59,15 +64,22 @@ def rules_of(vm: VmRequest, spare: SpareRule) -> list[str]:
     groups = [f"group:{group.name}" for group in vm.groups if group.hard]
     shape = vm.profile.shape
     storage = [name for name in ("pool", "nvme") if getattr(shape, name)]
-    spared = ["spare"] if spare.mode is Spare.REQUIRED else []
+    here = {"spare": replace(spare, clusters={}), "cluster-spare": replace(spare, own=NO_SPARE_RULE)}
+    spared = [name for name in SPARED if here[name].required]
     return narrowed + ["networks"] * prefixes + failed + groups + _numa_rules(shape.numa) + storage + spared
+
+
+def spare_without(rules: Collection[str], spare: SpareRule) -> SpareRule:
+    """What is left of the rule about spare room: it is the whole request's, and of no single VM."""
+    own = SpareRule(clusters=spare.clusters) if "spare" in rules else spare
+    return replace(own, clusters=False) if "cluster-spare" in rules else own
 
 
 def switches(vm: VmRequest, fleet: Fleet) -> list[str]:
     """Rules that give one thing up for another, of which there may be less; and last, what nobody asked for in so many
     words, and is given up where nothing else helps."""
     dedicated = vm.profile.shape.numa.cpus is CpuPolicy.DEDICATED
-    asked = [rule for rule in rules_of(vm, SpareRule()) if rule in _SWITCHES]
+    asked = [rule for rule in rules_of(vm, SpareRules()) if rule in _SWITCHES]
     return asked + ["dedicated"] * (dedicated and bool(fleet.capacity("shared_vcpus").any()))
 
 
@@ -83,11 +95,11 @@ def _numa_rules(numa: NumaPolicy) -> list[str]:
 
 
 def without(vm: VmRequest, rule: str) -> VmRequest:
-    """What is left of the request. N+1 (`spare`) is no part of it."""
+    """What is left of the request. N+1 is no part of it: `spare_without`."""
     profile = vm.profile
     if rule.startswith("group:"):
         return replace(vm, groups=tuple(group for group in vm.groups if f"group:{group.name}" != rule))
-    if rule == "spare":
+    if rule in SPARED:
         return vm
     if rule == "failed":
         return replace(vm, excluded_hosts=frozenset())

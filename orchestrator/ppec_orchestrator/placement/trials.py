@@ -27,11 +27,12 @@ from ppec_orchestrator.placement.effort import Effort
 from ppec_orchestrator.placement.fleet import BoolArray, Fleet, HostState
 from ppec_orchestrator.placement.plan import Plan
 from ppec_orchestrator.placement.planner import Planner
-from ppec_orchestrator.placement.request import PlanRequest, Shape, Spare, SpareRule, VmRequest
+from ppec_orchestrator.placement.request import PlanRequest, Shape, SpareRule, VmRequest
 from ppec_orchestrator.placement.rules import rules_of
 from ppec_orchestrator.placement.shortage import Shortage
 from ppec_orchestrator.placement.sizes import Sizes, smallest
 from ppec_orchestrator.placement.spare import MOST_PLACES
+from ppec_orchestrator.placement.spare_rules import SpareRules
 
 # Hosts named in one change.
 MOST_NAMED = 20
@@ -40,6 +41,7 @@ MOST_MOVES = 4
 # Hosts that are opened one by one, of each kind, or have room freed, to see whether N+1 is kept: each time, all is
 # worked out anew.
 MOST_ENDED, MOST_FREED = 4, 2
+_UNGUARDED = SpareRule(clusters=False)
 
 
 class Trials:
@@ -47,12 +49,13 @@ class Trials:
     that no new one would find."""
 
     def __init__(self, fleet: Fleet, planner: Planner, vm: VmRequest, spare: SpareRule, effort: Effort) -> None:
+        self.guarded = guarded(planner, vm, spare)
         self.fleet = fleet
         self.planner = planner
         self.vm = vm
         self.spare = spare
         self._effort = effort
-        self._sizes = Sizes(vm.profile.shape, self._would_fit_sized, costly=spare.mode is not Spare.OFF)
+        self._sizes = Sizes(vm.profile.shape, self._would_fit_sized, costly=self.guarded)
         self._elsewhere: Planner | None = None
 
     def fits(self) -> bool:
@@ -86,7 +89,7 @@ class Trials:
 
     def give_up(self) -> Iterator[GiveUp]:
         """One rule; if none alone is enough, two."""
-        rules = rules_of(self.vm, self.spare)
+        rules = rules_of(self.vm, spare_rules(self.planner, self.vm, self.spare))
         for count in (1, 2):
             changes = [GiveUp(chosen) for chosen in combinations(rules, count)]
             helpful = [change for change in changes if self._would_do(change)]
@@ -98,7 +101,7 @@ class Trials:
         for kind in OPENINGS:
             closed = [after for host in self.fleet.hosts if (after := kind.opened(host, self.vm)) is not host]
             opened = self._fitting(closed) if closed else []
-            if self.spare.mode is not Spare.OFF:
+            if self.guarded:
                 # The VM may also fit elsewhere, once a loss there could be made good here.
                 fit = set(opened)
                 likeliest = sorted(closed, key=lambda host: host.name not in fit)[:MOST_ENDED]
@@ -113,7 +116,7 @@ class Trials:
             return
         change = Retune(answer.placed[0].host, answer.evidence[0].moves)
         # With the moves made and the VM yet to come, ways out are looked for anew, and may not be found.
-        if self.spare.mode is Spare.OFF or self._would_fit_on(change.apply(self.fleet, self.vm)[0]):
+        if not self.guarded or self._would_fit_on(change.apply(self.fleet, self.vm)[0]):
             yield change
 
     def add_addresses(self) -> Iterator[AddAddresses]:
@@ -140,7 +143,7 @@ class Trials:
         least = weights.min(initial=np.inf)
         if not np.isfinite(least):
             return
-        most = MOST_NAMED if self.spare.mode is Spare.OFF else MOST_FREED
+        most = MOST_FREED if self.guarded else MOST_NAMED
         rooms = [shortage.room(int(row)) for row in np.flatnonzero(weights == least)[:most]]
         rooms = [room for room in rooms if self._would_do_freed(FreeRoom((room,), 0.0).host(self.fleet))]
         if rooms:
@@ -148,8 +151,8 @@ class Trials:
 
     def _plan_with_moves(self) -> Plan | None:
         """None where there is no way, or no plan may be made any more."""
-        request = PlanRequest((self.vm,), Policy.PACK, most_moves=MOST_MOVES)
-        if self.spare.mode is Spare.OFF:
+        request = PlanRequest((self.vm,), Policy.PACK, spare=_UNGUARDED, most_moves=MOST_MOVES)
+        if not self.guarded:
             return self.planner.plan(request)
         # Where it fits as it stands nothing moves for it, and N+1 was tried there.
         rows = np.flatnonzero(_fitting_rows(self.planner, self.vm)).tolist()
@@ -171,7 +174,7 @@ class Trials:
         """As a plan would find, which also works out why not; that is half of the work. What does not fit even without
         N+1 is seen sooner there."""
         rows = _fitting_rows(self.planner, vm)
-        if spare.mode is Spare.OFF or not rows.any():
+        if not rows.any() or not guarded(self.planner, vm, spare):
             return bool(rows.any())
         return self._easier_fit(vm, spare) and self._effort.fits_still(self.planner, vm, spare)
 
@@ -195,11 +198,11 @@ class Trials:
             pairs = enumerate(zip(self._elsewhere.fleet.hosts, changed.hosts, strict=True))
             self._elsewhere.follow(changed, [row for row, (before, after) in pairs if before is not after])
         fits = bool(_fitting_rows(self._elsewhere, self.vm).any())
-        return fits and (self.spare.mode is Spare.OFF or self._effort.fits(self._elsewhere, self.vm, self.spare))
+        return fits and (not self.guarded or self._effort.fits(self._elsewhere, self.vm, self.spare))
 
     def _would_do_freed(self, host: HostState) -> bool:
         fits = bool(self._fitting([host]))
-        return fits and (self.spare.mode is Spare.OFF or self._would_fit_on(self.fleet.changed([host])))
+        return fits and (not self.guarded or self._would_fit_on(self.fleet.changed([host])))
 
     def _fitting(self, changed: Iterable[HostState]) -> list[str]:
         """The hosts that the VM would fit if they were like this, each alone. Only its groups look at other hosts."""
@@ -213,6 +216,16 @@ class Trials:
             for host, fit in zip(few.hosts, fits, strict=True)
             if fit and open_rows[self.fleet.index[host.name]]
         ]
+
+
+def spare_rules(planner: Planner, vm: VmRequest, spare: SpareRule) -> SpareRules:
+    """Those that the VM meets, with this rule of its request's."""
+    return planner.spare_rules(PlanRequest((vm,), Policy.PACK, spare=spare))
+
+
+def guarded(planner: Planner, vm: VmRequest, spare: SpareRule) -> bool:
+    """Whether it may be N+1 that turns the VM away."""
+    return spare_rules(planner, vm, spare).required
 
 
 def _fitting_rows(planner: Planner, vm: VmRequest) -> BoolArray:

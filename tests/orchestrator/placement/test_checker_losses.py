@@ -48,10 +48,10 @@ def asked(mode: Spare = Spare.REQUIRED, level: Level = Level.HOST, *groups: Grou
 
 
 def h1_to(a: tuple[str, tuple[int, ...]], b: tuple[str, tuple[int, ...]], **change: Any) -> Evacuation:
-    return replace(Evacuation("h1", "c", {A: a, B: b}), **change)
+    return replace(Evacuation("h1", Level.HOST, "c", {A: a, B: b}), **change)
 
 
-H1, H3 = h1_to(("h2", (0,)), ("h2", (1,))), Evacuation("h3", "c", {NEW: ("h1", (0,))})
+H1, H3 = h1_to(("h2", (0,)), ("h2", (1,))), Evacuation("h3", Level.HOST, "c", {NEW: ("h1", (0,))})
 
 
 def made(*evacuations: Evacuation, request: PlanRequest | None = None, **change: Any) -> Plan:
@@ -121,7 +121,7 @@ def test_the_own_disk_of_a_host_counts() -> None:
 def test_each_domain_is_lost_alone_with_all_room_for_its_own() -> None:
     tight = {"cells": (replace(CELLS[0], cores_free=4), replace(CELLS[1], cores_free=0))}
     h1 = h1_to(("h2", (0,)), ("h2", (0,)))
-    h3 = Evacuation("h3", "c", {NEW: ("h2", (0,))})
+    h3 = Evacuation("h3", Level.HOST, "c", {NEW: ("h2", (0,))})
     assert check(a_fleet(**tight), asked(), made(h1, h3)) == []
     assert check(a_fleet(**tight), asked(), made(h3, h1)) == []
 
@@ -166,7 +166,7 @@ def test_members_that_stand_apart_stay_apart(level: Level) -> None:
 def test_members_keep_to_those_who_stay(level: Level, apart: bool) -> None:
     group = Group("group", apart=apart, level=level)
     fleet = a_fleet(old(A, group), old(B), vms=(old(UUID(int=95), group),))
-    h2 = Evacuation("h2", "c", {UUID(int=95): ("h3" if apart else "h1", (0,))})
+    h2 = Evacuation("h2", Level.HOST, "c", {UUID(int=95): ("h3" if apart else "h1", (0,))})
     kept, broken = (FAR, NEAR) if apart else (NEAR, FAR)
     assert check(fleet, asked(), made(h1_to(kept, NEAR), h2, H3)) == []
     host, number = broken
@@ -185,7 +185,7 @@ def test_members_that_are_all_lost_begin_anew_together() -> None:
 def test_a_new_member_is_one_of_those_who_stay() -> None:
     apart = Group("apart")
     request = asked(Spare.REQUIRED, Level.HOST, apart)
-    fleet, h3 = a_fleet(old(A, apart), old(B)), Evacuation("h3", "c", {NEW: ("h2", (0,))})
+    fleet, h3 = a_fleet(old(A, apart), old(B)), Evacuation("h3", Level.HOST, "c", {NEW: ("h2", (0,))})
     assert check(fleet, request, made(h1_to(NEAR, NEAR), h3, request=request)) == []
     found = check(fleet, request, made(h1_to(FAR, NEAR), h3, request=request))
     assert found == ["a can't restart in cells (1,) of h3 when h1 is lost"]
@@ -223,17 +223,17 @@ def test_a_witness_with_one_fault(fault: str, mode: Spare) -> None:
 def test_a_lost_rack_has_no_host_left() -> None:
     """h2 shares it with h1, and is empty."""
     request = asked(level=Level.RACK)
-    to_h3 = Evacuation("r", "c", {A: FAR, B: FAR})
-    r3 = Evacuation("r3", "c", H3.seats)
+    to_h3 = Evacuation("r", Level.RACK, "c", {A: FAR, B: FAR})
+    r3 = Evacuation("r3", Level.RACK, "c", H3.seats)
     assert check(a_fleet(rack="r"), request, made(to_h3, r3)) == []
     found = check(a_fleet(rack="r"), request, made(replace(to_h3, seats={A: NEAR, B: FAR}), r3))
     assert found == ["a can't restart in cells (0,) of h2 when r is lost"]
 
 
 def test_racks_of_one_name_in_two_clusters_are_two() -> None:
-    request, r3 = asked(level=Level.RACK), Evacuation("r3", "c", H3.seats)
+    request, r3 = asked(level=Level.RACK), Evacuation("r3", Level.RACK, "c", H3.seats)
     there = a_host("h8", cluster="x", vms=(old(UUID(int=95)),))
-    assert check(a_fleet(others=(there,)), request, made(Evacuation("r", "c", H1.seats), r3)) == []
+    assert check(a_fleet(others=(there,)), request, made(Evacuation("r", Level.RACK, "c", H1.seats), r3)) == []
 
 
 # --- which domains ----------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_clusters_that_the_plan_leaves_alone_are_not_asked_for() -> None:
     fleet = a_fleet(others=there)
     assert check(fleet, asked(), made(H1, H3)) == []
     # What is said of them all the same has to be right.
-    wrong = Evacuation("h8", "x", {UUID(int=95): ("h8", (0,))})
+    wrong = Evacuation("h8", Level.HOST, "x", {UUID(int=95): ("h8", (0,))})
     assert check(fleet, asked(), made(H1, H3, wrong)) == ["c can't restart in cells (0,) of h8 when h8 is lost"]
 
 
@@ -255,7 +255,7 @@ def test_clusters_with_members_of_its_hard_groups_are(hard: bool) -> None:
     fleet, request = a_fleet(others=there), asked(Spare.REQUIRED, Level.HOST, group)
     unsaid = ["h8 has 1 VMs, and where they would restart is said of 0"]
     assert check(fleet, request, made(H1, H3, request=request)) == (unsaid if hard else [])
-    h8 = Evacuation("h8", "x", {UUID(int=95): ("h9", (0,))})
+    h8 = Evacuation("h8", Level.HOST, "x", {UUID(int=95): ("h9", (0,))})
     assert check(fleet, request, made(H1, H3, h8, request=request)) == []
     # It need not be named: the plan does not come to its cluster.
     exposed = replace(h8, seats={}, without_place=there[0].vms)
@@ -263,7 +263,7 @@ def test_clusters_with_members_of_its_hard_groups_are(hard: bool) -> None:
 
 
 HOPELESS = h1_to(NEAR, NEAR, seats={}, without_place=(old(B), old(A)))
-NAMED = Exposed("h1", "a", 2)
+NAMED = Exposed("h1", Level.HOST, "a", 2)
 
 
 def test_an_exposed_domain_is_named_as_what_it_is() -> None:
@@ -280,8 +280,11 @@ def test_an_exposed_domain_is_named_as_what_it_is() -> None:
 def test_nothing_is_placed_on_an_exposed_domain_if_that_is_ruled_out(level: Level) -> None:
     domain = "h3" if level is Level.HOST else "r3"
     new = SeatedVm(NEW, "v0", PLAIN, (0,))
-    h1, h3 = replace(H1, domain="h1" if level is Level.HOST else "r"), Evacuation(domain, "c", {}, (new,))
-    exposed = made(h1, h3, exposed=(Exposed(domain, "v0", 1),))
+    h1, h3 = (
+        replace(H1, domain="h1" if level is Level.HOST else "r", level=level),
+        Evacuation(domain, level, "c", {}, (new,)),
+    )
+    exposed = made(h1, h3, exposed=(Exposed(domain, level, "v0", 1),))
     ruled_out = [f"v0 is on {domain}, whose VMs would have no place if it were lost"]
     assert check(a_fleet(), asked(Spare.REQUIRED, level), exposed) == ruled_out
     assert check(a_fleet(), asked(Spare.WARN, level), exposed) == []

@@ -29,7 +29,8 @@ from ppec_orchestrator.placement.request import (
     VmRequest,
     Where,
 )
-from ppec_orchestrator.placement.spare import Objection, SpareGuard, Witnesses
+from ppec_orchestrator.placement.spare import SpareGuard
+from ppec_orchestrator.placement.witnesses import ModeOf, Whose, Witnesses
 
 from .occupied import GROUPS
 from .test_spare import LEVELS, SEEDS, safe_domains
@@ -106,7 +107,7 @@ def test_a_cluster_is_not_looked_at_once_its_groups_have_grown() -> None:
     witnesses = Planner(fleet).witnesses(Level.HOST)
     witnesses.look_at_for_good("c1")
     newcomer = replace(old(2), vm_id=UUID(int=1), groups=request.vms[0].groups)
-    witnesses.placed(newcomer, 0, all_of_them=True)
+    witnesses.placed(newcomer, 0, lambda _: Spare.WARN)
     with pytest.raises(LookupError, match="cluster c2 is looked at too late"):
         witnesses.look_at_for_good("c2")
     witnesses.back_to(0)
@@ -195,7 +196,7 @@ def test_a_new_member_of_a_group_disturbs_few_of_the_others(level: Level) -> Non
     witnesses.look_at_for_good("c1")
     for row in range(40):
         planner.workspace.take(row, [0], fitting, a_vm(row + 1, groups=(apart,)))
-        assert witnesses.placed(replace(old(2, apart), vm_id=UUID(int=row + 1)), row, all_of_them=True) is None
+        assert witnesses.placed(replace(old(2, apart), vm_id=UUID(int=row + 1)), row, lambda _: Spare.WARN) is None
     # Not every one before it, each time.
     assert witnesses.mark() < 40 * 41 // 2 / 3
 
@@ -223,9 +224,9 @@ def test_what_was_turned_away_is_not_asked_for_again_by_its_like(level: Level) -
     with pytest.MonkeyPatch.context() as patched:
         placed = Witnesses.placed
 
-        def counted(self: Witnesses, vm: SeatedVm, row: int, *, all_of_them: bool) -> Objection | None:
+        def counted(self: Witnesses, vm: SeatedVm, row: int, mode_of: ModeOf) -> Whose | None:
             asked.append(row)
-            return placed(self, vm, row, all_of_them=all_of_them)
+            return placed(self, vm, row, mode_of)
 
         patched.setattr(Witnesses, "placed", counted)
         vms = tuple(a_vm(100 + n, groups=(Group(f"g{n}"),)) for n in range(30))
