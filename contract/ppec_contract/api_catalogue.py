@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ppec_contract.api_placement import NPlusOne
 from ppec_contract.host import Architecture
 from ppec_contract.model import Model, ResourceName, Sha256
 from ppec_contract.vm import (
@@ -31,15 +32,24 @@ class DatacentreView(DatacentreCreate):
 
 
 class ClusterCreate(Model):
-    """A cluster has one architecture: it is the domain VMs may move within."""
+    """A cluster has one architecture: it is the domain VMs may move within. `n_plus_one` is a rule for whatever is
+    placed there, or grows there; a request can ask for more, not for less."""
 
     name: ResourceName
     datacentre: ResourceName
     architecture: Architecture = "x86_64"
+    n_plus_one: NPlusOne = Field(default_factory=NPlusOne)
 
 
 class ClusterView(ClusterCreate):
     pass
+
+
+class ClusterUpdate(Model):
+    """`PATCH /v1/clusters/{cluster}`: another rule, from now on. VMs that stand there stay, whether or not they keep
+    it."""
+
+    n_plus_one: NPlusOne
 
 
 class RackCreate(Model):

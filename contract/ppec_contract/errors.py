@@ -120,6 +120,7 @@ ERROR_TABLE: dict[str, ErrorRow] = {
     "datacentre.exists": ErrorRow(_C, "A data centre with this name exists"),
     "cluster.not_found": ErrorRow(_N, "There is no such cluster"),
     "cluster.exists": ErrorRow(_C, "A cluster with this name exists"),
+    "cluster.exposed": ErrorRow(_P, "A loss in the cluster could not be made good any more"),
     "rack.not_found": ErrorRow(_N, "There is no such rack"),
     "rack.exists": ErrorRow(_C, "A rack with this name exists"),
     "flavor.not_found": ErrorRow(_N, "There is no such flavor"),

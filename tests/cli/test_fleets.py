@@ -207,6 +207,27 @@ def test_with_n_plus_one_the_check_loses_every_domain(program: Program, fleet: s
     assert sum(int(row.split()[0]) for row in table) == len(answer["refused"])
 
 
+def test_the_rule_of_a_cluster_holds_without_being_asked_for(program: Program, fleet: str, tmp_path: Path) -> None:
+    document = json.loads(Path(fleet).read_text())
+    clusters = {host["cluster"] for host in document["hosts"]}
+    rule = {"mode": "required", "level": "rack"}
+    document["clusters"] = [{"name": name, "n_plus_one": rule} for name in sorted(clusters)]
+    path = tmp_path / "ruled.json"
+    path.write_text(json.dumps(document))
+    kept = program("plan", "--fleet", str(path), "--check", "--evidence", "-o", "json").json
+    asked = program("plan", "--fleet", fleet, "--n-plus-one", "required:rack", "--evidence", "-o", "json").json
+    assert kept["faults"] == []
+    assert kept["domains_checked"] > 0
+    for what in ("placed", "exposed", "evacuations"):
+        assert kept[what] == asked[what]
+    assert {each["level"] for each in kept["evacuations"]} == {"rack"}
+    answer = tmp_path / "answer.json"
+    answer.write_text(json.dumps(kept))
+    assert program("plan", "--fleet", str(path), "--verify", str(answer)).code == 0
+    # Of the fleet without the rule it is no answer.
+    assert "was made with N+1" in program("plan", "--fleet", fleet, "--verify", str(answer)).err
+
+
 def test_faults_end_with_an_exit_code_of_ours() -> None:
     refuse_faults(())
     with pytest.raises(PpecError, match="2 faults, the first of them: v1 does not fit") as refused:
@@ -454,7 +475,7 @@ def test_a_fleet_tells_what_it_could_not_lose(program: Program, tmp_path: Path) 
     ]
     hosts = [host(1, 0), host(2, 4), host(3, 8)]
     file = tmp_path / "fleet.json"
-    for several, exposed in ((hosts, set()), (hosts[:2], {("h1", "vm-1", 1), ("h2", "vm-2", 1)})):
+    for several, exposed in ((hosts, set()), (hosts[:2], {("h1", "host", "vm-1", 1), ("h2", "host", "vm-2", 1)})):
         file.write_text(json.dumps({"schema": "ppec-fleet/1", "profiles": profiles, "hosts": several}))
         ran = program("fleet", "exposed", str(file), "-o", "json")
         assert ran.code == 0, ran.err

@@ -35,6 +35,7 @@ ORDINARY = {
     "max_memory_mib": None,
     "numa": {"cpus": "dedicated", "smt": "prefer", "multi_cell": False, "huge_page_kib": 0},
 }
+DEFAULTS = {"flavor": ORDINARY, "cluster": {"n_plus_one": {"mode": "off", "level": "host"}}}
 IMAGE = {
     "name": "tiny",
     "format": "qcow2",
@@ -59,6 +60,16 @@ IMAGE = {
             "/v1/clusters",
             {"name": "c1", "datacentre": "d1", "architecture": "x86_64"},
         ),
+        (
+            "cluster create c2 --datacentre d1 --n-plus-one required:rack",
+            "/v1/clusters",
+            {
+                "name": "c2",
+                "datacentre": "d1",
+                "architecture": "x86_64",
+                "n_plus_one": {"mode": "required", "level": "rack"},
+            },
+        ),
         ("rack create r1 --cluster c1", "/v1/racks", {"name": "r1", "cluster": "c1"}),
         ("ipdb vrf create blue --description x", "/v1/vrfs", {"name": "blue", "description": "x"}),
     ],
@@ -66,7 +77,7 @@ IMAGE = {
 def test_create_show_list_delete(orchestrator: Any, ppec: Any, line: str, path: str, body: dict[str, Any]) -> None:
     *command, _, name = line.partition(" --")[0].split()
     made = ppec(*line.split(), "-o", "json")
-    view = body | (ORDINARY if command == ["flavor"] else {})
+    view = DEFAULTS.get(command[0], {}) | body
     assert (made.code, made.json) == (0, view)
     assert (orchestrator.requests[-1].path, orchestrator.requests[-1].json) == (path, body)
     assert ppec(*command, "list", "-o", "json").json == [view]
@@ -75,6 +86,29 @@ def test_create_show_list_delete(orchestrator: Any, ppec: Any, line: str, path: 
     deleted = ppec(*command, "delete", name)
     assert (deleted.code, deleted.out) == (0, "")
     assert ppec(*command, "show", name).code == 4
+
+
+def test_the_rule_of_a_cluster_is_changed_and_shown_where_there_is_one(orchestrator: Any, ppec: Any) -> None:
+    ppec("cluster", "create", "c1", "--datacentre", "d1")
+    assert "n plus one" not in ppec("cluster", "show", "c1").out
+    assert "N+1" not in ppec("cluster", "list").out
+    changed = ppec("cluster", "update", "c1", "--n-plus-one", "warn:rack")
+    assert changed.code == 0
+    sent = orchestrator.requests[-1]
+    assert (sent.method, sent.path) == ("PATCH", "/v1/clusters/c1")
+    assert sent.json == {"n_plus_one": {"mode": "warn", "level": "rack"}}
+    for shown in (changed.out, ppec("cluster", "show", "c1").out):
+        assert "warn:rack" in shown
+    assert ["c1", "d1", "x86_64", "warn:rack"] in [line.split() for line in ppec("cluster", "list").out.splitlines()]
+    assert ppec("cluster", "update", "c1", "--n-plus-one", "off").code == 0
+    assert "N+1" not in ppec("cluster", "list").out
+
+
+@pytest.mark.parametrize("rule", ["maybe", "warn:planet"])
+def test_what_is_no_rule_is_not_sent(orchestrator: Any, ppec: Any, rule: str) -> None:
+    ran = ppec("cluster", "update", "c1", "--n-plus-one", rule)
+    assert (ran.code, orchestrator.requests) == (2, [])
+    assert "n_plus_one" in ran.err
 
 
 @pytest.mark.parametrize(

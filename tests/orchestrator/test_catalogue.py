@@ -25,9 +25,19 @@ SPECIAL = {
     "numa": {"cpus": "dedicated", "smt": "isolate", "multi_cell": True, "huge_page_kib": 2048},
 }
 VRF = {"name": "red"}
+NO_RULE = {"n_plus_one": {"mode": "off", "level": "host"}}
 CASES = [
     pytest.param("datacentres", DATACENTRE, {}, [], id="datacentres"),
-    pytest.param("clusters", CLUSTER, {"architecture": "x86_64"}, [("datacentres", DATACENTRE)], id="clusters"),
+    pytest.param(
+        "clusters", CLUSTER, {"architecture": "x86_64"} | NO_RULE, [("datacentres", DATACENTRE)], id="clusters"
+    ),
+    pytest.param(
+        "clusters",
+        CLUSTER | {"n_plus_one": {"mode": "warn", "level": "rack"}},
+        {"architecture": "x86_64"},
+        [("datacentres", DATACENTRE)],
+        id="clusters-with-a-rule",
+    ),
     pytest.param("racks", RACK, {}, [("datacentres", DATACENTRE), ("clusters", CLUSTER)], id="racks"),
     pytest.param("flavors", FLAVOR, ORDINARY, [], id="flavors"),
     pytest.param("flavors", FLAVOR | SPECIAL, {}, [], id="flavors-with-a-policy"),

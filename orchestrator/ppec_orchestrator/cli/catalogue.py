@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from ppec_orchestrator.cli.resources import Resource, add_delete, add_list, add_show, create
+from ppec_orchestrator.cli.exposure import RULE_HELP, rule_given, rule_shown
+from ppec_orchestrator.cli.resources import Resource, add_delete, add_list, add_show, create, show_item
+from ppec_orchestrator.cli.session import session_of
 
 Architecture = Literal["x86_64", "aarch64", "ppc64le", "s390x", "riscv64"]
 Cpus = Literal["dedicated", "shared"]
@@ -35,6 +37,10 @@ def _policy(numa: Any) -> str:
     return ", ".join(filter(None, said)) or "-"
 
 
+def _rule(rule: Any) -> str:
+    return "-" if rule.mode == "off" else rule_shown(rule)
+
+
 FLAVOR = Resource(
     "flavor",
     "/v1/flavors",
@@ -59,6 +65,9 @@ CLUSTER = Resource(
     "/v1/clusters",
     "ClusterView",
     (("cluster", "name"), ("datacentre", "datacentre"), ("architecture", "architecture")),
+    rarely=(("N+1", lambda cluster: _rule(cluster.n_plus_one)),),
+    silent=("n_plus_one",),
+    told={"n_plus_one": lambda cluster: [rule_shown(cluster.n_plus_one)]},
 )
 RACK = Resource("rack", "/v1/racks", "RackView", (("rack", "name"), ("cluster", "cluster")))
 
@@ -110,10 +119,25 @@ def create_cluster(
     name: Name,
     datacentre: Annotated[str, typer.Option(help="The data centre it is in.")],
     architecture: Annotated[Architecture, typer.Option(help="CPU architecture of its hosts.")] = "x86_64",
+    n_plus_one: Annotated[str | None, typer.Option(help=RULE_HELP)] = None,
 ) -> None:
     """Create a cluster."""
     values = {"name": name, "datacentre": datacentre, "architecture": architecture}
-    create(context, CLUSTER, "ClusterCreate", values)
+    rule = {"n_plus_one": rule_given(n_plus_one)} if n_plus_one else {}
+    create(context, CLUSTER, "ClusterCreate", values | rule)
+
+
+@clusters.command("update")
+def update_cluster(
+    context: typer.Context, name: Name, n_plus_one: Annotated[str, typer.Option(help=RULE_HELP)]
+) -> None:
+    """Change what of N+1 holds for whatever is placed there from now on, or grows."""
+    from ppec_contract.api_catalogue import ClusterUpdate, ClusterView
+    from ppec_contract.validation import parse
+
+    session = session_of(context)
+    body = parse(ClusterUpdate, {"n_plus_one": rule_given(n_plus_one)})
+    show_item(session, CLUSTER, session.client.patch(CLUSTER.url(name), body, ClusterView))
 
 
 @racks.command("create")

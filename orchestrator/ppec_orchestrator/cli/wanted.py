@@ -16,6 +16,7 @@ import typer
 
 from ppec_orchestrator.cli import lists
 from ppec_orchestrator.cli.catalogue import Cpus, Pages, Smt
+from ppec_orchestrator.cli.exposure import RULE_HELP, rule_given
 
 if TYPE_CHECKING:
     from ppec_contract.api_vms import VmsCreate
@@ -68,7 +69,7 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         Texts, "Apart from others of this group: NAME, or NAME:host|rack|datacentre, with :soft if need be."
     ),
     "together": _option(Texts, "Together with others of this group; said as for --apart."),
-    "n_plus_one": _option(str | None, "off, warn or required; with :rack after the loss of a rack in place of a host."),
+    "n_plus_one": _option(str | None, RULE_HELP),
     "max_moves": _option(
         int | None,
         "For each with dedicated CPUs in one cell, so many running VMs may change cells on its host to open one.",
@@ -130,7 +131,7 @@ def request(options: dict[str, Any], subject: str) -> VmsCreate:
         "host_labels": options["host_label"] or None,
         "avoid_labels": options["avoid_label"] or None,
         "groups": apart + together or None,
-        "n_plus_one": _n_plus_one(options["n_plus_one"]) if options["n_plus_one"] else None,
+        "n_plus_one": rule_given(options["n_plus_one"]) if options["n_plus_one"] else None,
         "user_data": _user_data(options["user_data"], subject),
         "labels": lists.labels_of(options["label"]) or None,
     }
@@ -180,11 +181,6 @@ def _network(given: str) -> dict[str, str]:
     if given == "any":
         return {}
     return {"prefix" if "/" in given else "address": given}
-
-
-def _n_plus_one(text: str) -> dict[str, Any]:
-    mode, _, level = text.partition(":")
-    return {"mode": mode} | ({"level": level} if level else {})
 
 
 def _items(file: str, subject: str) -> Any:

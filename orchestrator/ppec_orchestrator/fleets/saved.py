@@ -84,7 +84,10 @@ def _refuse_other_rule(answer: PlanAnswer, rules: SpareRules) -> None:
     if rules.off and (answer.exposed or answer.evacuations):
         what, hint = "was made with N+1", "Give --n-plus-one as it was given then."
     elif not rules.off and answer.evacuations is None:
-        what, hint = "says nothing of where VMs would restart (N+1)", "Ask for it with --n-plus-one and --evidence."
+        what, hint = (
+            "says nothing of where VMs would restart (N+1)",
+            "Ask for it with --evidence, and --n-plus-one if it is given here.",
+        )
     else:
         return
     raise PpecError("request.invalid", f"the answer {what}", hint=hint, subject="verify")

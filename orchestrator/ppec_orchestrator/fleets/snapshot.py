@@ -5,10 +5,12 @@
      "profiles": [{"name": "p1", "shape": {"vcpus": 4, "memory_mib": 16384, "disk_mib": 102400}, "architecture": …}],
      "groups": [{"name": "db", "apart": true, "level": "rack"}],
      "prefixes": [{"id": 7, "free_addresses": 1022}],
+     "clusters": [{"name": "c1", "n_plus_one": {"mode": "required", "level": "rack"}}],
      "hosts": [{"name": "h1", …, "cells": [{"cell": 0, …}], "vms": [{"name": "db-1", "profile": "p1", …}]}],
      "requests": {"batch": [{"name": "db-2", "profile": "p1", "groups": ["db"]}]}}
 
-A prefix without a bound has no `free_addresses`. A file may list no prefixes at all: then none of them runs out.
+A prefix without a bound has no `free_addresses`. A file may list no prefixes at all: then none of them runs out. Of
+clusters those are listed that have a rule about N+1.
 A host's `generation` is kept: it tells two exports apart between which VMs came and went, though all figures are the
 same. Its `mark`, the database's own of the last change of any kind, is left out: nothing is committed on a file.
 """
@@ -23,6 +25,7 @@ from typing import Any
 from uuid import UUID
 
 from ppec_contract.vm import NumaPolicy, whole_huge_pages
+from ppec_orchestrator.fleets.clusters import cluster_rows, rules_of
 from ppec_orchestrator.fleets.faults import FleetError, refuse_doubles, refuse_standing, shown
 from ppec_orchestrator.fleets.file import FleetFile, Names, made_up_ids
 from ppec_orchestrator.fleets.groups import Member, refuse_contradictions
@@ -43,7 +46,17 @@ from ppec_orchestrator.fleets.snapshot_rows import (
     WhereRow,
 )
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
-from ppec_orchestrator.placement.request import ANY_NETWORK, Group, Network, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import (
+    ANY_NETWORK,
+    NO_SPARE_RULE,
+    Group,
+    Network,
+    Profile,
+    Shape,
+    SpareRule,
+    VmRequest,
+    Where,
+)
 
 __all__ = ["CALLED", "REQUESTS_SCHEMA", "SCHEMA", "read", "read_requests", "requests_document", "written"]
 
@@ -54,6 +67,8 @@ CALLED = {
     "spare": "n_plus_one",
     "cluster-spare": "cluster.n_plus_one",
 }
+
+_NO_RULES: Mapping[str, SpareRule] = {}
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -69,7 +84,8 @@ def read(parsed: object, taken: Container[UUID] = ()) -> FleetFile:
     prefixes = document.get("prefixes", [])
     refuse_doubles((prefix["id"] for prefix in prefixes), "prefix", "prefixes[{}].id".format)
     refuse_unknown_prefixes(document)
-    reader, seats, places = _Reader(names), Seats(), Places()
+    spare = rules_of(document.get("clusters", []), {host["cluster"] for host in rows})
+    reader, seats, places = _Reader(names, spare), Seats(), Places()
     hosts = []
     for index, row in enumerate(rows):
         host = reader.host(row, f"hosts[{index}]")
@@ -138,8 +154,9 @@ class _Reader:
     """Looks up what rows refer to. `members` are the VMs that are in groups, with their places in the file; they are
     listed only where some group holds its own together, for without one no two groups contradict each other."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, spare: Mapping[str, SpareRule] = _NO_RULES) -> None:
         self._names = names
+        self._spare = spare
         self._vms: set[str] = set()
         self._ids: set[UUID] = set()
         self._any_bind = any(group.hard and not group.apart for group in names.groups.values())
@@ -162,6 +179,7 @@ class _Reader:
             capabilities=frozenset(row.get("capabilities", ())),
             pools={name: PoolState(**pool) for name, pool in row.get("pools", {}).items()},
             generation=row.get("generation", 0),
+            spare=self._spare.get(row["cluster"], NO_SPARE_RULE),
         )
 
     def requests(
@@ -250,6 +268,8 @@ def written(fleet: Fleet, requests: Sequence[VmRequest] = (), names: Names | Non
     yield from _listed("profiles", (_profile_row(name, profile) for profile, name in named.profiles.items()))
     yield from _listed("groups", (_plain(group) for group in named.groups.values()))
     yield from _listed("prefixes", prefix_rows(fleet, named.profiles))
+    if fleet.spare_rules:
+        yield from _listed("clusters", cluster_rows(fleet))
     yield from _listed("hosts", (_host_row(host, named) for host in fleet.hosts))
     if requests:
         yield ',\n"requests": {"batch": [\n'

@@ -89,6 +89,18 @@ class PrefixRow(TypedDict):
 
 
 @_strict
+class NPlusOneRow(TypedDict):
+    mode: Literal["warn", "required"]
+    level: NotRequired[Literal["host", "rack"]]
+
+
+@_strict
+class ClusterRow(TypedDict):
+    name: Place
+    n_plus_one: NPlusOneRow
+
+
+@_strict
 class CellRow(TypedDict):
     cell: CellId
     socket: CellId
@@ -175,6 +187,7 @@ class FleetRow(TypedDict):
     profiles: NotRequired[Profiles]
     groups: NotRequired[Groups]
     prefixes: NotRequired[list[PrefixRow]]
+    clusters: NotRequired[list[ClusterRow]]
     hosts: Annotated[list[HostRow], Field(max_length=MOST_HOSTS, fail_fast=True)]
     requests: NotRequired[BatchRow]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from ppec_contract.api_vms import VmAction, VmRecord, VmResize, VmsAction
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy, Size, whole_huge_pages
 from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
+from ppec_orchestrator.operations.growing import Growing, Growth, Look
 from ppec_orchestrator.operations.kinds import delete, power, resize, retune
 from ppec_orchestrator.operations.wanted import FreezeInput, GuestInput, ResizeInput, RetuneInput
 from ppec_orchestrator.store import operations as store
@@ -34,8 +36,9 @@ _ASKED_OF_GUESTS = (VmAction.STOP, VmAction.REBOOT)
 class Acceptor:
     """Answers with the operation as it was enqueued, or the id of the one that the same request made before."""
 
-    def __init__(self, database: Database, now: Clock) -> None:
+    def __init__(self, database: Database, now: Clock, growing: Growing) -> None:
         self._database = database
+        self._growing = growing
         self._queue = Queue(database, now)
 
     def act(self, asked: VmsAction, ask: Ask) -> NewOperation | str:
@@ -58,12 +61,14 @@ class Acceptor:
         return self._queue.once_per_key(ask, lambda: self._write(writes))
 
     def resize(self, ref: str, asked: VmResize, ask: Ask) -> NewOperation | str:
-        """Raises `vm.not_found`, `vm.wrong_state`, `request.invalid`, and `host.no_capacity` with what is free."""
+        """Raises `vm.not_found`, `vm.wrong_state`, `request.invalid`, `host.no_capacity` with what is free, and
+        `cluster.exposed` where N+1 is required."""
 
-        def writes(conn: Connection) -> NewOperation | str:
+        def writes(look: Look, conn: Connection) -> NewOperation | str:
             known = self._queue.earlier(conn, ask)
             if known is not None:
                 return known
+            look.begin(conn)
             (one,) = chosen = vms.find(conn, [ref])
             # Who writes a host's report has the host's row before its VMs'.
             sizes.lock_host_of(conn, one.vm_id)
@@ -72,11 +77,18 @@ class Acceptor:
             size = Size(vcpus=asked.vcpus or row.vcpus, memory_mib=asked.memory_mib or row.memory_mib)
             _check_pages(row.name, size, NumaPolicy(**row.numa))
             kept = ResizeInput(size=size, held=sizes.held_of(row), timeout_s=asked.timeout_s).model_dump(mode="json")
+            taken = sizes.larger(sizes.size_of(row), sizes.held_of(row))
+            more = sizes.larger(taken, size)
+            if one.host is not None and more != taken:
+                look.refuse_exposing(conn, Growth(one.vm_id, one.name, one.host, more))
             sizes.begin(conn, one.vm_id, size)
             items = [NewItem(one.vm_id, one.name, one.host)]
             return self._enqueue(conn, Accepted(ask, new_id(), resize.NAME, kept, items))
 
-        return self._queue.once_per_key(ask, lambda: self._write(writes))
+        def attempt(look: Look) -> NewOperation | str:
+            return self._queue.once_per_key(ask, lambda: self._write(partial(writes, look)))
+
+        return self._growing.through(attempt)
 
     def retune(self, name: str, asked: HostRetune, ask: Ask) -> NewOperation | str:
         """Raises `host.not_found`. Which VMs it is about only the host's plan says."""

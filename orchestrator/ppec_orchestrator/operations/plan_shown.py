@@ -21,7 +21,7 @@ from ppec_orchestrator.fleets.answer import evacuations
 from ppec_orchestrator.fleets.snapshot import requests_document
 from ppec_orchestrator.operations.advising import Changes, changes_by_vm
 from ppec_orchestrator.operations.meaning import Meant, meaning, new_plan_request
-from ppec_orchestrator.operations.planning import Planning, relied_on
+from ppec_orchestrator.operations.planning import Planning, relied_on, rows_counted_on
 from ppec_orchestrator.operations.wanted import CreateInput
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Evidence, Exposed, Move, Placement, Plan, Refusal
@@ -72,7 +72,7 @@ def show_plan(  # noqa: PLR0913 - what it needs of the service, and what is aske
     request = replace(request, spare=replace(request.spare, witnessed=evidence))
     plan, fleet = planning.shown(request)
     made_at = now()
-    stored = _stored(meant, asked, plan, _generations(plan, request, fleet), caller, made_at)
+    stored = _stored(meant, asked, plan, _Ground.of(plan, request, fleet), caller, made_at)
     executable = plan.serves(all_or_nothing=request.all_or_nothing) and len(plan.placed) >= (asked.at_least or 1)
     view = _view(stored, request, plan, fleet, executable=executable)
     certificate = _certificate(request, plan, fleet) if evidence else {}
@@ -126,9 +126,23 @@ def _move(kept: dict[str, Any]) -> Move:
     return Move(**{**kept, "vm_id": UUID(kept["vm_id"]), **cells})
 
 
-def _stored(
-    meant: Meant, asked: VmsCreate, plan: Plan, generations: dict[int, int], caller: str, made_at: datetime
-) -> StoredPlan:
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What a plan stands on: the generations, by id, of the hosts that VMs are placed on, and of those whose VMs its
+    rules look at; and the ids of those whose room it counts on for a loss."""
+
+    generations: dict[int, int]
+    counted_on: list[int]
+
+    @classmethod
+    def of(cls, plan: Plan, request: PlanRequest, fleet: Fleet) -> _Ground:
+        hosts = [fleet.hosts[fleet.index[place.host]] for place in plan.placed]
+        generations = {host.host_id: host.generation for host in hosts} | dict(relied_on(plan, request, fleet))
+        spare = rows_counted_on(plan, request, fleet)
+        return cls(generations, sorted(fleet.hosts[row].host_id for row in spare))
+
+
+def _stored(meant: Meant, asked: VmsCreate, plan: Plan, ground: _Ground, caller: str, made_at: datetime) -> StoredPlan:
     kept = meant.input.model_dump(mode="json")
     placed = [{**place._asdict(), "vm_id": str(place.vm_id)} for place in plan.placed]
     # Ids are made anew with each plan, and say nothing of it.
@@ -152,7 +166,7 @@ def _stored(
     image = [meant.image_id, meant.image_sha256]
     # What a checker would say no to: it may change on hosts that the plan doesn't stand on.
     exposed = [asdict(each) for each in plan.exposed]
-    stands_on = sorted(generations.items())
+    stands_on = sorted(ground.generations.items())
     what = [asked.model_dump(mode="json"), kept, image, places, turns, why_not, exposed, stands_on, caller]
     return StoredPlan(
         plan_id=hashlib.sha256(canonical_json(what)).hexdigest(),
@@ -167,16 +181,9 @@ def _stored(
             "placed": placed,
             "refused": refused,
             "opened": opened,
+            "counted_on": ground.counted_on,
         },
-        generations=generations,
-    )
-
-
-def _generations(plan: Plan, request: PlanRequest, fleet: Fleet) -> dict[int, int]:
-    """Of the hosts that VMs are placed on, and of those whose VMs its rules look at."""
-    rows = {fleet.index[place.host] for place in plan.placed}
-    return {fleet.hosts[row].host_id: fleet.hosts[row].generation for row in rows} | dict(
-        relied_on(plan, request, fleet)
+        generations=ground.generations,
     )
 
 

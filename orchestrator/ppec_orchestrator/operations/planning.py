@@ -271,19 +271,23 @@ def _starts_group(request: PlanRequest) -> bool:
 def relied_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> Mapping[int, int]:
     """The generations of hosts whose VMs the plan's rules look at: of all that share a level with a placement of a
     group, or a cluster with any where spare room is required."""
-    spare = SpareRules.of(fleet, request.spare)
-    if not spare.required and not any(vm.groups for vm in request.vms):
-        return {}
-    groups = {vm.vm_id: [group for group in vm.groups if group.hard] for vm in request.vms}
-    rows: set[int] = set()
-    for place in plan.placed:
+    rows = rows_counted_on(plan, request, fleet)
+    groups = {vm.vm_id: [group for group in vm.groups if group.hard] for vm in request.vms if vm.groups}
+    for place in plan.placed if groups else ():
         row = fleet.index[place.host]
-        for group in groups[place.vm_id]:
+        for group in groups.get(place.vm_id, ()):
             rows.update(fleet.rows_of(group.level, fleet.domain(row, group.level)).tolist())
-        cluster = fleet.hosts[row].cluster
-        if spare.required_in(cluster):
-            rows.update(fleet.places["cluster"][cluster].tolist())
     return {fleet.hosts[row].host_id: fleet.hosts[row].generation for row in rows}
+
+
+def rows_counted_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> set[int]:
+    """Of the hosts whose room the plan counts on for a loss, where N+1 is required."""
+    spare = SpareRules.of(fleet, request.spare)
+    if not spare.required:
+        return set()
+    clusters = {fleet.hosts[fleet.index[place.host]].cluster for place in plan.placed}
+    counted_on = (fleet.places["cluster"][name].tolist() for name in clusters if spare.required_in(name))
+    return {row for rows in counted_on for row in rows}
 
 
 def _lost(error: PpecError) -> bool:

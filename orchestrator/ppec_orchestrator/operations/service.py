@@ -19,6 +19,7 @@ from ppec_orchestrator.operations.context import Ports
 from ppec_orchestrator.operations.creation import Creation
 from ppec_orchestrator.operations.engine import Engine
 from ppec_orchestrator.operations.enqueueing import Ask
+from ppec_orchestrator.operations.growing import Growing
 from ppec_orchestrator.operations.live import Live, Wake
 from ppec_orchestrator.operations.plan_shown import show_plan
 from ppec_orchestrator.operations.replica import Replica
@@ -39,7 +40,7 @@ class Operations:
         self._live = Live()
         self.engine = Engine(ports, self._live)
         self._creation = Creation(ports.database, ports.planning, ports.now, ports.addresses, ports.approvals)
-        self._acceptor = Acceptor(ports.database, ports.now)
+        self._acceptor = Acceptor(ports.database, ports.now, Growing(ports.planning.fleet))
 
     def start(self, replica: Replica) -> None:
         self._live.start(self._database)

@@ -17,7 +17,7 @@ from ppec_contract.host import Architecture
 from ppec_contract.model import HostName, Model
 from ppec_contract.version import Capability
 from ppec_contract.vm import NumaPolicy, Size
-from ppec_orchestrator.placement.request import Level, PlanRequest, Profile, Shape, Spare, SpareRule, VmRequest, Where
+from ppec_orchestrator.placement.request import PlanRequest, Profile, Shape, SpareRule, VmRequest, Where
 from ppec_orchestrator.store.ipdb import ANY_NETWORK
 from ppec_orchestrator.store.vm_groups import group_of
 
@@ -112,7 +112,6 @@ class CreateInput(SizeMeant):
 
     def plan_request(self, vms: Sequence[VmRequest], batch_hosts: Mapping[str, int] | None = None) -> PlanRequest:
         """Of `vm_requests`."""
-        spare = self.request.n_plus_one
         return PlanRequest(
             vms=tuple(vms),
             policy=self.request.policy,
@@ -120,7 +119,7 @@ class CreateInput(SizeMeant):
             most_vcpus=self.request.mode is BatchMode.MOST_VCPUS,
             at_least=self.request.at_least or 0,
             batch_hosts=dict(batch_hosts or {}),
-            spare=SpareRule(Spare(spare.mode), Level(spare.level)),
+            spare=SpareRule.of(self.request.n_plus_one),
             most_moves=self.request.max_moves,
         )
 

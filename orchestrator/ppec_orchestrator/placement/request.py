@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
-from ppec_contract.api_placement import Policy
+from ppec_contract.api_placement import NPlusOne, Policy
 from ppec_contract.vm import NumaPolicy
 
 
@@ -130,6 +130,10 @@ class SpareRule:
     level: Level = Level.HOST
     witnessed: bool = False
     clusters: bool = True
+
+    @classmethod
+    def of(cls, asked: NPlusOne) -> SpareRule:
+        return cls(Spare(asked.mode), Level(asked.level))
 
 
 NO_SPARE_RULE = SpareRule()

@@ -13,8 +13,10 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Connection, Row, Select, bindparam, func, or_, select, true
 
+from ppec_contract.api_placement import NPlusOne
 from ppec_contract.version import Capability
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState
+from ppec_orchestrator.placement.request import SpareRule
 from ppec_orchestrator.store.changes import Horizon
 from ppec_orchestrator.store.seated import Home, SeatedVms
 from ppec_orchestrator.store.tables import (
@@ -98,6 +100,8 @@ class HostReader:
         homes = {row.id: Home(row.architecture, row.vrf_name, _OPENS_CELLS in announced[row.id]) for row in rows}
         vms = self.seated.read(conn, homes, ids)
         serving = _Serving(self.prefixes)
+        asked = {row.cluster_id: row.n_plus_one for row in rows}
+        rules = {cluster_id: SpareRule.of(NPlusOne(**rule)) for cluster_id, rule in asked.items()}
         return [
             HostState(
                 host_id=row.id,
@@ -120,6 +124,7 @@ class HostReader:
                 mark=row.changed,
                 labels=row.labels,
                 pools=pools.get(row.id, {}),
+                spare=rules[row.cluster_id],
             )
             for row in rows
         ]
@@ -144,6 +149,7 @@ _HOSTS = (
         rack.c.cluster_id,
         cluster.c.name.label("cluster_name"),
         cluster.c.architecture,
+        cluster.c.n_plus_one,
         datacentre.c.name.label("datacentre_name"),
         datacentre.c.region,
         vrf.c.name.label("vrf_name"),

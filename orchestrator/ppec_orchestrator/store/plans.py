@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -147,8 +147,7 @@ def check(conn: Connection, one: StoredPlan, alive_since: datetime, alive_then: 
     planned = {place["host_id"]: place["host"] for place in one.places["placed"]}
     gone = sorted({planned[host_id] for host_id in planned.keys() - {row.id for row in rows}})
     moved = dict.fromkeys(gone, "is gone")
-    # Under N+1 the plan counts on the others too, as far as they were live.
-    counted_on = one.asked.get("n_plus_one", {}).get("mode") == Spare.REQUIRED
+    counted_on = _counted_on(one)
     for row in rows:
         name, draining = planned.get(row.id, row.name), row.id in planned and row.draining
         silent = row.last_seen_at is None or row.last_seen_at < alive_since
@@ -159,10 +158,18 @@ def check(conn: Connection, one: StoredPlan, alive_since: datetime, alive_then: 
             moved[name] = "is draining"
         elif row.generation != one.generations[row.id]:
             moved[name] = "changed"
-        elif silent and lived and (row.id in planned or counted_on):
+        elif silent and lived and (row.id in planned or row.id in counted_on):
             moved[name] = "is silent"
     if moved or len(rows) != len(ids):
         raise outdated(one, moved or {"a host": "is gone"})
+
+
+def _counted_on(one: StoredPlan) -> Collection[int]:
+    """The ids of hosts that N+1 counts on, as far as they were live. An older orchestrator said no more than that the
+    request asks for it."""
+    asked = one.asked.get("n_plus_one", {}).get("mode") == Spare.REQUIRED
+    counted_on: Collection[int] = one.places.get("counted_on", one.generations.keys() if asked else ())
+    return counted_on
 
 
 def use_up(conn: Connection, one: StoredPlan) -> None:

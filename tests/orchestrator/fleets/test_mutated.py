@@ -126,7 +126,7 @@ def plan_on(file: FleetFile) -> None:
     """In the simplest way and in one with everything; the checker agrees."""
     spared = SpareRule(Spare.REQUIRED, witnessed=True)
     for request in (
-        PlanRequest(file.requests),
+        PlanRequest(file.requests, spare=SpareRule(witnessed=True)),
         PlanRequest(file.requests, Policy.PACK, all_or_nothing=True, spare=spared, most_moves=2),
     ):
         made = plan(file.fleet, request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -22,7 +23,17 @@ from ppec_orchestrator.fleets.snapshot import written
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, cpu_part, cpu_resource, free_name, memory_part
 from ppec_orchestrator.placement.demand import memory_resource as memory_of
 from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState, PoolState, SeatedVm
-from ppec_orchestrator.placement.request import Group, Level, Profile, Shape, VmRequest, Where
+from ppec_orchestrator.placement.request import (
+    NO_SPARE_RULE,
+    Group,
+    Level,
+    Profile,
+    Shape,
+    Spare,
+    SpareRule,
+    VmRequest,
+    Where,
+)
 
 GOLDEN = Path(__file__).parent / "golden" / "fleet.json"
 names = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=12)
@@ -65,6 +76,9 @@ profiles = st.builds(
     st.frozensets(names, max_size=2),
     st.lists(st.none() | st.frozensets(st.integers(1, 9), max_size=2), max_size=2).map(tuple),
     st.lists(st.frozensets(st.integers(1, 9), max_size=2), max_size=1).map(tuple),
+)
+spare_rules = st.just(NO_SPARE_RULE) | st.builds(
+    SpareRule, st.sampled_from((Spare.WARN, Spare.REQUIRED)), st.sampled_from((Level.HOST, Level.RACK))
 )
 # No group holds its own together: that is for the tests of groups.
 groups = st.lists(
@@ -134,8 +148,10 @@ def hosts(draw: st.DrawFn, number: int, known: list[Profile], bound: list[Group]
 def files(draw: st.DrawFn) -> FleetFile:
     known = draw(st.lists(profiles, min_size=1, max_size=3))
     bound = draw(groups)
+    rules = {cluster: draw(spare_rules) for _, cluster, _, _ in STANDS}
+    standing_there = [draw(hosts(number, known, bound)) for number in range(draw(st.integers(0, 3)))]
     fleet = Fleet.build(
-        [draw(hosts(number, known, bound)) for number in range(draw(st.integers(0, 3)))],
+        [replace(host, spare=rules[host.cluster]) for host in standing_there],
         draw(st.dictionaries(st.integers(1, 3), st.integers(0, 1000))),
     )
     possible = [
@@ -188,6 +204,8 @@ def test_the_golden_file_is_read_and_written() -> None:
     assert first.vms[0].groups == (Group("db", level=Level.RACK),)
     assert first.pools == {"san": PoolState(1_000_000, 900_000)}
     assert file.fleet.free_addresses == {1: 250}
+    assert file.fleet.spare_rules == {"c1": SpareRule(Spare.WARN, Level.RACK)}
+    assert [host.spare for host in file.fleet.hosts] == [SpareRule(Spare.WARN, Level.RACK)] * 2
     assert file.requests[0].profile.where == Where(rack="r1", labels=frozenset({("tier", "gold")}))
     assert "".join(written(file.fleet, file.requests, file.names)) == GOLDEN.read_text()
 
@@ -300,6 +318,10 @@ MALFORMED: list[tuple[Callable[[dict[str, Any]], None], str, str]] = [
     (set_at("groups.0.level", "planet"), "groups[0].level", "host"),
     (append_to("groups"), "groups[1].name", "there twice"),
     (append_to("prefixes"), "prefixes[2].id", "there twice"),
+    (append_to("clusters"), "clusters[1].name", "there twice"),
+    (set_at("clusters.0.name", "c9"), "clusters[0].name", "no host is in cluster 'c9'"),
+    (set_at("clusters.0.n_plus_one.mode", "off"), "clusters[0].n_plus_one.mode", "'warn' or 'required'"),
+    (set_at("clusters.0.n_plus_one.level", "planet"), "clusters[0].n_plus_one.level", "'host' or 'rack'"),
     (set_at("requests.batch.0.profile", "p9"), "requests.batch[0].profile", "no profile"),
     (set_at("requests.batch.0.name", "db-1"), "requests.batch[0].name", "stands in the fleet already"),
     (append_to("requests.batch"), "requests.batch[1].name", "there twice"),

@@ -92,6 +92,7 @@ ERRORS = {
     "datacentre.exists": ("conflict", "A data centre with this name exists", 409),
     "cluster.not_found": ("not-found", "There is no such cluster", 404),
     "cluster.exists": ("conflict", "A cluster with this name exists", 409),
+    "cluster.exposed": ("no-capacity", "A loss in the cluster could not be made good any more", 409),
     "rack.not_found": ("not-found", "There is no such rack", 404),
     "rack.exists": ("conflict", "A rack with this name exists", 409),
     "flavor.not_found": ("not-found", "There is no such flavor", 404),

@@ -22,6 +22,8 @@ cluster = Table(
     Column("name", String(63), nullable=False, unique=True),
     Column("datacentre_id", ForeignKey("datacentre.id"), nullable=False),
     Column("architecture", String(16), nullable=False),
+    # An `NPlusOne`; empty: off.
+    Column("n_plus_one", JSON, nullable=False, server_default="{}"),
 )
 
 rack = Table(

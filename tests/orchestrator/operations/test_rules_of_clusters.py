@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""N+1 as a rule of a cluster: whoever places or grows a VM there keeps it, asked or not, from when it is set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from ppec_contract.api_catalogue import ClusterUpdate
+from ppec_contract.api_operations import OperationState
+from ppec_contract.api_vms import VmResize
+from ppec_contract.errors import PpecError
+from ppec_orchestrator.operations.growing import Growing, Growth, Seen
+from ppec_orchestrator.operations.live_fleet import LiveFleet
+from ppec_orchestrator.placement.evacuation import exposed
+from ppec_orchestrator.placement.plan import Exposed
+from ppec_orchestrator.placement.request import Level
+from ppec_orchestrator.store.clusters import update_cluster
+
+REQUIRED, OFF = {"mode": "required", "level": "host"}, {"mode": "off", "level": "host"}
+BODY = {"image": "debian", "flavor": "half"}
+
+
+def ruled(world: Any, rule: Mapping[str, str] = REQUIRED) -> None:
+    """Three hosts of two such VMs each: four can stand there, and be restarted after the loss of a host."""
+    with world.database.write() as conn:
+        update_cluster(conn, "c1", ClusterUpdate.model_validate({"n_plus_one": rule}))
+
+
+def made(world: Any, *hosts: str) -> list[str]:
+    """A VM on each of these hosts, which are called by the hosts' names."""
+    with world.running(name="maker") as maker:
+        for host in hosts:
+            batch = world.batch(1, flavor="half", host=host, name=f"on-{host}")
+            view = world.ended(maker.create(batch, world.ask).operation_id)
+            assert view.state is OperationState.SUCCEEDED, view.problem
+    return [f"on-{host}" for host in hosts]
+
+
+def unsafe(world: Any) -> set[str]:
+    fleet = LiveFleet(world.database, silent_after_s=3600, now=world.now).current()
+    return {each.domain for each in exposed(fleet, Level.HOST)}
+
+
+@pytest.fixture
+def admin(api: Any) -> Mapping[str, str]:
+    headers: Mapping[str, str] = api.admin
+    return headers
+
+
+# --- the resource -----------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_has_a_rule_that_an_admin_changes(api: TestClient, admin: Mapping[str, str]) -> None:
+    assert api.get("/v1/clusters/c1").json()["n_plus_one"] == OFF
+    for sent, told in (({"mode": "warn", "level": "rack"}, None), ({"mode": "required"}, REQUIRED)):
+        changed = api.patch("/v1/clusters/c1", json={"n_plus_one": sent}, headers=admin)
+        assert (changed.status_code, changed.json()["n_plus_one"]) == (200, told or sent)
+        assert api.get("/v1/clusters/c1").json() == changed.json()
+        assert api.get("/v1/clusters").json()["items"] == [changed.json()]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "status"),
+    [
+        ("c9", {"n_plus_one": {"mode": "required"}}, 404),
+        ("c1", {"n_plus_one": {"mode": "perhaps"}}, 422),
+        ("c1", {"n_plus_one": {"mode": "warn", "level": "datacentre"}}, 422),
+        ("c1", {"n_plus_one": None}, 422),
+        ("c1", {}, 422),
+        ("c1", {"n_plus_one": {"mode": "warn"}, "architecture": "aarch64"}, 422),
+    ],
+)
+def test_what_is_no_rule_changes_nothing(
+    api: TestClient, admin: Mapping[str, str], name: str, body: Any, status: int
+) -> None:
+    assert api.patch(f"/v1/clusters/{name}", json=body, headers=admin).status_code == status
+    assert api.get("/v1/clusters/c1").json()["n_plus_one"] == OFF
+
+
+def test_an_operator_does_not_change_it(api: TestClient) -> None:
+    refused = api.patch("/v1/clusters/c1", json={"n_plus_one": REQUIRED})
+    assert (refused.status_code, refused.json()["code"]) == (403, "auth.forbidden")
+    assert api.get("/v1/clusters/c1").json()["n_plus_one"] == OFF
+
+
+# --- creating ---------------------------------------------------------------------------------------------------------
+
+
+def test_who_asks_for_nothing_keeps_the_rule_from_when_it_is_set(
+    world: Any, api: TestClient, admin: Mapping[str, str]
+) -> None:
+    """The replica has planned before, so it has to notice."""
+    assert api.post("/v1/vms", json=BODY | {"name": "first"}).status_code == 202
+    assert api.patch("/v1/clusters/c1", json={"n_plus_one": REQUIRED}, headers=admin).status_code == 200
+    assert api.post("/v1/vms", json=BODY | {"name": "more", "count": 3}).status_code == 202
+    refused = api.post("/v1/vms", json=BODY | {"name": "last"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "placement.no_capacity")
+    assert refused.json()["details"]["reasons"]["n-plus-one"] > 0
+    first = refused.json()["details"]["changes"][0]
+    assert first["sentence"] == "lift N+1 of the cluster"
+    assert first["details"]["rules"] == ["cluster.n_plus_one"]
+    assert unsafe(world) == set()
+    assert api.patch("/v1/clusters/c1", json={"n_plus_one": OFF}, headers=admin).status_code == 200
+    assert api.post("/v1/vms", json=BODY | {"name": "last"}).status_code == 202
+    assert unsafe(world) != set()
+
+
+def test_clients_at_once_take_no_more_than_the_rule_leaves(world: Any, api: TestClient) -> None:
+    ruled(world)
+
+    def one(number: int) -> int:
+        return api.post("/v1/vms", json=BODY | {"name": f"v{number}"}).status_code
+
+    with ThreadPoolExecutor(8) as clients:
+        answers = sorted(clients.map(one, range(8)))
+    assert answers == [202] * 4 + [409] * 4
+    assert unsafe(world) == set()
+
+
+def test_a_warning_of_the_cluster_is_told_to_who_did_not_ask(world: Any, api: TestClient) -> None:
+    ruled(world, {"mode": "warn", "level": "host"})
+    made = api.post("/v1/vms", json=BODY | {"count": 5})
+    assert made.status_code == 202
+    assert {(each["domain"], each["level"]) for each in made.json()["exposed"]} == {
+        (h, "host") for h in ("h1", "h2", "h3")
+    }
+
+
+@pytest.mark.parametrize("rule", [OFF, REQUIRED])
+def test_a_plan_that_was_shown_before_the_rule_changed_is_outdated(
+    api: TestClient, admin: Mapping[str, str], rule: Mapping[str, str]
+) -> None:
+    """The same rule set again is no change."""
+    shown = api.post("/v1/plans", json=BODY | {"count": 5}).json()
+    assert shown["executable"]
+    assert api.patch("/v1/clusters/c1", json={"n_plus_one": rule}, headers=admin).status_code == 200
+    executed = api.post(f"/v1/plans/{shown['plan_id']}/execute")
+    if rule is OFF:
+        assert executed.status_code == 202
+    else:
+        assert (executed.status_code, executed.json()["code"]) == (409, "plan.outdated")
+
+
+def test_a_plan_counts_on_the_hosts_that_the_rule_needs(world: Any, api: TestClient) -> None:
+    """Whatever comes to another host of the cluster may take what a loss would need."""
+    ruled(world)
+    shown = api.post("/v1/plans", json=BODY | {"host": "h1"}).json()
+    assert api.post("/v1/vms", json=BODY | {"host": "h2"}).status_code == 202
+    executed = api.post(f"/v1/plans/{shown['plan_id']}/execute")
+    assert (executed.status_code, executed.json()["code"]) == (409, "plan.outdated")
+
+
+def test_the_rule_is_in_the_export_of_the_fleet(world: Any, api: TestClient) -> None:
+    assert "clusters" not in api.get("/v1/fleet").json()
+    ruled(world)
+    assert api.get("/v1/fleet").json()["clusters"] == [{"name": "c1", "n_plus_one": REQUIRED}]
+
+
+# --- growing ----------------------------------------------------------------------------------------------------------
+
+WHOLE = {"vcpus": 16, "memory_mib": 16384}
+
+
+def grow(world: Any, name: str, **wanted: int) -> Any:
+    with world.running(name="resizer") as replica:
+        return world.ended(replica.resize(name, VmResize(**wanted), world.ask).operation_id)
+
+
+def test_a_vm_does_not_grow_where_it_could_not_be_restarted(world: Any) -> None:
+    on_h1, _, _ = made(world, "h1", "h2", "h3")
+    before = world.vm(on_h1)
+    ruled(world)
+    with pytest.raises(PpecError) as refused:
+        grow(world, on_h1, **WHOLE)
+    assert refused.value.code == "cluster.exposed"
+    assert refused.value.details == {"domain": "h1", "level": "host", "without_place": 1, "vm": on_h1}
+    assert "were host h1 lost, 1 VM would have no place" in refused.value.message
+    assert world.vm(on_h1) == before
+    assert unsafe(world) == set()
+    ruled(world, OFF)
+    assert grow(world, on_h1, **WHOLE).state is OperationState.SUCCEEDED
+    assert unsafe(world) == {"h1"}
+
+
+def test_a_vm_does_not_grow_over_the_room_that_another_hosts_loss_needs(world: Any) -> None:
+    """Were h2 lost, h1 and h3 would take one of its two VMs each, beside a small one of their own."""
+    with world.running(name="maker") as maker:
+        for name, flavor, host in (
+            ("one", "half", "h2"), ("two", "half", "h2"), ("small-1", "small", "h1"), ("small-3", "small", "h3"),
+        ):  # fmt: skip
+            view = maker.create(world.batch(1, flavor=flavor, host=host, name=name), world.ask)
+            assert world.ended(view.operation_id).state is OperationState.SUCCEEDED
+    ruled(world)
+    with pytest.raises(PpecError) as refused:
+        grow(world, "small-1", vcpus=10)
+    assert refused.value.code == "cluster.exposed"
+    assert (refused.value.details["domain"], refused.value.details["without_place"]) == ("h2", 1)
+    assert grow(world, "small-1", vcpus=8).state is OperationState.SUCCEEDED
+    assert unsafe(world) == set()
+
+
+def test_a_vm_grows_where_all_can_still_be_restarted_and_shrinks_anywhere(world: Any) -> None:
+    on_h1, on_h2 = made(world, "h1", "h2")
+    ruled(world)
+    assert grow(world, on_h1, **WHOLE).state is OperationState.SUCCEEDED
+    assert unsafe(world) == set()
+    assert grow(world, on_h2, vcpus=2).state is OperationState.SUCCEEDED
+
+
+def test_a_host_without_the_room_says_so_and_nothing_of_n_plus_one(world: Any) -> None:
+    on_h1, _, _ = made(world, "h1", "h2", "h3")
+    ruled(world)
+    with pytest.raises(PpecError) as refused:
+        grow(world, on_h1, vcpus=18)
+    assert refused.value.code == "host.no_capacity"
+
+
+@pytest.mark.parametrize(("come", "is_refused"), [(("h2",), False), (("h2", "h3"), True)])
+def test_what_comes_between_the_look_and_the_commit_is_looked_at(
+    world: Any, monkeypatch: pytest.MonkeyPatch, come: tuple[str, ...], is_refused: bool
+) -> None:
+    """After the first look; the second one is taken while nobody can come."""
+    (on_h1,) = made(world, "h1")
+    ruled(world)
+    looks: list[Exposed | None] = []
+    seen: Callable[[Growing, Growth], Seen] = Growing.seen
+
+    def disturbed(growing: Growing, growth: Growth) -> Seen:
+        found = seen(growing, growth)
+        looks.append(found.exposed)
+        if len(looks) == 1:
+            made(world, *come)
+        return found
+
+    monkeypatch.setattr(Growing, "seen", disturbed)
+    if is_refused:
+        with pytest.raises(PpecError) as refused:
+            grow(world, on_h1, **WHOLE)
+        assert refused.value.code == "cluster.exposed"
+    else:
+        assert grow(world, on_h1, **WHOLE).state is OperationState.SUCCEEDED
+    assert [each is not None for each in looks] == [False, is_refused]
+    assert unsafe(world) == set()
