@@ -274,6 +274,25 @@ def test_a_table_for_people(program: Program, fleet: str) -> None:
         assert word in text
 
 
+def test_the_table_has_what_cells_of_the_fleet_have(program: Program, tmp_path: Path) -> None:
+    shape = {"vcpus": 4, "memory_mib": 1024, "disk_mib": 10, "numa": {"cpus": "shared", "huge_page_kib": 2048}}
+    profile = {"name": "p", "shape": shape, "architecture": "x86_64"}
+    cell = {"cell": 0, "socket": 0, "threads_per_core": 1, "memory_mib": 4096, "memory_free_mib": 4096}
+    cell |= {"cores": 0, "cores_free": 0, "shared_cpus": 4, "shared_vcpus": 16, "shared_vcpus_free": 12}
+    cell |= {"pages_2m": 1024, "pages_2m_free": 1024}
+    stands = {"datacentre": "d", "cluster": "c", "rack": "r", "vrf": "v", "architecture": "x86_64"}
+    host = {"host_id": 1, "name": "h1", "cells": [cell], "disk_mib": 100, "disk_free_mib": 100, "prefixes": [[1]]}
+    document = {"schema": "ppec-fleet/1", "profiles": [profile], "hosts": [host | stands]}
+    document["requests"] = {"batch": [{"name": "a", "profile": "p"}]}
+    (tmp_path / "fleet.json").write_text(json.dumps(document))
+    ran = program("plan", "--fleet", str(tmp_path / "fleet.json"))
+    assert ran.code == 0, ran.err
+    table = [line.split() for line in ran.out.decode().splitlines()]
+    assert ["shared", "vCPUs", "16", "25.0%", "50.0%"] in table
+    assert ["huge", "pages", "of", "2", "MiB", "1024", "0.0%", "50.0%"] in table
+    assert not [line for line in table if line[:2] == ["NVMe", "drives"]]
+
+
 def test_of_a_fleet_without_hosts_it_is_said_that_it_has_none(program: Program, tmp_path: Path) -> None:
     profile = {"name": "p", "shape": {"vcpus": 4, "memory_mib": 1024, "disk_mib": 10}, "architecture": "x86_64"}
     document = {"schema": "ppec-fleet/1", "profiles": [profile], "hosts": []}

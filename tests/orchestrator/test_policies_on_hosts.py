@@ -31,7 +31,7 @@ MEBI, GIBI = 2048, 1024 * 1024
 ROOM = {
     Reason.CORES, Reason.SHARED_VCPUS, Reason.MEMORY, Reason.HUGE_PAGES, Reason.NUMA_FIT, Reason.NUMA_PARTS,
     Reason.VM_LARGER_THAN_CELL, Reason.VM_LARGER_THAN_HOST, Reason.NO_HUGE_PAGES, Reason.NO_SHARED_CPUS,
-    Reason.NO_SIBLINGS,
+    Reason.NO_SIBLINGS, Reason.NO_DEDICATED_CPUS,
 }  # fmt: skip
 
 

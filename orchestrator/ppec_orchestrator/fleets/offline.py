@@ -326,7 +326,7 @@ def _refuse_moves_beyond_bounds(most_moves: int) -> None:
 
 def _outcome(answer: PlanAnswer, file: FleetFile, plan: Plan, advice: tuple[Advised, ...]) -> Outcome:
     fleet = file.fleet
-    balance, drives = Balance(fleet), fleet.capacity("nvme")
+    balance = Balance(fleet)
     before = balance.score()
     taken: Counter[str] = Counter()
     of_pools: Counter[str] = Counter()
@@ -336,14 +336,14 @@ def _outcome(answer: PlanAnswer, file: FleetFile, plan: Plan, advice: tuple[Advi
         disk_mib = 0 if place.pool else place.disk_mib
         of_pools[place.pool] += place.disk_mib
         balance.take(fleet.index[place.host], memory_mib, disk_mib, cpus, 1)
-        taken.update({name: cells * part.by_resource[name] for name in _COUNTED}, disk_mib=disk_mib)
-    uses = (
-        _use("cores", fleet.capacity("cores"), fleet.free("cores"), taken["cores"]),
-        _use("memory MiB", fleet.capacity("memory_mib"), fleet.free("memory_mib"), taken["memory_mib"]),
-        _use("disk MiB", fleet.disk_mib, fleet.disk_free_mib, taken["disk_mib"]),
-        *_uses_of_pools(fleet, of_pools),
-        *([_use("NVMe drives", drives, fleet.free("nvme"), taken["nvme"])] if drives.any() else []),
-    )
+        taken.update({name: cells * amount for name, amount in place.per_cell.items()}, disk_mib=disk_mib)
+    of_cells = [
+        _use(words, fleet.capacity(name), fleet.free(name), taken[name])
+        for name, words in _SHOWN.items()
+        if name in _ALWAYS_SHOWN or fleet.capacity(name).any()
+    ]
+    of_disk = _use("disk MiB", fleet.disk_mib, fleet.disk_free_mib, taken["disk_mib"])
+    uses = (*of_cells, of_disk, *_uses_of_pools(fleet, of_pools))
     return Outcome(answer, _whys(plan, advice), advice, uses, before, balance.score())
 
 
@@ -375,8 +375,16 @@ def _whys(plan: Plan, advice: tuple[Advised, ...]) -> tuple[Why, ...]:
     return tuple(Why(several[0].name, len(several), several[0].sentence()) for several in ordered)
 
 
-# What cells have that the table of uses is about.
-_COUNTED: tuple[CellResource, ...] = ("cores", "memory_mib", "nvme")
+# What cells have, as the table of uses calls it; what not all fleets have is shown where any host has it.
+_SHOWN: Mapping[CellResource, str] = {
+    "cores": "cores",
+    "shared_vcpus": "shared vCPUs",
+    "memory_mib": "memory MiB",
+    "pages_2m": "huge pages of 2 MiB",
+    "pages_1g": "huge pages of 1 GiB",
+    "nvme": "NVMe drives",
+}
+_ALWAYS_SHOWN = frozenset({"cores", "memory_mib"})
 _SUMMED = (
     "cores",
     "cores_free",

@@ -82,6 +82,13 @@ def shares_cpus(fleet: Fleet, profile: Profile) -> BoolArray:
     return _any_cell(fleet.capacity("shared_vcpus") > 0) if shared else _everywhere(fleet)
 
 
+def has_cores(fleet: Fleet, profile: Profile) -> BoolArray:
+    """Of a host whose CPUs are all shared, as Ganeti's mostly are, it is no matter how large its cells are."""
+    if profile.shape.numa.cpus is CpuPolicy.SHARED:
+        return _everywhere(fleet)
+    return _any_cell(fleet.capacity("cores") > 0) | ~_any_cell(fleet.capacity("shared_vcpus") > 0)
+
+
 def has_huge_pages(fleet: Fleet, profile: Profile) -> BoolArray:
     huge = profile.shape.numa.huge_page_kib > 0
     return _any_cell(fleet.capacity(memory_resource(profile.shape)) > 0) if huge else _everywhere(fleet)
@@ -125,6 +132,7 @@ STANDING: tuple[tuple[Reason, HostFilter], ...] = (
     (Reason.NOT_SERVED, served_as_asked),
     (Reason.NO_SIBLINGS, has_siblings),
     (Reason.NO_SHARED_CPUS, shares_cpus),
+    (Reason.NO_DEDICATED_CPUS, has_cores),
     (Reason.NO_HUGE_PAGES, has_huge_pages),
     (Reason.NO_NVME, has_nvme),
     (Reason.NO_POOL, has_pool),

@@ -19,6 +19,7 @@ class Reason(StrEnum):
     NOT_SERVED = "not-served"
     NO_SIBLINGS = "no-siblings"
     NO_SHARED_CPUS = "no-shared-cpus"
+    NO_DEDICATED_CPUS = "no-dedicated-cpus"
     NO_HUGE_PAGES = "no-huge-pages"
     NO_NVME = "no-nvme"
     NO_POOL = "no-pool"
@@ -55,6 +56,7 @@ _WORDS: Mapping[Reason, str] = {
     Reason.NOT_SERVED: "that the prefixes asked for do not serve",
     Reason.NO_SIBLINGS: "without SMT siblings",
     Reason.NO_SHARED_CPUS: "without CPUs set aside for sharing",
+    Reason.NO_DEDICATED_CPUS: "all of whose CPUs are shared",
     Reason.NO_HUGE_PAGES: "without huge pages of that size",
     Reason.NO_NVME: "without that many NVMe drives near one cell",
     Reason.NO_POOL: "without that storage pool",

@@ -54,6 +54,8 @@ class WhyNot:
             yield Reason.NO_SIBLINGS, np.where(threads > 1, sizes["cores"], 0).max(axis=0) == 0
         if numa.cpus is CpuPolicy.SHARED:
             yield Reason.NO_SHARED_CPUS, sizes[cpu].max(axis=0) == 0
+        else:
+            yield Reason.NO_DEDICATED_CPUS, (sizes["cores"].max(axis=0) == 0) & (sizes["shared_vcpus"].max(axis=0) > 0)
         if numa.huge_page_kib:
             yield Reason.NO_HUGE_PAGES, sizes[memory].max(axis=0) == 0
         if shape.nvme:

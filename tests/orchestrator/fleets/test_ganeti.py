@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import pytest
 
 from ppec_contract.errors import PpecError
-from ppec_contract.vm import CpuPolicy
+from ppec_contract.vm import CpuPolicy, NumaPolicy
 from ppec_orchestrator.fleets.file import FleetFile
 from ppec_orchestrator.fleets.reading import read_fleet, read_requests
+from ppec_orchestrator.placement.advice import advise
 from ppec_orchestrator.placement.balance import Balance
 from ppec_orchestrator.placement.planner import plan
 from ppec_orchestrator.placement.reasons import Reason
@@ -65,6 +69,20 @@ def test_a_vcpu_ratio_lets_instances_share_cpus() -> None:
     assert {vm.profile.shape.numa.cpus for vm in without.fleet.hosts[0].vms} == {CpuPolicy.SHARED}
     (cell,) = without.fleet.hosts[0].cells
     assert (cell.shared_vcpus, cell.shared_vcpus_free) == (62, 56)
+
+
+def test_a_vm_with_cores_of_its_own_is_told_that_a_cluster_shares_all_of_its_cpus() -> None:
+    """As every Ganeti cluster does whose policy has the default ratio."""
+    file = read(CLUSTER[: CLUSTER.index("|16384")])
+    small = {"name": "p", "shape": {"vcpus": 2, "memory_mib": 1024, "disk_mib": 10}, "architecture": "x86_64"}
+    document = {"profiles": [small], "batch": [{"name": "v", "profile": "p"}]}
+    (vm,) = read_requests(json.dumps(document).encode(), "it", file).requests
+    refused = plan(file.fleet, PlanRequest((vm,))).refused[0]
+    assert refused.reasons[Reason.NO_DEDICATED_CPUS] == 2
+    assert "2 all of whose CPUs are shared" in refused.sentence()
+    shared = replace(vm.profile.shape, numa=NumaPolicy(cpus=CpuPolicy.SHARED))
+    assert "share CPUs with others" in [change.sentence() for change in advise(file.fleet, vm)]
+    assert plan(file.fleet, PlanRequest((replace(vm, profile=replace(vm.profile, shape=shared)),))).placed
 
 
 def test_more_vcpus_than_the_policy_admits_are_a_fact_and_leave_nothing_free() -> None:

@@ -90,6 +90,8 @@ def test_siblings_are_required_of_the_cell_not_of_the_host() -> None:
     [
         (REQUIRE, [cell(0, threads_per_core=1)], Reason.NO_SIBLINGS),
         (SHARED, [cell(0)], Reason.NO_SHARED_CPUS),
+        (NumaPolicy(), [cell(0, cores=0, shared_cpus=2, shared_vcpus=8)], Reason.NO_DEDICATED_CPUS),
+        (NumaPolicy(), [cell(0, cores=0, shared_cpus=2, shared_vcpus=8), cell(1, cores=1)], Reason.VM_LARGER_THAN_CELL),
         # More vCPUs than CPUs to share: they would wait for one another.
         (SHARED, [cell(0, shared_cpus=2, shared_vcpus=8)], Reason.VM_LARGER_THAN_CELL),
         (SHARED, [cell(0, shared_cpus=4, shared_vcpus=16, shared_vcpus_free=3)], Reason.SHARED_VCPUS),
