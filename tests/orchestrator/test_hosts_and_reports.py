@@ -157,6 +157,31 @@ def test_a_cell_that_is_gone_and_empty_goes(site: TestClient, agent: HostAgent) 
     assert [c["cell"] for c in site.get("/v1/hosts/h1").json()["cells"]] == [0]
 
 
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        ({"cells": [cell(0, cores=4), cell(1)]}, True),
+        ({"cells": [cell(0)]}, True),
+        ({"disk_mib": 90_000}, True),
+        ({"pools": [{"name": "san", "size_mib": 500, "free_mib": 500}]}, True),
+        ({"agent_version": "9.9"}, False),
+    ],
+)
+def test_other_room_than_before_is_another_generation(
+    agent: HostAgent, services: Services, change: dict[str, Any], counts: bool
+) -> None:
+    """Plans that count on the host for a loss (N+1) rely on it."""
+
+    def generation() -> int:
+        with services.database.read() as conn:
+            return int(conn.execute(select(tables.host.c.generation)).scalar_one())
+
+    agent.put(report(), 1)
+    before = generation()
+    assert agent.put(report(**change), 2).status_code == 200
+    assert generation() - before == counts
+
+
 def test_an_unchanged_host_writes_no_row(agent: HostAgent, services: Services) -> None:
     agent.put(report(), 1)
     before = services.database.commits

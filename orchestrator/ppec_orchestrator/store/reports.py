@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, bindparam, delete, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, bindparam, case, delete, insert, not_, or_, select, update
 
 from ppec_contract.host import CellReport, HostReport, PoolReport
 from ppec_contract.model import canonical_json
@@ -116,13 +116,15 @@ def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
             report=report.as_spoken(),
             facts={name: dumped[name] for name in FACTS} | {"drift_count": len(report.drift)},
             disk_mib=report.disk_mib,
+            generation=host.c.generation + case((host.c.disk_mib != report.disk_mib, 1), else_=0),
             last_seen_at=now,
         )
     )
     if updated.rowcount != 1:
         return False
-    _apply_cells(conn, new.host_id, report.cells)
-    _apply_pools(conn, new.host_id, report.pools)
+    # Of other room than was counted on for a loss, a plan that relies on the host has to be told.
+    if _apply_cells(conn, new.host_id, report.cells) | _apply_pools(conn, new.host_id, report.pools):
+        conn.execute(update(host).where(host.c.id == new.host_id).values(generation=host.c.generation + 1))
     if new.clock_was_set_back:
         forgotten = {"seen_started_at_unix_ms": None, "seen_tick": None}
         conn.execute(update(allocation).where(allocation.c.host_id == new.host_id).values(forgotten))
@@ -130,14 +132,19 @@ def apply_report(conn: Connection, new: NewReport, *, now: datetime) -> bool:
     return True
 
 
-def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) -> None:
+def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) -> bool:
+    """Whether any is another one than before."""
+    changed = False
     known = {row.cell: row for row in conn.execute(select(host_cell).where(host_cell.c.host_id == host_id))}
     for cell in cells:
         values = _cell_values(cell)
         row = known.pop(cell.cell, None)
+        if row is not None and all(row._mapping[name] == value for name, value in values.items()):
+            continue
+        changed = True
         if row is None:
             conn.execute(insert(host_cell).values(host_id=host_id, cell=cell.cell, **values))
-        elif any(row._mapping[name] != value for name, value in values.items()):
+        else:
             conn.execute(_cell(update(host_cell), host_id, cell.cell).values(values))
     for number, row in known.items():
         # A cell that is gone but still holds VMs by the record stays, with no room: what it holds must be released.
@@ -145,16 +152,22 @@ def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) 
             conn.execute(_cell(update(host_cell), host_id, number).values(_NO_ROOM))
         else:
             conn.execute(_cell(delete(host_cell), host_id, number))
+    return changed or bool(known)
 
 
-def _apply_pools(conn: Connection, host_id: int, pools: tuple[PoolReport, ...]) -> None:
+def _apply_pools(conn: Connection, host_id: int, pools: tuple[PoolReport, ...]) -> bool:
+    """Whether any is another one than before."""
+    changed = False
     known = {row.name: row for row in conn.execute(select(host_pool).where(host_pool.c.host_id == host_id))}
     # A name that is there twice would be one pool of the record.
     for name, size_mib in {pool.name: pool.size_mib for pool in pools}.items():
         row = known.pop(name, None)
+        if row is not None and row.size_mib == size_mib:
+            continue
+        changed = True
         if row is None:
             conn.execute(insert(host_pool).values(host_id=host_id, name=name, size_mib=size_mib))
-        elif row.size_mib != size_mib:
+        else:
             conn.execute(_pool(update(host_pool), host_id, name).values(size_mib=size_mib))
     for name, row in known.items():
         # As with a cell that is gone.
@@ -162,6 +175,7 @@ def _apply_pools(conn: Connection, host_id: int, pools: tuple[PoolReport, ...]) 
             conn.execute(_pool(update(host_pool), host_id, name).values(size_mib=0))
         else:
             conn.execute(_pool(delete(host_pool), host_id, name))
+    return changed or bool(known)
 
 
 def _pool(statement: Any, host_id: int, name: str) -> Any:

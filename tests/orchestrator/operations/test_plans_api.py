@@ -266,7 +266,7 @@ def test_a_plan_is_refused_where_nothing_is_placed_any_more(
 
 
 def test_a_plan_whose_room_is_gone_is_outdated(world: Any, api: TestClient) -> None:
-    """The host reports fewer cores: nothing was allocated, so its generation stands."""
+    """Whatever the generation says."""
     view = planned(api, name="web", host="h2")
     with world.database.write() as conn:
         conn.execute(update(tables.host_cell).where(tables.host_cell.c.host_id == 2).values(cores=1))
