@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Literal
+from typing import Any, Literal
+from uuid import UUID
 
 from ppec_contract.api_placement import ChangeView, LossView, RestartView
 from ppec_contract.model import Model
@@ -43,11 +44,13 @@ class PlacedVm(Model):
 
 class RefusedVm(Model):
     """`reasons` counts every host under what turned it away, in this `step`; of the `changes`, cheapest first, each
-    would make the VM fit. None where they were not looked for."""
+    would make the VM fit. None where they were not looked for, and where they are those of another VM, the first of its
+    kind, which is then named (`changes_as`)."""
 
     vm: str
     reasons: dict[str, int]
     changes: tuple[ChangeView, ...] | None = None
+    changes_as: str | None = None
     step: int | None = None
 
 
@@ -99,14 +102,18 @@ def placed(plan: Plan, *, with_evidence: bool) -> tuple[PlacedVm, ...]:
 
 
 def refused(plan: Plan, advice: Iterable[Advised], *, with_evidence: bool) -> tuple[RefusedVm, ...]:
-    changes = {refusal.vm_id: kind.changes for kind in advice for refusal in kind.refusals}
+    told: dict[UUID, dict[str, Any]] = {}
+    for kind in advice:
+        first, *others = kind.refusals
+        told[first.vm_id] = {"changes": kind.changes}
+        told |= {refusal.vm_id: {"changes_as": first.name} for refusal in others}
     return tuple(
         [
             RefusedVm(
                 vm=each.name,
                 reasons={**each.reasons},
-                changes=changes.get(each.vm_id),
                 step=each.step if with_evidence else None,
+                **told.get(each.vm_id, {}),
             )
             for each in plan.refused
         ]
