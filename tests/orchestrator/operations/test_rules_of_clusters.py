@@ -11,9 +11,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from ppec_contract.api_catalogue import ClusterUpdate
-from ppec_contract.api_operations import OperationState
+from ppec_contract.api_operations import ItemState, OperationState
 from ppec_contract.api_vms import VmResize
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.dispatch.simulated import Fault
 from ppec_orchestrator.operations.growing import Growing, Growth, Seen
 from ppec_orchestrator.operations.live_fleet import LiveFleet
 from ppec_orchestrator.placement.evacuation import exposed
@@ -159,6 +160,24 @@ def test_the_rule_is_in_the_export_of_the_fleet(world: Any, api: TestClient) -> 
     assert "clusters" not in api.get("/v1/fleet").json()
     ruled(world)
     assert api.get("/v1/fleet").json()["clusters"] == [{"name": "c1", "n_plus_one": REQUIRED}]
+
+
+@pytest.mark.parametrize(("count", "is_moved"), [(3, True), (5, False)])
+def test_a_vm_whose_host_failed_it_is_placed_anew_by_the_rule(world: Any, count: int, is_moved: bool) -> None:
+    """h1 fails whatever comes. Of three VMs all have room elsewhere, and restart after a loss; of five, accepted before
+    there was the rule, what h1 had has room, but no loss could be made good then."""
+    view = world.replica("accepting", start=False).create(world.batch(count, flavor="half"), world.ask)
+    ruled(world)
+    fault = Fault.of("host.no_capacity")
+    world.fleet.faults = lambda action, host, vm: fault if host == "h1" else None
+    with world.running():
+        ended = world.ended(view.operation_id)
+    assert "h1" in {item.host for item in view.items}
+    moved = [item for item in ended.items if item.attempt > 1 or item.state is not ItemState.SUCCEEDED]
+    assert moved
+    assert {item.state is ItemState.SUCCEEDED for item in moved} == {is_moved}
+    if is_moved:
+        assert unsafe(world) == set()
 
 
 # --- growing ----------------------------------------------------------------------------------------------------------
