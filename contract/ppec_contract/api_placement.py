@@ -112,8 +112,8 @@ class ChangeView(Model):
     (`upgrade-agent`), a silent host brought back (`bring-back`), running VMs moved to other cells of their host
     (`retune`), addresses added (`add-addresses`), another size (`other-size`), room freed (`free-room`); where nothing
     single helps, several of these together (`several`, with the `changes` in its details). `details` are its own
-    fields. Rules are called as they are in requests, those of a size or flavor `numa.…`; `group:` and its name is a
-    group, and `failed` what keeps a VM from hosts where it failed before."""
+    fields. Rules are called as they are in requests, those of a size or flavor `numa.…`, a cluster's own
+    `cluster.…`; `group:` and its name is a group, and `failed` what keeps a VM from hosts where it failed before."""
 
     kind: Literal[
         "give-up",

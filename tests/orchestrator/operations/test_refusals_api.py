@@ -15,6 +15,7 @@ from sqlalchemy import update
 from starlette.testclient import TestClient
 from storage_given import give_storage
 
+from ppec_contract.api_catalogue import ClusterUpdate
 from ppec_contract.api_placement import VmSize
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.vm import NumaPolicy
@@ -236,11 +237,12 @@ def test_pools_and_drives_are_advised_on_in_the_words_of_requests(world: Any, ap
     assert [room["cells"] for room in free["details"]["rooms"]] == [{"0": {"nvme_drives": 2}}] * 3
 
 
-def test_requests_have_the_words_that_advice_calls_their_rules_by() -> None:
+def test_requests_and_clusters_have_the_words_that_advice_calls_their_rules_by() -> None:
     words = {IN_REQUESTS.get(rule, OF_SIZES.get(rule, rule)) for rule in RULES} - {"failed"}
     fields = (
         {f"numa.{name}" for name in NumaPolicy.model_fields} | set(VmsCreate.model_fields) | set(VmSize.model_fields)
     )
+    fields |= {f"cluster.{name}" for name in ClusterUpdate.model_fields}
     assert words <= fields
     assert set(IN_REQUESTS.values()) <= fields
 
