@@ -268,7 +268,7 @@ class AddressEventView(Model):
 class NetworkWanted(Model):
     """Addresses that a VM asks for. Empty: one of each family that serves its host.
 
-    `prefix`: one address of just this prefix. `address`: just this address, which must be free; for a single VM only.
+    `prefix`: one address of just this prefix. `address`: just this address, which must be free; it is one VM's.
     Both are looked up in the host's VRF, and a host that the prefix doesn't serve is no place for the VM.
     """
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, StringConstraints, field_validator
 
+from ppec_contract.api_ipdb import Networks
 from ppec_contract.model import HostName, Model, ResourceName, VmName
 from ppec_contract.vm import DiskMib, MemoryMib, NumaPolicy, NvmeDrives, Vcpus, even_vcpus, whole_huge_pages
 
@@ -66,13 +67,19 @@ class VmSize(Model):
 
 
 class VmItem(Model):
-    """One VM of a batch of unequal ones. What it leaves out is the request's: of `flavor` and `size` one, `pool`, and
-    its groups beside the request's. Higher `priority` is placed first."""
+    """One VM of a batch of unequal ones. What it leaves out is the request's: of `flavor` and `size` one, `pool`,
+    `rack`, `host` and `networks`, and its groups beside the request's. Higher `priority` is placed first.
+
+    Its `rack`, `host` and `networks` stand in place of the request's. A `host` lies in whatever rack, and both in
+    whatever other places, the VM is to be in; an item that would need to be in two is refused."""
 
     name: VmName
     flavor: ResourceName | None = None
     size: VmSize | None = None
     pool: ResourceName | None = None
+    rack: ResourceName | None = None
+    host: HostName | None = None
+    networks: Networks = ()
     groups: Annotated[tuple[GroupRule, ...], Field(max_length=MAX_GROUPS)] = ()
     priority: Annotated[int, Field(strict=True, ge=-100, le=100)] = 0
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from pydantic import Field, StrictBool, field_validator, model_validator
 
 from ppec_contract.agent import MAX_FROZEN_S
-from ppec_contract.api_ipdb import AddressView, Networks
+from ppec_contract.api_ipdb import AddressView, IpAddress, Networks
 from ppec_contract.api_placement import (
     MAX_GROUPS,
     MAX_PLAN_MOVES,
@@ -48,11 +48,13 @@ class VmsCreate(Model):
     """`POST /v1/vms`: one VM or a batch of equal ones.
 
     Give `names`, or a `count` and (optionally) a `name`: one VM is called `name`, several `name-1` … `name-N`. Without
-    a name one is made up. `items` are VMs of different sizes, each with its name. `pool` is the storage pool that gets
-    their disks (default: the place where a host keeps VMs by itself). `region`, `datacentre`, `cluster`,
-    `rack`, `host`, `vrf` narrow where they may go; so do `host_labels`, which hosts must have, and `avoid_labels`.
+    a name one is made up. `items` are VMs of different sizes, places and addresses, each with its name. `pool` is the
+    storage pool that gets their disks (default: the place where a host keeps VMs by itself). `region`, `datacentre`,
+    `cluster`, `rack`, `host`, `vrf` narrow where they may go; so do `host_labels`, which hosts must have, and
+    `avoid_labels`.
     `networks` says which addresses each gets (default: one of each family that serves its host); the first one's
-    gateway is the VM's.
+    gateway is the VM's. An address asked for by number is one VM's: an item's, or that of the one VM without networks
+    of its own.
 
     `at_least`, where not all are needed, claims what can be had at once: the request waits for no other that is just
     taking room, and is refused whole when fewer VMs than that find a place.
@@ -120,10 +122,23 @@ class VmsCreate(Model):
     @model_validator(mode="after")
     def _fixed_addresses_fit_one_vm(self) -> VmsCreate:
         fixed = [one.address for one in self.networks if one.address is not None]
-        if fixed and self.total > 1:
-            raise ValueError(f"address {fixed[0]} is for one VM: create the others without it")
-        if len(set(fixed)) != len(fixed):
-            raise ValueError("networks holds an address twice")
+        users = sum(not item.networks for item in self.items) if self.items else self.total
+        if fixed and users > 1:
+            raise ValueError(f"address {fixed[0]} is for one VM: create the others without it, or give items their own")
+        if fixed and not users:
+            raise ValueError(f"address {fixed[0]} is for no VM: each item has networks of its own")
+        return self
+
+    @model_validator(mode="after")
+    def _fixed_addresses_asked_for_once(self) -> VmsCreate:
+        asked = [("the request", self.networks), *((f"item {item.name}", item.networks) for item in self.items)]
+        holders: dict[IpAddress, str] = {}
+        for holder, networks in asked:
+            for address in (one.address for one in networks if one.address is not None):
+                if address in holders:
+                    both = " and ".join(dict.fromkeys((holders[address], holder)))
+                    raise ValueError(f"address {address} is asked for twice, by {both}")
+                holders[address] = holder
         return self
 
     @model_validator(mode="after")

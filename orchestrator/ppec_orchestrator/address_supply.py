@@ -66,8 +66,8 @@ class AddressSupply:
         self._source.check(prefix, gateway, [one for one in (*self._all(), *beside) if one.overlaps(prefix)])
 
     @contextmanager
-    def under_way(self, networks: Sequence[NetworkWanted], count: int) -> Iterator[None]:
-        one = _UnderWay(count * len(networks), [each.address for each in networks if each.address is not None])
+    def under_way(self, wanted: Mapping[NetworkWanted, int]) -> Iterator[None]:
+        one = _UnderWay(sum(wanted.values()), [each.address for each in wanted if each.address is not None])
         self._under_way.add(one)
         try:
             yield
@@ -100,24 +100,18 @@ class AddressSupply:
             # Where one did not answer, nobody knows yet; one that is gone is no reason.
             raise max(refused, key=lambda error: (error.retryable, error.code == _TAKEN))
 
-    def supply(
-        self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
-    ) -> bool:
-        wanted: Counter[SourcePrefix] = Counter()
-        better = False
-        for one in networks:
-            if one.address is None:
-                for prefixes in self._by_family(one, vrf):
-                    wanted.update(dict.fromkeys(prefixes, count))
-                    better |= self._top_up_some(prefixes, wanted, scarce)
-        return better
-
-    def _by_family(self, wanted: NetworkWanted, vrf: str | None) -> list[list[SourcePrefix]]:
-        """The prefixes that could give an address that is wanted. Without a prefix named one of each family is."""
+    def supply(self, wanted: Mapping[NetworkWanted, int], vrf: str | None, *, scarce: Collection[str] = ()) -> bool:
         with self._database.read() as conn:
-            found = store.source_prefixes(conn, vrf)
-        mine = [one for one in found if wanted.prefix in (None, one.network)]
-        return [[one for one in mine if one.network.version == family] for family in (4, 6)]
+            known = store.source_prefixes(conn, vrf)
+        of_prefixes: Counter[SourcePrefix] = Counter()
+        better = False
+        # Those first that are asked for by number: they are here, and nobody else's.
+        for one, count in sorted(wanted.items(), key=lambda each: each[0].address is None):
+            for prefixes in _by_family(known, one):
+                of_prefixes.update(dict.fromkeys(prefixes, count))
+                if one.address is None:
+                    better |= self._top_up_some(prefixes, of_prefixes, scarce)
+        return better
 
     def _top_up_some(
         self, prefixes: Sequence[SourcePrefix], wanted: Mapping[SourcePrefix, int], scarce: Collection[str]
@@ -376,6 +370,16 @@ class AddressSupply:
                 # The next one tries again; the thread must not end.
                 _log.error("addresses.settling_failed", exc_info=error)
             stopping.wait(every_s)
+
+
+def _by_family(known: Sequence[SourcePrefix], wanted: NetworkWanted) -> list[list[SourcePrefix]]:
+    """The prefixes that could give an address that is wanted. Without a prefix named one of each family is."""
+    mine = [
+        one
+        for one in known
+        if wanted.prefix in (None, one.network) and (wanted.address is None or wanted.address in one.network)
+    ]
+    return [[one for one in mine if one.network.version == family] for family in (4, 6)]
 
 
 def _address(prefix: SourcePrefix, row: store.SourceRow) -> Address:

@@ -349,7 +349,7 @@ def test_a_vm_takes_as_many_addresses_as_its_networks_say(database: Database, cl
 def _reserving(networks: Sequence[NetworkWanted] = ANY_NETWORK) -> Callable[[Connection, Planned], None]:
     def writes(conn: Connection, planned: Planned) -> None:
         add_vms(conn, [place.vm_id for place in planned.plan.placed])
-        planned.reserve(conn, networks)
+        planned.reserve(conn, {place.vm_id: networks for place in planned.plan.placed})
 
     return writes
 

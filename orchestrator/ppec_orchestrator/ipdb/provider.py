@@ -18,35 +18,31 @@ from ppec_orchestrator.ipdb.ranges import Address, AddressRange, Network
 
 
 class AddressProvider(Protocol):
-    """Called outside of transactions, around the one that grants: on the way to it, and when it was refused."""
+    """Called outside of transactions, around the one that grants: on the way to it, and when it was refused. `wanted`
+    says of each network how often the VMs of a request ask for it."""
 
-    def under_way(self, networks: Sequence[NetworkWanted], count: int) -> AbstractContextManager[None]:
-        """Meanwhile a request for so many VMs is seen to: what is supplied for it is not taken away again."""
+    def under_way(self, wanted: Mapping[NetworkWanted, int]) -> AbstractContextManager[None]:
+        """Meanwhile a request is seen to: what is supplied for it is not taken away again."""
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None:
         """Sees to it that the addresses asked for by number can be granted, in a VRF at least. Raises
         `address.in_use`."""
 
-    def supply(
-        self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
-    ) -> bool:
-        """Wants addresses for so many VMs, of which there were too few; says whether it is worth another try: some more
-        came in, or a prefix has enough by now, for others may have seen to it meanwhile. Those of the prefixes in
-        `scarce` are wanted most, and if there are any, only they count as having enough. Raises nothing for what it is
-        not given."""
+    def supply(self, wanted: Mapping[NetworkWanted, int], vrf: str | None, *, scarce: Collection[str] = ()) -> bool:
+        """Wants addresses of which there were too few; says whether it is worth another try: some more came in, or a
+        prefix has enough by now, for others may have seen to it meanwhile. Those of the prefixes in `scarce` are wanted
+        most, and if there are any, only they count as having enough. Raises nothing for what it is not given."""
 
 
 class BuiltIn:
     """All there are have rows already."""
 
-    def under_way(self, networks: Sequence[NetworkWanted], count: int) -> AbstractContextManager[None]:
+    def under_way(self, wanted: Mapping[NetworkWanted, int]) -> AbstractContextManager[None]:
         return nullcontext()
 
     def prepare(self, networks: Sequence[NetworkWanted], vrf: str | None) -> None: ...
 
-    def supply(
-        self, networks: Sequence[NetworkWanted], vrf: str | None, count: int, *, scarce: Collection[str] = ()
-    ) -> bool:
+    def supply(self, wanted: Mapping[NetworkWanted, int], vrf: str | None, *, scarce: Collection[str] = ()) -> bool:
         return False
 
 

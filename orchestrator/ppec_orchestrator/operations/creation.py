@@ -25,7 +25,8 @@ from ppec_contract.errors import PpecError, Problem
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy, refuse_others
 from ppec_orchestrator.ipdb.provider import AddressProvider
 from ppec_orchestrator.operations import openings
-from ppec_orchestrator.operations.address_refusals import lacks_addresses, with_addresses
+from ppec_orchestrator.operations.address_refusals import with_addresses
+from ppec_orchestrator.operations.addresses_meant import may_do_without
 from ppec_orchestrator.operations.advising import ADVISABLE, Changes, advised, advised_problems, with_changes
 from ppec_orchestrator.operations.approving import still_stands, without_room
 from ppec_orchestrator.operations.enqueueing import Accepted, Ask, Queue, new_id
@@ -34,6 +35,7 @@ from ppec_orchestrator.operations.kinds import create
 from ppec_orchestrator.operations.meaning import Catalogue, Meant, meaning, new_plan_request
 from ppec_orchestrator.operations.plan_shown import Restored, restored
 from ppec_orchestrator.operations.planning import Planned, Planning, refusal
+from ppec_orchestrator.operations.supplied import AddressesAsked, supplied
 from ppec_orchestrator.placement.fleet import Fleet
 from ppec_orchestrator.placement.plan import Placement, Refusal
 from ppec_orchestrator.placement.policies import POLICIES
@@ -42,7 +44,7 @@ from ppec_orchestrator.store import plans, vms
 from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
-from ppec_orchestrator.store.ipdb import ANY_NETWORK
+from ppec_orchestrator.store.fixed_addresses import refuses_an_address
 from ppec_orchestrator.store.operations import UNPLANNED, ItemChange, NewItem, NewOperation, Origin, change_items
 from ppec_orchestrator.store.plans import StoredPlan
 from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, LostRaceError
@@ -53,10 +55,9 @@ _log = structlog.get_logger(__name__)
 T = TypeVar("T")
 # Requests that share a transaction; the time it takes is everyone's to wait.
 MOST_JOINED = 64
-# Of a plan that is carried out as it is: transactions that lose against another one.
+# Of a plan that is carried out as it is: transactions that lose against another one. Of a request that can do without
+# some VMs: plans that lose an address to another one.
 _TRIES = 3
-# How often a request has addresses acquired.
-_MOST_SUPPLIED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class _Answered:
 
     def problem(self, one: Refusal, fleet: Fleet) -> Problem:
         """Why it is refused."""
+        if (unaddressed := self.meant.refused.get(one.name)) is not None:
+            return with_changes(unaddressed.problem(), self.changes.get(one.vm_id, ()))
         error = refusal([one], self.meant.input.size_of(one.name).shape, fleet, wanted=1)
         return with_changes(error.problem(), self.changes.get(one.vm_id, ()))
 
@@ -127,7 +130,11 @@ class Creation:
             if (known := self._earlier(ask)) is not None:
                 return known
             raise self._approvals.refusal(asked)
-        return self._supplied(asked, ask, asked.total, lambda: self._create(asked, ask))
+        addresses = AddressesAsked.of(asked)
+        if addresses.fixed and (known := self._earlier(ask)) is not None:
+            return known
+        accept = partial(self._create, asked, ask)
+        return supplied(self._addresses, asked, addresses, accept, whole=False)
 
     def execute(self, ref: str, ask: Ask) -> NewOperation | str:
         """The stored plan as it is, by its hash or what that begins with. Raises `plan.not_found`, `plan.ambiguous`,
@@ -144,13 +151,16 @@ class Creation:
         if stored.approved_by is None and self._approvals.needs_approval(asked):
             raise self._approvals.refusal(asked, stored.plan_id)
 
-        def accept() -> NewOperation | str:
+        def accept(_: Mapping[str, PpecError]) -> NewOperation | str:
             # For the words of refusals. Not when the transaction has begun: another's plan is waited for.
             fleet = self._planning.fleet.current()
             executed = partial(self._write, partial(self._execute, stored, made, ask, fleet))
             return self._queue.once_per_key(ask, partial(_again_if_lost, executed))
 
-        return self._supplied(asked, ask, len(made.plan.placed), accept)
+        networks = {place.name: made.meant.input.networks_of(place.name) for place in made.plan.placed}
+        addresses = AddressesAsked.of_vms(asked.vrf, networks)
+        # The plan as it is, or none.
+        return supplied(self._addresses, asked, addresses, accept, whole=True)
 
     def _execute(self, stored: StoredPlan, made: Restored, ask: Ask, fleet: Fleet, conn: Connection) -> NewOperation:
         # First: of two at once the second is told so, and not that the first has changed the hosts.
@@ -172,43 +182,39 @@ class Creation:
         with self._database.read() as conn:
             return self._queue.earlier(conn, ask)
 
-    def _supplied(
-        self, asked: VmsCreate, ask: Ask, count: int, accept: Callable[[], NewOperation | str]
-    ) -> NewOperation | str:
-        """Its addresses may have to be acquired first: some are asked for by number, others ran out. What was acquired,
-        another request may have been given by then."""
-        if asked.networks and (known := self._earlier(ask)) is not None:
-            return known
-        networks = asked.networks or ANY_NETWORK
-        with self._addresses.under_way(networks, count):
-            self._addresses.prepare(asked.networks, asked.vrf)
-            for _ in range(_MOST_SUPPLIED):
-                try:
-                    return accept()
-                except PpecError as error:
-                    if not lacks_addresses(error):
-                        raise
-                    # Others are told besides, which have enough.
-                    told = error.details.get("prefixes", ())
-                    scarce = [one["prefix"] for one in told if one["free"] < count * len(networks)]
-                    if not self._addresses.supply(networks, asked.vrf, count, scarce=scarce):
-                        raise
-            return accept()
-
-    def _create(self, asked: VmsCreate, ask: Ask) -> NewOperation | str:
+    def _create(self, asked: VmsCreate, ask: Ask, refused: Mapping[str, PpecError]) -> NewOperation | str:
         wish = _Wish(asked, ask)
         if _joins(asked) and (made := self._joined.answer(wish)) is not None:
             if isinstance(made, PpecError):
                 raise made
             return made
+        one = self._understood(wish, refused)
+        for _ in range(_TRIES - 1):
+            try:
+                return self._accepted(one)
+            except PpecError as error:
+                if not _is_news(error, one):
+                    raise
+                # Another request was quicker: now it is seen, and the VM done without.
+                one = self._understood(wish, refused)
+        return self._accepted(one)
+
+    def _understood(self, wish: _Wish, refused: Mapping[str, PpecError]) -> _Understood | str:
+        """Or the operation that it has made before."""
         with self._database.read() as conn:
-            known = self._queue.earlier(conn, ask)
+            known = self._queue.earlier(conn, wish.ask)
             if known is not None:
                 return known
-            one = _Understood.of(wish, meaning(conn, asked, self._now()))
+            one = _Understood.of(wish, meaning(conn, wish.asked, self._now(), refused=refused))
             # Or the plan, which keeps to the group as it is asked for, might be refused for another reason.
-            check_rules(conn, asked.rules)
-        return self._queue.once_per_key(ask, lambda: self._create_alone(one, wait=asked.at_least is None))
+            check_rules(conn, wish.asked.rules)
+        return one
+
+    def _accepted(self, one: _Understood | str) -> NewOperation | str:
+        if isinstance(one, str):
+            return one
+        wait = one.meant.input.request.at_least is None
+        return self._queue.once_per_key(one.ask, lambda: self._create_alone(one, wait=wait))
 
     # --- one request -----------------------------------------------------------------------------------------------
 
@@ -250,6 +256,8 @@ class Creation:
         if len(answered.placed) >= fewest:
             return
         first = refused[0].name
+        if (unaddressed := answered.meant.refused.get(first)) is not None:
+            raise unaddressed
         problem = refusal(refused, answered.meant.input.size_of(first).shape, planned.fleet, total)
         raise with_addresses(conn, problem, planned.fleet, answered.meant.input.profile_of(first), self._now())
 
@@ -320,7 +328,7 @@ class Creation:
     # --- what is written -------------------------------------------------------------------------------------------
 
     def _enqueue(self, conn: Connection, answered: Sequence[_Answered], planned: Planned) -> list[NewOperation]:
-        """All requests' VMs of the plan. `networks` are everyone's."""
+        """All requests' VMs of the plan."""
         now = self._now()
         accepted = [
             Accepted(
@@ -334,7 +342,8 @@ class Creation:
         pairs = zip(answered, accepted, strict=True)
         vms.insert_vms(conn, [new for one, operation in pairs for new in _new_vms(one, operation)], now)
         insert_groups(conn, rules)
-        planned.reserve(conn, answered[0].meant.input.networks, self._now)
+        networks = {place.vm_id: one.meant.input.networks_of(place.name) for one in answered for place in one.placed}
+        planned.reserve(conn, networks, self._now)
         enqueued = self._queue.enqueue(conn, accepted)
         if planned.plan.moves:
             # Of one request alone: none with moves shares its plan.
@@ -354,6 +363,14 @@ def _again_if_lost(write: Callable[[], T]) -> T:
     return write()
 
 
+def _is_news(error: PpecError, one: _Understood | str) -> bool:
+    """Whether it refuses an address that was still to be had when the request was understood, of a VM that the request
+    can do without."""
+    if isinstance(one, str) or not may_do_without(one.meant.input.request):
+        return False
+    return refuses_an_address(error) and error.details.get("wanted_for") not in one.meant.refused
+
+
 def _joins(asked: VmsCreate) -> bool:
     """May it share a plan with others'? Not if the plan depends on more than room: neighbours, spare room, addresses
     that are its own. Of one VM, a policy that keeps a batch apart has nothing to do, but would have among others."""
@@ -364,7 +381,7 @@ def _joins(asked: VmsCreate) -> bool:
         and not asked.networks
         and Spare(asked.n_plus_one.mode) is Spare.OFF
         and not asked.groups
-        and not any(item.groups for item in asked.items)
+        and not any(item.groups or item.networks for item in asked.items)
         and not POLICIES[asked.policy].apart
     )
 

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -15,12 +15,13 @@ from ppec_contract.api_placement import VmItem, VmSize
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import NumaPolicy
+from ppec_orchestrator.ipdb.ranges import Address
+from ppec_orchestrator.operations.addresses_meant import addresses_meant
+from ppec_orchestrator.operations.places_meant import check_places
 from ppec_orchestrator.operations.wanted import CreateInput, SizeMeant
 from ppec_orchestrator.placement.request import PlanRequest
 from ppec_orchestrator.store.catalogue import not_found
-from ppec_orchestrator.store.places import Place
-from ppec_orchestrator.store.tables import cluster, datacentre, flavor, host, image, rack, vrf
-from ppec_orchestrator.store.wanted_networks import Requester, candidates, counted_free
+from ppec_orchestrator.store.tables import flavor, image
 
 AnyRow = Row[*tuple[Any, ...]]
 _FLAVOR = select(flavor).where(flavor.c.name == bindparam("name"))
@@ -29,28 +30,40 @@ _IMAGE = select(image.c.id, image.c.sha256, image.c.architecture, image.c.virtua
 )
 
 
+_NOBODY_REFUSED: Mapping[str, PpecError] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class Meant:
     """What the names in a request mean right now. `counted`: see `wanted_networks.counted_free`; what a VM has been
-    granted is not counted any more, so this is not part of the input."""
+    granted is not counted any more, so this is not part of the input. `refused` says of VMs, by name, why they can't
+    have an address that they ask for: they find no place."""
 
     image_id: int
     image_sha256: str
     input: CreateInput
-    counted: tuple[bool, ...] = ()
+    counted: frozenset[Address] = frozenset()
+    refused: Mapping[str, PpecError] = field(default_factory=dict)
 
 
-def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalogue | None = None) -> Meant:
-    """Raises `….not_found` of whatever the request names, `request.invalid` for disks smaller than the image, and what
-    `wanted_networks.candidates` raises. Several requests share a `catalogue` of the transaction."""
+def meaning(
+    conn: Connection,
+    asked: VmsCreate,
+    now: datetime,
+    catalogue: Catalogue | None = None,
+    *,
+    refused: Mapping[str, PpecError] = _NOBODY_REFUSED,
+) -> Meant:
+    """Raises `….not_found` of whatever the request names, `request.invalid` for disks smaller than the image and for
+    an item in two places, and what `addresses_meant` raises, which is told of the `refused`. Several requests share a
+    `catalogue` of the transaction."""
     catalogue = catalogue or Catalogue(conn)
     own = {item.name: _size_of(item, asked, catalogue) for item in asked.items if item.flavor or item.size or item.pool}
     common = _common_size(asked, catalogue) or next(iter(own.values()))
     source = catalogue.image(asked.image)
-    _check_places(conn, asked)
+    check_places(conn, asked)
     _check_disks(asked, source.virtual_size_mib, [common, *own.values()])
-    requester = Requester(_place(asked, source.architecture), _first_name(asked), now)
-    givers = candidates(conn, asked.networks, requester)
+    addresses = addresses_meant(conn, asked, source.architecture, now, refused)
     return Meant(
         source.id,
         source.sha256,
@@ -59,9 +72,11 @@ def meaning(conn: Connection, asked: VmsCreate, now: datetime, catalogue: Catalo
             request=asked.model_copy(update={"user_data": ""}),
             architecture=source.architecture,
             sizes={name: size for name, size in own.items() if size != common},
-            prefixes=givers,
+            prefixes=addresses.givers,
+            own_prefixes=dict(addresses.own),
         ),
-        counted_free(conn, asked.networks, givers),
+        addresses.counted,
+        addresses.refused,
     )
 
 
@@ -127,21 +142,6 @@ class Catalogue:
         )
 
 
-def _check_places(conn: Connection, asked: VmsCreate) -> None:
-    for table, word, name in (
-        (datacentre, "data centre", asked.datacentre),
-        (cluster, "cluster", asked.cluster),
-        (rack, "rack", asked.rack),
-        (host, "host", asked.host),
-        (vrf, "VRF", asked.vrf),
-    ):
-        if name is not None and conn.execute(select(table.c.id).where(table.c.name == name)).first() is None:
-            raise not_found(table.name, word, name)
-    in_region = select(datacentre.c.id).where(datacentre.c.region == asked.region)
-    if asked.region is not None and conn.execute(in_region).first() is None:
-        raise not_found("datacentre", "data centre in region", asked.region)
-
-
 def _check_disks(asked: VmsCreate, needed_mib: int, sizes: Iterable[SizeMeant]) -> None:
     for size in sizes:
         if needed_mib > size.disk_mib:
@@ -152,18 +152,6 @@ def _check_disks(asked: VmsCreate, needed_mib: int, sizes: Iterable[SizeMeant]) 
                 hint="Choose a flavor with a larger disk." if size.flavor else "Ask for a larger disk.",
                 subject=what,
             )
-
-
-def _place(asked: VmsCreate, architecture: str) -> Place:
-    return Place(
-        architecture, asked.region, asked.datacentre, asked.cluster, asked.rack, vrf=asked.vrf, host=asked.host
-    )
-
-
-def _first_name(asked: VmsCreate) -> str | None:
-    """Of the one VM that a request for addresses by number is about."""
-    given = [item.name for item in asked.items] or list(asked.names)
-    return given[0] if given else asked.name
 
 
 def _names(asked: VmsCreate) -> list[str]:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from ppec_contract.api_placement import ExposedView, MoveView, PlacedView, PlanView, RefusedView
 from ppec_contract.api_vms import VmsCreate
+from ppec_contract.errors import PpecError, Problem
 from ppec_contract.model import canonical_json
 from ppec_orchestrator.approvals import NONE_NEEDED, ApprovalPolicy
 from ppec_orchestrator.fleets.answer import evacuations
@@ -74,7 +75,8 @@ def show_plan(  # noqa: PLR0913 - what it needs of the service, and what is aske
     made_at = now()
     stored = _stored(meant, asked, plan, _Ground.of(plan, request, fleet), caller, made_at)
     executable = plan.serves(all_or_nothing=request.all_or_nothing) and len(plan.placed) >= (asked.at_least or 1)
-    view = _view(stored, request, plan, fleet, executable=executable)
+    refused = _refused(fleet, request, plan, meant.refused)
+    view = _view(stored, plan, fleet, refused, executable=executable)
     certificate = _certificate(request, plan, fleet) if evidence else {}
     if not executable:
         return view.model_copy(update=certificate)
@@ -104,7 +106,10 @@ def restored(stored: StoredPlan) -> Restored:
         for place in placed
         for step, moves in (opened.get(place.vm_id, (0, ())),)
     )
-    meant = Meant(places["image_id"], places.get("image_sha256", ""), CreateInput.model_validate(stored.input))
+    problems = ((one["name"], one.get("problem")) for one in places.get("refused", ()))
+    unaddressed = {name: Problem.model_validate(problem).error() for name, problem in problems if problem}
+    asked = CreateInput.model_validate(stored.input)
+    meant = Meant(places["image_id"], places.get("image_sha256", ""), asked, refused=unaddressed)
     shown = PlanView.model_validate(stored.shown).exposed if stored.shown is not None else ()
     level = meant.input.request.n_plus_one.level
     exposed = tuple(Exposed(each.domain, Level(each.level or level), each.vm, each.without_place) for each in shown)
@@ -149,10 +154,7 @@ def _stored(meant: Meant, asked: VmsCreate, plan: Plan, ground: _Ground, caller:
     pairs = zip(plan.placed, plan.evidence, strict=True)
     found = ([place.name, place.host, list(place.cells), place.per_cell, why.broken] for place, why in pairs)
     places = sorted(found, key=str)
-    refused = [
-        {"vm_id": str(one.vm_id), "name": one.name, "reasons": {r.value: n for r, n in one.reasons.items()}}
-        for one in plan.refused
-    ]
+    refused = [_refused_row(one, meant.refused.get(one.name)) for one in plan.refused]
     why_not = sorted([one["name"], one["reasons"]] for one in refused)
     # Of VMs on hosts with moves the order counts: what a move leaves, another VM may get.
     opening = {move.host for move in plan.moves}
@@ -187,7 +189,14 @@ def _stored(meant: Meant, asked: VmsCreate, plan: Plan, ground: _Ground, caller:
     )
 
 
-def _view(stored: StoredPlan, request: PlanRequest, plan: Plan, fleet: Fleet, *, executable: bool) -> PlanView:
+def _refused_row(one: Refusal, unaddressed: PpecError | None) -> dict[str, Any]:
+    row = {"vm_id": str(one.vm_id), "name": one.name, "reasons": {r.value: n for r, n in one.reasons.items()}}
+    return row if unaddressed is None else row | {"problem": unaddressed.problem().model_dump(mode="json")}
+
+
+def _view(
+    stored: StoredPlan, plan: Plan, fleet: Fleet, refused: tuple[RefusedView, ...], *, executable: bool
+) -> PlanView:
     pairs = zip(plan.placed, plan.evidence, strict=True)
     return PlanView(
         plan_id=stored.plan_id,
@@ -196,7 +205,7 @@ def _view(stored: StoredPlan, request: PlanRequest, plan: Plan, fleet: Fleet, *,
         expires_at=stored.expires_at,
         executable=executable,
         placed=tuple(_placed(place, why) for place, why in pairs),
-        refused=_refused(fleet, request, plan),
+        refused=refused,
         exposed=tuple(ExposedView(**asdict(one)) for one in plan.exposed),
         hosts=len(fleet.hosts),
     )
@@ -226,13 +235,15 @@ def _placed(place: Placement, why: Evidence) -> PlacedView:
     )
 
 
-def _refused(fleet: Fleet, request: PlanRequest, plan: Plan) -> tuple[RefusedView, ...]:
+def _refused(
+    fleet: Fleet, request: PlanRequest, plan: Plan, unaddressed: Mapping[str, PpecError]
+) -> tuple[RefusedView, ...]:
     changes = changes_by_vm(fleet, request, plan)
     return tuple(
         RefusedView(
             vm=one.name,
             reasons={reason.value: count for reason, count in one.reasons.items()},
-            sentence=one.sentence(),
+            sentence=unaddressed[one.name].message if one.name in unaddressed else one.sentence(),
             changes=changes.get(one.vm_id, ()),
             advised=one.vm_id in changes,
             step=one.step,

@@ -16,7 +16,6 @@ from uuid import UUID
 
 from sqlalchemy import Connection, text
 
-from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import CpuPolicy, SmtPolicy
 from ppec_orchestrator.operations.live_fleet import LiveFleet, Taken
@@ -29,7 +28,7 @@ from ppec_orchestrator.placement.spare_rules import SpareRules
 from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
-from ppec_orchestrator.store.ipdb import ANY_NETWORK
+from ppec_orchestrator.store.ipdb import ALL_ANY, Networks
 from ppec_orchestrator.store.reservations import ROOM, HostsHeldError, LostRaceError, Terms, lost_hosts, reserve
 
 T = TypeVar("T")
@@ -81,7 +80,7 @@ class Planned:
             raise LostRaceError(lost)
         self.terms = replace(self.terms, generations={})
 
-    def reserve(self, conn: Connection, networks: Sequence[NetworkWanted] = ANY_NETWORK, now: Clock = utc_now) -> None:
+    def reserve(self, conn: Connection, networks: Networks = ALL_ANY, now: Clock = utc_now) -> None:
         """Commits the room and addresses of what is placed: see `reservations.reserve`."""
         self.taken = reserve(conn, self.plan.placed, self.terms, networks=networks, now=now)
 

@@ -21,6 +21,8 @@ from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.serving import GrantedAddress, ServingPrefix, serving_prefix
 from ppec_orchestrator.store.tables import address, address_hold, prefix, vm
 
+_BY_NUMBER = frozenset({"address.in_use", "address.not_usable", "address.quarantined", "address.reserved"})
+
 
 @dataclass(frozen=True, slots=True)
 class Claim:
@@ -61,6 +63,22 @@ def take_fixed(
     if not taken:
         raise why_not(conn, claim) or _in_use(claim, "another request")
     return one.granted(claim.address_hex, position)
+
+
+def refuses_an_address(refused: PpecError) -> bool:
+    """Whether a VM can't have an address that it asks for by number."""
+    return refused.code in _BY_NUMBER
+
+
+def of_one_vm(refused: PpecError, name: str) -> PpecError:
+    """Of several VMs that are asked for together: whose address it is that was refused."""
+    return PpecError(
+        refused.code,
+        f"vm {name}: {refused.message}",
+        hint=refused.hint,
+        subject=refused.subject,
+        details=refused.details | {"wanted_for": name},
+    )
 
 
 def _still_giving(row: Row[Any] | None, known: ServingPrefix, wanted: Address) -> ServingPrefix:

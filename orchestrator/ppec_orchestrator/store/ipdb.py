@@ -25,7 +25,7 @@ from ppec_orchestrator.store.address_rows import insert_ipv4_runs
 from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.external_addresses import free_rows, is_free
 from ppec_orchestrator.store.faults import TransactionLostError
-from ppec_orchestrator.store.fixed_addresses import take_fixed
+from ppec_orchestrator.store.fixed_addresses import of_one_vm, refuses_an_address, take_fixed
 from ppec_orchestrator.store.serving import (
     GrantedAddress,
     ServingPrefix,
@@ -34,18 +34,21 @@ from ppec_orchestrator.store.serving import (
     range_of,
     serving_prefix,
 )
-from ppec_orchestrator.store.tables import address, prefix
+from ppec_orchestrator.store.tables import address, prefix, vm
 from ppec_orchestrator.store.utilisation import Utilisation, utilisation_of
 
 _NUMBERS_PER_LOOK = 1000
 # One of each family that serves the host.
 ANY_NETWORK = (NetworkWanted(),)
+# What each VM asks for, by its id. One that is not among them asks for `ANY_NETWORK`.
+Networks = Mapping[UUID, Sequence[NetworkWanted]]
+ALL_ANY: Networks = {}
 
 
 @dataclass(frozen=True, slots=True)
 class _Taking:
-    """A round of grants: for which network of the VMs' request, by which clock, whether to wait for others' locks, and
-    all VMs that the transaction gives addresses to."""
+    """A round of grants: for the network of which place among those of a VM, by which clock, whether to wait for
+    others' locks, and all VMs that the transaction gives addresses to."""
 
     position: int
     now: Clock
@@ -60,34 +63,54 @@ _Groups = Mapping[tuple[ServingPrefix, ...], Sequence[UUID]]
 def grant(
     conn: Connection,
     hosts: Mapping[UUID, int],
-    networks: Sequence[NetworkWanted] = ANY_NETWORK,
+    networks: Networks = ALL_ANY,
     *,
     wait: bool = True,
     now: Clock = utc_now,
 ) -> None:
-    """Gives each VM (by id, with its host's) what `networks` asks for: for an empty one, an address of each family that
-    serves its host. Without `wait`, rows of addresses that another transaction holds locked count as taken. Two things
-    are waited for all the same, for as long as a grant's transaction takes: an address asked for by number, and where a
-    prefix without rows (IPv6) goes on counting. Each grant of that prefix has it until its commit, and to leave it out
-    would be to say that there is no address where 2^64 are free. So `now` is asked again after each wait: what rested
-    when the call began may have been free for whoever was waited for, and the history must not say otherwise.
+    """Gives each VM (by id, with its host's) what its `networks` ask for: for an empty one, an address of each family
+    that serves its host. Without `wait`, rows of addresses that another transaction holds locked count as taken. Two
+    things are waited for all the same, for as long as a grant's transaction takes: an address asked for by number, and
+    where a prefix without rows (IPv6) goes on counting. Each grant of that prefix has it until its commit, and to leave
+    it out would be to say that there is no address where 2^64 are free. So `now` is asked again after each wait: what
+    rested when the call began may have been free for whoever was waited for, and the history must not say otherwise.
 
     Raises `address.exhausted` with counts when there is not one for every VM, `TransactionLostError` when another one
-    that uses up the same prefix goes first, and what `take_fixed` raises; the caller then rolls back. A VM on a host
-    that no prefix serves gets nothing, unless a prefix is named.
+    that uses up the same prefix goes first, and what `take_fixed` raises, where there are several VMs said of which;
+    the caller then rolls back. A VM on a host that no prefix serves gets nothing, unless a prefix is named.
     """
     serving = prefixes_serving(conn, set(hosts.values()))
-    # Those first that are asked for by number: the others must not take them away.
-    for position, one in enumerate(networks):
+    rounds: dict[tuple[int, NetworkWanted], dict[UUID, int]] = defaultdict(dict)
+    for vm_id, host_id in hosts.items():
+        for position, one in enumerate(networks.get(vm_id, ANY_NETWORK)):
+            rounds[position, one][vm_id] = host_id
+    for (position, one), mine in sorted(rounds.items(), key=lambda each: _turn(each[0][1])):
         if one.address is not None:
-            for vm_id, host_id in hosts.items():
-                take_fixed(conn, serving[host_id], vm_id, one, position, now=now)
-    by_choice = sorted(enumerate(networks), key=lambda each: each[1].prefix is None)
-    for position, one in by_choice:
-        if one.address is None:
-            for groups in _alternatives(serving, hosts, one):
+            for vm_id, host_id in mine.items():
+                try:
+                    take_fixed(conn, serving[host_id], vm_id, one, position, now=now)
+                except PpecError as error:
+                    raise _told(conn, error, vm_id) if len(hosts) > 1 else error from None
+        else:
+            for groups in _alternatives(serving, mine, one):
                 _take(conn, groups, _Taking(position, now, wait, hosts))
     address_events.of_vms(conn, AddressAction.GRANTED, address.c.vm_id.in_(list(hosts)), now())
+
+
+def _told(conn: Connection, refused: PpecError, vm_id: UUID) -> PpecError:
+    """With the VM's name, where an address was refused."""
+    name = conn.execute(select(vm.c.name).where(vm.c.id == vm_id)).scalar()
+    return of_one_vm(refused, name) if name and refuses_an_address(refused) else refused
+
+
+def _turn(wanted: NetworkWanted) -> tuple[int, int, int]:
+    """Those first that leave the least to choose from, which the others must not take away: by number, then of a named
+    prefix. And in the order of numbers: two transactions that take the same ones can't wait for each other."""
+    if wanted.address is not None:
+        return 0, wanted.address.version, int(wanted.address)
+    if wanted.prefix is not None:
+        return 1, wanted.prefix.version, int(wanted.prefix.network_address)
+    return 2, 0, 0
 
 
 def _alternatives(

@@ -21,7 +21,6 @@ from uuid import UUID
 from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.plan import Move, Placement
@@ -91,11 +90,11 @@ def reserve(
     placements: Sequence[Placement],
     terms: Terms = ROOM,
     *,
-    networks: Sequence[NetworkWanted] = ipdb.ANY_NETWORK,
+    networks: ipdb.Networks = ipdb.ALL_ANY,
     now: Clock = utc_now,
 ) -> dict[int, int]:
     """Commits the placements' room and addresses within the caller's write transaction; their `vm` rows must exist.
-    `networks` says which addresses each of them gets, `now` which are out of quarantine.
+    `networks` say which addresses each of them gets, `now` which are out of quarantine.
 
     Returns the new marks of the hosts that had those of the terms, by id: of them nothing changed but this. Raises
     LostRaceError when any host can't take its share any more, HostsHeldError when that can't be seen for somebody who

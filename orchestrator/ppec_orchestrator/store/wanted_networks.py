@@ -30,31 +30,37 @@ class Requester:
     now: datetime
 
 
+def prefix_rows(conn: Connection, vrf_name: str | None) -> Sequence[Row[Any]]:
+    """Those among which the prefixes of networks are looked up. Without a VRF's name those of every VRF count."""
+    query = select(prefix).join(vrf, vrf.c.id == prefix.c.vrf_id).order_by(prefix.c.id)
+    return conn.execute(query if vrf_name is None else query.where(vrf.c.name == vrf_name)).all()
+
+
 def candidates(
-    conn: Connection, networks: Sequence[NetworkWanted], requester: Requester
+    conn: Connection,
+    networks: Sequence[NetworkWanted],
+    requester: Requester,
+    known: Sequence[Row[Any]] | None = None,
 ) -> tuple[tuple[int, ...] | None, ...]:
     """For each network the ids of the prefixes that could give its address; None: whichever serve the host.
 
-    Without a VRF's name those of every VRF count. Raises `prefix.not_found`, and for an address that no prefix would
-    give the VM now what `fixed_addresses.take_fixed` raises.
+    Who asks for several VMs has the `prefix_rows` already: `known`. Raises `prefix.not_found`, and for an address that
+    no prefix would give the VM now what `fixed_addresses.take_fixed` raises.
     """
     if all(one.prefix is None and one.address is None for one in networks):
         return (None,) * max(len(networks), 1)
-    query = select(prefix).join(vrf, vrf.c.id == prefix.c.vrf_id).order_by(prefix.c.id)
-    if requester.place.vrf is not None:
-        query = query.where(vrf.c.name == requester.place.vrf)
-    rows = conn.execute(query).all()
+    rows = prefix_rows(conn, requester.place.vrf) if known is None else known
     return tuple(_candidates(conn, rows, one, requester) for one in networks)
 
 
 def counted_free(
     conn: Connection, networks: Sequence[NetworkWanted], givers: Sequence[tuple[int, ...] | None]
-) -> tuple[bool, ...]:
-    """For each network with its `candidates`: whether the address is one of those that are counted as free in each of
-    them. One that is asked for by number is not where it is reserved for the VM, or where NetBox has yet to give it."""
-    return tuple(
-        one.address is None or _counted_free(conn, one.address, ids or ())
-        for one, ids in zip(networks, givers, strict=False)
+) -> frozenset[Address]:
+    """Of the addresses that networks with these `candidates` ask for by number, those that are counted as free in each
+    of them. One is not where it is reserved for the VM, or where NetBox has yet to give it."""
+    pairs = zip(networks, givers, strict=False)
+    return frozenset(
+        one.address for one, ids in pairs if one.address is not None and _counted_free(conn, one.address, ids or ())
     )
 
 

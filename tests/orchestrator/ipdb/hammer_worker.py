@@ -61,7 +61,7 @@ class Ipdb:
         with self.database.write() as conn:
             vms.insert_vms(conn, new, datetime.now(UTC))
             ids = [one.vm_id for one in new]
-            ipdb.grant(conn, dict.fromkeys(ids, host_id), networks)
+            ipdb.grant(conn, dict.fromkeys(ids, host_id), dict.fromkeys(ids, networks))
             granted = dict.fromkeys(ids, ()) | ipdb.addresses_of(conn, ids)
             if fail:
                 raise KeyError

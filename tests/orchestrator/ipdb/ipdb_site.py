@@ -77,7 +77,7 @@ def granted(
 ) -> list[list[str]]:
     now = NOW + timedelta(seconds=after_s)
     with database.write() as conn:
-        ipdb.grant(conn, dict.fromkeys(vms, host), wanted or ipdb.ANY_NETWORK, now=lambda: now)
+        ipdb.grant(conn, dict.fromkeys(vms, host), dict.fromkeys(vms, wanted or ipdb.ANY_NETWORK), now=lambda: now)
         got = ipdb.addresses_of(conn, vms)
     return [[str(one.address.ip) for one in got.get(vm, ())] for vm in vms]
 

@@ -79,7 +79,7 @@ def test_who_waited_grants_at_the_time_after_the_wait(
 
     def grant() -> str:
         with open_database().write() as conn:
-            ipdb.grant(conn, {waiter: host_id}, [wanted], now=clock)
+            ipdb.grant(conn, {waiter: host_id}, {waiter: [wanted]}, now=clock)
             return str(ipdb.addresses_of(conn, [waiter])[waiter][-1].address.ip)
 
     with ThreadPoolExecutor(1) as pool:
@@ -112,12 +112,12 @@ def test_who_waited_finds_what_came_out_of_quarantine_meanwhile(
 
     def grant() -> str:
         with open_database().write() as conn:
-            ipdb.grant(conn, {waiter: host_id}, [only_ipv4], now=clock)
+            ipdb.grant(conn, {waiter: host_id}, {waiter: [only_ipv4]}, now=clock)
             return str(ipdb.addresses_of(conn, [waiter])[waiter][0].address.ip)
 
     with ThreadPoolExecutor(1) as pool:
         with database.write() as conn:
-            ipdb.grant(conn, {waited_for: host_id}, [only_ipv4], now=clock)
+            ipdb.grant(conn, {waited_for: host_id}, {waited_for: [only_ipv4]}, now=clock)
             assert [str(one.address.ip) for one in ipdb.addresses_of(conn, [waited_for])[waited_for]] == last
             later = pool.submit(grant)
             wait_until(lambda: later.done() or bool(waiting(database)), "it waits", timeout_s=30)
@@ -169,7 +169,7 @@ def test_of_two_that_use_up_a_prefix_neither_waits_for_ever(
                         conn.exec_driver_sql("SET LOCAL deadlock_timeout = '60s'")
                         if attempt == 0:
                             _after_the_first_update(conn, each_has_some.wait)
-                        ipdb.grant(conn, dict.fromkeys(vms, host_id), networks, now=lambda: NOW)
+                        ipdb.grant(conn, dict.fromkeys(vms, host_id), dict.fromkeys(vms, networks), now=lambda: NOW)
                         return str(sum(len(got) for got in ipdb.addresses_of(conn, vms).values()))
                 except TransactionLostError as error:
                     lost.append(error)

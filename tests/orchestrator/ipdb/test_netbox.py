@@ -143,7 +143,7 @@ def test_addresses_stand_ready_are_told_and_go_back(
     names = {one["address"]: one["dns_name"] for one in stand_in.addresses.values()}
     assert (names["10.9.0.3/28"], names["10.9.0.4/28"], names["10.9.0.5/28"]) == ("a", "b", "")
     assert site.get("/v1/prefixes/3").json()["addresses_free"] == 3
-    supply.supply([ONE_OF_IT], "red", 9)
+    supply.supply({ONE_OF_IT: 9}, "red")
     assert in_step(database, stand_in)
     released(database, *vms)
     # Those in quarantine don't go back, of the others what exceeds twice what stands ready.
@@ -197,7 +197,7 @@ def test_a_request_that_is_lost_loses_no_address(
     cut: tuple[str, str],
 ) -> None:
     """The orchestrator dies there, or NetBox does: the next one brings both into step."""
-    supply.supply([ONE_OF_IT], "red", 9)
+    supply.supply({ONE_OF_IT: 9}, "red")
     vm = make_vm(database, "a")
     granted(database, host_id, [vm], ONE_OF_IT)
     if cut[0] == "POST":
@@ -299,10 +299,10 @@ def test_what_another_look_has_found_first_is_enough_all_the_same(
             other._reconcile(AT_NETBOX)
 
     stand_in.after = after
-    assert supply.supply([ONE_OF_IT], "red", 5)
+    assert supply.supply({ONE_OF_IT: 5}, "red")
     stand_in.requests.clear()
     # There is enough now, and NetBox need not be asked.
-    assert supply.supply([ONE_OF_IT], "red", 5)
+    assert supply.supply({ONE_OF_IT: 5}, "red")
     assert stand_in.requests == []
     assert len(rows(database)) == 5
 

@@ -69,8 +69,8 @@ def test_of_a_prefix_that_is_gone_there_no_more_are_wanted(
 ) -> None:
     """The refusal stands that says what is lacking."""
     del stand_in.prefixes[7]
-    assert not supply.supply([ONE_OF_IT], None, 5)
-    assert supply.supply([NetworkWanted()], None, 5)
+    assert not supply.supply({ONE_OF_IT: 5}, None)
+    assert supply.supply({NetworkWanted(): 5}, None)
     assert _free(site, later) == 5
 
 
@@ -157,7 +157,7 @@ def test_what_others_delete_there_rests_all_the_same(
     supply.settle()
     resting_and_deleted(database, host_id, stand_in)
     supply.settle()
-    supply.supply([ONE_OF_IT], "red", 4)
+    supply.supply({ONE_OF_IT: 4}, "red")
     others = [make_vm(database, f"v{n}") for n in range(4)]
     assert ["10.9.0.3"] not in granted(database, host_id, others, ONE_OF_IT)
     assert site.get("/v1/prefixes/3").json()["addresses_quarantined"] == 1

@@ -119,14 +119,14 @@ def test_no_more_is_acquired_in_all_than_is_missing(
 ) -> None:
     supply.settle()
     assert len(rows(database)) == 6
-    assert supply.supply([ONE_OF_IT], None, 5)
+    assert supply.supply({ONE_OF_IT: 5}, None)
     assert [_where(database).count(one) for one in (3, blue)] == [5, 3]
-    assert supply.supply([NetworkWanted(), ONE_OF_IT], None, 4)
+    assert supply.supply({NetworkWanted(): 4, ONE_OF_IT: 4}, None)
     assert [_where(database).count(one) for one in (3, blue)] == [8, 5]
     # What one has no more of, the next one gives.
-    assert supply.supply([NetworkWanted()], None, 20)
+    assert supply.supply({NetworkWanted(): 20}, None)
     assert [_where(database).count(one) for one in (3, blue)] == [12, 13]
-    assert not supply.supply([NetworkWanted()], None, 20)
+    assert not supply.supply({NetworkWanted(): 20}, None)
 
 
 def test_what_is_scarce_is_acquired_first(
@@ -134,7 +134,7 @@ def test_what_is_scarce_is_acquired_first(
 ) -> None:
     stand_in.add_prefix(8, "10.10.0.0/28", vrf=5)
     later = post(site, "prefixes", PREFIX | {"cidr": "10.10.0.0/28", "gateway": None, "netbox_id": 8})["prefix_id"]
-    assert supply.supply([NetworkWanted()], "red", 4, scarce=["10.10.0.0/28"])
+    assert supply.supply({NetworkWanted(): 4}, "red", scarce=["10.10.0.0/28"])
     assert _where(database) == [later] * 4
 
 
@@ -150,5 +150,5 @@ def test_a_netbox_that_is_away_is_not_asked_about_every_prefix(
 
     stand_in.before = cut
     stand_in.requests.clear()
-    assert not supply.supply([NetworkWanted()], None, 5)
+    assert not supply.supply({NetworkWanted(): 5}, None)
     assert len({path for _, path in stand_in.requests}) == 2

@@ -43,6 +43,41 @@ def test_a_vm_may_have_several_addresses(
     ]
 
 
+def test_each_vm_of_a_grant_gets_what_it_asks_for_itself(
+    ipv4_site: TestClient, database: Database, host_id: int
+) -> None:
+    """By number first, then of a named prefix, whatever the order they come in; one that says nothing gets any."""
+    post(ipv4_site, "prefixes", SECOND)
+    vms = {name: make_vm(database, name) for name in "abcd"}
+    wanted = {
+        vms["a"]: [NetworkWanted(prefix=ip_network("10.2.0.0/29"))],
+        vms["b"]: [fixed("10.2.0.2"), fixed("fd00::7")],
+        vms["d"]: [fixed("10.0.0.2")],
+    }
+    with database.write() as conn:
+        ipdb.grant(conn, dict.fromkeys(vms.values(), host_id), wanted, now=lambda: NOW)
+        got = ipdb.addresses_of(conn, list(vms.values()))
+    assert {name: [str(one.address.ip) for one in got[vm]] for name, vm in vms.items()} == {
+        "a": ["10.2.0.3"],
+        "b": ["10.2.0.2", "fd00::7"],
+        "c": ["10.0.0.3", "fd00::1"],
+        "d": ["10.0.0.2"],
+    }
+
+
+def test_of_several_vms_the_refusal_names_whose_address_it_is(
+    ipv4_site: TestClient, database: Database, host_id: int
+) -> None:
+    other, *vms = [make_vm(database, name) for name in ("other", "a", "b")]
+    granted(database, host_id, [other], fixed("10.0.0.9"))
+    wanted = dict(zip(vms, [[fixed("10.0.0.8")], [fixed("10.0.0.9")]], strict=True))
+    with pytest.raises(PpecError) as caught, database.write() as conn:
+        ipdb.grant(conn, dict.fromkeys(vms, host_id), wanted, now=lambda: NOW)
+    assert caught.value.message == "vm b: address 10.0.0.9 of prefix 10.0.0.0/27 is in use by VM other"
+    assert (caught.value.subject, caught.value.details["wanted_for"]) == ("address 10.0.0.9", "b")
+    assert granted(database, host_id, vms[:1], fixed("10.0.0.8")) == [["10.0.0.8"]]
+
+
 def test_a_batch_with_several_addresses_each_gets_them_whole_or_not_at_all(
     ipv4_site: TestClient,
     database: Database,

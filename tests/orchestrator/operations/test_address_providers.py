@@ -48,6 +48,12 @@ class Kept:
         body = self.world.batch(count=count).model_dump() | {"networks": networks or ({"prefix": CIDR},)}
         return self.accepting().create(VmsCreate.model_validate(body), self.world.ask)
 
+    def create_items(self, networks: dict[str, dict[str, str]], **more: Any) -> Any:
+        """A VM by each name."""
+        items = [{"name": name, "networks": [wanted]} for name, wanted in networks.items()]
+        body = {"image": "debian", "flavor": "small", "items": items, **more}
+        return self.accepting().create(VmsCreate.model_validate(body), self.world.ask)
+
     def addresses(self, view: Any) -> list[str]:
         return [str(a.address) for item in view.items for a in self.world.vm(str(item.vm_id)).addresses]
 
@@ -108,6 +114,36 @@ def test_an_address_by_number_is_granted_once(kept: Kept) -> None:
     with pytest.raises(PpecError) as gateway:
         kept.create({"address": "10.8.0.1"})
     assert gateway.value.code == "address.not_usable"
+
+
+OWN = {"a": {"address": "10.8.0.9"}, "b": {"prefix": CIDR}, "c": {"address": "10.8.0.14"}}
+
+
+def test_items_get_the_addresses_they_ask_for(kept: Kept) -> None:
+    assert kept.addresses(kept.create_items(OWN)) == ["10.8.0.9", "10.8.0.2", "10.8.0.14"]
+    more = {name: {"prefix": CIDR} for name in "defghijkl"}
+    assert sorted(kept.addresses(kept.create_items(more)), key=ip_address) == [
+        one for one in FREE if one not in ("10.8.0.9", "10.8.0.2", "10.8.0.14")
+    ]
+
+
+@pytest.mark.parametrize("number", ["3", "9"])
+def test_an_address_in_other_hands_refuses_all_items_or_its_own(kept: Kept, number: str) -> None:
+    """A switch has one, a VM of ours the other."""
+    kept.create({"address": "10.8.0.9"})
+    if isinstance(kept.provider, AddressSupply):
+        kept.provider.settle()
+    asked = OWN | {"a": {"address": f"10.8.0.{number}"}}
+    before = [kept.count(table) for table in (tables.vm, tables.operation, tables.address_event)]
+    with pytest.raises(PpecError) as caught:
+        kept.create_items(asked)
+    assert caught.value.code in ("address.in_use", "address.reserved")
+    assert caught.value.message.startswith(f"vm a: address 10.8.0.{number} ")
+    assert before == [kept.count(table) for table in (tables.vm, tables.operation, tables.address_event)]
+    view = kept.create_items(asked, mode="best-effort")
+    assert {item.name: item.state for item in view.items} == {"a": "refused", "b": "pending", "c": "pending"}
+    got = [str(one.address) for name in "bc" for one in kept.world.vm(name).addresses]
+    assert got == ["10.8.0.2", "10.8.0.14"]
 
 
 def test_a_plan_gets_the_address_it_was_made_with(kept: Kept) -> None:
@@ -205,7 +241,7 @@ def test_addresses_that_came_by_themselves_are_enough(kept: Kept) -> None:
     lacking = supply._lacking
 
     def look(*args: Any) -> int:
-        other.supply([NetworkWanted()], None, 5)
+        other.supply({NetworkWanted(): 5}, None)
         return lacking(*args)
 
     supply._lacking = look  # type: ignore[method-assign]
@@ -221,7 +257,7 @@ def test_where_another_family_has_enough_nothing_is_tried_again(kept: Kept) -> N
         six = {"vrf": "v1", "cidr": "fd00:8::/64", "bridge": "br1", "cluster": "c1", "netbox_id": 8}
         prefixes.create_prefix(conn, PrefixCreate.model_validate(six), kept.world.now())
     kept.netbox.add_prefix(8, "fd00:8::/64")
-    supply.supply([NetworkWanted()], None, 9)
+    supply.supply({NetworkWanted(): 9}, None)
     supply.asked = 0
     with pytest.raises(PpecError):
         kept.create({})
@@ -270,7 +306,7 @@ def test_another_process_takes_away_nothing_that_is_new(kept: Kept) -> None:
 def test_an_address_by_number_is_not_taken_away_before_it_is_granted(kept: Kept) -> None:
     """It is the highest, and of what is too much the highest goes back first."""
     supply = disturbed(kept)
-    supply.supply([NetworkWanted()], None, 8)
+    supply.supply({NetworkWanted(): 8}, None)
     supply.prepared = supply.settle
     assert kept.addresses(kept.create({"address": "10.8.0.14"})) == ["10.8.0.14"]
     # The VM's, and the four that are kept.

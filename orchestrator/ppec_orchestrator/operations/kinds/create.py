@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vm.create`: a batch of equal VMs, each tried on a few hosts.
+"""`vm.create`: a batch of VMs, each tried on a few hosts.
 
     reserve   do: by the accepting transaction        undo: give back room and addresses; the record stays as failed
     create    do: rounds of one run for all VMs       undo: delete on the hosts whatever may be there;
@@ -26,6 +26,7 @@ from sqlalchemy import Connection
 from ppec_contract.api_operations import ItemState
 from ppec_contract.api_vms import BatchMode, VmRecord
 from ppec_contract.errors import Problem
+from ppec_orchestrator.ipdb.ranges import Address
 from ppec_orchestrator.operations import leftovers, openings
 from ppec_orchestrator.operations.advising import changes_by_vm, with_changes
 from ppec_orchestrator.operations.context import Context
@@ -117,9 +118,27 @@ class _Round:
         return self.asked.request.mode is BatchMode.ALL_OR_NOTHING
 
     def decide(self) -> None:
+        self._refuse_lost()
+        left = leftovers.remove(self.context, leftovers.of_items([*self.moving.values(), *self.lost]))
+        self._without_bound(left)._settle(left)
+
+    def _refuse_lost(self) -> None:
         if self.lost and self.whole:
             raise StepFailedError(reason(self.lost))
-        left = leftovers.remove(self.context, leftovers.of_items([*self.moving.values(), *self.lost]))
+
+    def _without_bound(self, left: Sequence[Leftover]) -> _Round:
+        """A VM stays with the addresses that it asked for by number; as long as a host may still have it, so may no
+        other."""
+        bound: dict[UUID, Item] = {}
+        for item in (self.moving[one.vm_id] for one in left if one.vm_id in self.moving):
+            fixed = [one.address for one in self.asked.networks_of(item.name) if one.address is not None]
+            if fixed:
+                bound[item.vm_id] = replace(item, problem=_bound(item, fixed[0]))
+        moving = {vm_id: item for vm_id, item in self.moving.items() if vm_id not in bound}
+        return replace(self, moving=moving, lost=[*self.lost, *bound.values()])
+
+    def _settle(self, left: Sequence[Leftover]) -> None:
+        self._refuse_lost()
         journal = self.context.journal
         if not self.moving:
             journal.commit(lambda conn: self._end(conn, left, {}))
@@ -175,7 +194,8 @@ class _Round:
         self._end(conn, left, refused)
         now = self.context.ports.now
         release(conn, [place.vm_id for place in planned.plan.placed], now=now)
-        planned.reserve(conn, self.asked.networks, now)
+        networks = {place.vm_id: self.asked.networks_of(place.name) for place in planned.plan.placed}
+        planned.reserve(conn, networks, now)
         openings.remember(conn, self.context.operation_id, planned.plan)
         for place in planned.plan.placed:
             item = self.moving[place.vm_id]
@@ -192,6 +212,14 @@ class _Round:
         vms.set_record(conn, ids, VmRecord.FAILED)
         changes = [ItemChange(item.vm_id, ItemState.FAILED, _final(item, refused.get(item.vm_id))) for item in ended]
         store.change_items(conn, self.context.operation_id, changes)
+
+
+def _bound(item: Item, address: Address) -> Problem | None:
+    """Why the host failed it, and why no other is tried."""
+    if item.problem is None:
+        return None
+    detail = f"{item.problem.detail}; no other host is tried while host {item.host} may have its address {address}"
+    return item.problem.model_copy(update={"detail": detail})
 
 
 def _final(item: Item, refusal: Refusal | None) -> Problem | None:
