@@ -177,7 +177,8 @@ def test_evidence_is_asked_for_by_the_query(orchestrator: Any, ppec: Any) -> Non
 
 def test_every_wish_reaches_the_request(orchestrator: Any, ppec: Any, tmp_path: Path) -> None:
     orchestrator.plan = plan()
-    items = [{"name": "a", "priority": 5}, {"name": "b", "flavor": "large"}]
+    own = {"rack": "r1", "host": "h1", "networks": [{"address": "10.1.0.9"}, {"prefix": "fd00::/64"}]}
+    items = [{"name": "a", "priority": 5} | own, {"name": "b", "flavor": "large"}]
     (tmp_path / "items").write_text(json.dumps(items))
     ran = ppec(
         "explain", "--image", "tiny", "--items", str(tmp_path / "items"), "--vcpus", "4", "--memory-mib", "1024",

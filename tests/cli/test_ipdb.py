@@ -257,3 +257,18 @@ def test_addresses_are_asked_for_with_a_vm(orchestrator: Any, ppec: Any) -> None
     ran = ppec("vm", "create", "a", "b", "--flavor", "f", "--image", "i", "--network", "10.1.0.9")
     assert ran.code == 2
     assert "is for one VM" in ran.err
+
+
+def test_a_list_of_vms_asks_for_an_address_each(orchestrator: Any, ppec: Any, tmp_path: Path) -> None:
+    file = tmp_path / "items.json"
+    items = [{"name": name, "networks": [{"address": f"10.1.0.{number}"}]} for number, name in enumerate("abc", 5)]
+    file.write_text(json.dumps(items))
+    create = ("vm", "create", "--flavor", "f", "--image", "i", "--items", str(file))
+    assert ppec(*create).code == 0
+    assert orchestrator.requests[-1].json["items"] == items
+    sent = len(orchestrator.requests)
+    file.write_text(json.dumps([*items, items[0] | {"name": "d"}]))
+    ran = ppec(*create)
+    assert ran.code == 2
+    assert "address 10.1.0.5 is asked for twice, by item a and item d" in " ".join(ran.err.split())
+    assert len(orchestrator.requests) == sent

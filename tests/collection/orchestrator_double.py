@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -18,6 +19,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from ppec_contract.agent import Effect, Resized
 from ppec_contract.api import Page
 from ppec_contract.api_hosts import HostView
+from ppec_contract.api_ipdb import AddressView
 from ppec_contract.api_operations import OperationItem, OperationView
 from ppec_contract.api_vms import VmResize, VmsAction, VmsCreate, VmView
 from ppec_contract.errors import PpecError
@@ -77,10 +79,13 @@ class FakeOrchestrator:
             end, resized = self._resize(self.vms[name], parse(VmResize, body))
         elif path == "/v1/vms":
             create = parse(VmsCreate, body)
-            if create.name in self.vms and self.vms[create.name].record != "failed":
-                raise PpecError("vm.exists", f"vm {create.name} exists")
-            self.vms[create.name] = _vm(create, self._next_id())
-            end = {create.name: {"record": "active", "observed": "running"}}
+            own = [{key: getattr(item, key) for key in item.model_fields_set} for item in create.items] or [{}]
+            wanted = [create.model_copy(update=each) for each in own]
+            for each in wanted:
+                if each.name in self.vms and self.vms[each.name].record != "failed":
+                    raise PpecError("vm.exists", f"vm {each.name} exists")
+            self.vms |= {str(each.name): _vm(each, self._next_id()) for each in wanted}
+            end = {str(each.name): {"record": "active", "observed": "running"} for each in wanted}
         else:
             action = parse(VmsAction, body)
             end = {str(name): _after(action) for name in action.vms}
@@ -168,6 +173,11 @@ def _vm(create: VmsCreate, operation_id: str) -> VmView:
         host=create.host or "h1",
         vrf=create.vrf or "prod",
         labels=create.labels,
+        addresses=tuple(
+            AddressView(address=one.address, prefix=ip_network(one.address), vrf="prod")
+            for one in create.networks
+            if one.address is not None
+        ),
         created_at=NOW,
         operation_id=operation_id,
     )

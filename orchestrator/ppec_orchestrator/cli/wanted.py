@@ -50,7 +50,11 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
         False,
     ),
     "pool": _option(str | None, "The storage pool of their disks; without one, where a host keeps VMs by itself."),
-    "items": _option(str | None, "A JSON file with a list of VMs of different sizes (`name`, `flavor` or `size`, …)."),
+    "items": _option(
+        str | None,
+        "A JSON file with a list of VMs: of each its `name`, and what is not as for all (`flavor` or `size`, `pool`, "
+        "`rack`, `host`, `networks`, `groups`, `priority`).",
+    ),
     "name": _option(str | None, "Name of one VM, or of a batch: NAME-1, NAME-2, …"),
     "count": _option(int | None, "How many."),
     "policy": _option(Policy, "How hosts that fit are ranked.", "balanced"),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from ansible.module_utils.basic import AnsibleModule, env_fallback
-from ansible_collections.ppec.cloud.plugins.module_utils import orchestrator_vm
+from ansible_collections.ppec.cloud.plugins.module_utils import orchestrator_vm, orchestrator_vms
 from ansible_collections.ppec.cloud.plugins.module_utils.orchestrator_client import OrchestratorClient, segment_path
 from ansible_collections.ppec.cloud.plugins.module_utils.problem import ProblemError
 
@@ -17,6 +17,28 @@ CONNECTION = {
     "request_timeout_s": {"type": "float", "default": 30.0},
 }
 
+GROUPS = {
+    "type": "list",
+    "elements": "dict",
+    "options": {
+        "name": {"type": "str", "required": True},
+        "apart": {"type": "bool", "default": True},
+        "level": {"type": "str", "choices": ["host", "rack", "datacentre"], "default": "host"},
+        "hard": {"type": "bool", "default": True},
+    },
+}
+NETWORKS = {
+    "type": "list",
+    "elements": "dict",
+    "options": {"prefix": {"type": "str"}, "address": {"type": "str"}},
+}
+N_PLUS_ONE = {
+    "type": "dict",
+    "options": {
+        "mode": {"type": "str", "choices": ["off", "warn", "required"], "default": "off"},
+        "level": {"type": "str", "choices": ["host", "rack"], "default": "host"},
+    },
+}
 STATES = [
     "present", "absent", "started", "stopped", "resized", "restarted", "reset", "paused", "resumed", "frozen", "thawed",
 ]  # fmt: skip
@@ -36,29 +58,10 @@ VM = {
         "vrf": {"type": "str"},
         "host_labels": {"type": "list", "elements": "str"},
         "avoid_labels": {"type": "list", "elements": "str"},
-        "groups": {
-            "type": "list",
-            "elements": "dict",
-            "options": {
-                "name": {"type": "str", "required": True},
-                "apart": {"type": "bool", "default": True},
-                "level": {"type": "str", "choices": ["host", "rack", "datacentre"], "default": "host"},
-                "hard": {"type": "bool", "default": True},
-            },
-        },
-        "n_plus_one": {
-            "type": "dict",
-            "options": {
-                "mode": {"type": "str", "choices": ["off", "warn", "required"], "default": "off"},
-                "level": {"type": "str", "choices": ["host", "rack"], "default": "host"},
-            },
-        },
+        "groups": GROUPS,
+        "n_plus_one": N_PLUS_ONE,
         "max_moves": {"type": "int"},
-        "networks": {
-            "type": "list",
-            "elements": "dict",
-            "options": {"prefix": {"type": "str"}, "address": {"type": "str"}},
-        },
+        "networks": NETWORKS,
         # User data may hold passwords: it is kept out of logs and results.
         "user_data": {"type": "str", "no_log": True},
         "labels": {"type": "dict"},
@@ -72,6 +75,38 @@ VM = {
         **CONNECTION,
     },
     "required_if": [("state", "present", ("flavor", "image"))],
+}
+
+_PLACED = {
+    name: VM["argument_spec"][name]
+    for name in (
+        "flavor", "image", "pool", "policy", "region", "datacentre", "cluster", "rack", "host", "vrf", "host_labels",
+        "avoid_labels", "groups", "n_plus_one", "max_moves", "networks", "user_data", "labels", "wait",
+        "wait_timeout_s",
+    )
+}  # fmt: skip
+VMS = {
+    "argument_spec": {
+        "vms": {
+            "type": "list",
+            "elements": "dict",
+            "required": True,
+            "options": {
+                "name": {"type": "str", "required": True},
+                "flavor": {"type": "str"},
+                "pool": {"type": "str"},
+                "rack": {"type": "str"},
+                "host": {"type": "str"},
+                "networks": NETWORKS,
+                "groups": GROUPS,
+                "priority": {"type": "int"},
+            },
+        },
+        "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+        **_PLACED,
+        **CONNECTION,
+    },
+    "required_if": [("state", "present", ("image",))],
 }
 
 VM_INFO = {"argument_spec": {"name": {"type": "str"}, **CONNECTION}}
@@ -109,6 +144,7 @@ def _guest(params, client, check_mode):
 
 ACTIONS = {
     "vm": (VM, orchestrator_vm.execute),
+    "vms": (VMS, orchestrator_vms.execute),
     "vm_info": (VM_INFO, _listing("vms")),
     "vm_guest_info": (VM_GUEST_INFO, _guest),
     "host_info": (HOST_INFO, _listing("hosts")),

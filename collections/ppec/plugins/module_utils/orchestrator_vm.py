@@ -57,12 +57,12 @@ def execute(params, client, check_mode):
     """`changed`, `vm`, `operation`, `resized` and `diff`. Raises ProblemError."""
     state, name = params["state"], params["name"]
     _require_a_size_where_it_counts(params)
-    found = _find(client, name)
-    found = _settle(params, client, found, check_mode)
+    found = find(client, name)
+    found = settle(params, client, found, check_mode)
     if state not in ("present", "absent"):
         _require_possible(params, found)
     elif state == "present" and found is not None:
-        _require_same(params, client, found)
+        require_same(params, client, found)
     if state in _SIZED and found is not None:
         return _sized(params, client, found, found, check_mode)
     if _is_so(params, client, found):
@@ -71,8 +71,8 @@ def execute(params, client, check_mode):
         return _outcome(params, found, found, changed=True, predicted=True)
     operation = client.post(*_change(params), idempotency_key=uuid.uuid4().hex)
     if params["wait"]:
-        operation = _ended(client, operation, params, name)
-    after = _find(client, name)
+        operation = ended(client, operation, params, name)
+    after = find(client, name)
     if state == "present" and params["wait"] and after is not None:
         # It is made with its flavor's size; another one is a change of its own.
         return _sized(params, client, found, after, check_mode, created=operation)
@@ -89,8 +89,8 @@ def _sized(params, client, before, vm, check_mode, created=None):
     body = {**size, "timeout_s": params["timeout_s"]}
     operation = client.patch(segment_path("vms", params["name"]), body, idempotency_key=uuid.uuid4().hex)
     if params["wait"]:
-        operation = _ended(client, operation, params, params["name"])
-    after = _find(client, params["name"])
+        operation = ended(client, operation, params, params["name"])
+    after = find(client, params["name"])
     return _outcome(params, before, after, changed=True, operation=operation)
 
 
@@ -144,7 +144,7 @@ def _require_possible(params, found):
         )
 
 
-def _find(client, name):
+def find(client, name):
     """The VM, or None. A create that did not work out leaves a record, but no VM."""
     try:
         vm = client.get(segment_path("vms", name))
@@ -155,7 +155,7 @@ def _find(client, name):
     return None if vm["record"] == "failed" else vm
 
 
-def _settle(params, client, found, check_mode):
+def settle(params, client, found, check_mode):
     """Lets an operation that is making or deleting the VM right now end first, when we may wait."""
     if found is None or found["record"] not in ("creating", "deleting"):
         return found
@@ -163,7 +163,7 @@ def _settle(params, client, found, check_mode):
         return None if found["record"] == "deleting" else found
     operation = client.get(segment_path("operations", found["operation_id"]))
     client.wait_operation(operation, params["wait_timeout_s"])
-    return _find(client, params["name"])
+    return find(client, params["name"])
 
 
 def _change(params):
@@ -171,7 +171,7 @@ def _change(params):
     if params["state"] == "present":
         body = {option: params[option] for option in _CREATE if params[option] is not None}
         if params["networks"] is not None:
-            body["networks"] = [_given(network) for network in params["networks"]]
+            body["networks"] = [given(network) for network in params["networks"]]
         return "vms", {"name": name, **body}
     body = {"action": _ACTION[params["state"]], "vms": [name]}
     if params["state"] in _ASKED_OF_GUESTS:
@@ -181,11 +181,13 @@ def _change(params):
     return "vms/actions", body
 
 
-def _given(network):
+def given(network):
+    """The options of a network, or of another mapping, that are given."""
     return {key: value for key, value in network.items() if value is not None}
 
 
-def _require_same(params, client, found):
+def require_same(params, client, found):
+    """Raises `vm.exists` for what differs of a VM that is there and can't be changed in place."""
     wanted = {option: params[option] for option in _SHOWN if params[option] is not None}
     have = dict(found)
     places = {option: params[option] for option in _PLACE_OF_HOST if params[option] is not None}
@@ -225,7 +227,8 @@ def _differs(wanted, found):
     return wanted != (found or {} if isinstance(wanted, dict) else found)
 
 
-def _ended(client, operation, params, name):
+def ended(client, operation, params, name):
+    """The operation once it has ended; raises its reason, or its first VM's, if it has not succeeded."""
     operation = client.wait_operation(operation, params["wait_timeout_s"])
     if operation["state"] == "succeeded":
         return operation
@@ -240,13 +243,13 @@ def _ended(client, operation, params, name):
 
 
 def _outcome(params, before, after, changed=False, predicted=False, operation=None):
-    shown_after = _predicted(params, before) if predicted else _shown(after)
+    shown_after = _predicted(params, before) if predicted else shown(after)
     return {
         "changed": changed,
         "vm": after,
         "operation": operation,
         "resized": _resized(operation),
-        "diff": {"before": _shown(before), "after": shown_after},
+        "diff": {"before": shown(before), "after": shown_after},
     }
 
 
@@ -256,7 +259,8 @@ def _resized(operation):
     return items[0].get("resized")
 
 
-def _shown(vm):
+def shown(vm):
+    """What a diff shows of a VM."""
     return {} if vm is None else {"state": vm["observed"], **{key: vm.get(key) for key in (*_SHOWN, *_SIZE)}}
 
 
@@ -267,5 +271,5 @@ def _predicted(params, before):
     if before is None:
         return {"state": "running", **given}
     if params["state"] in _SIZED:
-        return {**_shown(before), **{key: given[key] for key in _SIZE if key in given}}
-    return {**_shown(before), "state": _AFTER.get(params["state"], before["observed"])}
+        return {**shown(before), **{key: given[key] for key in _SIZE if key in given}}
+    return {**shown(before), "state": _AFTER.get(params["state"], before["observed"])}
