@@ -67,3 +67,29 @@ def test_a_vm_through_its_life(cloud, ansible_playbook):
     assert (gone["changed"], still_gone["changed"]) == (True, False)
     assert cloud.domains() == {"h1": []}
     assert cloud.addresses_in_use() == set()
+
+
+@pytest.mark.slow
+def test_a_list_of_vms_with_an_address_each(cloud, ansible_playbook):
+    common = {"flavor": "small", "image": "empty", "vrf": "blue"}
+    listed = [{"name": f"web-{n}", "networks": [{"address": f"198.51.100.{n}0"}]} for n in (1, 2, 3)]
+    taken = [{"name": "late", "networks": [{"address": "198.51.100.20"}]}, {"name": "other"}]
+    tasks = [
+        {"ppec.cloud.vms": {**common, "vms": listed}},
+        {"ppec.cloud.vms": {**common, "vms": listed}},
+        {"ppec.cloud.vms": {**common, "vms": taken}, "ignore_errors": True},
+        {"ppec.cloud.vm_info": {}},
+        {"ppec.cloud.vms": {"state": "absent", "vms": [{"name": one["name"]} for one in [*listed, *taken]]}},
+    ]
+    play = [{"hosts": "all", "connection": "local", "gather_facts": False, "tasks": tasks}]
+    env = {name: cloud.orchestrator.user_environment()[name] for name in ("PPEC_SERVER", "PPEC_TOKEN", "PPEC_CA")}
+    run = ansible_playbook(play, {"h1": {}}, env=env)
+    assert run.returncode == 0, run.output
+    made, again, refused, there, gone = (result for _, _, result in run.tasks)
+    assert [made["changed"], again["changed"], gone["changed"]] == [True, False, True]
+    got = {vm["name"]: [one["address"] for one in vm["addresses"]] for vm in made["vms"]}
+    assert got == {one["name"]: [one["networks"][0]["address"]] for one in listed}
+    assert refused["problem"]["code"] == "address.in_use"
+    assert "vm late: address 198.51.100.20" in refused["msg"]
+    assert [vm["name"] for vm in there["vms"]] == ["web-1", "web-2", "web-3"]
+    assert cloud.addresses_in_use() == set()

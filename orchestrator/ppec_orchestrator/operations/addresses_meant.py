@@ -15,7 +15,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import Address
 from ppec_orchestrator.operations.places_meant import place_of
 from ppec_orchestrator.store.fixed_addresses import of_one_vm, refuses_an_address
-from ppec_orchestrator.store.wanted_networks import Requester, candidates, counted_free, prefix_rows
+from ppec_orchestrator.store.wanted_networks import Requester, candidates, counted_free, known
 
 # Of each of some networks: see `wanted_networks.candidates`.
 Givers = tuple[tuple[int, ...] | None, ...]
@@ -48,7 +48,8 @@ def addresses_meant(
     """Raises what `wanted_networks.candidates` raises; of a request that can do without some of its VMs, only what is
     wrong with it as such. `refused` are VMs that can't be given an address, as is known already."""
     wishes = list(_wishes(asked, architecture, now))
-    known = prefix_rows(conn, asked.vrf) if len(wishes) > 1 else None
+    every = [one for wish in wishes for one in wish.networks]
+    looked_up = known(conn, asked.vrf, every, now) if len(wishes) > 1 else None
     found: list[Givers] = []
     counted: frozenset[Address] = frozenset()
     without: dict[str, PpecError] = {}
@@ -56,8 +57,8 @@ def addresses_meant(
         try:
             if (known_already := refused.get(wish.name or "")) is not None:
                 raise known_already
-            givers = candidates(conn, wish.networks, wish.requester, known)
-            counted |= counted_free(conn, wish.networks, givers)
+            givers = candidates(conn, wish.networks, wish.requester, looked_up)
+            counted |= counted_free(conn, wish.networks, givers, looked_up)
         except PpecError as error:
             unaddressed = refuses_an_address(error)
             if wish.name is None or asked.total == 1 or not (unaddressed or error.code == "prefix.not_found"):

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Row, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ppec_contract.api_ipdb import HoldKind, NetworkWanted
@@ -17,8 +18,9 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import Address, to_hex
 from ppec_orchestrator.store import address_events
 from ppec_orchestrator.store.clock import Clock
+from ppec_orchestrator.store.external_addresses import is_free
 from ppec_orchestrator.store.faults import is_unique_violation
-from ppec_orchestrator.store.serving import GrantedAddress, ServingPrefix, serving_prefix
+from ppec_orchestrator.store.serving import GrantedAddress, ServingPrefix, range_of, serving_prefix
 from ppec_orchestrator.store.tables import address, address_hold, prefix, vm
 
 _BY_NUMBER = frozenset({"address.in_use", "address.not_usable", "address.quarantined", "address.reserved"})
@@ -37,6 +39,56 @@ class Claim:
     @property
     def address_hex(self) -> str:
         return to_hex(int(self.wanted))
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """A VM wants an address by number, for the network of that place in its request; `serving` serve its host."""
+
+    vm_id: UUID
+    wanted: NetworkWanted
+    position: int
+    serving: Sequence[ServingPrefix]
+
+
+def take_free(conn: Connection, several: Sequence[Fixed], *, now: Clock) -> set[tuple[UUID, int]]:
+    """Takes those of them that have a row which is anybody's, in a few statements for all; which, by VM and position.
+    The others `take_fixed` takes, or refuses."""
+    claims: list[tuple[ServingPrefix, Fixed]] = []
+    for one in several:
+        with suppress(PpecError):
+            claims.append((containing(one.serving, one.wanted), one))
+    # As for `take_fixed`.
+    rows = conn.execute(_LOCKED, {"ids": sorted({giver.prefix_id for giver, _ in claims})})
+    ranges = {row.id: range_of(row) for row in rows}
+    taking = [
+        {"which": giver.prefix_id, "number": to_hex(int(wanted)), "owner": one.vm_id, "place": one.position}
+        for giver, one in claims
+        if (wanted := one.wanted.address) is not None and wanted in ranges.get(giver.prefix_id, ())
+    ]
+    if taking:
+        at = now()
+        conn.execute(_TAKE_FREE, [{**each, "now": at} for each in taking])
+    owners = [one.vm_id for one in several]
+    took = select(address.c.vm_id, address.c.position).where(address.c.vm_id.in_(owners))
+    return {(row.vm_id, row.position) for row in conn.execute(took)}
+
+
+_LOCKED = (
+    select(prefix)
+    .where(prefix.c.id.in_(bindparam("ids", expanding=True)))
+    .order_by(prefix.c.id)
+    .with_for_update(key_share=True)
+)
+_TAKE_FREE = (
+    update(address)
+    .where(
+        address.c.prefix_id == bindparam("which"),
+        address.c.address_hex == bindparam("number"),
+        is_free(bindparam("now", type_=address.c.free_from.type)),
+    )
+    .values(vm_id=bindparam("owner"), position=bindparam("place"), free_from=None, last_vm_id=None)
+)
 
 
 def take_fixed(

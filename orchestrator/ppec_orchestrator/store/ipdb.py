@@ -25,7 +25,7 @@ from ppec_orchestrator.store.address_rows import insert_ipv4_runs
 from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.external_addresses import free_rows, is_free
 from ppec_orchestrator.store.faults import TransactionLostError
-from ppec_orchestrator.store.fixed_addresses import of_one_vm, refuses_an_address, take_fixed
+from ppec_orchestrator.store.fixed_addresses import Fixed, of_one_vm, refuses_an_address, take_fixed, take_free
 from ppec_orchestrator.store.serving import (
     GrantedAddress,
     ServingPrefix,
@@ -84,17 +84,30 @@ def grant(
     for vm_id, host_id in hosts.items():
         for position, one in enumerate(networks.get(vm_id, ANY_NETWORK)):
             rounds[position, one][vm_id] = host_id
-    for (position, one), mine in sorted(rounds.items(), key=lambda each: _turn(each[0][1])):
-        if one.address is not None:
-            for vm_id, host_id in mine.items():
-                try:
-                    take_fixed(conn, serving[host_id], vm_id, one, position, now=now)
-                except PpecError as error:
-                    raise _told(conn, error, vm_id) if len(hosts) > 1 else error from None
-        else:
+    in_turn = sorted(rounds.items(), key=lambda each: _turn(each[0][1]))
+    fixed = [
+        Fixed(vm_id, one, position, serving[host_id])
+        for (position, one), mine in in_turn
+        if one.address is not None
+        for vm_id, host_id in mine.items()
+    ]
+    _take_all_fixed(conn, fixed, now, several=len(hosts) > 1)
+    for (position, one), mine in in_turn:
+        if one.address is None:
             for groups in _alternatives(serving, mine, one):
                 _take(conn, groups, _Taking(position, now, wait, hosts))
     address_events.of_vms(conn, AddressAction.GRANTED, address.c.vm_id.in_(list(hosts)), now())
+
+
+def _take_all_fixed(conn: Connection, fixed: Sequence[Fixed], now: Clock, *, several: bool) -> None:
+    """With `several` VMs a refusal says whose address it is."""
+    taken = take_free(conn, fixed, now=now) if len(fixed) > 1 else set()
+    for one in fixed:
+        if (one.vm_id, one.position) not in taken:
+            try:
+                take_fixed(conn, one.serving, one.vm_id, one.wanted, one.position, now=now)
+            except PpecError as error:
+                raise _told(conn, error, one.vm_id) if several else error from None
 
 
 def _told(conn: Connection, refused: PpecError, vm_id: UUID) -> PpecError:

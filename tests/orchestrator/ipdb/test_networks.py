@@ -10,11 +10,12 @@ import pytest
 from fastapi.testclient import TestClient
 from ipdb_site import NOW, fixed, granted, hold, make_vm, post, refused, released
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from ppec_contract.api_ipdb import NetworkWanted
 from ppec_contract.api_vms import VmsCreate
 from ppec_contract.errors import PpecError
+from ppec_orchestrator.operations.addresses_meant import addresses_meant
 from ppec_orchestrator.store import ipdb, tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.places import Place
@@ -76,6 +77,29 @@ def test_of_several_vms_the_refusal_names_whose_address_it_is(
     assert caught.value.message == "vm b: address 10.0.0.9 of prefix 10.0.0.0/27 is in use by VM other"
     assert (caught.value.subject, caught.value.details["wanted_for"]) == ("address 10.0.0.9", "b")
     assert granted(database, host_id, vms[:1], fixed("10.0.0.8")) == [["10.0.0.8"]]
+
+
+def test_a_thousand_addresses_by_number_cost_a_few_statements(
+    ipv4_site: TestClient, database: Database, host_id: int
+) -> None:
+    """What they mean, and to grant them; one that is reserved for its VM among them."""
+    prefix_id = post(ipv4_site, "prefixes", SECOND | {"cidr": "10.16.0.0/21", "gateway": None})["prefix_id"]
+    numbers = [f"10.16.{number // 250}.{number % 250 + 1}" for number in range(1000)]
+    hold(ipv4_site, prefix_id, kind="reserved", first=numbers[500], reserved_for="v500")
+    items = [{"name": f"v{n}", "networks": [{"address": number}]} for n, number in enumerate(numbers)]
+    asked = VmsCreate.model_validate({"image": "debian", "flavor": "small", "items": items})
+    vms = [make_vm(database, item["name"]) for item in items]
+    statements: list[str] = []
+    with database.write() as conn:
+        listens = event.listens_for(conn, "before_cursor_execute")
+        listens(lambda _conn, _cursor, statement, *_: statements.append(statement))
+        meant = addresses_meant(conn, asked, "x86_64", NOW, {})
+        assert len(meant.counted) == 999
+        wanted = {vm_id: asked.items[n].networks for n, vm_id in enumerate(vms)}
+        ipdb.grant(conn, dict.fromkeys(vms, host_id), wanted, now=lambda: NOW)
+        assert len(statements) < 25
+        granted = ipdb.addresses_of(conn, vms)
+    assert [[str(one.address.ip) for one in granted[vm_id]] for vm_id in vms] == [[number] for number in numbers]
 
 
 def test_a_batch_with_several_addresses_each_gets_them_whole_or_not_at_all(
