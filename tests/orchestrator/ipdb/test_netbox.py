@@ -267,7 +267,7 @@ def test_several_orchestrators_and_others_acquire_at_once(
     ]
     others = NetBox(stand_in.url, TOKEN, "others")
     with ThreadPoolExecutor(4) as pool:
-        work = [pool.submit(one.supply, [ONE_OF_IT], "red", 8) for one in supplies]
+        work = [pool.submit(one.supply, {ONE_OF_IT: 8}, "red") for one in supplies]
         work.append(pool.submit(others.acquire, AT_NETBOX, 3))
         for each in work:
             each.result()
