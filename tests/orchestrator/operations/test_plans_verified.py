@@ -29,6 +29,17 @@ def verdict(api: TestClient, view: dict[str, Any], options: Options, folder: Pat
     return verified(api.get("/v1/fleet").content, None, folder / "answer.json", options)
 
 
+def test_a_plan_of_items_holds_and_so_does_that_one_s_address_is_taken(
+    world: Any, api: TestClient, tmp_path: Path
+) -> None:
+    created(world, api, name="standing", networks=[{"address": "10.7.0.50"}])
+    numbers = {"a": "10.7.0.50", "b": "10.7.0.60"}
+    items = [{"name": name, "networks": [{"address": number}]} for name, number in numbers.items()]
+    view = with_evidence(api, items=[*items, {"name": "c", "host": "h3"}], mode="best-effort")
+    assert [one["vm"] for one in view["refused"]] == ["a"]
+    assert verdict(api, view, Options(), tmp_path).faults == ()
+
+
 @pytest.mark.parametrize(
     ("asked", "options"),
     [
