@@ -15,6 +15,8 @@ from ppec_orchestrator.placement.workspace import Workspace
 
 # A VM more on the host outweighs all on the rack, a soft group broken outweighs both: no batch has as many VMs.
 _HOST, _GROUP = 1 << 20, 1 << 40
+# Of hosts that don't take the VM: above all others.
+_NO_RANK = np.iinfo(np.int64).max
 
 
 class Ranks:
@@ -67,19 +69,19 @@ class Ranks:
 
     def _look_for_lowest(self) -> None:
         """Which hosts are of the lowest rank, now that none has the one that was lowest."""
-        apart = self._apart(np.arange(len(self._above)))
+        apart = self._apart()
         lowest = apart == apart.min()
         self._above = np.where(lowest, 0.0, np.inf)
-        self._lowest_racks.update(self._fleet.rack_numbers[lowest].tolist())
+        self._lowest_racks.update(np.flatnonzero(np.bincount(self._fleet.rack_numbers[lowest])).tolist())
 
     def _first(self, key: Floats, broken: IntArray | None) -> int:
         """Of the hosts with a finite key: the lowest rank, of those the lowest key."""
-        rows = np.flatnonzero(key < np.inf)
-        ranks = self._apart(rows)
+        ranks = self._apart()
         if broken is not None:
-            ranks += broken.take(rows) * _GROUP
-        rows = rows[ranks == ranks.min()]
-        return int(rows[key.take(rows).argmin()])
+            ranks += broken * _GROUP
+        ranks = np.where(key < np.inf, ranks, _NO_RANK)
+        rows = np.flatnonzero(ranks == ranks.min())
+        return rows.item(key.take(rows).argmin())
 
     def _broken(self, workspace: Workspace, vm: VmRequest) -> IntArray | None:
         """Per host; None where the VM has no soft groups."""
@@ -97,9 +99,9 @@ class Ranks:
                 broken[rows] -= 1
         return broken
 
-    def _apart(self, rows: IntArray) -> IntArray:
-        """What the VMs of the batch on these hosts and in their racks make their ranks."""
-        return self._on_host.take(rows) * _HOST + self._in_rack.take(self._fleet.rack_numbers.take(rows))
+    def _apart(self) -> IntArray:
+        """What the VMs of the batch on the hosts and in their racks make their ranks."""
+        return self._on_host * _HOST + self._in_rack.take(self._fleet.rack_numbers)
 
     def _count(self, row: int, count: int) -> None:
         rack = self._fleet.rack_numbers.item(row)
