@@ -16,7 +16,7 @@ from ppec_orchestrator.placement.demand import CPU, MEMORY, memory_part
 from ppec_orchestrator.placement.filters import STANDING
 from ppec_orchestrator.placement.fitting import Fitting
 from ppec_orchestrator.placement.fleet import BoolArray, IntArray, Rows, SomeRows, at
-from ppec_orchestrator.placement.items import floats, ints
+from ppec_orchestrator.placement.items import bools, floats, ints
 from ppec_orchestrator.placement.packed import (
     CPU_SHIFT,
     GUARDS,
@@ -35,8 +35,9 @@ from ppec_orchestrator.placement.workspace import Workspace
 _REASONS = tuple(Reason)
 _CODES = {reason: code for code, reason in enumerate(_REASONS)}
 _PASSES = len(_REASONS)
-# Of this part of the rows or more, all of them at once are cheaper; so few are one by one.
-_MANY, FEW = 4, 32
+# Of this part of the rows or more, all of them at once are cheaper; so few are one by one, and fewer where the score is
+# what is left: then every cell is looked at, and not only the first that has room.
+_MANY, FEW, _FEW_BY_LEFT = 4, 96, 32
 INFINITE = float("inf")
 # Rows, none of them twice, and their scores.
 Were = tuple[SomeRows, Sequence[float] | Floats]
@@ -65,12 +66,16 @@ class Candidates:
         self._parts: IntArray | None = None
         if self.fitting.most > 1 or profile.shape.nvme:
             self._parts = np.zeros(hosts, dtype=np.int64)
+        self._few = self._most_one_by_one()
         self._left: Packed = np.zeros(hosts, dtype=np.int64)
         self._width = workspace.fleet.width
-        self._needed_items = ints(self._needed)
+        # The same by kind of host, for one host at a time: so few numbers stay at hand, an array doesn't.
+        self._kinds, one_of_kind = workspace.cell_kinds
+        self._needs = [tuple(cells) for cells in self.fitting.in_one_cell[one_of_kind].tolist()]
         # The workspace's own, which changes them in place for as long as the shelf keeps these candidates.
         self._free_items = workspace.packed_items(self.fitting)
         self._disk, self._enough = workspace.disk(profile.shape.pool), workspace.addresses.enough(profile.networks)
+        self._disk_items, self._enough_items = ints(self._disk), bools(self._enough)
         self._seen, self._spread = workspace.moment, workspace.spread
         self._score_row: OfRow | None = None
         # Rows that it fits, whose scores are of an earlier moment.
@@ -101,43 +106,38 @@ class Candidates:
         placed may stay as they were: stale, in the rows that `old_scores` names. A stale score is a lower bound. So if
         the best row is none of these, it is the best; if it is one, all have to be brought up to date first."""
         workspace, policy = self._workspace, self._policy
-        outdated = False
-        if policy.moves_with_fleet:
-            workspace.settle()
-            outdated = self._spread is not workspace.spread
+        outdated = policy.moves_with_fleet and self._spread is not workspace.spread
         moment = workspace.moment
         if self._seen != moment or (scores and self.old_scores):
-            # Where all scores are worked out below, those of what changed are not worked out before.
-            later = outdated or (policy.only_rise and not scores)
-            self._recount_changed(workspace.changed_since(self._seen), later)
+            self._recount_changed(workspace.changed_since(self._seen), outdated, scores)
             self._seen = moment
         if outdated:
             self._spread, self._score_row = workspace.spread, None
-            self.key[:] = self._scores(None, self._left, self.key < np.inf)
+            self._score_all()
             self.old_scores.clear()
 
-    def _recount_changed(self, changed: set[int] | None, scores_later: bool) -> None:
+    def _recount_changed(self, changed: set[int] | None, outdated: bool, scores: bool) -> None:
+        """Where all scores are `outdated`, they are worked out afterwards, and here none."""
         only_less, policy = self._workspace.last_growth <= self._seen, self._policy
-        # What is left is kept by arrays alone: for policies that score with it once more whenever the spread changes.
-        one_by_one = self._parts is None and (policy.by_row is not None or not policy.moves_with_fleet)
-        if changed is not None and only_less and one_by_one and scores_later and len(changed) <= FEW:
+        scores_later = outdated or (policy.only_rise and not scores)
+        if changed is not None and only_less and scores_later and len(changed) <= self._few:
             self._recount_few(changed, None)
             return
         rows: Collection[int] | None = changed
-        if rows is not None and self.old_scores:
+        if rows is not None and self.old_scores and not outdated:
             rows = self.old_scores.union(rows)
         self.old_scores.clear()
         if rows is None or len(rows) * _MANY > len(self.key):
-            self._recount(None)
-        elif one_by_one and len(rows) <= FEW and (policy.by_left or policy.by_row is not None):
+            self._recount(None, scored=not outdated)
+        elif len(rows) <= self._few:
             if not only_less:
                 self._suppose_it_fits(rows)
             if policy.by_row is None:
                 self._recount_few_by_left(rows)
             else:
-                self._recount_few(rows, self._score_of(policy.by_row))
+                self._recount_few(rows, None if outdated else self._score_of(policy.by_row))
         elif rows:
-            self._recount(np.array(list(rows)))
+            self._recount(np.array(list(rows)), scored=not outdated)
 
     def count_but(self, rows: Sequence[int]) -> int:
         """How many hosts it fits besides these, none of them named twice."""
@@ -173,9 +173,7 @@ class Candidates:
         """The columns of the cells the VM takes on a host that it fits."""
         workspace, fitting = self._workspace, self.fitting
         if self._parts is None:
-            first = row * self._width
-            cells = range(first, first + self._width)
-            return [best_cell(self._free_items, self._needed_items, cells) - first]
+            return [best_cell(self._free_items, row * self._width, self._needs[self._kinds[row]])]
         return fitting.choose(workspace.free, row, int(self._parts[row]))
 
     def reasons(self) -> IntArray:
@@ -187,8 +185,18 @@ class Candidates:
 
     # --- keeping current -------------------------------------------------------------------------------------------
 
-    def _recount(self, rows: Rows) -> None:
-        """Whether the VM fits these hosts, and what it leaves there."""
+    def _most_one_by_one(self) -> int:
+        """So many rows, or fewer, are looked at without arrays."""
+        policy = self._policy
+        if self._parts is not None:
+            return 0
+        if policy.by_row is not None:
+            return FEW
+        # What is left is kept by arrays alone: for policies that score with it once more whenever the spread changes.
+        return _FEW_BY_LEFT if policy.by_left and not policy.moves_with_fleet else 0
+
+    def _recount(self, rows: Rows, *, scored: bool = True) -> None:
+        """Whether the VM fits these hosts, and what it leaves there. If not `scored`, all are to be scored anew."""
         workspace, shape = self._workspace, self.profile.shape
         rest = left(at(workspace.packed(self.fitting), rows), at(self._needed, rows))
         if self._parts is None:
@@ -202,26 +210,27 @@ class Candidates:
         fits &= at(self._disk, rows) >= shape.disk_mib
         fits &= at(self._enough, rows)
         self.count += int(np.count_nonzero(fits)) - int(np.count_nonzero(at(self.key, rows) < np.inf))
-        if self._policy.moves_with_fleet:
+        if self._policy.moves_with_fleet and self._policy.by_row is None:
             _put(self._left, rows, rest)
-        _put(self.key, rows, self._scores(rows, rest, fits))
+        _put(self.key, rows, np.where(fits, self._scores(rows, rest) if scored else 0.0, np.inf))
 
     def _recount_few(self, rows: Iterable[int], score: OfRow | None) -> None:
         """As `_recount` does, row by row, of a VM in one cell and the hosts among them that it did fit. Without
         `score`, the scores of those that it still fits are left for later."""
-        key, free, needed, width = self.key_items, self._free_items, self._needed_items, self._width
-        disk, disk_mib, enough = self._disk.item, self.profile.shape.disk_mib, self._enough.item
+        key, free, needs, kinds, width = self.key_items, self._free_items, self._needs, self._kinds, self._width
+        disk, disk_mib, enough = self._disk_items, self.profile.shape.disk_mib, self._enough_items
         for row in rows:
             if key[row] == INFINITE:
                 continue
-            first = row * width
-            for cell in range(first, first + width):
-                if (free[cell] - needed[cell]) & GUARDS == GUARDS:
+            cell = row * width
+            for needed in needs[kinds[row]]:
+                if (free[cell] - needed) & GUARDS == GUARDS:
                     break
+                cell += 1
             else:
                 self._fits_no_more(row)
                 continue
-            if disk(row) < disk_mib or not enough(row):
+            if disk[row] < disk_mib or not enough[row]:
                 self._fits_no_more(row)
             elif score is not None:
                 key[row] = score(row)
@@ -230,25 +239,26 @@ class Candidates:
 
     def _recount_few_by_left(self, rows: Iterable[int]) -> None:
         """As `_recount_few`, of a policy whose score is what the VM leaves."""
-        key, free, needed, width = self.key_items, self._free_items, self._needed_items, self._width
-        disk, disk_mib, enough = self._disk.item, self.profile.shape.disk_mib, self._enough.item
+        key, free, needs, kinds, width = self.key_items, self._free_items, self._needs, self._kinds, self._width
+        disk, disk_mib, enough = self._disk_items, self.profile.shape.disk_mib, self._enough_items
         for row in rows:
             if key[row] == INFINITE:
                 continue
-            first, least = row * width, NO_CELL
-            for cell in range(first, first + width):
-                rest = (free[cell] - needed[cell]) ^ GUARDS
+            cell, least = row * width, NO_CELL
+            for needed in needs[kinds[row]]:
+                rest = (free[cell] - needed) ^ GUARDS
                 if rest < least and not rest & MEMORY_GUARD:
                     least = rest
-            if least < NO_CELL and disk(row) >= disk_mib and enough(row):
+                cell += 1
+            if least < NO_CELL and disk[row] >= disk_mib and enough[row]:
                 key[row] = least
             else:
                 self._fits_no_more(row)
 
     def _suppose_it_fits(self, rows: Iterable[int]) -> None:
-        """Of hosts that have more room, perhaps: all are looked at."""
+        """Of hosts that have more room, perhaps: all are looked at that nothing lasting turns away."""
         for row in rows:
-            if self.key_items[row] == INFINITE:
+            if self.key_items[row] == INFINITE and self.standing[row]:
                 self.key_items[row] = 0.0
                 self.count += 1
 
@@ -258,14 +268,22 @@ class Candidates:
         self.old_scores.discard(row)
 
     def _score_of(self, by_row: RowScorer) -> OfRow:
+        """Of the fleet as it is now."""
+        self._workspace.settle()
         if self._score_row is None:
             self._score_row = by_row(self._workspace, self.weight)
         return self._score_row
 
-    def _scores(self, rows: Rows, rest: Packed, fits: BoolArray) -> Floats:
+    def _score_all(self) -> None:
+        """All hosts that it fits; without the others, where these are so many that it pays to leave them out."""
+        fits = self.key < np.inf
+        rows = np.flatnonzero(fits) if self.count * 3 < len(fits) * 2 else None
+        scores = self._scores(rows, at(self._left, rows))
+        _put(self.key, rows, scores if rows is not None else np.where(fits, scores, np.inf))
+
+    def _scores(self, rows: Rows, rest: Packed) -> Floats:
         parts = None if self._parts is None else at(self._parts, rows)
-        scores = self._policy.scorer(View(self._workspace, self.weight, rows, rest, parts))
-        return np.where(fits, scores, np.inf)
+        return self._policy.scorer(View(self._workspace, self.weight, rows, rest, parts))
 
     def _in_several_cells(self, rows: Rows, rest: Packed) -> tuple[IntArray, Packed]:
         """Over how many cells the VM spreads, and what it leaves: in its cell, or (of CPUs) on a host where it takes

@@ -24,6 +24,8 @@ from ppec_orchestrator.placement.packed import NEVER, Packed, pack
 from ppec_orchestrator.placement.request import Shape
 
 Amounts = Mapping[CellResource, IntArray]
+# Per row its kind; and a row of each kind.
+Kinds = tuple[list[int], list[int]]
 # More than any cell has of anything: what a VM "needs" of a cell it can't use.
 NEEDS_TOO_MUCH = np.int64(1) << 40
 
@@ -141,3 +143,11 @@ class Fitting:
         """Per host: of a resource, in all cells that such a VM can use."""
         total: NDArray[np.int64] = (at(amounts[resource], rows) * at(self._usable, rows)).sum(axis=1)
         return total
+
+
+def cell_kinds(fleet: Fleet) -> Kinds:
+    """Of one kind are hosts whose cells' cores are as wide and share as many CPUs: of these, a shape takes the same."""
+    numbers: dict[bytes, int] = {}
+    table = np.column_stack([fleet.threads_per_core, fleet.shared_cpus])
+    of_row = [numbers.setdefault(row.tobytes(), len(numbers)) for row in table]
+    return of_row, np.unique(of_row, return_index=True)[1].tolist()

@@ -19,3 +19,8 @@ def ints(array: NDArray[np.int64]) -> memoryview[int]:
 def floats(array: NDArray[np.float64]) -> memoryview[float]:
     """As `ints`, of numbers with fractions."""
     return cast("memoryview[float]", array.reshape(-1, copy=False).data)
+
+
+def bools(array: NDArray[np.bool_]) -> memoryview[bool]:
+    """As `ints`, of truths."""
+    return cast("memoryview[bool]", array.reshape(-1, copy=False).data)

@@ -9,6 +9,8 @@ its guard. What is left over, guards aside, orders cells by the CPUs left and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,14 +30,14 @@ def pack(cpus: Packed, memory: Packed | int) -> Packed:
     return (cpus << CPU_SHIFT) + memory
 
 
-def best_cell(free: memoryview[int], needed: memoryview[int], cells: range) -> int:
-    """Of the cells of a host that the VM fits: where it leaves the least, the first of those alike. Of one host that is
-    several times faster than with arrays."""
+def best_cell(free: memoryview[int], first: int, needs: Sequence[int]) -> int:
+    """Of the cells of a host that the VM fits, of which `first` is the first: the column where it leaves the least, the
+    first of those alike. `needs` is by column. Of one host that is several times faster than with arrays."""
     least, best = NO_CELL, -1
-    for cell in cells:
-        rest = (free[cell] - needed[cell]) ^ GUARDS
+    for column, needed in enumerate(needs):
+        rest = (free[first + column] - needed) ^ GUARDS
         if rest < least and not rest & MEMORY_GUARD:
-            least, best = rest, cell
+            least, best = rest, column
     return best
 
 

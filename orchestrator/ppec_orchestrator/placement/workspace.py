@@ -18,7 +18,7 @@ from ppec_orchestrator.placement.addresses import AddressRoom
 from ppec_orchestrator.placement.balance import Balance, Spread
 from ppec_orchestrator.placement.cells import CellRoom
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellPart, CellResource
-from ppec_orchestrator.placement.fitting import Fitting
+from ppec_orchestrator.placement.fitting import Fitting, cell_kinds
 from ppec_orchestrator.placement.fleet import PLACES, Fleet, HostState, IntArray
 from ppec_orchestrator.placement.groups import GroupBook
 from ppec_orchestrator.placement.request import Group, Profile
@@ -77,6 +77,7 @@ class Workspace:
         self._cells = CellRoom(fleet)
         self.free = self._cells.free
         self.packed, self.packed_items = self._cells.packed, self._cells.packed_items
+        self.cell_kinds = cell_kinds(fleet)
         self.disk_free_mib = fleet.disk_free_mib.copy()
         self._pools: dict[str, IntArray] = {}
         self.addresses = AddressRoom(fleet, self._changes.extend)
@@ -126,9 +127,9 @@ class Workspace:
         if not self._not_balanced_yet:
             return
         for taken, sign in self._not_balanced_yet:
-            part, factor = taken.part, sign * len(taken.columns)
-            disk_mib = 0 if taken.pool else sign * taken.disk_mib
-            self._balance.take(taken.row, part.memory_mib * factor, disk_mib, part.cpus * factor, sign)
+            row, columns, part, disk_mib, pool, _, _ = taken
+            factor = sign * len(columns)
+            self._balance.take(row, part.memory_mib * factor, 0 if pool else sign * disk_mib, part.cpus * factor, sign)
         self._not_balanced_yet.clear()
 
     def start_epoch(self, step: int) -> None:
