@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from ppec_orchestrator.placement.workspace import Workspace
 
 # A VM more on the host outweighs all on the rack, a soft group broken outweighs both: no batch has as many VMs.
 _HOST, _GROUP = 1 << 20, 1 << 40
+# For how many ranks, from the lowest on, it is kept which hosts have them.
+_LEVELS = 3
 # Of hosts that don't take the VM: above all others.
 _NO_RANK = np.iinfo(np.int64).max
 
@@ -29,20 +31,24 @@ class Ranks:
         # How many VMs of the batch are on a host, and in a rack.
         self._on_host = np.zeros(len(fleet.hosts), dtype=np.int64)
         self._in_rack = np.zeros(len(fleet.racks), dtype=np.int64)
-        # 0 for hosts of the lowest rank there is, infinite for all above it. Ranks only grow: a VM that is placed takes
-        # its whole rack out of the first, and who is left stays lowest. `_lowest_racks` are the racks that have any of
-        # them; once it is empty, the lowest rank is looked for again.
-        self._above: Floats = np.zeros(len(fleet.hosts))
-        self._lowest_racks = set(range(len(fleet.racks)))
+        # By level: 0 for hosts whose rank is the lowest there is, or above it by no more than the level; infinite for
+        # all others. Ranks only grow: a VM that is placed takes its whole rack up a level, and who is left stays
+        # lowest. `_racks` are by level the racks that have hosts of just that; once none has any of the lowest, that is
+        # looked for again.
+        self._above: Floats = np.zeros((_LEVELS if self.matter else 0, len(fleet.hosts)))
+        self._racks = [set(range(len(fleet.racks))), *(set[int]() for _ in range(1, _LEVELS))]
         self._scratch: Floats = np.empty(len(fleet.hosts))
-        if self.matter:
-            for name, count in request.batch_hosts.items():
-                # None there is no reason to close the rack.
-                if count and name in fleet.index:
-                    self._count(fleet.index[name], count)
+        if self.matter and request.batch_hosts:
+            self._count_before(request.batch_hosts)
 
     def placed(self, row: int) -> None:
-        self._count(row, 1)
+        rack = self._fleet.rack_numbers.item(row)
+        self._on_host[row] += 1
+        self._in_rack[rack] += 1
+        for level, racks in enumerate(self._racks):
+            if rack in racks:
+                self._take_up(row, rack, level)
+                break
 
     def best(self, key: Floats, workspace: Workspace, vm: VmRequest) -> tuple[int, int]:
         """Of the hosts with a finite key, of which there are some, the one that is best by rank and key; and how many
@@ -53,13 +59,14 @@ class Ranks:
             return row, int(broken[row])
         if not self.matter:
             return int(key.argmin()), 0
-        # As a rule some host of the lowest rank takes the VM: then no ranks need be worked out.
-        keys = np.add(key, self._above, out=self._scratch)
-        row = int(keys.argmin())
-        if keys.item(row) < np.inf:
-            return row, 0
-        if not self._lowest_racks:
+        if not self._racks[0]:
             self._look_for_lowest()
+        # As a rule some host of the lowest ranks takes the VM: then no ranks need be worked out.
+        for above in self._above:
+            keys = np.add(key, above, out=self._scratch)
+            row = int(keys.argmin())
+            if keys.item(row) < np.inf:
+                return row, 0
         return self._first(key, None), 0
 
     def broken(self, workspace: Workspace, vm: VmRequest, row: int) -> int:
@@ -69,10 +76,12 @@ class Ranks:
 
     def _look_for_lowest(self) -> None:
         """Which hosts are of the lowest rank, now that none has the one that was lowest."""
-        apart = self._apart()
-        lowest = apart == apart.min()
-        self._above = np.where(lowest, 0.0, np.inf)
-        self._lowest_racks.update(np.flatnonzero(np.bincount(self._fleet.rack_numbers[lowest])).tolist())
+        higher = self._apart()
+        higher -= higher.min()
+        for level, racks in enumerate(self._racks):
+            self._above[level] = np.where(higher <= level, 0.0, np.inf)
+            racks.clear()
+            racks.update(np.flatnonzero(np.bincount(self._fleet.rack_numbers[higher == level])).tolist())
 
     def _first(self, key: Floats, broken: IntArray | None) -> int:
         """Of the hosts with a finite key: the lowest rank, of those the lowest key."""
@@ -103,13 +112,22 @@ class Ranks:
         """What the VMs of the batch on the hosts and in their racks make their ranks."""
         return self._on_host * _HOST + self._in_rack.take(self._fleet.rack_numbers)
 
-    def _count(self, row: int, count: int) -> None:
-        rack = self._fleet.rack_numbers.item(row)
-        self._on_host[row] += count
-        self._in_rack[rack] += count
-        if rack in self._lowest_racks:
-            self._lowest_racks.remove(rack)
-            self._above[self._fleet.racks[rack]] = np.inf
+    def _count_before(self, batch_hosts: Mapping[str, int]) -> None:
+        """VMs of the batch that stood there before the plan."""
+        for name, count in batch_hosts.items():
+            if name in self._fleet.index:
+                row = self._fleet.index[name]
+                self._on_host[row] += count
+                self._in_rack[self._fleet.rack_numbers[row]] += count
+        self._racks[0].clear()
+
+    def _take_up(self, row: int, rack: int, level: int) -> None:
+        """A rack leaves its level for the next; the host that was placed on is above them all."""
+        self._racks[level].remove(rack)
+        self._above[level][self._fleet.racks[rack]] = np.inf
+        if level + 1 < _LEVELS:
+            self._racks[level + 1].add(rack)
+            self._above[level + 1 :, row] = np.inf
 
 
 def order(request: PlanRequest) -> Sequence[int]:
