@@ -78,7 +78,7 @@ class Candidates:
         self._disk_items, self._enough_items = ints(self._disk), bools(self._enough)
         self._seen, self._spread = workspace.moment, workspace.spread
         self._score_row: OfRow | None = None
-        # Rows that it fits, whose scores are of an earlier moment.
+        # Rows, among them all that it fits whose scores are of an earlier moment.
         self.old_scores: set[int] = set()
         self._recount(None)
         self._reasons: tuple[int, IntArray] | None = None
@@ -121,6 +121,7 @@ class Candidates:
         only_less, policy = self._workspace.last_growth <= self._seen, self._policy
         scores_later = outdated or (policy.only_rise and not scores)
         if changed is not None and only_less and scores_later and len(changed) <= self._few:
+            self.old_scores |= changed
             self._recount_few(changed, None)
             return
         rows: Collection[int] | None = changed
@@ -216,7 +217,7 @@ class Candidates:
 
     def _recount_few(self, rows: Iterable[int], score: OfRow | None) -> None:
         """As `_recount` does, row by row, of a VM in one cell and the hosts among them that it did fit. Without
-        `score`, the scores of those that it still fits are left for later."""
+        `score`, the scores of those that it still fits stay as they are."""
         key, free, needs, kinds, width = self.key_items, self._free_items, self._needs, self._kinds, self._width
         disk, disk_mib, enough = self._disk_items, self.profile.shape.disk_mib, self._enough_items
         for row in rows:
@@ -234,8 +235,6 @@ class Candidates:
                 self._fits_no_more(row)
             elif score is not None:
                 key[row] = score(row)
-            else:
-                self.old_scores.add(row)
 
     def _recount_few_by_left(self, rows: Iterable[int]) -> None:
         """As `_recount_few`, of a policy whose score is what the VM leaves."""
@@ -265,7 +264,6 @@ class Candidates:
     def _fits_no_more(self, row: int) -> None:
         self.key_items[row] = INFINITE
         self.count -= 1
-        self.old_scores.discard(row)
 
     def _score_of(self, by_row: RowScorer) -> OfRow:
         """Of the fleet as it is now."""

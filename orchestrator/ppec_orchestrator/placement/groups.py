@@ -13,7 +13,7 @@ from ppec_orchestrator.placement.request import Group, Level
 # A dtype, and not the class that it is made of with each call.
 _INT64 = np.dtype(np.int64)
 # So few rows are faster one by one than with arrays.
-_FEW = 16
+_FEW = 32
 
 
 class GroupBook:

@@ -292,7 +292,7 @@ class _Batch:
             best = self._best(candidates, vm)
             if best is None:
                 return None
-            row, score = best.row, float(candidates.key[best.row])
+            row, score = best.row, candidates.key_items[best.row]
             columns = candidates.cells(row)
             if self.spare is None:
                 taken = self.workspace.take(row, columns, candidates.fitting, vm)

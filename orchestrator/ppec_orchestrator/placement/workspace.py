@@ -169,14 +169,19 @@ class Workspace:
             for one in taken:
                 self.give_back(one)
             return
+        addresses: dict[int, int] = {}
         for one in taken:
-            self.disk(one.pool)[one.row] += one.disk_mib
+            if one.pool:
+                self.disk(one.pool)[one.row] += one.disk_mib
             for prefix, count in one.addresses:
-                self.addresses.count(prefix, count)
+                addresses[prefix] = addresses.get(prefix, 0) + count
             if one.groups:
                 self.groups.count(one.row, one.groups, -1)
+        for prefix, count in addresses.items():
+            self.addresses.count(prefix, count)
         rows = np.array(sorted({one.row for one in taken}))
         self._cells.replace(rows, self.fleet)
+        self.disk_free_mib[rows] = self.fleet.disk_free_mib[rows]
         self._not_balanced_yet.clear()
         self._balance.restore()
         self._changes.extend(rows.tolist())
