@@ -165,8 +165,8 @@ class AddressRoom:
     def count(self, prefix: int, by: int) -> None:
         """There are more, or fewer, addresses left."""
         before = self.left[prefix]
-        self.left[prefix] = before + by
-        if min(before, before + by) >= self._plenty:
+        self.left[prefix] = now = before + by
+        if before >= self._plenty <= now:
             return
         for kind in self._kinds.with_prefix.get(prefix, ()):
             self._look_again(kind)

@@ -35,7 +35,7 @@ class Ranks:
         # all others. Ranks only grow: a VM that is placed takes its whole rack up a level, and who is left stays
         # lowest. `_racks` are by level the racks that have hosts of just that; once none has any of the lowest, that is
         # looked for again.
-        self._above: Floats = np.zeros((_LEVELS if self.matter else 0, len(fleet.hosts)))
+        self._above: list[Floats] = [np.zeros(len(fleet.hosts)) for _ in range(_LEVELS if self.matter else 0)]
         self._racks = [set(range(len(fleet.racks))), *(set[int]() for _ in range(1, _LEVELS))]
         self._scratch: Floats = np.empty(len(fleet.hosts))
         if self.matter and request.batch_hosts:
@@ -47,6 +47,7 @@ class Ranks:
         self._in_rack[rack] += 1
         for level, racks in enumerate(self._racks):
             if rack in racks:
+                racks.remove(rack)
                 self._take_up(row, rack, level)
                 break
 
@@ -122,12 +123,12 @@ class Ranks:
         self._racks[0].clear()
 
     def _take_up(self, row: int, rack: int, level: int) -> None:
-        """A rack leaves its level for the next; the host that was placed on is above them all."""
-        self._racks[level].remove(rack)
+        """A rack left its level for the next; the host that was placed on is above them all."""
         self._above[level][self._fleet.racks[rack]] = np.inf
         if level + 1 < _LEVELS:
             self._racks[level + 1].add(rack)
-            self._above[level + 1 :, row] = np.inf
+            for above in self._above[level + 1 :]:
+                above[row] = np.inf
 
 
 def order(request: PlanRequest) -> Sequence[int]:
