@@ -46,7 +46,7 @@ def import_ipdb(services: Here, caller: Admin, request: Request, body: IpdbImpor
     new, left = _sifted(services, rows, faults, skip=body.skip_refused)
     faults += [*left.faults, *_unlike_source(services, new)]
     with services.database.write() as conn:
-        done = Importer(conn, caller.name, services.now()).carry_out(left.rows, faults, dry_run=body.dry_run)
+        done = Importer(conn, caller.name, services.now).carry_out(left.rows, faults, dry_run=body.dry_run)
     skipped = tuple(ImportSkipped(place=one.place, reason=one.reason) for one in left.skipped)
     return done.model_copy(update={"skipped": skipped})
 

@@ -95,7 +95,7 @@ def delete_prefix(
             with services.database.read() as conn:
                 prefixes.check_deletable(conn, prefix_id, now)
         services.supply.retire(prefix_id, force=force)
-    how = prefixes.Deletion(caller.name, now, force=force, forget_acquired=services.supply is None)
+    how = prefixes.Deletion(caller.name, services.now, force=force, forget_acquired=services.supply is None)
     with services.database.write() as conn:
         prefixes.delete_prefix(conn, prefix_id, how)
     return Response(status_code=204)
@@ -125,12 +125,12 @@ def list_holds(services: Here, caller: Viewer, wanted: ById, prefix_id: PrefixId
 def create_hold(services: Here, caller: Admin, prefix_id: PrefixId, body: HoldCreate) -> HoldView:
     """Reserve or exclude addresses: they are not given out by themselves."""
     with services.database.write() as conn:
-        return holds.create_hold(conn, prefix_id, body, caller.name, services.now())
+        return holds.create_hold(conn, prefix_id, body, caller.name, services.now)
 
 
 @router.delete("/{prefix_id}/holds/{hold_id}", status_code=204)
 def delete_hold(services: Here, caller: Admin, prefix_id: PrefixId, hold_id: HoldId) -> Response:
     """Give addresses free that were reserved or excluded."""
     with services.database.write() as conn:
-        holds.delete_hold(conn, prefix_id, hold_id, caller.name, services.now())
+        holds.delete_hold(conn, prefix_id, hold_id, caller.name, services.now)
     return Response(status_code=204)

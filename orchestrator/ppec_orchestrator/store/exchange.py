@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Any, Final
 
@@ -29,6 +28,7 @@ from ppec_orchestrator.ipdb.exchange import Fault, PlacedHold, told
 from ppec_orchestrator.ipdb.exchange import Row as ImportRow
 from ppec_orchestrator.ipdb.ranges import Network, from_hex, usable_range
 from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.holds import create_hold, held_edges
 from ppec_orchestrator.store.prefixes import Places, as_created, insert_prefix, select_prefixes
 from ppec_orchestrator.store.serving import range_of
@@ -76,7 +76,7 @@ class Importer:
 
     conn: Connection
     caller: str
-    now: datetime
+    now: Clock
 
     @cached_property
     def _places(self) -> Places:

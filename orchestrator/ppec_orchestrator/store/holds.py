@@ -14,6 +14,7 @@ from ppec_contract.errors import PpecError
 from ppec_orchestrator.ipdb.ranges import AddressRange, from_hex, to_hex
 from ppec_orchestrator.store import address_events
 from ppec_orchestrator.store.catalogue import not_found
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.paging import Slice, page_of
 from ppec_orchestrator.store.serving import range_of
 from ppec_orchestrator.store.tables import address, address_hold, prefix, vm
@@ -40,8 +41,10 @@ _HELD_BACK = (
 )
 
 
-def create_hold(conn: Connection, prefix_id: int, wanted: HoldCreate, caller: str, now: datetime) -> HoldView:
-    """Raises `prefix.not_found`, `prefix.invalid`, `hold.overlaps`, and `address.in_use` for what can't be excluded
+def create_hold(conn: Connection, prefix_id: int, wanted: HoldCreate, caller: str, now: Clock) -> HoldView:
+    """`now` is asked when nobody has to be waited for any more, as in grants (`ipdb.grant`).
+
+    Raises `prefix.not_found`, `prefix.invalid`, `hold.overlaps`, and `address.in_use` for what can't be excluded
     because VMs have it. What is reserved while a VM has it stays the VM's until that is deleted."""
     # IPv6 grants have the lock too; IPv4 grants under way have their rows', for which the update below waits.
     found = conn.execute(_LOCKED, {"which": prefix_id}).one_or_none()
@@ -58,7 +61,7 @@ def create_hold(conn: Connection, prefix_id: int, wanted: HoldCreate, caller: st
         "last_hex": last_hex,
         "reserved_for": wanted.reserved_for,
         "note": wanted.note,
-        "created_at": now,
+        "created_at": now(),
         "created_by": caller[:128],
     }
     hold = conn.execute(_INSERTED, row).one()
@@ -66,7 +69,7 @@ def create_hold(conn: Connection, prefix_id: int, wanted: HoldCreate, caller: st
     if wanted.kind is HoldKind.EXCLUDED:
         _check_unused(conn, hold, wanted)
     action = AddressAction.EXCLUDED if wanted.kind is HoldKind.EXCLUDED else AddressAction.RESERVED
-    address_events.of_hold(conn, action, hold, now, caller)
+    address_events.of_hold(conn, action, hold, now(), caller)
     return _view(hold, found.family)
 
 
@@ -133,7 +136,7 @@ def _check_unused(conn: Connection, hold: Row[Any], wanted: HoldCreate) -> None:
     )
 
 
-def delete_hold(conn: Connection, prefix_id: int, hold_id: int, caller: str, now: datetime) -> None:
+def delete_hold(conn: Connection, prefix_id: int, hold_id: int, caller: str, now: Clock) -> None:
     """Opens the addresses again. Raises `hold.not_found`."""
     conn.execute(select(prefix.c.id).where(prefix.c.id == prefix_id).with_for_update()).all()
     hold = conn.execute(
@@ -141,7 +144,7 @@ def delete_hold(conn: Connection, prefix_id: int, hold_id: int, caller: str, now
     ).one_or_none()
     if hold is None:
         raise not_found("hold", "hold", str(hold_id))
-    address_events.of_hold(conn, AddressAction.OPENED, hold, now, caller)
+    address_events.of_hold(conn, AddressAction.OPENED, hold, now(), caller)
     conn.execute(delete(address_hold).where(address_hold.c.id == hold_id))
 
 

@@ -27,6 +27,7 @@ from ppec_orchestrator.ipdb.ranges import (
     usable_range,
 )
 from ppec_orchestrator.store.catalogue import id_of, not_found
+from ppec_orchestrator.store.clock import Clock
 from ppec_orchestrator.store.faults import is_unique_violation
 from ppec_orchestrator.store.holds import end_holds
 from ppec_orchestrator.store.ipdb import insert_ipv4_rows
@@ -220,12 +221,12 @@ def page_of_prefixes(conn: Connection, wanted: Slice, vrf_name: str | None, now:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """How a prefix is deleted, by whom and when. With `force` quarantines of its addresses end, and what is held back
-    of it is opened. With `forget_acquired`, what NetBox gave goes as well: there is no NetBox any more to give it back
-    to."""
+    """How a prefix is deleted, by whom and when: `now` is asked once the prefix is locked. With `force` quarantines of
+    its addresses end, and what is held back of it is opened. With `forget_acquired`, what NetBox gave goes as well:
+    there is no NetBox any more to give it back to."""
 
     caller: str
-    now: datetime
+    now: Clock
     force: bool = False
     forget_acquired: bool = False
 
@@ -243,18 +244,19 @@ def delete_prefix(conn: Connection, prefix_id: int, how: Deletion) -> None:
     locked = select(prefix.c.id).where(prefix.c.id == prefix_id).with_for_update()
     if conn.execute(locked).one_or_none() is None:
         raise not_found("prefix", "prefix", str(prefix_id))
+    now = how.now()
     unused = delete(address).where(address.c.prefix_id == prefix_id, address.c.vm_id.is_(None))
     if how.force:
-        end_holds(conn, prefix_id, how.caller, how.now)
+        end_holds(conn, prefix_id, how.caller, now)
     else:
-        unused = unused.where(~at_rest(how.now))
-        check_unheld(conn, prefix_id, how.now)
+        unused = unused.where(~at_rest(now))
+        check_unheld(conn, prefix_id, now)
     if not how.forget_acquired:
         # Those from NetBox are given back first: nobody would know of them any more.
         unused = unused.where(address.c.external_id.is_(None))
     conn.execute(unused)
     if conn.execute(select(address.c.id).where(address.c.prefix_id == prefix_id).limit(1)).first() is not None:
-        raise prefix_in_use(conn, prefix_id, how.now)
+        raise prefix_in_use(conn, prefix_id, now)
     conn.execute(delete(prefix).where(prefix.c.id == prefix_id))
 
 

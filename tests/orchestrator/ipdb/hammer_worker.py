@@ -29,6 +29,7 @@ from sqlalchemy import Connection, insert, select, update
 from ppec_contract.api_ipdb import HoldCreate, NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.store import holds, ipdb, tables, vms
+from ppec_orchestrator.store.clock import utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.serving import prefixes_serving
 from ppec_orchestrator.store.vms import NewVm
@@ -182,13 +183,11 @@ class Worker:
         """Excludes an address that nobody has, and gives it back at once."""
         number = self.rng.randint(2, 60)
         prefix_id, text = self.rng.choice(((1, f"10.0.0.{number}"), (2, f"fd00::{number % 40 + 1:x}")))
-        now = datetime.now(UTC)
+        wanted = HoldCreate(kind="excluded", first=ip_address(text))
         with self.database.write() as conn:
-            made = holds.create_hold(
-                conn, prefix_id, HoldCreate(kind="excluded", first=ip_address(text)), "hammer", now
-            )
+            made = holds.create_hold(conn, prefix_id, wanted, "hammer", utc_now)
         with self.database.write() as conn:
-            holds.delete_hold(conn, prefix_id, made.hold_id, "hammer", datetime.now(UTC))
+            holds.delete_hold(conn, prefix_id, made.hold_id, "hammer", utc_now)
 
 
 def image_row(conn: Connection) -> None:

@@ -265,7 +265,7 @@ def test_each_prefix_of_an_import_costs_a_few_statements(filled: TestClient, dat
         seen: list[str] = []
         with database.write() as conn:
             event.listens_for(conn, "before_cursor_execute")(lambda _conn, _cursor, text, *_: seen.append(text))
-            Importer(conn, "test", NOW).carry_out(rows, [], dry_run=False)
+            Importer(conn, "test", lambda: NOW).carry_out(rows, [], dry_run=False)
         return len(seen)
 
     assert statements(60, 1) - statements(10, 2) <= 50 * 4

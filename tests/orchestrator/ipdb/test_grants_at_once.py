@@ -7,16 +7,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 import pytest
 from ipdb_site import NOW, fixed, granted, make_vm, released
 from sqlalchemy import Connection, event, select, text, update
 
-from ppec_contract.api_ipdb import NetworkWanted
+from ppec_contract.api_ipdb import HoldCreate, NetworkWanted
 from ppec_contract.errors import PpecError
 from ppec_lab.conditions import wait_until
-from ppec_orchestrator.store import ipdb, tables
+from ppec_orchestrator.store import holds, ipdb, tables
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
 
@@ -123,6 +123,43 @@ def test_who_waited_finds_what_came_out_of_quarantine_meanwhile(
             wait_until(lambda: later.done() or bool(waiting(database)), "it waits", timeout_s=30)
             clock.after_s = 20
         assert later.result(30) == "10.0.0.2"
+
+
+def test_who_waited_holds_back_and_opens_at_the_time_after_the_wait(
+    database: Database, open_database: Callable[[], Database], host_id: int
+) -> None:
+    """The history has what the other transaction did before it."""
+    vm_id, clock = make_vm(database, "a"), HandClock()
+    prefix_id = 2  # the IPv6 one, whose grants have its lock
+
+    def hold_back() -> int:
+        wanted = HoldCreate(kind="reserved", first=ip_address("fd00::7"))
+        with open_database().write() as conn:
+            return holds.create_hold(conn, prefix_id, wanted, "me", clock).hold_id
+
+    def open_again(hold_id: int) -> int:
+        with open_database().write() as conn:
+            holds.delete_hold(conn, prefix_id, hold_id, "me", clock)
+        return hold_id
+
+    def while_another_has_it(act: Callable[[], int], after_s: float) -> int:
+        with ThreadPoolExecutor(1) as pool:
+            with database.write() as conn:
+                conn.execute(select(tables.prefix).order_by(tables.prefix.c.id).with_for_update())
+                later = pool.submit(act)
+                wait_until(lambda: later.done() or bool(waiting(database)), "it waits", timeout_s=30)
+                clock.after_s = after_s
+            return later.result(30)
+
+    hold_id = while_another_has_it(hold_back, 20)
+    while_another_has_it(lambda: open_again(hold_id), 40)
+    assert granted(database, host_id, [vm_id])
+    at = select(tables.address_event.c.at).where(tables.address_event.c.action.in_(("reserved", "opened")))
+    with database.read() as conn:
+        assert list(conn.execute(at.order_by(tables.address_event.c.id)).scalars()) == [
+            NOW + timedelta(seconds=20),
+            NOW + timedelta(seconds=40),
+        ]
 
 
 def test_who_waited_releases_at_the_time_after_the_wait(

@@ -79,7 +79,7 @@ def kept(request: pytest.FixtureRequest, world: Any) -> Iterator[Kept]:
             made = prefixes.create_prefix(conn, wanted, world.now())
             if not outside:
                 excluded = HoldCreate(kind="excluded", first=ip_address("10.8.0.3"))
-                holds.create_hold(conn, made.prefix_id, excluded, "me", world.now())
+                holds.create_hold(conn, made.prefix_id, excluded, "me", world.now)
         source = NetBox(netbox.url, TOKEN, "ppec")
         supply = AddressSupply(world.database, source, standing=2, now=world.now)
         yield Kept(world, supply if outside else BuiltIn(), netbox)

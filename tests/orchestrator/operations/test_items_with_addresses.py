@@ -101,7 +101,7 @@ def test_one_vm_may_use_the_fixed_address_of_the_request(world: Any, api: TestCl
 def test_an_address_that_is_reserved_for_a_vm_s_name_is_that_item_s(world: Any, api: TestClient) -> None:
     with world.database.write() as conn:
         mine = HoldCreate(kind="reserved", first="10.7.0.60", reserved_for="b")
-        holds.create_hold(conn, 1, mine, "me", world.now())
+        holds.create_hold(conn, 1, mine, "me", world.now)
     others = [item("a", "10.7.0.60"), item("b", "10.7.0.50")]
     answer = api.post("/v1/vms", json=SMALL | {"items": others})
     assert code(answer) == (409, "address.reserved")
@@ -161,7 +161,7 @@ def test_one_address_that_can_t_be_had_refuses_the_whole_list(
 ) -> None:
     made(world, api, items=[item("other", "10.7.0.60")])
     with world.database.write() as conn:
-        holds.create_hold(conn, 1, HoldCreate(kind="reserved", first="10.7.0.8"), "me", world.now())
+        holds.create_hold(conn, 1, HoldCreate(kind="reserved", first="10.7.0.8"), "me", world.now)
     before = rows(world)
     answer = api.post("/v1/vms", json=SMALL | {"items": [THREE[0], item("b", taken), THREE[2]]})
     assert code(answer) == refused

@@ -113,7 +113,7 @@ def test_an_address_that_is_reserved_for_a_vm_takes_none_of_the_free_ones(two_ra
     accepting = world.replica("accepting", start=False)
     with world.database.write() as conn:
         hold = HoldCreate(kind="reserved", first="10.3.0.1", reserved_for="web")
-        holds.create_hold(conn, 3, hold, "me", world.now())
+        holds.create_hold(conn, 3, hold, "me", world.now)
     only = {"prefix": "10.3.0.0/31"}
     request = asked(world, {"address": "10.3.0.1"}, only).model_copy(update={"name": "web", "host": "h1"})
     assert addresses(world, accepting.create(request, world.ask)) == [["10.3.0.1", "10.3.0.0"]]
@@ -134,7 +134,7 @@ def test_a_request_for_what_can_t_be_had_changes_nothing(two_prefixes: Any, netw
     accepting = world.replica("accepting", start=False)
     accepting.create(asked(world, {"address": "10.7.0.9"}), world.ask)
     with world.database.write() as conn:
-        holds.create_hold(conn, 1, HoldCreate(kind="reserved", first="10.7.0.8"), "me", world.now())
+        holds.create_hold(conn, 1, HoldCreate(kind="reserved", first="10.7.0.8"), "me", world.now)
     before = rows(world)
     with pytest.raises(PpecError) as caught:
         accepting.create(asked(world, network), world.ask)
@@ -178,7 +178,7 @@ def test_what_is_reserved_for_a_vm_is_its_own_when_nothing_else_is_free(two_pref
     accepting = world.replica("accepting", start=False)
     with world.database.write() as conn:
         mine = HoldCreate(kind="reserved", first="10.8.0.6", reserved_for="db")
-        holds.create_hold(conn, 2, mine, "me", world.now())
+        holds.create_hold(conn, 2, mine, "me", world.now)
     accepting.create(asked(world, {"prefix": "10.8.0.0/29"}, count=4), world.ask)
     request = asked(world, {"address": "10.8.0.6"}).model_copy(update={"name": "db"})
     assert addresses(world, accepting.create(request, world.ask)) == [["10.8.0.6"]]
