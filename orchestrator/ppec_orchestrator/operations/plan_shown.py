@@ -143,7 +143,7 @@ class _Ground:
     def of(cls, plan: Plan, request: PlanRequest, fleet: Fleet) -> _Ground:
         hosts = [fleet.hosts[fleet.index[place.host]] for place in plan.placed]
         generations = {host.host_id: host.generation for host in hosts} | dict(relied_on(plan, request, fleet))
-        spare = rows_counted_on(plan, request, fleet)
+        spare = rows_counted_on(plan, fleet)
         return cls(generations, sorted(fleet.hosts[row].host_id for row in spare))
 
 

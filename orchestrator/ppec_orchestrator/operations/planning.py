@@ -24,7 +24,6 @@ from ppec_orchestrator.placement.plan import Plan, Refusal
 from ppec_orchestrator.placement.planner import Kept
 from ppec_orchestrator.placement.reasons import Reason
 from ppec_orchestrator.placement.request import PlanRequest, Shape
-from ppec_orchestrator.placement.spare_rules import SpareRules
 from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.database import Database
 from ppec_orchestrator.store.faults import TransactionLostError
@@ -257,6 +256,7 @@ def _without(planned: Planned, hosts: Collection[str]) -> Planned:
         refused=(*plan.refused, *lost),
         evidence=tuple(why for _, why in stay.values()),
         exposed=plan.exposed,
+        counted_on=plan.counted_on,
     )
     return replace(planned, plan=left, terms=replace(planned.terms, moves=left.moves))
 
@@ -269,8 +269,8 @@ def _starts_group(request: PlanRequest) -> bool:
 
 def relied_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> Mapping[int, int]:
     """The generations of hosts whose VMs the plan's rules look at: of all that share a level with a placement of a
-    group, or a cluster with any where spare room is required."""
-    rows = rows_counted_on(plan, request, fleet)
+    group, or are of a cluster whose room it counts on for a loss."""
+    rows = rows_counted_on(plan, fleet)
     groups = {vm.vm_id: [group for group in vm.groups if group.hard] for vm in request.vms if vm.groups}
     for place in plan.placed if groups else ():
         row = fleet.index[place.host]
@@ -279,14 +279,9 @@ def relied_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> Mapping[int, in
     return {fleet.hosts[row].host_id: fleet.hosts[row].generation for row in rows}
 
 
-def rows_counted_on(plan: Plan, request: PlanRequest, fleet: Fleet) -> set[int]:
-    """Of the hosts whose room the plan counts on for a loss, where N+1 is required."""
-    spare = SpareRules.of(fleet, request.spare)
-    if not spare.required:
-        return set()
-    clusters = {fleet.hosts[fleet.index[place.host]].cluster for place in plan.placed}
-    counted_on = (fleet.places["cluster"][name].tolist() for name in clusters if spare.required_in(name))
-    return {row for rows in counted_on for row in rows}
+def rows_counted_on(plan: Plan, fleet: Fleet) -> set[int]:
+    """Of the hosts whose room the plan counts on for a loss (N+1)."""
+    return {row for cluster in plan.counted_on for row in fleet.places["cluster"][cluster].tolist()}
 
 
 def _lost(error: PpecError) -> bool:

@@ -116,13 +116,16 @@ class Plan:
     """`placed` and `refused` together hold every VM of the request, each in the request's order; `evidence` is in the
     order of `placed`. `exposed` names what the rule about spare room found unprotected. `evacuations`, where the rule
     is `witnessed`, are those of the fleet after the plan, of all domains with VMs in the clusters that it touches:
-    those that it comes to, and those with members of its hard groups. An exposed domain is given no seats there."""
+    those that it comes to, and those with members of its hard groups. An exposed domain is given no seats there.
+    `counted_on` are those of these clusters where the rule is required: it holds as long as their hosts stay as they
+    are."""
 
     placed: tuple[Placement, ...]
     refused: tuple[Refusal, ...]
     evidence: tuple[Evidence, ...] = ()
     exposed: tuple[Exposed, ...] = field(default=())
     evacuations: tuple[Evacuation, ...] = field(default=())
+    counted_on: tuple[str, ...] = field(default=())
 
     def serves(self, *, all_or_nothing: bool) -> bool:
         """Whether VMs are made of it; of a batch that needs all of its VMs a plan may still place some."""

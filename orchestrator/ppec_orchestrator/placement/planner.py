@@ -175,6 +175,7 @@ class _Batch:
             evidence=tuple(evidence for _, evidence in placed),
             exposed=self.spare.exposed() if self.spare is not None else (),
             evacuations=self.spare.evacuations() if self.spare is not None and self.request.spare.witnessed else (),
+            counted_on=self.spare.counted_on(place.host for place, _ in placed) if self.spare is not None else (),
         )
 
     def give_back(self) -> None:

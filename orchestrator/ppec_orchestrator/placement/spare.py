@@ -113,6 +113,12 @@ class SpareGuard:
         """Those that the plan relied on, as it leaves them."""
         return tuple(chain.from_iterable(guard.evacuations() for guard in self._guards))
 
+    def counted_on(self, hosts: Iterable[str]) -> tuple[str, ...]:
+        """The clusters of these hosts, and those linked to the batch by its groups, where N+1 is required."""
+        here = {self._fleet.hosts[self._fleet.index[name]].cluster for name in hosts}
+        clusters = here.union(*(guard.linked for guard in self._guards)) if here else ()
+        return tuple(sorted(cluster for cluster in clusters if self._rules.required_in(cluster)))
+
     def give_back(self) -> None:
         for guard in self._guards:
             guard.give_back()
@@ -155,7 +161,7 @@ class _LevelGuard:
         self._modes = {cluster: rules.mode(witnesses.level, cluster) for cluster in fleet.places["cluster"]}
         self._touched: list[str] = []
         # Those with members of the batch's hard groups, wherever it is placed.
-        self._linked: set[str] = set()
+        self.linked: set[str] = set()
         # By host and cells, or by home: what was turned away there without being of any group.
         self.turned: dict[tuple[Hashable, ...], list[Profile]] = {}
 
@@ -164,7 +170,7 @@ class _LevelGuard:
 
     def begin(self, vms: Iterable[VmRequest]) -> None:
         names = {name for vm in vms for name in hard_names(vm.groups)}
-        self._linked = self.witnesses.look_at_members_for_good(names, self.mode_of)
+        self.linked = self.witnesses.look_at_members_for_good(names, self.mode_of)
 
     def closed_beside(self, row: int) -> Sequence[int]:
         """One look at a cluster tells of all hosts that nothing may be placed on."""
@@ -204,7 +210,7 @@ class _LevelGuard:
             yield from self.witnesses.exposed(cluster)
 
     def evacuations(self) -> Iterator[Evacuation]:
-        for cluster in sorted(self._linked.union(self._touched)):
+        for cluster in sorted(self.linked.union(self._touched)):
             yield from self.witnesses.evacuations(cluster)
 
     def give_back(self) -> None:

@@ -163,6 +163,26 @@ def test_a_member_from_afar_takes_no_place_that_a_cluster_with_a_rule_counts_on(
     refused = plan(fleet, replace(request, spare=SpareRule(witnessed=True)))
     assert dict(refused.refused[0].reasons) == {Reason.OUTSIDE_SCOPE: 2, Reason.N_PLUS_ONE: 1}
     assert check(fleet, replace(request, spare=SpareRule(witnessed=True)), refused) == []
+    assert refused.counted_on == ()
+
+
+def test_a_plan_counts_on_the_clusters_with_a_rule_that_it_comes_to_or_has_members_in() -> None:
+    """The member on h1 can restart on h2 as long as nobody else of its group comes there."""
+    apart = Group("apart")
+    member = SeatedVm(UUID(int=77), "member", replace(PROFILE, where=Where(vrf="v1")), (0,), (apart,))
+    clusters = {"h1": "c1", "h2": "c1", "h3": "c2", "h4": "c3", "h5": "c4"}
+    hosts = [a_host(name, cluster=cluster) for name, cluster in clusters.items()]
+    fleet = ruled(
+        Fleet.build([replace(host, vms=(member,) if host.name == "h1" else ()) for host in hosts]),
+        {"c1": REQUIRED, "c3": REQUIRED, "c4": WARN},
+    )
+
+    def counted_on(cluster: str, *groups: Group) -> tuple[str, ...]:
+        vm = VmRequest(UUID(int=1), "new", replace(PROFILE, where=Where(cluster=cluster)), groups=groups)
+        return plan(fleet, PlanRequest((vm,), Policy.PACK)).counted_on
+
+    assert [counted_on(cluster) for cluster in ("c1", "c2", "c4")] == [("c1",), (), ()]
+    assert [counted_on(cluster, apart) for cluster in ("c2", "c4")] == [("c1",)] * 2
 
 
 def test_rules_are_met_where_the_vms_could_go() -> None:
