@@ -91,7 +91,9 @@ def images_being_settled(services: Services, keeper: SilentKeeper) -> Iterator[N
         yield
 
 
-CREATE = ("POST", "/v1/vms", {"flavor": "none", "image": "none", "name": "web"})
+# By number, so that they are asked for first.
+ADDRESS = {"address": "10.0.0.5"}
+CREATE = ("POST", "/v1/vms", {"flavor": "none", "image": "none", "name": "web", "networks": [ADDRESS]})
 DELETE = ("DELETE", "/v1/images/none", None)
 
 

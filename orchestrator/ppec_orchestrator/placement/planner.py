@@ -105,8 +105,9 @@ class Planner:
             return rules
         # Of one place and architecture each; whatever else keeps a VM from a host, something may change it.
         profiles = {(vm.profile.where, vm.profile.architecture): vm.profile for vm in request.vms}.values()
-        looked_at = [in_scope(self.fleet, each) & right_architecture(self.fleet, each) for each in profiles]
-        open_to_it, rows = np.logical_or.reduce(looked_at), self.fleet.places["cluster"]
+        open_to_it, rows = np.zeros(len(self.fleet.hosts), dtype=np.bool_), self.fleet.places["cluster"]
+        for each in profiles:
+            open_to_it |= in_scope(self.fleet, each) & right_architecture(self.fleet, each)
         met = {cluster: rule for cluster, rule in rules.clusters.items() if open_to_it[rows[cluster]].any()}
         return replace(rules, clusters=met)
 

@@ -191,7 +191,9 @@ def as_the_api(answer: Answer) -> Answer:
         )
         for each in answer["placed"]
     )
-    refused = tuple(RefusedView(**({"changes": ()} | each), sentence="") for each in answer["refused"])
+    refused = tuple(
+        RefusedView(**{key: each[key] for key in ("vm", "reasons", "step")}, sentence="") for each in answer["refused"]
+    )
     view = PlanView(
         plan_id="f0" * 32,
         created_by="alice",

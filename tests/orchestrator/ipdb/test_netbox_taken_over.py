@@ -301,6 +301,7 @@ def test_a_database_in_which_two_have_one_is_only_taken_over_if_no_two_vms_do(da
         run = connection.exec_driver_sql
         for index in ("ix_address_external", "ix_address_event_name", "ix_address_event_prefix"):
             run(f"DROP INDEX {index}")
+        run("ALTER TABLE cluster DROP COLUMN n_plus_one")
         run("UPDATE alembic_version SET version_num = '0015'")
         for number in (1, 2):
             run(f"INSERT INTO vrf (id, name, description) VALUES ({number}, 'v{number}', '')")

@@ -197,6 +197,7 @@ def test_rules_are_met_where_the_vms_could_go() -> None:
     assert met(Where(cluster="c2")) == met(Where(host="h2")) == {"c2"}
     assert met(Where(cluster="c2"), groups=(Group("g"),)) == {"c1", "c2"}
     assert planner.spare_rules(PlanRequest((), spare=SpareRule(clusters=False))).off
+    assert plan(fleet, PlanRequest(())) == Plan((), ())
 
 
 def test_the_stricter_of_two_rules_about_one_level_holds() -> None:
