@@ -151,11 +151,12 @@ class RefusedView(Model):
 
 
 class ExposedView(Model):
-    """A host or rack whose loss would leave so many VMs without a place, `vm` the first of them. Of which `level` it is
-    older orchestrators don't tell."""
+    """A host or rack whose loss would leave so many VMs without a place, `vm` the first of them. Of which `level` and
+    `cluster` it is older orchestrators don't tell."""
 
     domain: str
     level: Literal["host", "rack"] | None = None
+    cluster: str | None = None
     vm: str
     without_place: int
 

@@ -505,7 +505,10 @@ def test_a_fleet_tells_what_it_could_not_lose(program: Program, tmp_path: Path) 
     ]
     hosts = [host(1, 0), host(2, 4), host(3, 8)]
     file = tmp_path / "fleet.json"
-    for several, exposed in ((hosts, set()), (hosts[:2], {("h1", "host", "vm-1", 1), ("h2", "host", "vm-2", 1)})):
+    for several, exposed in (
+        (hosts, set()),
+        (hosts[:2], {("h1", "host", "c", "vm-1", 1), ("h2", "host", "c", "vm-2", 1)}),
+    ):
         file.write_text(json.dumps({"schema": "ppec-fleet/1", "profiles": profiles, "hosts": several}))
         ran = program("fleet", "exposed", str(file), "-o", "json")
         assert ran.code == 0, ran.err

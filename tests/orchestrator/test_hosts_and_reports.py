@@ -182,6 +182,20 @@ def test_other_room_than_before_is_another_generation(
     assert generation() - before == counts
 
 
+def test_what_is_gone_and_still_held_is_told_once(agent: HostAgent, services: Services) -> None:
+    """Every later report has not got it either."""
+    agent.put(report(pools=[{"name": "san", "size_mib": 500, "free_mib": 500}]), 1)
+    with services.database.write() as conn:
+        conn.execute(update(tables.host_cell).where(tables.host_cell.c.cell == 1).values(cores_used=1))
+        conn.execute(update(tables.host_pool).values(used_mib=1))
+    found = []
+    for number in range(2, 5):
+        assert agent.put(report(cells=[cell(0)], agent_version=f"9.{number}"), number).status_code == 200
+        with services.database.read() as conn:
+            found.append(conn.execute(select(tables.host.c.generation)).scalar_one())
+    assert len(set(found)) == 1
+
+
 def test_an_unchanged_host_writes_no_row(agent: HostAgent, services: Services) -> None:
     agent.put(report(), 1)
     before = services.database.commits

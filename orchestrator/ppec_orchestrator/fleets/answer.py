@@ -56,10 +56,11 @@ class RefusedVm(Model):
 
 class ExposedDomain(Model):
     """A host or rack whose loss would leave VMs without a place, and the first of them. In answers of before `level`
-    was told it is that of the rule asked for."""
+    and `cluster` were told, they are those of the rule asked for and of the domain."""
 
     domain: str
     level: Literal["host", "rack"] | None = None
+    cluster: str | None = None
     vm: str
     without_place: int
 

@@ -205,10 +205,7 @@ class _Told:
                 for each in answer.refused
             ),
             evidence=tuple(self._why(each) for each in answer.placed),
-            exposed=tuple(
-                Exposed(each.domain, Level(each.level or self._level), each.vm, each.without_place)
-                for each in answer.exposed or ()
-            ),
+            exposed=tuple(map(self._exposed, answer.exposed or ())),
             evacuations=tuple(self._evacuation(each) for each in answer.evacuations or ()),
         )
 
@@ -232,6 +229,12 @@ class _Told:
         )
         vm_id = self._asked[said.vm].vm_id
         return Evidence(vm_id, why.step, why.candidates, why.score, why.broken, why.epoch, moves, why.searched)
+
+    def _exposed(self, said: ExposedDomain) -> Exposed:
+        level = Level(said.level or self._level)
+        rows = self._fleet.rows_of(level, said.domain)
+        cluster = self._fleet.hosts[rows[0]].cluster if said.cluster is None and len(rows) else said.cluster or ""
+        return Exposed(said.domain, level, cluster, said.vm, said.without_place)
 
     def _evacuation(self, said: LossView) -> Evacuation:
         seats = {self._vms[each.vm].vm_id: (each.host, each.cells) for each in said.restarts}

@@ -387,7 +387,10 @@ def _joins(asked: VmsCreate) -> bool:
 
 
 def _input(answered: _Answered, planned: Planned) -> dict[str, Any]:
-    exposed = tuple(ExposedView(**asdict(one)) for one in planned.plan.exposed)
+    # Who shares the plan with others is told of where his own VMs are.
+    clusters = {planned.fleet.hosts[planned.fleet.index[place.host]].cluster for place in answered.placed}
+    told = (one for one in planned.plan.exposed if one.cluster in clusters or not one.cluster)
+    exposed = tuple(ExposedView(**asdict(one)) for one in told)
     return answered.meant.input.model_copy(update={"exposed": exposed}).model_dump(mode="json")
 
 

@@ -7,6 +7,7 @@ If the cluster's hosts are other ones by the commit, it is looked at again while
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,8 +19,10 @@ from ppec_contract.api_placement import NPlusOne
 from ppec_contract.errors import PpecError
 from ppec_contract.vm import Size
 from ppec_orchestrator.operations.live_fleet import LiveFleet
+from ppec_orchestrator.placement.fleet import Fleet, HostState
 from ppec_orchestrator.placement.growth import exposed_by, grown
 from ppec_orchestrator.placement.plan import Exposed
+from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.store.reservations import lock_hosts
 from ppec_orchestrator.store.tables import allocation, cluster, host, rack
 
@@ -58,6 +61,10 @@ class Growing:
 
     def __init__(self, fleet: LiveFleet) -> None:
         self._fleet = fleet
+        self._lock = threading.Lock()
+        # Not the live fleet's, which must not lose the ways out that it has found. Kept: a first look at a cluster
+        # takes long, and what is the same since the last one is not looked at again.
+        self._planner: Planner | None = None
 
     def through(self, attempt: Callable[[Look], T]) -> T:
         """`attempt` opens a transaction, has the look `begin` before it locks anything, and asks it before it lets the
@@ -82,7 +89,23 @@ class Growing:
         generations = {fleet.hosts[each].host_id: fleet.hosts[each].generation for each in rows}
         after = grown(here, growth.vm_id, growth.size.vcpus, growth.size.memory_mib)
         # What has no room where it is, is refused for that.
-        return Seen(growth, None if after is None else exposed_by(fleet, after), generations)
+        return Seen(growth, None if after is None else self._exposed_by(fleet, after), generations)
+
+    def _exposed_by(self, fleet: Fleet, after: HostState) -> Exposed | None:
+        with self._lock:
+            planner, self._planner = self._following(fleet), None
+            found = exposed_by(planner, after)
+            # Not if it broke off half-way.
+            self._planner = planner
+            return found
+
+    def _following(self, fleet: Fleet) -> Planner:
+        planner = self._planner
+        if planner is None or planner.fleet.index is not fleet.index:
+            return Planner(fleet)
+        pairs = enumerate(zip(planner.fleet.hosts, fleet.hosts, strict=True))
+        planner.follow(fleet, [row for row, (before, now) in pairs if before is not now])
+        return planner
 
 
 class Look:
@@ -144,7 +167,7 @@ def _exposing(growth: Growth, exposed: Exposed) -> PpecError:
         f"vm {growth.name} can't have {size.vcpus} vCPUs and {size.memory_mib} MiB on host {growth.host}: were "
         f"{exposed.level.value} {exposed.domain} lost, {vms} would have no place, {exposed.vm} first, and its cluster "
         "requires N+1",
-        hint="Make room in the cluster, or have its rule eased: `ppec cluster update --n-plus-one warn`.",
+        hint=f"Make room in the cluster, or ease its rule: `ppec cluster update {exposed.cluster} --n-plus-one warn`.",
         subject=f"vm {growth.name}",
         details={"domain": exposed.domain, "level": exposed.level.value, "without_place": lost, "vm": exposed.vm},
     )

@@ -112,7 +112,10 @@ def restored(stored: StoredPlan) -> Restored:
     meant = Meant(places["image_id"], places.get("image_sha256", ""), asked, refused=unaddressed)
     shown = PlanView.model_validate(stored.shown).exposed if stored.shown is not None else ()
     level = meant.input.request.n_plus_one.level
-    exposed = tuple(Exposed(each.domain, Level(each.level or level), each.vm, each.without_place) for each in shown)
+    exposed = tuple(
+        Exposed(each.domain, Level(each.level or level), each.cluster or "", each.vm, each.without_place)
+        for each in shown
+    )
     plan = Plan(placed, refused, evidence, exposed)
     return Restored(plan, meant, stored.asked.get("user_data", ""), _changes_shown(stored, plan))
 

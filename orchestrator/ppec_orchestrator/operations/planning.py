@@ -160,8 +160,10 @@ class Planning:
 
     def planned(self, request: PlanRequest, course: _Course) -> Planned:
         plan, fleet = self.fleet.plan(request, course.kept, afresh=course.afresh, leaving=course.leaving)
-        hosts = {place.host_id: fleet.hosts[fleet.index[place.host]].mark for place in plan.placed}
-        terms = Terms(relied_on(plan, request, fleet), hosts, course.wait, plan.moves)
+        hosts = {place.host_id: fleet.hosts[fleet.index[place.host]] for place in plan.placed}
+        marks = {host_id: host.mark for host_id, host in hosts.items()}
+        rules = {host_id: host.spare for host_id, host in hosts.items()}
+        terms = Terms(relied_on(plan, request, fleet), marks, course.wait, plan.moves, rules)
         return Planned(plan, fleet, course.passes, terms, held=course.held)
 
 

@@ -121,7 +121,7 @@ def _losses(replay: Replay, plan: Plan, level: Level) -> Iterator[str]:
         if not each.without_place:
             yield from _restarts(replay, each, rows)
             continue
-        named = Exposed(domain, level, min(vm.name for vm in each.without_place), len(each.without_place))
+        named = Exposed(domain, level, cluster, min(vm.name for vm in each.without_place), len(each.without_place))
         exposed.add(named)
         if cluster in placed.values() and named not in plan.exposed:
             yield f"{domain} has VMs that would have no place if it were lost, and is not named as exposed"

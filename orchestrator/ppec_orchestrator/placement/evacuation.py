@@ -87,11 +87,11 @@ def seats_in(fleet: Fleet, claims: Claims) -> dict[UUID, tuple[str, tuple[int, .
 def exposed(fleet: Fleet, level: Level) -> tuple[Exposed, ...]:
     """The hosts (or racks) of the whole fleet whose loss would leave VMs without a place."""
     lost = (each for each in evacuations(fleet, level) if each.without_place)
-    return tuple(exposure(each.domain, level, each.without_place) for each in lost)
+    return tuple(exposure(each.domain, level, each.cluster, each.without_place) for each in lost)
 
 
-def exposure(domain: str, level: Level, without_place: Sequence[SeatedVm]) -> Exposed:
-    return Exposed(domain, level, min(vm.name for vm in without_place), len(without_place))
+def exposure(domain: str, level: Level, cluster: str, without_place: Sequence[SeatedVm]) -> Exposed:
+    return Exposed(domain, level, cluster, min(vm.name for vm in without_place), len(without_place))
 
 
 def domains(fleet: Fleet, level: Level) -> dict[tuple[str, str], list[int]]:

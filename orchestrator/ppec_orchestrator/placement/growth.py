@@ -8,7 +8,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from ppec_orchestrator.placement.demand import cpu_part, cpu_resource, free_name, memory_part, memory_resource
-from ppec_orchestrator.placement.fleet import CellState, Fleet, HostState
+from ppec_orchestrator.placement.fleet import CellState, HostState
 from ppec_orchestrator.placement.plan import Exposed
 from ppec_orchestrator.placement.planner import Planner
 from ppec_orchestrator.placement.request import NO_SPARE_RULE, Level, Shape, Spare
@@ -30,20 +30,25 @@ def grown(host: HostState, vm_id: UUID, vcpus: int, memory_mib: int) -> HostStat
     return replace(host, cells=cells, vms=tuple(larger if each is vm else each for each in host.vms))
 
 
-def exposed_by(fleet: Fleet, host: HostState) -> Exposed | None:
+def exposed_by(planner: Planner, host: HostState) -> Exposed | None:
     """What the cluster requires to be safe and would not be any more, were the fleet's host of this name like this:
-    what it is lost with itself, or a domain that is safe now. None for nothing."""
-    row, planner = fleet.index[host.name], Planner(fleet)
+    what it is lost with itself, or a domain that is safe now. None for nothing. The planner is on its fleet again
+    afterwards."""
+    fleet = planner.fleet
+    row = fleet.index[host.name]
     rules = SpareRules.of(fleet, NO_SPARE_RULE)
     levels = [level for level in rules.levels if rules.mode(level, host.cluster) is Spare.REQUIRED]
     before = {level: {each.domain for each in _exposed(planner, level, host.cluster)} for level in levels}
     planner.follow(fleet.changed([host]), [row])
-    for level in levels:
-        before[level].discard(fleet.domain(row, level))
-        for each in _exposed(planner, level, host.cluster):
-            if each.domain not in before[level]:
-                return each
-    return None
+    try:
+        for level in levels:
+            before[level].discard(fleet.domain(row, level))
+            for each in _exposed(planner, level, host.cluster):
+                if each.domain not in before[level]:
+                    return each
+        return None
+    finally:
+        planner.follow(fleet, [row])
 
 
 def _exposed(planner: Planner, level: Level, cluster: str) -> list[Exposed]:

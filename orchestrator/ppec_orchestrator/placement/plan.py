@@ -95,6 +95,7 @@ class Exposed:
 
     domain: str
     level: Level
+    cluster: str
     vm: str
     without_place: int
 

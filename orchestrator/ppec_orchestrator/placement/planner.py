@@ -98,16 +98,18 @@ class Planner:
         return Neighbours(self.workspace).closed(vm)
 
     def spare_rules(self, request: PlanRequest) -> SpareRules:
-        """The rules about N+1 that the request could meet: its own, and those of clusters where its VMs could stand, or
-        all of them where it has hard groups, whose other members may be anywhere."""
+        """The rules about N+1 that the request could meet: its own; those of clusters where its VMs could stand; and of
+        those with members of its hard groups, in whose way another one may be from afar."""
         rules = SpareRules.of(self.fleet, request.spare)
-        if not rules.clusters or any(hard_names(vm.groups) for vm in request.vms):
+        if not rules.clusters:
             return rules
         # Of one place and architecture each; whatever else keeps a VM from a host, something may change it.
         profiles = {(vm.profile.where, vm.profile.architecture): vm.profile for vm in request.vms}.values()
         open_to_it, rows = np.zeros(len(self.fleet.hosts), dtype=np.bool_), self.fleet.places["cluster"]
         for each in profiles:
             open_to_it |= in_scope(self.fleet, each) & right_architecture(self.fleet, each)
+        for name in {name for vm in request.vms for name in hard_names(vm.groups)}:
+            open_to_it[list(self.workspace.groups.members(name))] = True
         met = {cluster: rule for cluster, rule in rules.clusters.items() if open_to_it[rows[cluster]].any()}
         return replace(rules, clusters=met)
 

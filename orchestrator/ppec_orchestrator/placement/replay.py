@@ -83,9 +83,9 @@ class Replay:
     # --- where a VM fits ---------------------------------------------------------------------------------------------
 
     def surely_open(self, vm: VmRequest) -> BoolArray:
-        """Where N+1 turns the VM away for nothing: a member of a hard group may be in somebody's way from afar."""
-        guarded = self._guarded.any() if any(group.hard for group in vm.groups) else self._guarded
-        return np.broadcast_to(~guarded, len(self.hosts))
+        """Where N+1 turns the VM away for nothing. It may be in somebody's way from afar, who is of its hard groups."""
+        members = [row for group in vm.groups if group.hard for row in self.members[group.name]]
+        return np.broadcast_to(~(self._guarded[members].any() | self._guarded), len(self.hosts))
 
     def candidates(self, vm: VmRequest) -> BoolArray:
         shut, profile = vm.excluded_hosts | self.request.contended_hosts, vm.profile

@@ -180,10 +180,11 @@ class Trials:
 
     def _easier_fit(self, vm: VmRequest, spare: SpareRule) -> bool:
         """Where N+1 has no place for the least there is, it has none for more; and none for a member of a group where
-        it has none for the same VM alone. One look at these tells of many VMs."""
+        it has none for the same VM alone. One look at these tells of many VMs. Over several cells less may be harder:
+        with fewer vCPUs it spans fewer."""
         alone = replace(vm, groups=())
         least = replace(alone, profile=replace(vm.profile, shape=smallest(vm.profile.shape)))
-        for easier in (least, alone):
+        for easier in (alone,) if vm.profile.shape.numa.multi_cell else (least, alone):
             # With more hosts than are tried, the larger may be for others.
             all_tried = _fitting_rows(self.planner, easier).sum() <= MOST_PLACES
             if all_tried and not self._effort.fits_still(self.planner, easier, spare):

@@ -8,6 +8,9 @@ them, of which only the claims can be that are too near the new member, or too f
 holds is left alone; of the others only the claims in question are placed again before all of them are. So a domain
 without a witness has none that `evacuation.py` could find.
 
+A domain without a witness is left aside until the plan's end, also where a VM that comes is one that its own have to
+stand with, and so opens a way out.
+
 Witnesses outlive a plan: what the plan changed is taken back with it. So a cluster is looked at before anything is
 placed there; and before the plan begins, where members stand of its VMs' hard groups.
 """
@@ -127,7 +130,7 @@ class Witnesses:
             state = self._states[index]
             if state is not None and not state.safe:
                 without = [each.vm for each in state.shelter.without_place]
-                found.append(exposure(self._names[index][1], self.level, without))
+                found.append(exposure(self._names[index][1], self.level, cluster, without))
         return sorted(found, key=lambda each: each.domain)
 
     def evacuations(self, cluster: str) -> Iterator[Evacuation]:

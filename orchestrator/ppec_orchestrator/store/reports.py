@@ -148,11 +148,14 @@ def _apply_cells(conn: Connection, host_id: int, cells: tuple[CellReport, ...]) 
             conn.execute(_cell(update(host_cell), host_id, cell.cell).values(values))
     for number, row in known.items():
         # A cell that is gone but still holds VMs by the record stays, with no room: what it holds must be released.
-        if any(row._mapping[used_column(resource).name] for resource in CELL_RESOURCES):
+        if not any(row._mapping[used_column(resource).name] for resource in CELL_RESOURCES):
+            conn.execute(_cell(delete(host_cell), host_id, number))
+        elif any(row._mapping[name] != value for name, value in _NO_ROOM.items()):
             conn.execute(_cell(update(host_cell), host_id, number).values(_NO_ROOM))
         else:
-            conn.execute(_cell(delete(host_cell), host_id, number))
-    return changed or bool(known)
+            continue
+        changed = True
+    return changed
 
 
 def _apply_pools(conn: Connection, host_id: int, pools: tuple[PoolReport, ...]) -> bool:
@@ -171,11 +174,14 @@ def _apply_pools(conn: Connection, host_id: int, pools: tuple[PoolReport, ...]) 
             conn.execute(_pool(update(host_pool), host_id, name).values(size_mib=size_mib))
     for name, row in known.items():
         # As with a cell that is gone.
-        if row.used_mib:
+        if not row.used_mib:
+            conn.execute(_pool(delete(host_pool), host_id, name))
+        elif row.size_mib:
             conn.execute(_pool(update(host_pool), host_id, name).values(size_mib=0))
         else:
-            conn.execute(_pool(delete(host_pool), host_id, name))
-    return changed or bool(known)
+            continue
+        changed = True
+    return changed
 
 
 def _pool(statement: Any, host_id: int, name: str) -> Any:

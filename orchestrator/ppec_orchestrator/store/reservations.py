@@ -21,16 +21,18 @@ from uuid import UUID
 from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
+from ppec_contract.api_placement import NPlusOne
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.placement.demand import CELL_RESOURCES, CellResource
 from ppec_orchestrator.placement.plan import Move, Placement
+from ppec_orchestrator.placement.request import SpareRule
 from ppec_orchestrator.store import ipdb, seats
 from ppec_orchestrator.store.cells import used_column, whole_column
 from ppec_orchestrator.store.changes import ChangeMark
 from ppec_orchestrator.store.clock import Clock, utc_now
 from ppec_orchestrator.store.faults import is_held, store_error
 from ppec_orchestrator.store.rows import insert_rows
-from ppec_orchestrator.store.tables import allocation, allocation_cell, host, host_cell, host_pool
+from ppec_orchestrator.store.tables import allocation, allocation_cell, cluster, host, host_cell, host_pool, rack
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -61,14 +63,16 @@ class HostsHeldError(LostRaceError):
 @dataclass(frozen=True, slots=True)
 class Terms:
     """On what a plan may be committed besides room: the generations of hosts it relies on, by id. Without `wait`, what
-    another transaction is just changing counts as lost. `marks` are those of the plan's hosts: on the same ones there
-    still is the room, and it need not be looked at. `moves` are made on its hosts before: the room is looked at as it
-    will be then, and the VMs must be where they were."""
+    another transaction is just changing counts as lost, unless generations are relied on. `marks` are those of the
+    plan's hosts: on the same ones there still is the room, and it need not be looked at. `moves` are made on its hosts
+    before: the room is looked at as it will be then, and the VMs must be where they were. `spare` are the rules about
+    N+1 that the plan's hosts, by id, had of their clusters: under another one it was not made."""
 
     generations: Mapping[int, int] = field(default_factory=dict)
     marks: Mapping[int, int] = field(default_factory=dict)
     wait: bool = True
     moves: Sequence[Move] = ()
+    spare: Mapping[int, SpareRule] = field(default_factory=dict)
 
 
 ROOM = Terms()
@@ -140,6 +144,12 @@ _ROWS = (
 _LOCK = _ROWS.with_for_update(key_share=True)
 _LOCK_FREE = _ROWS.with_for_update(key_share=True, skip_locked=True)
 _CELLS = select(host_cell).where(host_cell.c.host_id.in_(_IDS))
+_RULES = (
+    select(host.c.id, cluster.c.n_plus_one)
+    .join(rack, rack.c.id == host.c.rack_id)
+    .join(cluster, cluster.c.id == rack.c.cluster_id)
+    .where(host.c.id.in_(_IDS))
+)
 _POOLS = select(host_pool).where(host_pool.c.host_id.in_(_IDS))
 
 
@@ -152,8 +162,10 @@ def lost_hosts(conn: Connection, placements: Sequence[Placement], terms: Terms =
 
 def _locked(conn: Connection, shares: Sequence[_Share], terms: Terms) -> dict[int, AnyRow]:
     wanted = {share.host_id for share in shares} | set(terms.generations)
+    # What is relied on for more than room can't be left aside: in a cluster some host is always just reporting.
+    waits = terms.wait or bool(terms.generations)
     try:
-        rows = conn.execute(_LOCK if terms.wait else _LOCK_FREE, {"ids": sorted(wanted)})
+        rows = conn.execute(_LOCK if waits else _LOCK_FREE, {"ids": sorted(wanted)})
     except SQLAlchemyError as error:
         if not is_held(error):
             raise
@@ -176,12 +188,21 @@ def _lost(conn: Connection, shares: Sequence[_Share], hosts: Mapping[int, AnyRow
     cells = {(row.host_id, row.cell): row for row in rows}
     names = {share.host for share in doubtful}
     shifts = seats.shifts(conn, [move for move in terms.moves if move.host in names])
-    short = _short_of_pools(conn, doubtful)
+    short = _short_of_pools(conn, doubtful) | _ruled_otherwise(conn, doubtful, terms)
     return [
         share.host
         for share in doubtful
         if share.host_id in short or not _fits(share, hosts.get(share.host_id), cells, shifts)
     ]
+
+
+def _ruled_otherwise(conn: Connection, shares: Sequence[_Share], terms: Terms) -> set[int]:
+    """The ids of hosts whose cluster has another rule about N+1 by now."""
+    if not terms.spare:
+        return set()
+    rows = conn.execute(_RULES, {"ids": [share.host_id for share in shares]})
+    now = {row.id: SpareRule.of(NPlusOne(**row.n_plus_one)) for row in rows}
+    return {host_id for host_id, rule in now.items() if terms.spare.get(host_id, rule) != rule}
 
 
 def _short_of_pools(conn: Connection, shares: Sequence[_Share]) -> set[int]:

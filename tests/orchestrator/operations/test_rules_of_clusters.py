@@ -9,18 +9,25 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import insert, select, update
 
 from ppec_contract.api_catalogue import ClusterUpdate
 from ppec_contract.api_operations import ItemState, OperationState
-from ppec_contract.api_vms import VmResize
+from ppec_contract.api_vms import VmResize, VmsCreate
 from ppec_contract.errors import PpecError
 from ppec_orchestrator.dispatch.simulated import Fault
+from ppec_orchestrator.ipdb.provider import BuiltIn
+from ppec_orchestrator.operations import creation
+from ppec_orchestrator.operations.enqueueing import Ask
 from ppec_orchestrator.operations.growing import Growing, Growth, Seen
 from ppec_orchestrator.operations.live_fleet import LiveFleet
+from ppec_orchestrator.operations.planning import Planned, Planning
 from ppec_orchestrator.placement.evacuation import exposed
 from ppec_orchestrator.placement.plan import Exposed
-from ppec_orchestrator.placement.request import Level
+from ppec_orchestrator.placement.request import Level, PlanRequest
+from ppec_orchestrator.store import tables
 from ppec_orchestrator.store.clusters import update_cluster
+from ppec_orchestrator.store.operations import NewOperation
 
 REQUIRED, OFF = {"mode": "required", "level": "host"}, {"mode": "off", "level": "host"}
 BODY = {"image": "debian", "flavor": "half"}
@@ -160,6 +167,70 @@ def test_the_rule_is_in_the_export_of_the_fleet(world: Any, api: TestClient) -> 
     assert "clusters" not in api.get("/v1/fleet").json()
     ruled(world)
     assert api.get("/v1/fleet").json()["clusters"] == [{"name": "c1", "n_plus_one": REQUIRED}]
+
+
+@pytest.mark.parametrize("before", [OFF, {"mode": "warn", "level": "host"}])
+def test_a_rule_that_is_set_while_a_create_is_on_its_way_holds_for_it(
+    world: Any, api: TestClient, monkeypatch: pytest.MonkeyPatch, before: Mapping[str, str]
+) -> None:
+    """Between its plan and its commit."""
+    ruled(world, before)
+    planned, plans = Planning.planned, []
+
+    def disturbed(planning: Planning, request: PlanRequest, course: Any) -> Planned:
+        found = planned(planning, request, course)
+        plans.append(len(found.plan.placed))
+        if len(plans) == 1:
+            ruled(world)
+        return found
+
+    monkeypatch.setattr(Planning, "planned", disturbed)
+    made = api.post("/v1/vms", json=BODY | {"count": 6, "mode": "best-effort"}).json()
+    assert [item["state"] for item in made["items"]].count("pending") == 4
+    assert plans == [6, 4]
+    assert unsafe(world) == set()
+
+
+def test_who_shares_a_plan_is_not_told_of_others_vms(world: Any) -> None:
+    """Two strangers at once, in two clusters, of which one warns."""
+    with world.database.write() as conn:
+        second = {"name": "c2", "datacentre_id": 1, "architecture": "x86_64"}
+        cluster_id = conn.execute(
+            insert(tables.cluster).values(id=2, **second).returning(tables.cluster.c.id)
+        ).scalar_one()
+        conn.execute(insert(tables.rack).values(id=2, name="rack2", cluster_id=cluster_id))
+        conn.execute(update(tables.host).where(tables.host.c.name == "h3").values(rack_id=2))
+        conn.execute(update(tables.prefix).values(cluster_id=None, region="r1"))
+        update_cluster(conn, "c2", ClusterUpdate.model_validate({"n_plus_one": {"mode": "warn"}}))
+    wishes = [
+        creation._Wish(VmsCreate.model_validate(BODY | {"name": f"in-{name}", "cluster": name}), Ask(f"of-{name}"))
+        for name in ("c1", "c2")
+    ]
+    planning = Planning(world.database, silent_after_s=3600, now=world.now)
+    made = creation.Creation(world.database, planning, world.now, BuiltIn())._create_together(wishes)
+    told = [[each.vm for each in world.show(one.operation_id).exposed] for one in made if isinstance(one, NewOperation)]
+    assert told == [[], ["in-c2"]]
+
+
+def test_a_claim_waits_for_a_host_that_is_just_being_written(world: Any, api: TestClient) -> None:
+    """One that it counts on for a loss, and asks nothing of: it can't do without, but a report is soon written."""
+    if world.database.dialect == "sqlite":
+        pytest.skip("has one writer, whom everybody waits for")
+    ruled(world)
+    with ThreadPoolExecutor(1) as others:
+        with world.database.write() as conn:
+            conn.execute(select(tables.host.c.id).where(tables.host.c.name == "h3").with_for_update())
+            body = BODY | {"mode": "best-effort", "at_least": 1, "host": "h1"}
+            claim = others.submit(api.post, "/v1/vms", json=body)
+            world.wait_until(lambda: claim.done() or bool(_waiting(world)), "it waits")
+        assert claim.result(30).status_code == 202
+
+
+def _waiting(world: Any) -> int:
+    """How many transactions wait for locks."""
+    theirs = "datname = current_database() AND wait_event_type = 'Lock'"
+    with world.database.read() as conn:
+        return int(conn.exec_driver_sql(f"SELECT count(*) FROM pg_stat_activity WHERE {theirs}").scalar_one())
 
 
 @pytest.mark.parametrize(("count", "is_moved"), [(3, True), (5, False)])

@@ -263,7 +263,7 @@ def test_clusters_with_members_of_its_hard_groups_are(hard: bool) -> None:
 
 
 HOPELESS = h1_to(NEAR, NEAR, seats={}, without_place=(old(B), old(A)))
-NAMED = Exposed("h1", Level.HOST, "a", 2)
+NAMED = Exposed("h1", Level.HOST, "c", "a", 2)
 
 
 def test_an_exposed_domain_is_named_as_what_it_is() -> None:
@@ -284,7 +284,7 @@ def test_nothing_is_placed_on_an_exposed_domain_if_that_is_ruled_out(level: Leve
         replace(H1, domain="h1" if level is Level.HOST else "r", level=level),
         Evacuation(domain, level, "c", {}, (new,)),
     )
-    exposed = made(h1, h3, exposed=(Exposed(domain, level, "v0", 1),))
+    exposed = made(h1, h3, exposed=(Exposed(domain, level, "c", "v0", 1),))
     ruled_out = [f"v0 is on {domain}, whose VMs would have no place if it were lost"]
     assert check(a_fleet(), asked(Spare.REQUIRED, level), exposed) == ruled_out
     assert check(a_fleet(), asked(Spare.WARN, level), exposed) == []

@@ -338,7 +338,9 @@ def test_hosts_of_one_rack_do_not_help_each_other_when_the_rack_is_lost() -> Non
 def test_vms_go_only_where_they_could_run_with_their_addresses(unfit: dict[str, object]) -> None:
     refuge = replace(a_host("h2"), **unfit)  # type: ignore[arg-type]
     assert exposed(Fleet.build([a_host("h1", held=1), a_host("h2")]), Level.HOST) == ()
-    assert exposed(Fleet.build([a_host("h1", held=1), refuge]), Level.HOST) == (Exposed("h1", Level.HOST, "h1-0", 1),)
+    assert exposed(Fleet.build([a_host("h1", held=1), refuge]), Level.HOST) == (
+        Exposed("h1", Level.HOST, "c1", "h1-0", 1),
+    )
 
 
 def test_total_room_is_not_enough_without_a_cell() -> None:

@@ -97,6 +97,23 @@ def test_both_levels_hold_where_the_cluster_asks_for_one_and_the_request_for_the
     assert {level for level in LEVELS if broken(fleet, after, level, "c1")} == set()
 
 
+@settings(max_examples=200)
+@given(SEEDS, MODES)
+def test_a_rule_where_no_vm_can_go_and_no_member_stands_changes_nothing(seed: int, mode: Spare) -> None:
+    rng = random.Random(seed)
+    near = an_occupied_fleet(rng, 5, 5)
+    far = [
+        replace(host, name=f"z{row}", host_id=90 + row, cluster="far", rack="far", architecture="aarch64", vms=())
+        for row, host in enumerate(near.hosts[:2])
+    ]
+    fleet = Fleet.build([*near.hosts, *far], near.free_addresses)
+    request = a_request(rng, 6, all_or_nothing=rng.random() < 0.7, most_moves=rng.choice((0, 0, 2)))
+    with_rule = ruled(fleet, {"far": SpareRule(mode)})
+    result = plan(with_rule, request)
+    assert result == plan(fleet, request)
+    assert check(with_rule, request, result) == []
+
+
 @settings(max_examples=100)
 @given(SEEDS)
 def test_what_is_kept_from_plan_to_plan_changes_no_answer(seed: int) -> None:
@@ -195,7 +212,7 @@ def test_rules_are_met_where_the_vms_could_go() -> None:
 
     assert met(Where()) == {"c1", "c2"}
     assert met(Where(cluster="c2")) == met(Where(host="h2")) == {"c2"}
-    assert met(Where(cluster="c2"), groups=(Group("g"),)) == {"c1", "c2"}
+    assert met(Where(cluster="c2"), groups=(Group("g"),)) == {"c2"}
     assert planner.spare_rules(PlanRequest((), spare=SpareRule(clusters=False))).off
     assert plan(fleet, PlanRequest(())) == Plan((), ())
 
